@@ -1,0 +1,1 @@
+//! The public-key infrastructure of a Cloudlink fleet, without I/O.

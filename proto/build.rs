@@ -1,0 +1,8 @@
+//! Compiles `link.proto` in pure Rust, so that a build needs no protoc.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let files = protox::compile(["src/link/link.proto"], ["src/link"])?;
+    prost_build::Config::new().bytes(["."]).compile_fds(files)?;
+    println!("cargo:rerun-if-changed=src/link/link.proto");
+    Ok(())
+}

@@ -1,0 +1,13 @@
+//! Wire formats and protocol state machines of Cloudlink, without I/O.
+//!
+//! Nothing here opens a socket, reads a clock, draws a random number or spawns a task: callers feed bytes and the time,
+//! and take out bytes, events and the next time-out. Both sides of each protocol live here, so that the server, the agent,
+//! the load generator and the tests speak it from one source.
+//!
+//! * [`ids`]: the typed identifiers of everything that has one.
+//! * [`link`]: the control link between a device and a node. Start reading there.
+
+#![warn(missing_docs)]
+
+pub mod ids;
+pub mod link;

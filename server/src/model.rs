@@ -1,0 +1,3 @@
+//! What the server knows about, without storage or transport.
+
+pub mod command;

@@ -1,0 +1,242 @@
+//! Commands: their kinds and their states. A new kind is added here, in `link.proto` and in the agent's executors.
+
+use std::time::Duration;
+
+use cloudlink_proto::link::message;
+use serde::{Deserialize, Serialize};
+
+/// The longest that a command may wait for its device to link.
+pub const QUEUE_FOR_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long a now-or-never command may take to be begun by its linked device.
+pub const START_WITHIN_DEFAULT: Duration = Duration::from_secs(30);
+
+/// What a device is told to do, with its arguments. In JSON: `{"kind": "service.restart", "arguments": {"service": "…"}}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(tag = "kind", content = "arguments", deny_unknown_fields)]
+pub enum Instruction {
+    #[serde(rename = "metrics.collect")]
+    CollectMetrics {},
+    #[serde(rename = "service.restart")]
+    RestartService {
+        /// Name of the service as on the device's allow-list, 1 to 128 bytes of `A-Z a-z 0-9 . _ @ : -`.
+        service: String,
+    },
+    #[serde(rename = "device.reboot")]
+    Reboot {},
+    #[serde(rename = "device.shutdown")]
+    Shutdown {},
+}
+
+/// What every instruction of one kind has in common.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    /// Name in the API, the database and the capabilities of a device.
+    pub name: &'static str,
+    /// The scope that a grant must give.
+    pub scope: &'static str,
+    /// How long the device may take from accepting it to its final report.
+    pub run_within: Duration,
+    /// What proves that it was done.
+    pub proof: Proof,
+}
+
+/// What proves that a command succeeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// The device's report.
+    Report,
+    /// A link of the device with another boot id.
+    OtherBoot,
+    /// The loss of the link after `running`, and no return of the same boot.
+    LinkLost,
+}
+
+impl Instruction {
+    /// Every kind there is.
+    pub const KINDS: [&Kind; 4] = [&Self::COLLECT_METRICS, &Self::RESTART_SERVICE, &Self::REBOOT, &Self::SHUTDOWN];
+
+    const COLLECT_METRICS: Kind = Kind {
+        name: "metrics.collect",
+        scope: "metrics:read",
+        run_within: Duration::from_secs(30),
+        proof: Proof::Report,
+    };
+    const RESTART_SERVICE: Kind = Kind {
+        name: "service.restart",
+        scope: "service:restart",
+        run_within: Duration::from_secs(180),
+        proof: Proof::Report,
+    };
+    const REBOOT: Kind = Kind {
+        name: "device.reboot",
+        scope: "device:reboot",
+        run_within: Duration::from_secs(900),
+        proof: Proof::OtherBoot,
+    };
+    const SHUTDOWN: Kind = Kind {
+        name: "device.shutdown",
+        scope: "device:shutdown",
+        run_within: Duration::from_secs(180),
+        proof: Proof::LinkLost,
+    };
+
+    #[must_use]
+    pub fn kind(&self) -> &'static Kind {
+        match self {
+            Self::CollectMetrics {} => &Self::COLLECT_METRICS,
+            Self::RestartService { .. } => &Self::RESTART_SERVICE,
+            Self::Reboot {} => &Self::REBOOT,
+            Self::Shutdown {} => &Self::SHUTDOWN,
+        }
+    }
+
+    /// The kind of this name.
+    #[must_use]
+    pub fn kind_named(name: &str) -> Option<&'static Kind> {
+        Self::KINDS.into_iter().find(|kind| kind.name == name)
+    }
+
+    #[must_use]
+    pub fn to_wire(&self) -> message::command::Kind {
+        match self {
+            Self::CollectMetrics {} => message::command::Kind::CollectMetrics(message::CollectMetrics {}),
+            Self::RestartService { service } => {
+                message::command::Kind::RestartService(message::RestartService { service: service.clone() })
+            }
+            Self::Reboot {} => message::command::Kind::Reboot(message::Reboot {}),
+            Self::Shutdown {} => message::command::Kind::Shutdown(message::Shutdown {}),
+        }
+    }
+}
+
+/// Where a command stands.
+///
+/// ```text
+/// queued ──> sent ──> accepted ──> running ──> succeeded
+///   │          │          │           ├──────> failed
+///   │          │          └───────────┴──────> unconfirmed   (no final report in time)
+///   │          ├────> refused, failed, succeeded (a report may skip states)
+///   ├──────────┴────> expired, cancelled                     (never begun)
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Stored, not yet sent. Deadline: its expiry.
+    Queued,
+    /// Sent over a link. Deadline: its expiry and `SENT_GRACE`.
+    Sent,
+    /// The device has it on disk. Deadline: the kind's `run_within`.
+    Accepted,
+    /// The device is at it. Deadline: unchanged.
+    Running,
+    /// Final: done and proven.
+    Succeeded,
+    /// Final: begun, and it did not work.
+    Failed,
+    /// Final: the device will not do it; nothing was begun.
+    Refused,
+    /// Final: not begun in time, and never will be.
+    Expired,
+    /// Final: called back before it was begun.
+    Cancelled,
+    /// Final: it was sent, and the device never said what became of it.
+    Unconfirmed,
+}
+
+/// How long after a sent command's expiry its device may still report what it did before.
+pub const SENT_GRACE: Duration = Duration::from_secs(60);
+
+impl State {
+    /// Every transition there is.
+    pub const TRANSITIONS: &[(Self, &[Self])] = &[
+        (Self::Queued, &[Self::Sent, Self::Expired, Self::Cancelled]),
+        (
+            Self::Sent,
+            &[
+                Self::Accepted,
+                Self::Running,
+                Self::Succeeded,
+                Self::Failed,
+                Self::Refused,
+                Self::Expired,
+                Self::Cancelled,
+                Self::Unconfirmed,
+            ],
+        ),
+        (
+            Self::Accepted,
+            &[
+                Self::Running,
+                Self::Succeeded,
+                Self::Failed,
+                Self::Refused,
+                Self::Expired,
+                Self::Cancelled,
+                Self::Unconfirmed,
+            ],
+        ),
+        (Self::Running, &[Self::Running, Self::Succeeded, Self::Failed, Self::Unconfirmed]),
+        (Self::Succeeded, &[]),
+        (Self::Failed, &[]),
+        (Self::Refused, &[]),
+        (Self::Expired, &[]),
+        (Self::Cancelled, &[]),
+        (Self::Unconfirmed, &[]),
+    ];
+
+    /// The states from which this one may be reached: the `where` of each update.
+    #[must_use]
+    pub fn origins(self) -> Vec<&'static str> {
+        Self::TRANSITIONS.iter().filter(|(_, to)| to.contains(&self)).map(|(from, _)| from.name()).collect()
+    }
+
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        Self::TRANSITIONS.iter().any(|(from, to)| *from == self && to.is_empty())
+    }
+
+    /// Name in the API and the database.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Sent => "sent",
+            Self::Accepted => "accepted",
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Refused => "refused",
+            Self::Expired => "expired",
+            Self::Cancelled => "cancelled",
+            Self::Unconfirmed => "unconfirmed",
+        }
+    }
+
+    /// The state of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::TRANSITIONS.iter().map(|(state, _)| *state).find(|state| state.name() == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_state_is_in_the_table_once_and_reachable() {
+        for (state, _) in State::TRANSITIONS {
+            assert_eq!(State::TRANSITIONS.iter().filter(|(from, _)| from == state).count(), 1, "{state:?}");
+            assert_eq!(State::named(state.name()), Some(*state));
+            assert!(*state == State::Queued || !state.origins().is_empty(), "{state:?} cannot be reached");
+        }
+    }
+
+    #[test]
+    fn kinds_read_as_they_are_written() {
+        let json = serde_json::json!({"kind": "service.restart", "arguments": {"service": "nginx"}});
+        let instruction: Instruction = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!(instruction.kind().scope, "service:restart");
+        assert_eq!(serde_json::to_value(&instruction).unwrap(), json);
+    }
+}

@@ -1,0 +1,114 @@
+//! All SQL. One file an entity, functions named noun first (`grant_revoke`), each on the caller's connection so that what
+//! belongs together commits together. Queries are checked at build time against `migrations/` (see docs/DATABASE.md).
+
+use cloudlink_proto::ids::TenantId;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{Executor, PgConnection, PgPool, Postgres, Transaction};
+
+/// The schema that this binary needs.
+pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
+
+/// Why the database did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// It cannot be reached, or is starting or stopping: ask again.
+    #[error("the database is not available")]
+    Unavailable(#[source] sqlx::Error),
+    /// Anything else: a fault of ours.
+    #[error("a query failed")]
+    Query(#[source] sqlx::Error),
+    /// A row that this binary cannot read.
+    #[error("table {table} holds a row with an unreadable {column}")]
+    Inconsistent { table: &'static str, column: &'static str },
+}
+
+impl StoreError {
+    /// Whether the same call may succeed later.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
+
+    /// The name of the constraint that refused a write, if one did.
+    #[must_use]
+    pub fn constraint(&self) -> Option<&str> {
+        match self {
+            Self::Query(sqlx::Error::Database(error)) => error.constraint(),
+            Self::Query(_) | Self::Unavailable(_) | Self::Inconsistent { .. } => None,
+        }
+    }
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        let unavailable = match &error {
+            sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
+                true
+            }
+            // 57P01 to 57P03: the server stops, crashed, or is not yet up; 08xxx: the connection broke; 53300: no slot left.
+            sqlx::Error::Database(error) => {
+                error.code().is_some_and(|code| code.starts_with("57P0") || code.starts_with("08") || code == "53300")
+            }
+            _ => false,
+        };
+        if unavailable { Self::Unavailable(error) } else { Self::Query(error) }
+    }
+}
+
+/// Whose rows a transaction may see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Visibility {
+    /// Every tenant's: devices, operators, administrators, reconcilers.
+    All,
+    /// One tenant's, by row-level security.
+    Tenant(TenantId),
+}
+
+/// The database.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pool: PgPool,
+}
+
+impl Store {
+    /// Prepares a pool whose every connection acts as the role `cloudlink_app`. Connects when first used.
+    #[must_use]
+    pub fn new(pool: PgPoolOptions, database: PgConnectOptions) -> Self {
+        let pool = pool.after_connect(|connection, _| {
+            Box::pin(async move {
+                connection.execute("set role cloudlink_app").await?;
+                Ok(())
+            })
+        });
+        Self { pool: pool.connect_lazy_with(database) }
+    }
+
+    /// Begins a transaction that sees what `visibility` says.
+    pub async fn begin(&self, visibility: Visibility) -> Result<Transaction<'static, Postgres>, StoreError> {
+        let mut transaction = self.pool.begin().await?;
+        if let Visibility::Tenant(tenant) = visibility {
+            transaction.execute("set local role cloudlink_tenant").await?;
+            sqlx::query("select set_config('cloudlink.tenant', $1, true)")
+                .bind(tenant.to_string())
+                .execute(&mut *transaction)
+                .await?;
+        }
+        Ok(transaction)
+    }
+
+    /// A connection for a single statement that needs no transaction. Sees every tenant.
+    pub async fn connection(&self) -> Result<sqlx::pool::PoolConnection<Postgres>, StoreError> {
+        Ok(self.pool.acquire().await?)
+    }
+
+    /// The pool, for its figures only.
+    #[must_use]
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+}
+
+/// Applies the migrations that the database lacks, as its owner.
+pub async fn migrate(owner: &mut PgConnection) -> Result<(), sqlx::migrate::MigrateError> {
+    MIGRATOR.run_direct(None, owner, false).await
+}
