@@ -5,5 +5,8 @@
 
 pub mod bus;
 pub mod clock;
+pub mod lifecycle;
+pub mod metrics;
 pub mod model;
+pub mod secret;
 pub mod store;

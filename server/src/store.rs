@@ -40,7 +40,10 @@ impl StoreError {
 }
 
 impl From<sqlx::Error> for StoreError {
-    #[expect(clippy::wildcard_enum_match_arm, reason = "what is not named here is a fault of ours, in a newer sqlx as well")]
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "what is not named here is a fault of ours, in a newer sqlx as well"
+    )]
     fn from(error: sqlx::Error) -> Self {
         let unavailable = match &error {
             sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {

@@ -1,0 +1,387 @@
+//! Every metric of the server, in one place. Names are `cloudlink_<area>_<thing>_<unit>`. Labels come from closed sets: never
+//! an id, a name or anything else that a peer chooses.
+//!
+//! The registry is this struct's own, so that tests and several nodes in one process do not share figures.
+
+use prometheus::core::Collector;
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+/// Handshakes and enrollments: from a tenth of a millisecond to the time limit.
+const HANDSHAKE_BUCKETS_SECONDS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// A command: from the next millisecond to a slow reboot.
+const COMMAND_BUCKETS_SECONDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0, 600.0, 900.0];
+/// An HTTP request or a query.
+const REQUEST_BUCKETS_SECONDS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+/// Why a connection to the device port did not become a link. The values of the label `reason`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Too many unauthenticated connections, from this address or in total, or too many links.
+    Overload,
+    /// Too slow before it was authenticated.
+    Timeout,
+    /// It does not speak TLS 1.3, or broke the handshake otherwise.
+    Tls,
+    /// No client certificate, on the link's name.
+    CertificateMissing,
+    /// A certificate that is not ours, expired, not yet valid, or not a device's.
+    CertificateInvalid,
+    /// A certificate that was revoked or superseded, or whose device was revoked.
+    Revoked,
+    /// A certificate of ours that the database does not know, or knows otherwise.
+    Unknown,
+    /// A malformed or oversize request.
+    Http,
+    /// A broken rule of the link protocol.
+    Protocol,
+    /// An enrollment token that is unknown, used or expired.
+    Token,
+    /// A certificate request that cannot be signed.
+    Csr,
+    /// The database cannot be reached.
+    Unavailable,
+    /// It went away.
+    Closed,
+}
+
+impl Failure {
+    /// Every reason there is.
+    pub const ALL: [Self; 13] = [
+        Self::Overload,
+        Self::Timeout,
+        Self::Tls,
+        Self::CertificateMissing,
+        Self::CertificateInvalid,
+        Self::Revoked,
+        Self::Unknown,
+        Self::Http,
+        Self::Protocol,
+        Self::Token,
+        Self::Csr,
+        Self::Unavailable,
+        Self::Closed,
+    ];
+
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Overload => "overload",
+            Self::Timeout => "timeout",
+            Self::Tls => "tls",
+            Self::CertificateMissing => "certificate_missing",
+            Self::CertificateInvalid => "certificate_invalid",
+            Self::Revoked => "revoked",
+            Self::Unknown => "unknown",
+            Self::Http => "http",
+            Self::Protocol => "protocol",
+            Self::Token => "token",
+            Self::Csr => "csr",
+            Self::Unavailable => "unavailable",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+/// The figures of one node.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+
+    /// `transport`: links that are live now.
+    pub links_live: IntGaugeVec,
+    /// `transport`: links that became live since the start.
+    pub links_opened: IntCounterVec,
+    /// `transport`, `reason`: links that ended since the start.
+    pub links_closed: IntCounterVec,
+    /// Connections to the device port that are not authenticated yet.
+    pub connections_unauthenticated: IntGauge,
+    /// `kind` (`full`, `resumed`): TLS handshakes that succeeded on the device port.
+    pub handshakes: IntCounterVec,
+    /// From accepting a connection to the end of its TLS handshake.
+    pub handshake_seconds: Histogram,
+    /// `reason`: see [`Failure`].
+    pub handshake_failures: IntCounterVec,
+    /// Devices that were enrolled.
+    pub enrollments: IntCounter,
+    /// `reason`: see [`Failure`].
+    pub enrollment_failures: IntCounterVec,
+    /// Device certificates that were renewed over a link.
+    pub certificate_renewals: IntCounter,
+    /// When the server's own certificate ends, in Unix time.
+    pub server_certificate_expiry: IntGauge,
+    /// `direction` (`in`, `out`): link messages.
+    pub link_messages: IntCounterVec,
+    /// Link messages of a kind that this server does not know.
+    pub link_messages_unknown: IntCounter,
+
+    /// `kind`, `state`: commands that entered the state.
+    pub commands: IntCounterVec,
+    /// `kind`: from the insert to the final state.
+    pub command_seconds: HistogramVec,
+
+    /// `route`, `status` (its class, `2xx`): requests to the people port. The route is its template, never the path.
+    pub requests: IntCounterVec,
+    /// `route`: from the request's head to the answer's.
+    pub request_seconds: HistogramVec,
+    /// Connections to the people port.
+    pub people_connections: IntGauge,
+    /// Connections to the people port that were refused because there were too many.
+    pub people_connections_refused: IntCounter,
+
+    /// Connections to the database that the pool holds.
+    pub pool_connections: IntGauge,
+    /// Those that nobody uses.
+    pub pool_connections_idle: IntGauge,
+    /// The most that the pool may hold.
+    pub pool_connections_max: IntGauge,
+    /// 1 while the database answers.
+    pub database_up: IntGauge,
+    /// How often the embedded Postgres had to be started again.
+    pub postgres_restarts: IntCounter,
+    /// `task`: runs of a background task that failed.
+    pub task_failures: IntCounterVec,
+    /// Seconds since the start.
+    pub uptime_seconds: Gauge,
+}
+
+impl Metrics {
+    #[must_use]
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let metrics = Self {
+            links_live: gauges(&registry, "cloudlink_links_live", "Links that are live now.", &["transport"]),
+            links_opened: counters(
+                &registry,
+                "cloudlink_links_opened_total",
+                "Links that became live.",
+                &["transport"],
+            ),
+            links_closed: counters(
+                &registry,
+                "cloudlink_links_closed_total",
+                "Links that ended.",
+                &["transport", "reason"],
+            ),
+            connections_unauthenticated: gauge(
+                &registry,
+                "cloudlink_device_connections_unauthenticated",
+                "Connections to the device port that are not authenticated yet.",
+            ),
+            handshakes: counters(
+                &registry,
+                "cloudlink_device_handshakes_total",
+                "TLS handshakes that succeeded on the device port.",
+                &["kind"],
+            ),
+            handshake_seconds: histogram(
+                &registry,
+                "cloudlink_device_handshake_seconds",
+                "From accepting a connection to the end of its TLS handshake.",
+                HANDSHAKE_BUCKETS_SECONDS,
+            ),
+            handshake_failures: counters(
+                &registry,
+                "cloudlink_device_handshake_failures_total",
+                "Connections to the device port that did not become a link.",
+                &["reason"],
+            ),
+            enrollments: counter(&registry, "cloudlink_enrollments_total", "Devices that were enrolled."),
+            enrollment_failures: counters(
+                &registry,
+                "cloudlink_enrollment_failures_total",
+                "Enrollments that were refused.",
+                &["reason"],
+            ),
+            certificate_renewals: counter(
+                &registry,
+                "cloudlink_certificate_renewals_total",
+                "Device certificates that were renewed over a link.",
+            ),
+            server_certificate_expiry: gauge(
+                &registry,
+                "cloudlink_server_certificate_expiry_timestamp_seconds",
+                "When the server's own certificate ends.",
+            ),
+            link_messages: counters(&registry, "cloudlink_link_messages_total", "Link messages.", &["direction"]),
+            link_messages_unknown: counter(
+                &registry,
+                "cloudlink_link_messages_unknown_total",
+                "Link messages of a kind that this server does not know.",
+            ),
+            commands: counters(
+                &registry,
+                "cloudlink_commands_total",
+                "Commands that entered the state.",
+                &["kind", "state"],
+            ),
+            command_seconds: histograms(
+                &registry,
+                "cloudlink_command_seconds",
+                "From a command's insert to its final state.",
+                COMMAND_BUCKETS_SECONDS,
+                &["kind"],
+            ),
+            requests: counters(
+                &registry,
+                "cloudlink_http_requests_total",
+                "Requests to the people port.",
+                &["route", "status"],
+            ),
+            request_seconds: histograms(
+                &registry,
+                "cloudlink_http_request_seconds",
+                "From a request's head to its answer's.",
+                REQUEST_BUCKETS_SECONDS,
+                &["route"],
+            ),
+            people_connections: gauge(&registry, "cloudlink_people_connections", "Connections to the people port."),
+            people_connections_refused: counter(
+                &registry,
+                "cloudlink_people_connections_refused_total",
+                "Connections to the people port that were refused because there were too many.",
+            ),
+            pool_connections: gauge(
+                &registry,
+                "cloudlink_pool_connections",
+                "Connections to the database that the pool holds.",
+            ),
+            pool_connections_idle: gauge(
+                &registry,
+                "cloudlink_pool_connections_idle",
+                "Connections of the pool that nobody uses.",
+            ),
+            pool_connections_max: gauge(
+                &registry,
+                "cloudlink_pool_connections_max",
+                "The most connections that the pool may hold.",
+            ),
+            database_up: gauge(&registry, "cloudlink_database_up", "1 while the database answers."),
+            postgres_restarts: counter(
+                &registry,
+                "cloudlink_postgres_restarts_total",
+                "How often the embedded Postgres had to be started again.",
+            ),
+            task_failures: counters(
+                &registry,
+                "cloudlink_task_failures_total",
+                "Runs of a background task that failed.",
+                &["task"],
+            ),
+            uptime_seconds: register(&registry, Gauge::new("cloudlink_uptime_seconds", "Seconds since the start.")),
+            registry,
+        };
+        metrics.describe_build();
+        metrics.begin_at_zero();
+        metrics.register_process();
+        metrics
+    }
+
+    /// Counts a connection to the device port that did not become a link.
+    pub fn handshake_failed(&self, reason: Failure) {
+        self.handshake_failures.with_label_values(&[reason.label()]).inc();
+    }
+
+    /// Counts an enrollment that was refused.
+    pub fn enrollment_failed(&self, reason: Failure) {
+        self.enrollment_failures.with_label_values(&[reason.label()]).inc();
+    }
+
+    /// All figures in Prometheus' text format.
+    pub fn render(&self) -> Result<String, prometheus::Error> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+
+    /// Every metric's name, for the documentation.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.registry.gather().iter().map(|family| family.name().to_owned()).collect()
+    }
+
+    /// A rate over a series that appears with its first failure misses that failure.
+    fn begin_at_zero(&self) {
+        for reason in Failure::ALL {
+            self.handshake_failures.with_label_values(&[reason.label()]);
+            self.enrollment_failures.with_label_values(&[reason.label()]);
+        }
+        self.links_live.with_label_values(&["websocket"]);
+        self.links_opened.with_label_values(&["websocket"]);
+        for kind in ["full", "resumed"] {
+            self.handshakes.with_label_values(&[kind]);
+        }
+    }
+
+    fn describe_build(&self) {
+        let info = gauges(&self.registry, "cloudlink_build_info", "1; the labels say what runs.", &["version"]);
+        info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    }
+
+    fn register_process(&self) {
+        let process = prometheus::process_collector::ProcessCollector::for_self();
+        self.registry.register(Box::new(process)).expect("nothing else is named process_*");
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    register(registry, IntCounter::new(name, help))
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    register(registry, IntCounterVec::new(Opts::new(name, help), labels))
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    register(registry, IntGauge::new(name, help))
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    register(registry, IntGaugeVec::new(Opts::new(name, help), labels))
+}
+
+fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+    register(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())))
+}
+
+fn histograms(registry: &Registry, name: &str, help: &str, buckets: &[f64], labels: &[&str]) -> HistogramVec {
+    register(registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels))
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: prometheus::Result<C>) -> C {
+    let collector = collector.expect("names and labels are constants of the right form");
+    registry.register(Box::new(collector.clone())).expect("each name is registered once");
+    collector
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_nodes_in_one_process_count_apart() {
+        let (one, other) = (Metrics::new(), Metrics::new());
+        one.enrollments.inc();
+        assert!(one.render().unwrap().contains("cloudlink_enrollments_total 1\n"));
+        assert!(other.render().unwrap().contains("cloudlink_enrollments_total 0\n"));
+    }
+
+    #[test]
+    fn failures_are_there_from_the_start_each_under_its_own_name() {
+        let text = Metrics::new().render().unwrap();
+        for reason in Failure::ALL {
+            let series = format!("cloudlink_device_handshake_failures_total{{reason=\"{}\"}} 0\n", reason.label());
+            assert_eq!(text.matches(&series).count(), 1, "{series}");
+        }
+        assert!(text.contains("process_resident_memory_bytes"));
+    }
+}
