@@ -1,0 +1,126 @@
+//! Certificates for devices and servers.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType, SerialNumber,
+};
+use rustls_pki_types::{CertificateDer, DnsName};
+
+use crate::ca::{Authority, COMMON_NAME_CHARS_MAX};
+use crate::csr::CertificateRequest;
+use crate::identity::DeviceIdentity;
+use crate::key::PublicKey;
+use crate::profile::{Serial, Validity};
+
+/// Names in one server certificate.
+pub const SERVER_NAMES_MAX: usize = 64;
+
+/// A name that a server answers to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerName {
+    Dns(DnsName<'static>),
+    Ip(IpAddr),
+}
+
+impl FromStr for ServerName {
+    type Err = IssueError;
+
+    /// An IP address or a DNS name; a leading `*.` is not taken.
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        if let Ok(ip) = s.parse() {
+            return Ok(Self::Ip(ip));
+        }
+        let name = DnsName::try_from(s.to_owned()).map_err(|_| IssueError::ServerName)?;
+        Ok(Self::Dns(name.to_lowercase_owned()))
+    }
+}
+
+impl Authority {
+    /// Signs a device certificate: the public key of the request, and for the rest what the caller says. For client
+    /// authentication only.
+    pub fn issue_device(
+        &self,
+        request: &CertificateRequest,
+        identity: &DeviceIdentity,
+        serial: Serial,
+        validity: Validity,
+    ) -> Result<CertificateDer<'static>, IssueError> {
+        let mut params = leaf_params(serial, validity, ExtendedKeyUsagePurpose::ClientAuth);
+        params.distinguished_name.push(DnType::CommonName, identity.device.to_string());
+        let uri = identity.to_string().try_into().expect("identities are ASCII");
+        params.subject_alt_names = vec![SanType::URI(uri)];
+        self.sign(&params, request.public_key())
+    }
+
+    /// Signs a server certificate. For server authentication only.
+    pub fn issue_server(
+        &self,
+        public_key: &PublicKey,
+        names: &[ServerName],
+        serial: Serial,
+        validity: Validity,
+    ) -> Result<CertificateDer<'static>, IssueError> {
+        if names.is_empty() || names.len() > SERVER_NAMES_MAX {
+            return Err(IssueError::ServerNames);
+        }
+        let mut params = leaf_params(serial, validity, ExtendedKeyUsagePurpose::ServerAuth);
+        // For people who look at it: clients go by the alternative names.
+        if let Some(name) = names.iter().map(display_name).find(|name| name.len() <= COMMON_NAME_CHARS_MAX) {
+            params.distinguished_name.push(DnType::CommonName, name);
+        } else {
+            params.distinguished_name.push(DnType::CommonName, "cloudlinkd");
+        }
+        params.subject_alt_names = names.iter().map(alternative_name).collect();
+        self.sign(&params, public_key)
+    }
+
+    fn sign(&self, params: &CertificateParams, public_key: &PublicKey) -> Result<CertificateDer<'static>, IssueError> {
+        if params.not_after > self.validity().not_after() {
+            return Err(IssueError::OutlivesAuthority);
+        }
+        Ok(params.signed_by(public_key.info(), &self.issuer).map_err(IssueError::Sign)?.into())
+    }
+}
+
+/// Why a certificate was not issued.
+#[derive(Debug, thiserror::Error)]
+pub enum IssueError {
+    #[error("the certificate would be valid for longer than the authority that signs it")]
+    OutlivesAuthority,
+    #[error("a server certificate has 1 to {SERVER_NAMES_MAX} names")]
+    ServerNames,
+    #[error("this is neither a DNS name nor an IP address")]
+    ServerName,
+    #[error("cannot sign the certificate")]
+    Sign(#[source] rcgen::Error),
+}
+
+/// What all leaves have in common. Set here in full: the library's defaults are a CA's worst (a name, and no end).
+fn leaf_params(serial: Serial, validity: Validity, usage: ExtendedKeyUsagePurpose) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![usage];
+    params.serial_number = Some(SerialNumber::from_slice(serial.as_bytes()));
+    params.not_before = validity.not_before();
+    params.not_after = validity.not_after();
+    params.use_authority_key_identifier_extension = true;
+    params
+}
+
+fn display_name(name: &ServerName) -> String {
+    match name {
+        ServerName::Dns(name) => name.as_ref().to_owned(),
+        ServerName::Ip(ip) => ip.to_string(),
+    }
+}
+
+fn alternative_name(name: &ServerName) -> SanType {
+    match name {
+        ServerName::Dns(name) => SanType::DnsName(name.as_ref().try_into().expect("DNS names are ASCII")),
+        ServerName::Ip(ip) => SanType::IpAddress(*ip),
+    }
+}
