@@ -1,0 +1,218 @@
+//! Every limit of `link.proto`, and the checks of both directions.
+
+use uuid::Uuid;
+
+use super::message::{
+    CertificateIssued, CertificateRefused, CertificateRequest, Command, CommandCancel, CommandReceipt, CommandStatus,
+    Goodbye, Hello, MetricsReport, Reconnect, Welcome, command, command_status,
+};
+
+/// A string without a limit of its own.
+pub const STRING_BYTES_MAX: usize = 256;
+/// `Hello.versions`.
+pub const VERSIONS_MAX: usize = 16;
+/// `Hello.capabilities`.
+pub const CAPABILITIES_MAX: usize = 64;
+/// `Command.reason`.
+pub const REASON_BYTES_MAX: usize = 1024;
+/// `RestartService.service`.
+pub const SERVICE_BYTES_MAX: usize = 128;
+/// `CommandStatus.message`.
+pub const STATUS_MESSAGE_BYTES_MAX: usize = 1024;
+/// `CommandStatus.data_json`.
+pub const DATA_JSON_BYTES_MAX: usize = 32_768;
+/// `CommandStatus.percent`.
+pub const PERCENT_MAX: u32 = 100;
+/// `CertificateRequest.csr_der`.
+pub const CSR_BYTES_MAX: usize = 4096;
+/// `CertificateIssued.chain_der`, certificates.
+pub const CHAIN_MAX: usize = 8;
+/// `CertificateIssued.chain_der`, bytes of one certificate.
+pub const CERTIFICATE_BYTES_MAX: usize = 8192;
+/// `Welcome.ping_interval_ms`, at least.
+pub const PING_INTERVAL_MS_MIN: u32 = 100;
+/// `Welcome.ping_interval_ms`, at most.
+pub const PING_INTERVAL_MS_MAX: u32 = 600_000;
+/// `Welcome.max_missed_pings`, at most; at least 1.
+pub const MISSED_PINGS_MAX: u32 = 100;
+
+/// A field that breaks its limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} {fault}")]
+pub struct FieldError {
+    /// As `link.proto` names it.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub fault: FieldFault,
+}
+
+/// What is wrong with a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FieldFault {
+    /// More than this many bytes.
+    #[error("is longer than {0} bytes")]
+    TooLong(usize),
+    /// More than this many entries.
+    #[error("has more than {0} entries")]
+    TooMany(usize),
+    /// It must say something.
+    #[error("is empty")]
+    Empty,
+    /// It must be an identifier.
+    #[error("is not an identifier")]
+    NotAnId,
+    /// Outside of what it may be.
+    #[error("is out of range")]
+    OutOfRange,
+}
+
+/// A message that knows its limits.
+pub(super) trait Check {
+    fn check(&self) -> Result<(), FieldError>;
+}
+
+impl Check for Hello {
+    fn check(&self) -> Result<(), FieldError> {
+        count("Hello.versions", self.versions.len(), VERSIONS_MAX)?;
+        count("Hello.capabilities", self.capabilities.len(), CAPABILITIES_MAX)?;
+        for capability in &self.capabilities {
+            filled("Hello.capabilities", capability.as_bytes(), STRING_BYTES_MAX)?;
+        }
+        filled("Hello.boot_id", self.boot_id.as_bytes(), STRING_BYTES_MAX)?;
+        text("Hello.agent", &self.agent)?;
+        text("Hello.os", &self.os)?;
+        text("Hello.hostname", &self.hostname)
+    }
+}
+
+impl Check for Welcome {
+    fn check(&self) -> Result<(), FieldError> {
+        text("Welcome.device_id", &self.device_id)?;
+        text("Welcome.tenant_id", &self.tenant_id)?;
+        within("Welcome.epoch", self.epoch > 0)?;
+        within(
+            "Welcome.ping_interval_ms",
+            (PING_INTERVAL_MS_MIN..=PING_INTERVAL_MS_MAX).contains(&self.ping_interval_ms),
+        )?;
+        within("Welcome.max_missed_pings", (1..=MISSED_PINGS_MAX).contains(&self.max_missed_pings))
+    }
+}
+
+impl Check for MetricsReport {
+    fn check(&self) -> Result<(), FieldError> {
+        within("MetricsReport.cpu_percent", self.cpu_percent.is_none_or(|value| (0.0..=100.0).contains(&value)))?;
+        within("MetricsReport.temperature_celsius", self.temperature_celsius.is_none_or(f64::is_finite))?;
+        within("MetricsReport.load_1m", self.load_1m.is_none_or(f64::is_finite))?;
+        within("MetricsReport.load_5m", self.load_5m.is_none_or(f64::is_finite))?;
+        within("MetricsReport.load_15m", self.load_15m.is_none_or(f64::is_finite))
+    }
+}
+
+impl Check for Command {
+    fn check(&self) -> Result<(), FieldError> {
+        id("Command.id", &self.id)?;
+        id("Command.grant_id", &self.grant_id)?;
+        text("Command.requested_by", &self.requested_by)?;
+        length("Command.reason", self.reason.len(), REASON_BYTES_MAX)?;
+        match &self.kind {
+            Some(command::Kind::RestartService(restart)) => {
+                filled("RestartService.service", restart.service.as_bytes(), SERVICE_BYTES_MAX)
+            }
+            Some(command::Kind::CollectMetrics(_) | command::Kind::Reboot(_) | command::Kind::Shutdown(_)) | None => {
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Check for CommandCancel {
+    fn check(&self) -> Result<(), FieldError> {
+        id("CommandCancel.id", &self.id)?;
+        text("CommandCancel.reason", &self.reason)
+    }
+}
+
+impl Check for CommandReceipt {
+    fn check(&self) -> Result<(), FieldError> {
+        id("CommandReceipt.id", &self.id)
+    }
+}
+
+impl Check for CommandStatus {
+    fn check(&self) -> Result<(), FieldError> {
+        id("CommandStatus.id", &self.id)?;
+        // Not `self.state()`, which reads a state that this version does not know as the unspecified one.
+        let known = command_status::State::try_from(self.state);
+        within("CommandStatus.state", known.is_ok_and(|state| state != command_status::State::Unspecified))?;
+        text("CommandStatus.code", &self.code)?;
+        length("CommandStatus.message", self.message.len(), STATUS_MESSAGE_BYTES_MAX)?;
+        within("CommandStatus.percent", self.percent.is_none_or(|percent| percent <= PERCENT_MAX))?;
+        length("CommandStatus.data_json", self.data_json.len(), DATA_JSON_BYTES_MAX)
+    }
+}
+
+impl Check for CertificateRequest {
+    fn check(&self) -> Result<(), FieldError> {
+        filled("CertificateRequest.csr_der", &self.csr_der, CSR_BYTES_MAX)
+    }
+}
+
+impl Check for CertificateIssued {
+    fn check(&self) -> Result<(), FieldError> {
+        count("CertificateIssued.chain_der", self.chain_der.len(), CHAIN_MAX)?;
+        if self.chain_der.is_empty() {
+            return Err(FieldError { field: "CertificateIssued.chain_der", fault: FieldFault::Empty });
+        }
+        self.chain_der
+            .iter()
+            .try_for_each(|certificate| filled("CertificateIssued.chain_der", certificate, CERTIFICATE_BYTES_MAX))
+    }
+}
+
+impl Check for CertificateRefused {
+    fn check(&self) -> Result<(), FieldError> {
+        text("CertificateRefused.code", &self.code)?;
+        text("CertificateRefused.message", &self.message)
+    }
+}
+
+impl Check for Reconnect {
+    fn check(&self) -> Result<(), FieldError> {
+        text("Reconnect.reason", &self.reason)
+    }
+}
+
+impl Check for Goodbye {
+    fn check(&self) -> Result<(), FieldError> {
+        text("Goodbye.message", &self.message)
+    }
+}
+
+fn text(field: &'static str, value: &str) -> Result<(), FieldError> {
+    length(field, value.len(), STRING_BYTES_MAX)
+}
+
+fn filled(field: &'static str, value: &[u8], max: usize) -> Result<(), FieldError> {
+    if value.is_empty() { Err(FieldError { field, fault: FieldFault::Empty }) } else { length(field, value.len(), max) }
+}
+
+fn length(field: &'static str, bytes: usize, max: usize) -> Result<(), FieldError> {
+    if bytes > max { Err(FieldError { field, fault: FieldFault::TooLong(max) }) } else { Ok(()) }
+}
+
+fn count(field: &'static str, entries: usize, max: usize) -> Result<(), FieldError> {
+    if entries > max { Err(FieldError { field, fault: FieldFault::TooMany(max) }) } else { Ok(()) }
+}
+
+fn id(field: &'static str, value: &[u8]) -> Result<(), FieldError> {
+    read_id(field, value).map(|_| ())
+}
+
+/// Reads the 16 bytes of an identifier.
+pub(super) fn read_id(field: &'static str, value: &[u8]) -> Result<Uuid, FieldError> {
+    Uuid::from_slice(value).map_err(|_| FieldError { field, fault: FieldFault::NotAnId })
+}
+
+fn within(field: &'static str, holds: bool) -> Result<(), FieldError> {
+    if holds { Ok(()) } else { Err(FieldError { field, fault: FieldFault::OutOfRange }) }
+}
