@@ -5,6 +5,7 @@
 
 pub mod bus;
 pub mod clock;
+pub mod config;
 pub mod lifecycle;
 pub mod metrics;
 pub mod model;

@@ -1,0 +1,259 @@
+//! The kinds of value that a key can take: how each is read from TOML and from text, and how it is shown.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustls_pki_types::ServerName;
+use secrecy::{ExposeSecret, SecretString};
+use toml::de::DeValue;
+
+/// The most bytes of a string in the configuration.
+const TEXT_BYTES_MAX: usize = 4096;
+
+/// A kind of value.
+pub(in crate::config) trait Value: Sized {
+    /// In words, with an example, as in "expected …".
+    const EXPECTED: &'static str;
+
+    /// From the environment, a flag, or a TOML string.
+    fn from_text(text: &str) -> Option<Self>;
+
+    fn from_toml(value: &DeValue<'_>) -> Option<Self> {
+        value.as_str().filter(|text| text.len() <= TEXT_BYTES_MAX).and_then(Self::from_text)
+    }
+
+    /// As TOML, secrets redacted.
+    fn show(&self) -> Option<String>;
+
+    /// What a range is compared with.
+    fn amount(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// A whole number of seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Seconds(pub u32);
+
+impl Seconds {
+    #[must_use]
+    pub const fn duration(self) -> Duration {
+        Duration::from_secs(self.0 as u64)
+    }
+}
+
+impl From<Seconds> for Duration {
+    fn from(seconds: Seconds) -> Self {
+        seconds.duration()
+    }
+}
+
+/// A DNS name or an IP address, as it stands in a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostName(ServerName<'static>);
+
+impl HostName {
+    /// Whether a client can ask for it in its TLS greeting: addresses cannot be asked for.
+    #[must_use]
+    pub fn is_dns(&self) -> bool {
+        matches!(self.0, ServerName::DnsName(_))
+    }
+
+    #[must_use]
+    pub fn server_name(&self) -> &ServerName<'static> {
+        &self.0
+    }
+}
+
+impl fmt::Display for HostName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.to_str())
+    }
+}
+
+impl std::str::FromStr for HostName {
+    type Err = rustls_pki_types::InvalidDnsNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        ServerName::try_from(text.to_ascii_lowercase()).map(Self)
+    }
+}
+
+/// A secret. Neither `Debug` nor `config show` tells it.
+#[derive(Clone, Debug)]
+pub struct Secret(SecretString);
+
+impl Secret {
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text.into())
+    }
+}
+
+impl Value for String {
+    const EXPECTED: &'static str = "a text that is not empty";
+
+    fn from_text(text: &str) -> Option<Self> {
+        (!text.is_empty()).then(|| text.to_owned())
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(quoted(self))
+    }
+}
+
+impl Value for PathBuf {
+    const EXPECTED: &'static str = "an absolute path";
+
+    fn from_text(text: &str) -> Option<Self> {
+        Path::new(text).is_absolute().then(|| text.into())
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(quoted(&self.to_string_lossy()))
+    }
+}
+
+impl Value for SocketAddr {
+    const EXPECTED: &'static str = "an address with a port, as \"0.0.0.0:443\" or \"[::]:443\"";
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(quoted(&self.to_string()))
+    }
+}
+
+impl Value for HostName {
+    const EXPECTED: &'static str = "a host name or IP address, as \"link.example.com\"";
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(quoted(&self.to_string()))
+    }
+}
+
+impl Value for Secret {
+    const EXPECTED: &'static str = "a text that is not empty";
+
+    fn from_text(text: &str) -> Option<Self> {
+        (!text.is_empty()).then(|| text.to_owned().into())
+    }
+
+    fn show(&self) -> Option<String> {
+        Some("\"(redacted)\"".to_owned())
+    }
+}
+
+impl Value for u32 {
+    const EXPECTED: &'static str = "a whole number";
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+
+    fn from_toml(value: &DeValue<'_>) -> Option<Self> {
+        let integer = value.as_integer()?;
+        Self::from_str_radix(integer.as_str(), integer.radix()).ok()
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+
+    fn amount(&self) -> Option<u64> {
+        Some((*self).into())
+    }
+}
+
+impl Value for Seconds {
+    const EXPECTED: &'static str = "a whole number of seconds";
+
+    fn from_text(text: &str) -> Option<Self> {
+        u32::from_text(text).map(Self)
+    }
+
+    fn from_toml(value: &DeValue<'_>) -> Option<Self> {
+        u32::from_toml(value).map(Self)
+    }
+
+    fn show(&self) -> Option<String> {
+        self.0.show()
+    }
+
+    fn amount(&self) -> Option<u64> {
+        self.0.amount()
+    }
+}
+
+impl Value for bool {
+    const EXPECTED: &'static str = "true or false";
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+
+    fn from_toml(value: &DeValue<'_>) -> Option<Self> {
+        value.as_bool()
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+}
+
+/// Not set by default.
+impl<T: Value> Value for Option<T> {
+    const EXPECTED: &'static str = T::EXPECTED;
+
+    fn from_text(text: &str) -> Option<Self> {
+        T::from_text(text).map(Some)
+    }
+
+    fn from_toml(value: &DeValue<'_>) -> Option<Self> {
+        T::from_toml(value).map(Some)
+    }
+
+    fn show(&self) -> Option<String> {
+        self.as_ref().and_then(T::show)
+    }
+
+    fn amount(&self) -> Option<u64> {
+        self.as_ref().and_then(T::amount)
+    }
+}
+
+/// In the environment and in flags: separated by commas.
+impl Value for Vec<HostName> {
+    const EXPECTED: &'static str = "a list of host names or IP addresses, as [\"link.example.com\", \"10.0.0.5\"]";
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(HostName::from_text).collect()
+    }
+
+    fn from_toml(value: &DeValue<'_>) -> Option<Self> {
+        value.as_array()?.iter().map(|name| HostName::from_toml(name.get_ref())).collect()
+    }
+
+    fn show(&self) -> Option<String> {
+        let names: Vec<_> = self.iter().filter_map(Value::show).collect();
+        Some(format!("[{}]", names.join(", ")))
+    }
+}
+
+pub(in crate::config) fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
