@@ -5,9 +5,11 @@
 //! the load generator and the tests speak it from one source.
 //!
 //! * [`ids`]: the typed identifiers of everything that has one.
+//! * [`enroll`]: how a device gets its first certificate.
 //! * [`link`]: the control link between a device and a node. Start reading there.
 
 #![warn(missing_docs)]
 
+pub mod enroll;
 pub mod ids;
 pub mod link;
