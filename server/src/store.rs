@@ -1,6 +1,14 @@
 //! All SQL. One file an entity, functions named noun first (`grant_revoke`), each on the caller's connection so that what
 //! belongs together commits together. Queries are checked at build time against `migrations/` (see docs/DATABASE.md).
 
+pub mod certificate;
+pub mod deadline;
+pub mod dispatch;
+pub mod enrollment;
+pub mod link;
+pub mod report;
+pub mod transition;
+
 use cloudlink_proto::ids::TenantId;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Executor, PgConnection, PgPool, Postgres, Transaction};

@@ -1,0 +1,167 @@
+//! Device certificates: what they are worth at this moment.
+//!
+//! A device holds up to two. The second, renewed one is `issued` until a link with it is welcomed; that makes it `active`
+//! and every older one of the device `superseded`. A superseded certificate is refused: a copy of an old key stops being of
+//! use the moment its owner has moved on. A device that is told `certificate_superseded` dials with its other slot.
+
+use cloudlink_proto::ids::{DeviceId, TenantId};
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::StoreError;
+
+/// What a certificate in the table is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It, and its device, may open a link.
+    Good,
+    Revoked,
+    /// A newer certificate of the device was used.
+    Superseded,
+    DeviceRevoked,
+}
+
+/// A certificate that was issued, as the database knows it.
+#[derive(Clone, Debug)]
+pub struct Certificate {
+    pub serial: Vec<u8>,
+    pub device_id: DeviceId,
+    pub tenant_id: TenantId,
+    pub standing: Standing,
+}
+
+/// Those of the serials that were ever issued.
+pub async fn certificate_list(
+    connection: &mut PgConnection,
+    serials: &[Vec<u8>],
+) -> Result<Vec<Certificate>, StoreError> {
+    let rows = sqlx::query!(
+        r#"select c.serial, c.device_id, c.tenant_id, c.state, d.state as device_state
+             from certificates c join devices d on d.id = c.device_id
+            where c.serial = any($1)"#,
+        serials,
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Certificate {
+            serial: row.serial,
+            device_id: DeviceId::from_uuid(row.device_id),
+            tenant_id: TenantId::from_uuid(row.tenant_id),
+            standing: standing(&row.state, &row.device_state),
+        })
+        .collect())
+}
+
+/// Anything but the states that are known to be good counts as revoked.
+fn standing(certificate: &str, device: &str) -> Standing {
+    match (device, certificate) {
+        ("active", "issued" | "active") => Standing::Good,
+        ("active", "superseded") => Standing::Superseded,
+        ("active", _) => Standing::Revoked,
+        _ => Standing::DeviceRevoked,
+    }
+}
+
+/// A certificate that was just signed.
+#[derive(Clone, Copy, Debug)]
+pub struct NewCertificate<'a> {
+    pub serial: &'a [u8],
+    pub device_id: DeviceId,
+    pub tenant_id: TenantId,
+    /// SHA-256 of the public key.
+    pub key_hash: &'a [u8],
+    /// The leaf, DER.
+    pub der: &'a [u8],
+    pub not_after: OffsetDateTime,
+}
+
+/// Records a certificate before it is handed out.
+pub async fn certificate_insert(
+    connection: &mut PgConnection,
+    certificate: NewCertificate<'_>,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "insert into certificates (serial, device_id, tenant_id, key_hash, der, not_after) values ($1, $2, $3, $4, $5, $6)",
+        certificate.serial,
+        certificate.device_id.as_uuid(),
+        certificate.tenant_id.as_uuid(),
+        certificate.key_hash,
+        certificate.der,
+        certificate.not_after,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Records the renewed certificate of an active device, with its audit entry, in one statement. `false`: the device is
+/// not active any more.
+pub async fn certificate_renew(
+    connection: &mut PgConnection,
+    certificate: NewCertificate<'_>,
+) -> Result<bool, StoreError> {
+    let renewed = sqlx::query_scalar!(
+        r#"with issued as (
+               insert into certificates (serial, device_id, tenant_id, key_hash, der, not_after)
+               select $1, d.id, d.tenant_id, $3, $4, $5 from devices d where d.id = $2 and d.state = 'active'
+               returning serial, device_id, tenant_id, not_after
+           )
+           select audit_append(tenant_id,
+                               jsonb_build_object('kind', 'device', 'id', device_id),
+                               'certificate.renewed',
+                               jsonb_build_object('kind', 'device', 'id', device_id),
+                               jsonb_build_object('serial', encode(serial, 'hex'), 'not_after', not_after)) as "seq!"
+             from issued"#,
+        certificate.serial,
+        certificate.device_id.as_uuid(),
+        certificate.key_hash,
+        certificate.der,
+        certificate.not_after,
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(renewed.is_some())
+}
+
+/// What was revoked since a moment, and the database's time of the answer.
+#[derive(Clone, Debug)]
+pub struct Revocations {
+    pub at: OffsetDateTime,
+    pub devices: Vec<DeviceId>,
+    /// Device and serial.
+    pub certificates: Vec<(DeviceId, Vec<u8>)>,
+}
+
+/// Devices and certificates that were revoked at or after `since`.
+pub async fn revocation_list(connection: &mut PgConnection, since: OffsetDateTime) -> Result<Revocations, StoreError> {
+    let rows = sqlx::query!(
+        r#"select clock_timestamp() as "at!", r.device_id as "device_id?: Uuid", r.serial as "serial?: Vec<u8>"
+             from (select 1) as always
+             left join (
+                 select id as device_id, null::bytea as serial from devices where revoked_at >= $1
+                 union all
+                 select device_id, serial from certificates where revoked_at >= $1
+             ) r on true"#,
+        since,
+    )
+    .fetch_all(connection)
+    .await?;
+    let mut revocations = Revocations { at: since, devices: Vec::new(), certificates: Vec::new() };
+    for row in rows {
+        revocations.at = revocations.at.max(row.at);
+        match (row.device_id.map(DeviceId::from_uuid), row.serial) {
+            (Some(device), None) => revocations.devices.push(device),
+            (Some(device), Some(serial)) => revocations.certificates.push((device, serial)),
+            (None, _) => {}
+        }
+    }
+    Ok(revocations)
+}
+
+/// The time of the database.
+pub async fn clock(connection: &mut PgConnection) -> Result<OffsetDateTime, StoreError> {
+    Ok(sqlx::query_scalar!(r#"select clock_timestamp() as "at!""#).fetch_one(connection).await?)
+}

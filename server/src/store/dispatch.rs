@@ -1,0 +1,159 @@
+//! What is due to be sent to linked devices: queued commands under a grant in force, and calls to hold back.
+
+use std::time::Duration;
+
+use cloudlink_proto::ids::{CommandId, DeviceId, GrantId};
+use serde_json::json;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::StoreError;
+use super::transition::kinds_proven_by_boot;
+use crate::model::command::{Instruction, SENT_GRACE};
+
+/// Commands that one call claims, over all its links. Whoever gets as many asks again.
+pub const CLAIM_MAX: i64 = 512;
+
+/// The newest link of a device, as its node knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LinkKey {
+    pub device_id: DeviceId,
+    pub epoch: u64,
+}
+
+/// A command that is marked as sent over the link, and is to be sent now.
+#[derive(Clone, Debug)]
+pub struct ClaimedCommand {
+    pub link: LinkKey,
+    pub command_id: CommandId,
+    pub grant_id: GrantId,
+    pub instruction: Instruction,
+    /// By the database's clock.
+    pub start_within: Duration,
+    pub requested_by: String,
+    pub reason: String,
+    /// Whether an earlier link may have delivered it already.
+    pub is_resent: bool,
+}
+
+/// A command that was sent and is not to be begun any more.
+#[derive(Clone, Copy, Debug)]
+pub struct Callback {
+    pub link: LinkKey,
+    pub command_id: CommandId,
+    pub reason: &'static str,
+}
+
+/// What is to be sent now.
+#[derive(Clone, Debug, Default)]
+pub struct Dispatch {
+    pub commands: Vec<ClaimedCommand>,
+    pub callbacks: Vec<Callback>,
+}
+
+/// Claims what is due on these links, by one statement: the link is its device's newest, the grant is in force at this
+/// moment, the command has not expired.
+///
+/// What was sent over an earlier link and not accepted is due again: the device knows it if it came. A reboot or shutdown
+/// that was sent in an earlier boot is not: that boot's end may have been its doing, and the device's ledger will tell.
+pub async fn dispatch_claim(connection: &mut PgConnection, links: &[LinkKey]) -> Result<Dispatch, StoreError> {
+    let devices: Vec<Uuid> = links.iter().map(|link| link.device_id.as_uuid()).collect();
+    let epochs: Vec<i64> = links.iter().map(|link| link.epoch.cast_signed()).collect();
+    // The grants come first among the locks, as in command_create() and in a revocation: no two can wait for one another.
+    let rows = sqlx::query!(
+        r#"with target as (
+               select l.device_id, l.epoch, l.boot_id
+                 from unnest($1::uuid[], $2::bigint[]) as t(device_id, epoch)
+                 join links l on l.device_id = t.device_id and l.epoch = t.epoch and l.closed_at is null
+           ),
+           due as materialized (
+               select c.id, c.state as before, t.epoch, t.boot_id, p.name
+                 from target t
+                 join devices d on d.id = t.device_id and d.state = 'active'
+                 join commands c on c.device_id = t.device_id and c.finished_at is null
+                 join grants g on g.id = c.grant_id and grant_in_force(g, clock_timestamp())
+                 join people p on p.id = c.requested_by
+                where c.expires_at > clock_timestamp() and c.cancel_requested_at is null
+                  and (c.state = 'queued'
+                       or c.state = 'sent' and c.sent_epoch < t.epoch and (c.kind <> all ($3) or c.boot_id = t.boot_id))
+                order by c.created_at, c.id
+                limit $4
+                  for share of g
+                  for update of c skip locked
+           ),
+           claimed as (
+               update commands c
+                  set state = 'sent', sent_at = clock_timestamp(), sent_epoch = due.epoch,
+                      boot_id = coalesce(c.boot_id, due.boot_id), deadline_at = c.expires_at + make_interval(secs => $5)
+                 from due where c.id = due.id
+               returning c.id, c.device_id, due.epoch, c.grant_id, c.kind, c.arguments, c.reason, due.name, due.before,
+                         (extract(epoch from c.expires_at - clock_timestamp()) * 1000)::bigint as start_within_ms,
+                         c.created_at
+           )
+           select false as "is_callback!", id as "id!", device_id as "device_id!", epoch as "epoch!", grant_id as "grant_id!",
+                  kind as "kind!", arguments as "arguments!", reason as "reason!", name as "name!",
+                  start_within_ms as "start_within_ms!", before = 'sent' as "is_resent!", created_at as "created_at!",
+                  false as "is_asked!"
+             from claimed
+           union all
+           select true, c.id, c.device_id, t.epoch, c.grant_id, c.kind, c.arguments, c.reason, '', 0, false, c.created_at,
+                  c.cancel_requested_at is not null
+             from target t
+             join commands c on c.device_id = t.device_id and c.finished_at is null and c.state in ('sent', 'accepted')
+             join grants g on g.id = c.grant_id
+            where c.cancel_requested_at is not null or not grant_in_force(g, clock_timestamp())
+            order by 12, 2"#,
+        &devices,
+        &epochs,
+        &kinds_proven_by_boot() as &[String],
+        CLAIM_MAX,
+        SENT_GRACE.as_secs_f64(),
+    )
+    .fetch_all(connection)
+    .await?;
+    let mut dispatch = Dispatch::default();
+    for row in rows {
+        let link = LinkKey { device_id: DeviceId::from_uuid(row.device_id), epoch: row.epoch.unsigned_abs() };
+        let command_id = CommandId::from_uuid(row.id);
+        if row.is_callback {
+            let reason = if row.is_asked { "called back" } else { "the grant is no longer in force" };
+            dispatch.callbacks.push(Callback { link, command_id, reason });
+            continue;
+        }
+        let instruction = serde_json::from_value(json!({"kind": row.kind, "arguments": row.arguments}))
+            .map_err(|_| StoreError::Inconsistent { table: "commands", column: "arguments" })?;
+        dispatch.commands.push(ClaimedCommand {
+            link,
+            command_id,
+            grant_id: GrantId::from_uuid(row.grant_id),
+            instruction,
+            start_within: Duration::from_millis(u64::try_from(row.start_within_ms).unwrap_or(0)),
+            requested_by: row.name,
+            reason: row.reason,
+            is_resent: row.is_resent,
+        });
+    }
+    Ok(dispatch)
+}
+
+/// The links of a node on which something may be due.
+pub async fn dispatch_list(connection: &mut PgConnection, node: &str) -> Result<Vec<LinkKey>, StoreError> {
+    let rows = sqlx::query!(
+        r#"select distinct l.device_id, l.epoch
+             from commands c
+             join links l on l.device_id = c.device_id and l.node = $1 and l.closed_at is null
+             join grants g on g.id = c.grant_id
+            where c.finished_at is null
+              and (c.state = 'queued'
+                   or c.state = 'sent' and c.sent_epoch < l.epoch
+                   or c.state in ('sent', 'accepted')
+                      and (c.cancel_requested_at is not null or not grant_in_force(g, clock_timestamp())))"#,
+        node,
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| LinkKey { device_id: DeviceId::from_uuid(row.device_id), epoch: row.epoch.unsigned_abs() })
+        .collect())
+}

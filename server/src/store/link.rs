@@ -1,0 +1,309 @@
+//! Links: one row a device, its newest link. Every write but [`link_open`] names the epoch and does nothing when a newer one
+//! holds the row.
+
+use cloudlink_proto::ids::{CommandId, DeviceId, TenantId};
+use serde::Serialize;
+use serde_json::Value;
+use sqlx::PgConnection;
+use sqlx::types::Json;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::StoreError;
+use super::transition::{Applied, Durability, Source, Transition, kinds_proven_by_boot, transition_apply};
+use crate::model::command::State;
+
+/// A device that said hello.
+#[derive(Clone, Debug, Serialize)]
+pub struct NewLink {
+    #[serde(serialize_with = "serialize_device")]
+    pub device_id: DeviceId,
+    /// Hexadecimal.
+    pub certificate_serial: String,
+    pub node: String,
+    pub transport: &'static str,
+    pub remote_address: std::net::IpAddr,
+    pub boot_id: String,
+    pub agent: String,
+    pub os: String,
+    pub hostname: String,
+    pub clock_offset_ms: i64,
+    pub capabilities: Vec<String>,
+}
+
+fn serialize_device<S: serde::Serializer>(device: &DeviceId, serializer: S) -> Result<S::Ok, S::Error> {
+    device.as_uuid().serialize(serializer)
+}
+
+/// A link that is now its device's newest.
+#[derive(Clone, Debug)]
+pub struct OpenedLink {
+    pub device_id: DeviceId,
+    pub tenant_id: TenantId,
+    pub epoch: u64,
+    /// Whether commands of the device are not yet final.
+    pub has_open_commands: bool,
+    /// The link that it replaces.
+    pub previous: Option<PreviousLink>,
+}
+
+/// What tells one machine from another that uses the same certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PreviousLink {
+    pub certificate_serial: Vec<u8>,
+    pub boot_id: String,
+    pub hostname: String,
+    pub connected_at: OffsetDateTime,
+    pub was_live: bool,
+}
+
+/// Makes each of the links its device's newest and proves the boots. At most one a device. A device is missing from the
+/// answer when it, or its certificate, may not open a link any more. The first use of a certificate makes it the active
+/// one and supersedes the older ones.
+pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Result<Vec<OpenedLink>, StoreError> {
+    let rows = sqlx::query!(
+        r#"with hello as (
+               select h.* from jsonb_to_recordset($1) as h(
+                   device_id uuid, certificate_serial text, node text, transport text, remote_address inet, boot_id text,
+                   agent text, os text, hostname text, clock_offset_ms bigint, capabilities text[])
+           ),
+           admitted as materialized (
+               select h.*, c.serial, c.state as certificate_state, d.tenant_id
+                 from hello h
+                 join devices d on d.id = h.device_id and d.state = 'active'
+                 join certificates c on c.serial = decode(h.certificate_serial, 'hex') and c.device_id = d.id
+                                    and c.state in ('issued', 'active')
+                order by h.device_id
+           ),
+           opened as (
+               insert into links as l (device_id, tenant_id, epoch, node, transport, certificate_serial, remote_address,
+                                       boot_id, agent, os, hostname, clock_offset_ms, capabilities)
+               select device_id, tenant_id, 1, node, transport, serial, remote_address,
+                      boot_id, agent, os, hostname, clock_offset_ms, capabilities
+                 from admitted
+                order by device_id
+                   on conflict (device_id) do update
+                  set epoch = l.epoch + 1, node = excluded.node, transport = excluded.transport,
+                      certificate_serial = excluded.certificate_serial, remote_address = excluded.remote_address,
+                      boot_id = excluded.boot_id, agent = excluded.agent, os = excluded.os, hostname = excluded.hostname,
+                      clock_offset_ms = excluded.clock_offset_ms, capabilities = excluded.capabilities,
+                      connected_at = clock_timestamp(), proven_at = clock_timestamp(), closed_at = null, close_reason = null
+               returning l.device_id, l.tenant_id, l.epoch
+           ),
+           booted as (
+               insert into device_boots (device_id, tenant_id, boot_id)
+               select device_id, tenant_id, boot_id from admitted order by device_id
+                   on conflict do nothing
+           ),
+           activated as (
+               update certificates c set state = 'active', used_at = clock_timestamp()
+                 from admitted a where a.certificate_state = 'issued' and c.serial = a.serial and c.state = 'issued'
+               returning c.serial, c.device_id, c.issued_at
+           ),
+           superseded as (
+               update certificates c set state = 'superseded'
+                 from activated a
+                where c.device_id = a.device_id and c.serial <> a.serial and c.issued_at <= a.issued_at
+                  and c.state in ('issued', 'active')
+           )
+           select o.device_id, o.tenant_id, o.epoch,
+                  exists (select from commands c where c.device_id = o.device_id and c.finished_at is null) as "has_open_commands!",
+                  p.certificate_serial as "previous_serial?", p.boot_id as "previous_boot_id?",
+                  p.hostname as "previous_hostname?", p.connected_at as "previous_connected_at?",
+                  p.closed_at is null as "previous_was_live!"
+             from opened o left join links p on p.device_id = o.device_id"#,
+        Json(links) as _,
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let previous =
+                match (row.previous_serial, row.previous_boot_id, row.previous_hostname, row.previous_connected_at) {
+                    (Some(certificate_serial), Some(boot_id), Some(hostname), Some(connected_at)) => {
+                        Some(PreviousLink {
+                            certificate_serial,
+                            boot_id,
+                            hostname,
+                            connected_at,
+                            was_live: row.previous_was_live,
+                        })
+                    }
+                    _ => None,
+                };
+            Ok(OpenedLink {
+                device_id: DeviceId::from_uuid(row.device_id),
+                tenant_id: TenantId::from_uuid(row.tenant_id),
+                epoch: epoch(row.epoch)?,
+                has_open_commands: row.has_open_commands,
+                previous,
+            })
+        })
+        .collect()
+}
+
+fn epoch(column: i64) -> Result<u64, StoreError> {
+    u64::try_from(column).map_err(|_| StoreError::Inconsistent { table: "links", column: "epoch" })
+}
+
+/// What the boot id of a new link says about the device's open commands, in the caller's transaction: one that another boot
+/// proves has succeeded; a shutdown whose boot is back has not happened yet. Gives the commands that ended.
+pub async fn link_prove_boot_in_txn(
+    connection: &mut PgConnection,
+    device_id: DeviceId,
+    boot_id: &str,
+) -> Result<Vec<(CommandId, Applied)>, StoreError> {
+    let rows = sqlx::query!(
+        r#"select id, boot_id as "boot_id!", link_lost_at is not null as "link_lost!"
+             from commands
+            where device_id = $1 and finished_at is null and state in ('accepted', 'running')
+              and kind = any($2) and boot_id is not null
+            order by id
+              for update"#,
+        device_id.as_uuid(),
+        &kinds_proven_by_boot() as &[String],
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let (same, other): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.boot_id == boot_id);
+    let back: Vec<Uuid> = same.into_iter().filter(|row| row.link_lost).map(|row| row.id).collect();
+    if !back.is_empty() {
+        sqlx::query!("update commands set link_lost_at = null where id = any($1)", &back)
+            .execute(&mut *connection)
+            .await?;
+    }
+    let proven: Vec<Transition> = other
+        .into_iter()
+        .map(|row| Transition {
+            command_id: CommandId::from_uuid(row.id),
+            target: State::Succeeded,
+            source: Source::Server {
+                proof: Some(serde_json::json!({"kind": "boot_id", "before": row.boot_id, "after": boot_id})),
+            },
+            code: None,
+            message: None,
+            percent: None,
+            data: None,
+        })
+        .collect();
+    if proven.is_empty() {
+        return Ok(Vec::new());
+    }
+    let applied = transition_apply(connection, &proven, Durability::Stored).await?;
+    Ok(proven.into_iter().map(|transition| transition.command_id).zip(applied).collect())
+}
+
+/// A link that ended.
+#[derive(Clone, Copy, Debug)]
+pub struct ClosedLink {
+    pub device_id: DeviceId,
+    pub epoch: u64,
+    pub reason: &'static str,
+}
+
+/// Closes the rows that still belong to these links. A shutdown that was running is then proven by the loss, unless the
+/// same boot comes back: the sweep waits for that.
+pub async fn link_close(connection: &mut PgConnection, links: &[ClosedLink]) -> Result<u64, StoreError> {
+    let devices: Vec<Uuid> = links.iter().map(|link| link.device_id.as_uuid()).collect();
+    let epochs: Vec<i64> = links.iter().map(|link| link.epoch.cast_signed()).collect();
+    let reasons: Vec<String> = links.iter().map(|link| link.reason.to_owned()).collect();
+    let closed = sqlx::query_scalar!(
+        r#"with ended as materialized (
+               select l.device_id, l.epoch, t.reason
+                 from unnest($1::uuid[], $2::bigint[], $3::text[]) as t(device_id, epoch, reason)
+                 join links l on l.device_id = t.device_id and l.epoch = t.epoch and l.closed_at is null
+                order by l.device_id
+                  for update of l
+           ),
+           closed as (
+               update links l set closed_at = clock_timestamp(), close_reason = e.reason
+                 from ended e where l.device_id = e.device_id
+               returning l.device_id
+           ),
+           lost as (
+               update commands c set link_lost_at = clock_timestamp()
+                 from closed d
+                where c.device_id = d.device_id and c.finished_at is null and c.state = 'running'
+                  and c.link_lost_at is null
+           )
+           select count(*) as "closed!" from closed"#,
+        &devices,
+        &epochs,
+        &reasons,
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(closed.unsigned_abs())
+}
+
+/// Closes what an earlier life of this node left open.
+pub async fn link_close_node(connection: &mut PgConnection, node: &str) -> Result<u64, StoreError> {
+    let closed = sqlx::query_scalar!(
+        r#"with closed as (
+               update links set closed_at = clock_timestamp(), close_reason = 'node_restarted'
+                where node = $1 and closed_at is null
+               returning device_id
+           ),
+           lost as (
+               update commands c set link_lost_at = clock_timestamp()
+                 from closed d
+                where c.device_id = d.device_id and c.finished_at is null and c.state = 'running'
+                  and c.link_lost_at is null
+           )
+           select count(*) as "closed!" from closed"#,
+        node,
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(closed.unsigned_abs())
+}
+
+/// A live link, heard of this long ago.
+#[derive(Clone, Copy, Debug)]
+pub struct ProvenLink {
+    pub device_id: DeviceId,
+    pub epoch: u64,
+    pub heard_ms_ago: u64,
+}
+
+/// Writes when the devices were last heard of. Losing it costs nothing: the next one says it again.
+pub async fn link_prove(connection: &mut PgConnection, links: &[ProvenLink]) -> Result<(), StoreError> {
+    let devices: Vec<Uuid> = links.iter().map(|link| link.device_id.as_uuid()).collect();
+    let epochs: Vec<i64> = links.iter().map(|link| link.epoch.cast_signed()).collect();
+    let ages: Vec<i64> = links.iter().map(|link| link.heard_ms_ago.cast_signed()).collect();
+    sqlx::query!(
+        r#"with heard as materialized (
+               select l.device_id, clock_timestamp() - t.age_ms * interval '1 millisecond' as at
+                 from unnest($1::uuid[], $2::bigint[], $3::bigint[]) as t(device_id, epoch, age_ms)
+                 join links l on l.device_id = t.device_id and l.epoch = t.epoch and l.closed_at is null
+                where set_config('synchronous_commit', 'off', true) is not null
+                order by l.device_id
+                  for update of l skip locked
+           )
+           update links l set proven_at = greatest(l.proven_at, h.at) from heard h where l.device_id = h.device_id"#,
+        &devices,
+        &epochs,
+        &ages,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Writes that a certificate seems to be in use on two machines.
+pub async fn link_suspect_clone(
+    connection: &mut PgConnection,
+    link: &OpenedLink,
+    details: &Value,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        r#"select audit_append($1, '{"kind": "server"}', 'link.clone_suspected',
+                               jsonb_build_object('kind', 'device', 'id', $2::uuid), $3)"#,
+        link.tenant_id.as_uuid(),
+        link.device_id.as_uuid(),
+        details,
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(())
+}

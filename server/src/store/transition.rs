@@ -1,0 +1,239 @@
+//! The one statement that moves commands from state to state after they were claimed. Whoever learns what became of a
+//! command (a device's report, a proof, a deadline) comes here; what is not in `State::TRANSITIONS` does not happen.
+
+use std::time::Duration;
+
+use cloudlink_proto::ids::{CommandId, DeviceId};
+use serde::Serialize;
+use serde_json::Value;
+use sqlx::PgConnection;
+use sqlx::types::Json;
+use uuid::Uuid;
+
+use super::StoreError;
+use crate::model::command::{Instruction, Kind, Proof, State};
+
+/// What is to become of a command. In one call, at most one a command.
+#[derive(Clone, Debug)]
+pub struct Transition {
+    pub command_id: CommandId,
+    pub target: State,
+    pub source: Source,
+    pub code: Option<String>,
+    pub message: Option<String>,
+    pub percent: Option<u8>,
+    pub data: Option<Value>,
+}
+
+/// Who says so.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A device, over the link of this epoch, in this boot. Believed only about its own commands, and only while the link
+    /// is its newest.
+    Report { device_id: DeviceId, epoch: u64, boot_id: String },
+    /// The server, with what proves it.
+    Server { proof: Option<Value> },
+}
+
+/// What came of a [`Transition`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The command is now in this state.
+    Moved(State),
+    /// The device says that it succeeded, but the proof is still to come: the command counts as running.
+    Unproven,
+    /// It is in that final state already.
+    Repeated,
+    /// It ended otherwise before: the report is in the audit log, the state stays.
+    Late,
+    /// The table of transitions has no such step.
+    Illegal,
+    /// The link that says so is not the device's newest, or older than the sending.
+    Stale,
+    /// The command is another device's.
+    Foreign,
+    /// There is no such command.
+    Unknown,
+}
+
+/// What came of a [`Transition`], and of which command.
+#[derive(Clone, Copy, Debug)]
+pub struct Applied {
+    pub outcome: Outcome,
+    /// The command's kind, if the command and the kind are known.
+    pub kind: Option<&'static Kind>,
+    /// From the insert of the command to now.
+    pub age: Duration,
+}
+
+/// How soon a change must survive a crash of the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Before the call returns.
+    Stored,
+    /// Within a second: for progress, which the device's next report would repeat.
+    Soon,
+}
+
+#[derive(Serialize)]
+struct Asked<'a> {
+    id: Uuid,
+    target: &'static str,
+    is_final: bool,
+    device_id: Option<Uuid>,
+    epoch: Option<u64>,
+    boot_id: Option<&'a str>,
+    code: Option<&'a str>,
+    message: Option<&'a str>,
+    percent: Option<u8>,
+    data: Option<&'a Value>,
+    proof: Option<&'a Value>,
+}
+
+impl<'a> Asked<'a> {
+    fn new(transition: &'a Transition) -> Self {
+        let (device_id, epoch, boot_id, proof) = match &transition.source {
+            Source::Report { device_id, epoch, boot_id } => {
+                (Some(device_id.as_uuid()), Some(*epoch), Some(boot_id.as_str()), None)
+            }
+            Source::Server { proof } => (None, None, None, proof.as_ref()),
+        };
+        Self {
+            id: transition.command_id.as_uuid(),
+            target: transition.target.name(),
+            is_final: transition.target.is_final(),
+            device_id,
+            epoch,
+            boot_id,
+            code: transition.code.as_deref(),
+            message: transition.message.as_deref(),
+            percent: transition.percent,
+            data: transition.data.as_ref(),
+            proof,
+        }
+    }
+}
+
+/// Makes the transitions that are legal, each final one with its audit entry, and says what came of each, in order.
+pub async fn transition_apply(
+    connection: &mut PgConnection,
+    transitions: &[Transition],
+    durability: Durability,
+) -> Result<Vec<Applied>, StoreError> {
+    let asked: Vec<Asked<'_>> = transitions.iter().map(Asked::new).collect();
+    let (origins, targets): (Vec<String>, Vec<String>) = State::TRANSITIONS
+        .iter()
+        .flat_map(|(from, to)| to.iter().map(|to| (from.name().to_owned(), to.name().to_owned())))
+        .unzip();
+    let rows = sqlx::query!(
+        r#"with asked as (
+               select a.* from jsonb_to_recordset($1) as a(
+                   id uuid, target text, is_final boolean, device_id uuid, epoch bigint, boot_id text,
+                   code text, message text, percent smallint, data jsonb, proof jsonb)
+                where not $2 or set_config('synchronous_commit', 'off', true) is not null
+           ),
+           locked as materialized (
+               select c.id, c.tenant_id, c.device_id, c.grant_id, c.kind, c.state as before, c.finished_at is not null as was_final,
+                      a.device_id as reported_by, a.code, a.message, a.percent, a.data,
+                      a.device_id is null or a.device_id = c.device_id as is_own,
+                      a.epoch is null or (c.sent_epoch <= a.epoch and exists (
+                          select from links l where l.device_id = c.device_id and l.epoch = a.epoch)) as is_current,
+                      a.target as asked, unproven, a.is_final as asked_final,
+                      extract(epoch from clock_timestamp() - c.created_at)::float8 as age_seconds,
+                      case when unproven then 'running' else a.target end as target,
+                      a.is_final and not unproven as is_final,
+                      case when not a.is_final or unproven then null
+                           when a.device_id is null then a.proof
+                           when needs_boot and a.target = 'succeeded'
+                           then jsonb_build_object('kind', 'boot_id', 'before', c.boot_id, 'after', a.boot_id)
+                           else jsonb_build_object('kind', 'device_report', 'epoch', a.epoch) end as proof
+                 from asked a
+                 join commands c on c.id = a.id
+                cross join lateral (select c.kind = any($3) as needs_boot) n
+                cross join lateral (
+                    select a.device_id is not null and needs_boot and a.target = 'succeeded'
+                           and c.boot_id is not distinct from a.boot_id as unproven) u
+                order by c.id
+                  for update of c
+           ),
+           moved as (
+               update commands c
+                  set state = l.target,
+                      accepted_at = case when l.target in ('accepted', 'running', 'succeeded', 'failed')
+                                         then coalesce(c.accepted_at, clock_timestamp()) else c.accepted_at end,
+                      deadline_at = case when l.is_final then null
+                                         when c.accepted_at is null then clock_timestamp() + make_interval(secs => c.run_seconds)
+                                         else c.deadline_at end,
+                      finished_at = case when l.is_final then clock_timestamp() end,
+                      percent = coalesce(l.percent, c.percent),
+                      code = l.code, message = l.message, data = l.data, proof = l.proof
+                 from locked l
+                where c.id = l.id and l.is_own and l.is_current
+                  and exists (select from unnest($4::text[], $5::text[]) as t(origin, target)
+                               where t.origin = l.before and t.target = l.target)
+               returning c.id
+           )
+           select x.id, x.before, x.kind, x.age_seconds as "age_seconds!", x.unproven as "is_unproven!", x.was_final as "was_final!", x.is_own as "is_own!",
+                  x.is_current as "is_current!", x.moved as "moved!",
+                  case when x.moved and x.is_final then
+                      audit_append(x.tenant_id, x.actor, 'command.finished', x.subject, x.details)
+                  when x.is_own and x.is_current and x.was_final and x.asked_final and x.before <> x.asked then
+                      audit_append(x.tenant_id, x.actor, 'command.late_result', x.subject, x.details)
+                  end as audited
+             from (select l.*, m.id is not null as moved,
+                          case when l.reported_by is null then jsonb_build_object('kind', 'server')
+                               else jsonb_build_object('kind', 'device', 'id', l.reported_by) end as actor,
+                          jsonb_build_object('kind', 'command', 'id', l.id) as subject,
+                          jsonb_build_object('device_id', l.device_id, 'grant_id', l.grant_id, 'kind', l.kind,
+                                             'state', case when l.was_final then l.asked else l.target end, 'code', l.code, 'message', l.message, 'proof', l.proof) as details
+                     from locked l left join moved m on m.id = l.id
+                    order by l.tenant_id, l.id) x"#,
+        Json(&asked) as _,
+        durability == Durability::Soon,
+        &kinds_proven_by_boot() as &[String],
+        &origins,
+        &targets,
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(transitions
+        .iter()
+        .map(|transition| {
+            let Some(row) = rows.iter().find(|row| row.id == transition.command_id.as_uuid()) else {
+                return Applied { outcome: Outcome::Unknown, kind: None, age: Duration::ZERO };
+            };
+            let outcome = if !row.is_own {
+                Outcome::Foreign
+            } else if !row.is_current {
+                Outcome::Stale
+            } else if row.is_unproven && !row.was_final {
+                Outcome::Unproven
+            } else if row.moved {
+                Outcome::Moved(transition.target)
+            } else if row.was_final && row.before == transition.target.name() {
+                Outcome::Repeated
+            } else if row.was_final && transition.target.is_final() {
+                Outcome::Late
+            } else {
+                Outcome::Illegal
+            };
+            Applied {
+                outcome,
+                kind: Instruction::kind_named(&row.kind),
+                age: Duration::try_from_secs_f64(row.age_seconds).unwrap_or_default(),
+            }
+        })
+        .collect())
+}
+
+/// Kinds that a device's word alone does not prove: another boot must report.
+pub(super) fn kinds_proven_by_boot() -> Vec<String> {
+    Instruction::KINDS
+        .into_iter()
+        .filter(|kind| match kind.proof {
+            Proof::OtherBoot | Proof::LinkLost => true,
+            Proof::Report => false,
+        })
+        .map(|kind| kind.name.to_owned())
+        .collect()
+}
