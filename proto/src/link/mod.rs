@@ -76,7 +76,7 @@ pub use limit::{
     STATUS_MESSAGE_BYTES_MAX, STRING_BYTES_MAX, VERSIONS_MAX,
 };
 pub use server::{Admission, FromDevice, Server, ToDevice};
-pub use session::{SendError, Session, Timing};
+pub use session::{Common, SendError, Session, Side, Timing};
 pub use state::{Event, State};
 pub use violation::Violation;
 

@@ -76,7 +76,7 @@ pub enum SendError {
     TooLarge,
 }
 
-/// What the two ends do differently.
+/// What the two ends do differently. [`Server`](super::Server) and [`Device`](super::Device) are all there are.
 pub trait Side: Sized {
     /// A message as it comes in.
     type WireIn: Message + Default;

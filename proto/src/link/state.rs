@@ -7,8 +7,9 @@
 /// AwaitHello ─────> AwaitWelcome ─────> Live
 ///     │                  │               │       goodbye of ours: asked for, a violation, a deadline, silence
 ///     └──────────────────┴───────────────┴─────> Closing
-///     │                  │               │          │ goodbye of the peer, socket gone, close deadline
+///     │                  │               │          │ socket gone, close deadline
 ///     └──────────────────┴───────────────┴──────────┴─────> Closed
+///       goodbye of the peer, socket gone
 /// ```
 ///
 /// A device begins in `AwaitWelcome`, because its `Hello` is on the way from the start.
@@ -55,15 +56,12 @@ impl State {
             (Self::AwaitHello, Event::Hello) => Some(Self::AwaitWelcome),
             (Self::AwaitWelcome, Event::Welcome) => Some(Self::Live),
             (Self::AwaitHello | Self::AwaitWelcome | Self::Live, Event::Leave) => Some(Self::Closing),
-            (
-                Self::AwaitHello | Self::AwaitWelcome | Self::Live | Self::Closing,
-                Event::PeerLeft | Event::TransportLost,
-            )
-            | (Self::Closing, Event::CloseDeadline) => Some(Self::Closed),
+            (Self::AwaitHello | Self::AwaitWelcome | Self::Live, Event::PeerLeft | Event::TransportLost)
+            | (Self::Closing, Event::TransportLost | Event::CloseDeadline) => Some(Self::Closed),
             (Self::AwaitHello, Event::Welcome | Event::CloseDeadline)
             | (Self::AwaitWelcome | Self::Live, Event::Hello | Event::CloseDeadline)
             | (Self::Live, Event::Welcome)
-            | (Self::Closing, Event::Hello | Event::Welcome | Event::Leave)
+            | (Self::Closing, Event::Hello | Event::Welcome | Event::Leave | Event::PeerLeft)
             | (Self::Closed, _) => None,
         }
     }
