@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that are lacking, and nothing when none is: prepare.sh [bench]
+set -euo pipefail
+
+# Where Debian keeps server programs, which is not on everybody's PATH.
+PATH=$PATH:/usr/sbin:/sbin
+
+main() {
+    local lacking=()
+    have cc || lacking+=(gcc libc6-dev)
+    have curl || lacking+=(curl)
+    have jq || lacking+=(jq)
+    have openssl || lacking+=(openssl)
+    have_postgres || lacking+=(postgresql)
+    if [ "${1:-}" = bench ]; then
+        have mosquitto || lacking+=(mosquitto)
+        have nats-server || lacking+=(nats-server)
+    fi
+    have cargo || fail "there is no Rust toolchain: see https://rustup.rs"
+    [ ${#lacking[@]} -eq 0 ] || install "${lacking[@]}"
+}
+
+have() { command -v "$1" >/dev/null; }
+
+# The server itself, and what the tests look at it with.
+have_postgres() {
+    have psql && { have initdb || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; }
+}
+
+install() {
+    have apt-get || fail "please install: $*"
+    local root=()
+    [ "$(id -u)" -eq 0 ] || root=(sudo)
+    echo "installing $*"
+    hold_services "${root[@]}"
+    "${root[@]}" apt-get update -qq
+    "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+# Debian starts a service when its package is installed. Only the programs are wanted here, so it is told not to.
+POLICY=/usr/sbin/policy-rc.d
+hold_services() {
+    [ ! -e "$POLICY" ] || return 0
+    printf '#!/bin/sh\nexit 101\n' | "$@" tee "$POLICY" >/dev/null
+    "$@" chmod 755 "$POLICY"
+    # shellcheck disable=SC2064 # the command as it is now
+    trap "$* rm -f $POLICY" EXIT
+}
+
+fail() {
+    echo "prepare: $*" >&2
+    exit 1
+}
+
+main "$@"

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Runs a command with a throw-away Postgres, told by DATABASE_URL: with-postgres.sh COMMAND…
+# It listens on loopback and on a Unix socket, forgets everything, and is stopped however the command ends.
+set -euo pipefail
+
+main() {
+    dir=$(mktemp -d "${TMPDIR:-/tmp}/cloudlink-postgres.XXXXXX")
+    trap stop EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+
+    # Postgres refuses to run as root.
+    as=()
+    if [ "$(id -u)" -eq 0 ]; then
+        as=(runuser -u postgres --)
+        chown postgres: "$dir"
+    fi
+    cd "$dir"
+    "${as[@]}" "$(binary initdb)" -D "$dir/data" -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync >"$dir/initdb.log" 2>&1 ||
+        { cat "$dir/initdb.log" >&2; exit 1; }
+    start
+    cd "$OLDPWD"
+    status=0
+    DATABASE_URL="postgres://postgres@127.0.0.1:$port/postgres" "$@" || status=$?
+    exit "$status"
+}
+
+start() {
+    local attempt
+    for attempt in 1 2 3 4 5 6 7 8 9 10; do
+        # Below the range that the kernel gives to outgoing connections. Whether it is free shows at the start.
+        port=$((20000 + RANDOM % 12000))
+        "${as[@]}" "$(binary pg_ctl)" -D "$dir/data" -l "$dir/postgres.log" -w -t 60 -s start \
+            -o "-h 127.0.0.1 -p $port -k $dir -F -c synchronous_commit=off -c full_page_writes=off -c max_connections=200 -c autovacuum=off" \
+            >/dev/null && return
+        grep -q 'could not bind' "$dir/postgres.log" || break
+        : >"$dir/postgres.log"
+    done
+    cat "$dir/postgres.log" >&2
+    echo "with-postgres: Postgres does not start (attempt $attempt)" >&2
+    exit 1
+}
+
+stop() {
+    if [ -f "$dir/data/postmaster.pid" ]; then
+        (cd "$dir" && "${as[@]}" "$(binary pg_ctl)" -D "$dir/data" -m immediate -w -s stop) || true
+    fi
+    rm -rf "$dir"
+}
+
+# On PATH, or the newest that Debian has.
+binary() {
+    command -v "$1" || { compgen -G "/usr/lib/postgresql/*/bin/$1" | sort -V | tail -n 1; }
+}
+
+main "$@"
