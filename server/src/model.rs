@@ -1,3 +1,19 @@
-//! What the server knows about, without storage or transport.
+//! What the server knows about, without storage or transport. These types are also the shapes of the API: what is serialised
+//! here is what callers see.
 
+pub mod audit;
 pub mod command;
+pub mod device;
+pub mod enrollment_token;
+pub mod grant;
+pub mod person;
+pub mod tenant;
+pub mod token;
+
+use uuid::Uuid;
+
+/// A new identifier. They grow with time, so that a table's index grows at its end; nothing reads a time out of them.
+#[must_use]
+pub fn new_id() -> Uuid {
+    Uuid::now_v7()
+}

@@ -1,12 +1,16 @@
 //! All SQL. One file an entity, functions named noun first (`grant_revoke`), each on the caller's connection so that what
 //! belongs together commits together. Queries are checked at build time against `migrations/` (see docs/DATABASE.md).
 
+pub mod audit;
 pub mod certificate;
 pub mod deadline;
 pub mod dispatch;
 pub mod enrollment;
 pub mod link;
+pub mod person;
 pub mod report;
+pub mod tenant;
+pub mod token;
 pub mod transition;
 
 use cloudlink_proto::ids::TenantId;
@@ -99,11 +103,13 @@ impl Store {
     pub async fn begin(&self, visibility: Visibility) -> Result<Transaction<'static, Postgres>, StoreError> {
         let mut transaction = self.pool.begin().await?;
         if let Visibility::Tenant(tenant) = visibility {
-            transaction.execute("set local role cloudlink_tenant").await?;
-            sqlx::query("select set_config('cloudlink.tenant', $1, true)")
-                .bind(tenant.to_string())
-                .execute(&mut *transaction)
-                .await?;
+            // The same as `set local role`, without a second round trip.
+            sqlx::query(
+                "select set_config('role', 'cloudlink_tenant', true), set_config('cloudlink.tenant', $1, true)",
+            )
+            .bind(tenant.to_string())
+            .execute(&mut *transaction)
+            .await?;
         }
         Ok(transaction)
     }
@@ -111,6 +117,11 @@ impl Store {
     /// A connection for a single statement that needs no transaction. Sees every tenant.
     pub async fn connection(&self) -> Result<sqlx::pool::PoolConnection<Postgres>, StoreError> {
         Ok(self.pool.acquire().await?)
+    }
+
+    /// Makes what a transaction did last.
+    pub async fn commit(&self, transaction: Transaction<'static, Postgres>) -> Result<(), StoreError> {
+        Ok(transaction.commit().await?)
     }
 
     /// The pool, for its figures only.

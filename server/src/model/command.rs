@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use cloudlink_proto::link::message;
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use uuid::Uuid;
 
 /// The longest that a command may wait for its device to link.
 pub const QUEUE_FOR_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -25,6 +27,22 @@ pub enum Instruction {
     Reboot {},
     #[serde(rename = "device.shutdown")]
     Shutdown {},
+}
+
+/// The longest name of a service, in bytes.
+pub const SERVICE_NAME_BYTES_MAX: usize = 128;
+
+/// Why something is not an instruction.
+#[derive(Debug, thiserror::Error)]
+pub enum InstructionError {
+    #[error("no such kind of command")]
+    UnknownKind,
+    #[error("the arguments do not fit this kind of command: {0}")]
+    Arguments(serde_json::Error),
+    #[error(
+        "a service has 1 to {SERVICE_NAME_BYTES_MAX} characters of A-Z a-z 0-9 . _ @ : - and does not begin with -"
+    )]
+    ServiceName,
 }
 
 /// What every instruction of one kind has in common.
@@ -90,6 +108,29 @@ impl Instruction {
         }
     }
 
+    /// Reads an instruction as somebody asks for it. Absent arguments are none.
+    pub fn parse(kind: &str, arguments: serde_json::Value) -> Result<Self, InstructionError> {
+        let kind = Self::kind_named(kind).ok_or(InstructionError::UnknownKind)?;
+        let arguments = if arguments.is_null() { serde_json::json!({}) } else { arguments };
+        let tagged = serde_json::json!({"kind": kind.name, "arguments": arguments});
+        let instruction: Self = serde_json::from_value(tagged).map_err(InstructionError::Arguments)?;
+        match &instruction {
+            Self::RestartService { service } if !is_service_name(service) => Err(InstructionError::ServiceName),
+            Self::RestartService { .. } | Self::CollectMetrics {} | Self::Reboot {} | Self::Shutdown {} => {
+                Ok(instruction)
+            }
+        }
+    }
+
+    /// The arguments alone, as they are stored.
+    #[must_use]
+    pub fn arguments(&self) -> serde_json::Value {
+        match self {
+            Self::RestartService { service } => serde_json::json!({ "service": service }),
+            Self::CollectMetrics {} | Self::Reboot {} | Self::Shutdown {} => serde_json::json!({}),
+        }
+    }
+
     /// The kind of this name.
     #[must_use]
     pub fn kind_named(name: &str) -> Option<&'static Kind> {
@@ -107,6 +148,56 @@ impl Instruction {
             Self::Shutdown {} => message::command::Kind::Shutdown(message::Shutdown {}),
         }
     }
+}
+
+/// A leading dash could be taken for an option by whatever restarts the service.
+fn is_service_name(name: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._@:-".contains(&byte);
+    (1..=SERVICE_NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_allowed) && !name.starts_with('-')
+}
+
+/// One instruction to one device, and what became of it.
+#[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
+pub struct Command {
+    pub id: Uuid,
+    pub tenant_id: Uuid,
+    pub device_id: Uuid,
+    pub grant_id: Uuid,
+    pub requested_by: Uuid,
+    pub kind: String,
+    #[schema(value_type = Object)]
+    pub arguments: serde_json::Value,
+    pub reason: String,
+    pub state: State,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// Not begun on the device after this. Never later than the end of the grant.
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+    /// When the server gives up on the present state. Null in a final state.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub deadline_at: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub sent_at: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub accepted_at: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub finished_at: Option<OffsetDateTime>,
+    /// When somebody asked to call it back after it was sent.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub cancel_requested_at: Option<OffsetDateTime>,
+    /// How far, 0 to 100, if known.
+    pub percent: Option<i16>,
+    /// Why it ended as it did: a stable code.
+    pub code: Option<String>,
+    /// The same for people.
+    pub message: Option<String>,
+    /// Structured result of the command's kind.
+    #[schema(value_type = Option<Object>)]
+    pub data: Option<serde_json::Value>,
+    /// What proves the result: `{"kind": "device_report" | "boot_id" | "link_lost", …}`.
+    #[schema(value_type = Option<Object>)]
+    pub proof: Option<serde_json::Value>,
 }
 
 /// Where a command stands.
@@ -229,6 +320,33 @@ mod tests {
             assert_eq!(State::TRANSITIONS.iter().filter(|(from, _)| from == state).count(), 1, "{state:?}");
             assert_eq!(State::named(state.name()), Some(*state));
             assert!(*state == State::Queued || !state.origins().is_empty(), "{state:?} cannot be reached");
+        }
+    }
+
+    #[test]
+    fn instructions_are_read_strictly() {
+        use serde_json::json;
+        assert_eq!(Instruction::parse("device.reboot", json!(null)).unwrap(), Instruction::Reboot {});
+        assert!(matches!(Instruction::parse("device.melt", json!({})), Err(InstructionError::UnknownKind)));
+        for arguments in [json!({"force": true}), json!([]), json!("now")] {
+            let read = Instruction::parse("device.reboot", arguments.clone());
+            assert!(matches!(read, Err(InstructionError::Arguments(_))), "{arguments}: {read:?}");
+        }
+        let restart = |service: &str| Instruction::parse("service.restart", json!({ "service": service }));
+        assert!(restart("getty@tty1.service").is_ok());
+        for service in ["", "a b", "a;b", "../x", "ü", "--now", "a\0", &"x".repeat(129)] {
+            assert!(matches!(restart(service), Err(InstructionError::ServiceName)), "{service:?}");
+        }
+    }
+
+    #[test]
+    fn arguments_are_stored_as_they_are_read() {
+        for json in [
+            serde_json::json!({"kind": "service.restart", "arguments": {"service": "nginx"}}),
+            serde_json::json!({"kind": "metrics.collect", "arguments": {}}),
+        ] {
+            let instruction: Instruction = serde_json::from_value(json.clone()).unwrap();
+            assert_eq!(instruction.arguments(), json["arguments"]);
         }
     }
 

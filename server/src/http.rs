@@ -1,0 +1,117 @@
+//! The API of the people port: who is calling, what was asked, and what the store says about it. docs/API.md has the rules
+//! that hold for all of it; [`router`] has the table of routes with the roles that may call them.
+//!
+//! To drive it: make a [`Context`], spawn [`Context::follow_hints`], and serve [`router`] with a connection's peer address as
+//! `axum::extract::ConnectInfo<SocketAddr>` in the extensions of each request. Start reading in [`router`], then in any file of
+//! `v1/`: one endpoint each, with its errors at the top and its tests at the bottom.
+
+mod auth;
+mod command_event;
+mod etag;
+mod field;
+mod limit;
+mod page;
+mod problem;
+mod request;
+mod router;
+#[cfg(test)]
+mod testing;
+mod v1;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cloudlink_proto::ids::TokenId;
+use tokio_util::sync::CancellationToken;
+
+pub use self::router::{openapi, router};
+
+use self::command_event::Hub;
+use self::limit::{Buckets, Rate};
+use crate::bus::Bus;
+use crate::metrics::Metrics;
+use crate::store::Store;
+
+/// The largest body of a request.
+pub const BODY_BYTES_MAX: usize = 64 * 1024;
+/// The longest that a request may take until its answer begins, the reading of its body included.
+pub const REQUEST_WITHIN: Duration = Duration::from_secs(20);
+/// Addresses whose failed authentications are counted apart. Beyond that, strangers share one count.
+const FAILING_ADDRESSES_MAX: usize = 16_384;
+/// Tokens whose requests are counted apart. Beyond that, further tokens share one count.
+const COUNTED_TOKENS_MAX: usize = 16_384;
+
+/// What can be set about the API.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Requests a second that one token may make on and on. Default 1,000: a script gone wild is stopped, a rollout is not.
+    pub token_requests_per_second: u32,
+    /// Requests that one token may make at once. Default 4,000.
+    pub token_requests_burst: u32,
+    /// Failed authentications that one address (IPv6: its /64) may make at once. Default 20. Further ones are refused
+    /// unread, at first for 3 s.
+    pub failures_burst: u32,
+    /// Streams of events at a time, in total. Default 1,000; each costs about 20 kB.
+    pub streams_max: usize,
+    /// Streams of events at a time, of one person. Default 50.
+    pub streams_per_person_max: usize,
+    /// How often a stream looks at the database without a hint. Default 5 s.
+    pub stream_recheck_every: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            token_requests_per_second: 1000,
+            token_requests_burst: 4000,
+            failures_burst: 20,
+            streams_max: 1000,
+            streams_per_person_max: 50,
+            stream_recheck_every: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Seconds after which one more failed authentication is forgiven.
+const FAILURE_FORGIVEN_AFTER_SECONDS: f64 = 3.0;
+
+/// What every handler works with. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Context {
+    store: Store,
+    bus: Bus,
+    metrics: Arc<Metrics>,
+    hub: Arc<Hub>,
+    limits: Arc<Limits>,
+    stopping: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Limits {
+    failures: Buckets<IpAddr>,
+    tokens: Buckets<TokenId>,
+}
+
+impl Context {
+    /// `stopping`: ends the streams of events, so that the node can stop.
+    #[must_use]
+    pub fn new(store: Store, bus: Bus, metrics: Arc<Metrics>, settings: Settings, stopping: CancellationToken) -> Self {
+        let failures = Rate { burst: settings.failures_burst, per_second: 1.0 / FAILURE_FORGIVEN_AFTER_SECONDS };
+        let tokens =
+            Rate { burst: settings.token_requests_burst, per_second: f64::from(settings.token_requests_per_second) };
+        let limits = Limits {
+            failures: Buckets::new(failures, FAILING_ADDRESSES_MAX),
+            tokens: Buckets::new(tokens, COUNTED_TOKENS_MAX),
+        };
+        Self { store, bus, metrics, hub: Arc::new(Hub::new(settings)), limits: Arc::new(limits), stopping }
+    }
+
+    /// Wakes the streams of events on hints, until the node stops. Without it they still look on their timers.
+    pub async fn follow_hints(self) {
+        tokio::select! {
+            () = self.stopping.cancelled() => {}
+            () = self.hub.follow(self.bus.listen()) => {}
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Every route, with the roles that may call it: [`table`] is the one place. What it says is enforced before the handler runs,
+//! shown in the OpenAPI document as `x-roles`, and held against strangers by the tests at the bottom.
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use tokio::time::Instant;
+use tower_http::catch_panic::CatchPanicLayer;
+use tracing::Instrument;
+use utoipa::openapi::extensions::Extensions;
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, ResponseBuilder};
+use utoipa::{PartialSchema, ToSchema};
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
+use utoipa_axum::routes;
+
+use super::problem::{Problem, ProblemDetails};
+use super::{BODY_BYTES_MAX, Context, REQUEST_WITHIN, auth, v1};
+use crate::model::new_id;
+use crate::model::person::Role::{self, Admin, Operator, Tenant};
+
+/// The longest request id that is taken from a caller, in characters.
+const REQUEST_ID_CHARS_MAX: usize = 64;
+static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Who may call what. A tenant's user sees its own tenant only; what an operator sees is up to the handler.
+fn table(routes: Routes) -> Routes {
+    routes.admit(&[Admin, Operator, Tenant], routes!(v1::me::show::handler))
+}
+
+/// The API, to be served on the people port.
+pub fn router(context: Context) -> Router {
+    let (api, document) = table(Routes::new(Some(context.clone()))).finish();
+    let document = Bytes::from(serde_json::to_vec(&document).expect("the document is plain data"));
+    api.route("/openapi.json", get(move || async move { ([(header::CONTENT_TYPE, "application/json")], document) }))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(from_fn(limit_time))
+        .layer(CatchPanicLayer::new())
+        .layer(from_fn_with_state(context.clone(), finish))
+        .with_state(context)
+}
+
+/// The contract that [`router`] serves, as OpenAPI 3.1.
+#[must_use]
+pub fn openapi() -> OpenApi {
+    table(Routes::new(None)).finish().1
+}
+
+/// Routes that cannot be added without saying who may call them.
+struct Routes {
+    /// None when only the document is asked for.
+    context: Option<Context>,
+    router: OpenApiRouter<Context>,
+}
+
+impl Routes {
+    fn new(context: Option<Context>) -> Self {
+        Self { context, router: OpenApiRouter::default() }
+    }
+
+    fn admit(self, roles: &'static [Role], (schemas, mut paths, methods): UtoipaMethodRouter<Context>) -> Self {
+        for item in paths.paths.values_mut() {
+            let operations = [&mut item.get, &mut item.post, &mut item.patch, &mut item.put, &mut item.delete];
+            for operation in operations.into_iter().flatten() {
+                declare(operation, roles);
+            }
+        }
+        let methods = match &self.context {
+            Some(context) => guard(methods, context.clone(), roles),
+            None => methods,
+        };
+        Self { router: self.router.routes((schemas, paths, methods)), ..self }
+    }
+
+    fn finish(self) -> (Router<Context>, OpenApi) {
+        OpenApiRouter::with_openapi(frame()).nest("/api/v1", self.router).split_for_parts()
+    }
+}
+
+fn guard(methods: MethodRouter<Context>, context: Context, roles: &'static [Role]) -> MethodRouter<Context> {
+    methods.route_layer(from_fn_with_state((context, roles), auth::admit))
+}
+
+/// Writes into the document what holds for every operation.
+fn declare(operation: &mut Operation, roles: &[Role]) {
+    let names: Vec<_> = roles.iter().map(|role| role.name()).collect();
+    operation.extensions.get_or_insert_default().merge(Extensions::from_iter([("x-roles", serde_json::json!(names))]));
+    operation.security = Some(vec![SecurityRequirement::new("token", [] as [&str; 0])]);
+    let problem = RefOr::Ref(Ref::from_schema_name(ProblemDetails::name()));
+    let content = ContentBuilder::new().schema(Some(problem)).build();
+    let response = ResponseBuilder::new().description("Any error").content("application/problem+json", content).build();
+    operation.responses.responses.insert("default".to_owned(), RefOr::T(response));
+}
+
+/// The document without its routes.
+fn frame() -> OpenApi {
+    let info = InfoBuilder::new().title("Cloudlink").version("1").description(Some("See docs/API.md.")).build();
+    let token = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("clk_…").build();
+    let components = utoipa::openapi::ComponentsBuilder::new()
+        .schema(ProblemDetails::name(), ProblemDetails::schema())
+        .security_scheme("token", SecurityScheme::Http(token))
+        .build();
+    OpenApiBuilder::new().info(info).components(Some(components)).build()
+}
+
+/// Answers in time, whatever the handler waits for.
+async fn limit_time(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(REQUEST_WITHIN, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Problem::unavailable().into_response(),
+    }
+}
+
+/// The outermost layer: names the request, counts it, gives errors their shape, and sets the headers of every answer.
+async fn finish(State(context): State<Context>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let id = request_id(request.headers());
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or_else(|| "unmatched".to_owned(), |path| path.as_str().to_owned());
+    let span = tracing::info_span!("http.request", method = %request.method(), route, request_id = id);
+    let mut response = async { Problem::render(next.run(request).await, &id) }.instrument(span).await;
+    set_headers(response.headers_mut(), &id);
+    let class = format!("{}xx", response.status().as_u16() / 100);
+    context.metrics.requests.with_label_values(&[route.as_str(), &class]).inc();
+    context.metrics.request_seconds.with_label_values(&[&route]).observe(started.elapsed().as_secs_f64());
+    response
+}
+
+/// The caller's own id, if it can be logged and echoed without harm.
+fn request_id(headers: &HeaderMap) -> String {
+    let is_sane = |id: &&str| {
+        (1..=REQUEST_ID_CHARS_MAX).contains(&id.len())
+            && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+    };
+    let given = headers.get(&REQUEST_ID).and_then(|id| id.to_str().ok()).filter(is_sane);
+    given.map_or_else(|| new_id().to_string(), str::to_owned)
+}
+
+fn set_headers(headers: &mut HeaderMap, request_id: &str) {
+    let request_id = HeaderValue::from_str(request_id).expect("checked, or a UUID");
+    headers.insert(REQUEST_ID.clone(), request_id);
+    for (name, value) in [
+        (header::CACHE_CONTROL, "no-store"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::STRICT_TRANSPORT_SECURITY, "max-age=31536000"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+}

@@ -1,0 +1,159 @@
+//! Devices: gateways in customers' buildings.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+/// The most labels of one device, or of one selector.
+pub const LABELS_MAX: usize = 64;
+/// The longest key or value of a label, in characters.
+pub const LABEL_CHARS_MAX: usize = 63;
+
+/// Labels of a device, or those that a selector asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(transparent)]
+pub struct Labels(pub BTreeMap<String, String>);
+
+/// Why labels are not acceptable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LabelsError {
+    #[error("there are more than {LABELS_MAX} labels")]
+    TooMany,
+    #[error("keys and values of labels have 1 to {LABEL_CHARS_MAX} characters, none of them a control character")]
+    Malformed,
+}
+
+impl Labels {
+    /// Checks the limits that the database does not know.
+    pub fn check(&self) -> Result<(), LabelsError> {
+        if self.0.len() > LABELS_MAX {
+            return Err(LabelsError::TooMany);
+        }
+        let is_text = |text: &String| {
+            let chars = text.chars().count();
+            (1..=LABEL_CHARS_MAX).contains(&chars) && !text.chars().any(char::is_control)
+        };
+        if self.0.iter().all(|(key, value)| is_text(key) && is_text(value)) {
+            Ok(())
+        } else {
+            Err(LabelsError::Malformed)
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceState {
+    Active,
+    Revoked,
+}
+
+impl DeviceState {
+    /// The state of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "active" => Some(Self::Active),
+            "revoked" => Some(Self::Revoked),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct Device {
+    pub id: Uuid,
+    pub tenant_id: Uuid,
+    pub name: String,
+    pub labels: Labels,
+    pub state: DeviceState,
+    /// Grows with each change: the `ETag`.
+    pub version: i64,
+    #[serde(with = "time::serde::rfc3339")]
+    pub enrolled_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub revoked_at: Option<OffsetDateTime>,
+    /// The certificate that it uses, or will use first.
+    pub certificate: Option<Certificate>,
+    /// Its newest link, live or closed.
+    pub link: Option<Link>,
+}
+
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct Certificate {
+    /// Hex.
+    pub serial: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub not_after: OffsetDateTime,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkState {
+    Live,
+    Closed,
+}
+
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct Link {
+    /// `websocket`, `openvpn` or `polling`.
+    pub transport: String,
+    pub state: LinkState,
+    /// Name of the node that serves it.
+    pub node: String,
+    /// Grows with every link of this device.
+    pub epoch: i64,
+    pub remote_address: String,
+    pub boot_id: String,
+    pub agent: String,
+    pub os: String,
+    pub hostname: String,
+    /// Device clock minus server clock at the start of the link.
+    pub clock_offset_ms: i64,
+    pub capabilities: Vec<String>,
+    #[serde(with = "time::serde::rfc3339")]
+    pub connected_at: OffsetDateTime,
+    /// When the device was last heard of; lags by some seconds.
+    #[serde(with = "time::serde::rfc3339")]
+    pub proven_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub closed_at: Option<OffsetDateTime>,
+    pub close_reason: Option<String>,
+}
+
+/// The newest report of a device about itself.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct DeviceMetrics {
+    pub device_id: Uuid,
+    #[serde(with = "time::serde::rfc3339")]
+    pub received_at: OffsetDateTime,
+    /// The JSON form of a `MetricsReport` of the link protocol: what could not be measured is absent.
+    #[schema(value_type = Object)]
+    pub report: serde_json::Value,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(count: usize, key: &str, value: &str) -> Labels {
+        Labels((0..count).map(|n| (format!("{key}{n}"), value.to_owned())).collect())
+    }
+
+    #[test]
+    fn labels_up_to_the_limits_are_accepted() {
+        assert_eq!(labels(LABELS_MAX, "k", &"ü".repeat(LABEL_CHARS_MAX)).check(), Ok(()));
+        assert_eq!(Labels::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn labels_beyond_the_limits_are_refused() {
+        assert_eq!(labels(LABELS_MAX + 1, "k", "v").check(), Err(LabelsError::TooMany));
+        for value in ["", "a\0b", "a\nb", &"x".repeat(LABEL_CHARS_MAX + 1)] {
+            assert_eq!(labels(1, "k", value).check(), Err(LabelsError::Malformed), "{value:?}");
+        }
+        assert_eq!(labels(1, &"x".repeat(LABEL_CHARS_MAX), "v").check(), Err(LabelsError::Malformed));
+    }
+}
