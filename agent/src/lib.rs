@@ -1,0 +1,17 @@
+//! The device side of Cloudlink.
+
+pub mod backoff;
+pub mod clock;
+pub mod command;
+pub mod config;
+pub mod disk;
+pub mod identity;
+pub mod ledger;
+pub mod tls;
+
+/// An error and all that caused it, in one line.
+#[must_use]
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
