@@ -1,1 +1,19 @@
 //! End-to-end tests, demonstration, load generator and benchmarks.
+//!
+//! Everything here is real: `cloudlinkd` with its own Postgres, `cloudlink-agent` and `cloudlink` are started as processes,
+//! in a directory of their own, on loopback ports of their own, and freed when dropped. Nothing is mocked. What no test
+//! machine can do (reboot) is done by [`machine`], which takes the agent down and brings it back with another boot id.
+//!
+//! Start reading at [`fleet`]: most tests need nothing else. Each file under `tests/` is one journey.
+//!
+//! Waits are level-triggered, bounded and named: [`poll::wait_for`].
+
+pub mod api;
+pub mod cli;
+pub mod dial;
+pub mod fleet;
+pub mod machine;
+pub mod poll;
+pub mod port;
+pub mod program;
+pub mod server;

@@ -1,0 +1,98 @@
+//! The device port, dialled by hand: with any certificate, any TLS version, or none.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use cloudlink_certs::{PrivateKey, TrustAnchor};
+use rustls::client::Resumption;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::version::TLS13;
+use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
+use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+
+use crate::api::install_provider;
+
+/// The path of links (docs/LINK-PROTOCOL.md).
+pub const LINK_PATH: &str = "/v1/link";
+/// The protocol that a WebSocket must speak.
+pub const SUBPROTOCOL: &str = "cloudlink.v1";
+
+/// For the whole of a dial, refusals included.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// What a device shows.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    pub certificate: CertificateDer<'static>,
+    /// Not checked to fit: a thief's client does not check either.
+    pub key: Arc<PrivateKey>,
+}
+
+/// A TLS client that trusts the fleet.
+pub fn client_config(
+    ca_file: &Path,
+    credentials: Option<&Credentials>,
+    versions: &[&'static SupportedProtocolVersion],
+) -> anyhow::Result<ClientConfig> {
+    install_provider();
+    let mut roots = RootCertStore::empty();
+    for root in TrustAnchor::from_pem(&std::fs::read(ca_file)?)?.roots() {
+        roots.add(root.clone())?;
+    }
+    let builder = ClientConfig::builder_with_protocol_versions(versions).with_root_certificates(roots);
+    let mut config = match credentials {
+        None => builder.with_no_client_auth(),
+        Some(credentials) => {
+            let key = credentials.key.as_pkcs8_der().clone_key().into();
+            let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)?;
+            let certified = CertifiedKey::new(vec![credentials.certificate.clone()], key);
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)))
+        }
+    };
+    // A test that wants to resume says so.
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+/// A TLS connection to an address under a name. With TLS 1.3 a refused client certificate only shows at the first read.
+pub async fn tls(address: SocketAddr, name: &str, config: ClientConfig) -> anyhow::Result<TlsStream<TcpStream>> {
+    let dial = async {
+        let stream = TcpStream::connect(address).await?;
+        TlsConnector::from(Arc::new(config))
+            .connect(ServerName::try_from(name.to_owned())?, stream)
+            .await
+            .map_err(anyhow::Error::from)
+    };
+    tokio::time::timeout(LIMIT, dial).await.context("no TLS in time")?
+}
+
+/// A WebSocket of the link protocol, opened as a device does it. An error holds what the server said, if it said anything.
+pub async fn link(
+    address: SocketAddr,
+    name: &str,
+    ca_file: &Path,
+    credentials: &Credentials,
+) -> anyhow::Result<WebSocketStream<TlsStream<TcpStream>>> {
+    let stream = tls(address, name, client_config(ca_file, Some(credentials), &[&TLS13])?).await?;
+    upgrade(name, stream).await
+}
+
+/// Asks for a WebSocket on a connection that is there.
+pub async fn upgrade(
+    name: &str,
+    stream: TlsStream<TcpStream>,
+) -> anyhow::Result<WebSocketStream<TlsStream<TcpStream>>> {
+    let mut request = format!("wss://{name}{LINK_PATH}").into_client_request()?;
+    request.headers_mut().insert("Sec-WebSocket-Protocol", SUBPROTOCOL.try_into()?);
+    let opened = tokio::time::timeout(LIMIT, tokio_tungstenite::client_async(request, stream));
+    let (socket, _) = opened.await.context("no WebSocket in time")??;
+    Ok(socket)
+}

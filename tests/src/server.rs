@@ -1,0 +1,188 @@
+//! `cloudlinkd`, on ports of its own, with its own Postgres unless told otherwise.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use cloudlink_certs::{Authority, PrivateKey};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::poll::wait_for;
+use crate::port;
+use crate::program::{Program, binary};
+
+/// The name that devices dial; its address is always given, so it need not resolve.
+pub const SERVER_NAME: &str = "localhost";
+/// The name under which devices enroll.
+pub const ENROLL_NAME: &str = "enroll.localhost";
+
+/// The first start makes a database and a PKI.
+const READY_LIMIT: Duration = Duration::from_secs(60);
+const OPERATIONS_LIMIT: Duration = Duration::from_secs(5);
+/// Of an answer of the operations port.
+const ANSWER_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// What a test may want different.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Of the device port.
+    pub device: Option<SocketAddr>,
+    pub people: Option<SocketAddr>,
+    pub operations: Option<SocketAddr>,
+    /// More of the configuration, each as `table.key=value`.
+    pub set: Vec<String>,
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    pub device: SocketAddr,
+    pub people: SocketAddr,
+    pub operations: SocketAddr,
+    directory: PathBuf,
+    set: Vec<String>,
+    program: Program,
+}
+
+impl Server {
+    /// Starts a server whose files are under `directory`, and waits until it is ready.
+    pub async fn start(directory: &Path, settings: &Settings) -> anyhow::Result<Self> {
+        let choose = |given: Option<SocketAddr>| given.map_or_else(port::free, Ok);
+        let (device, people, operations) =
+            (choose(settings.device)?, choose(settings.people)?, choose(settings.operations)?);
+        std::fs::create_dir_all(directory)?;
+        let text = format!(
+            r#"data_dir = "{directory}/data"
+node = "test-node"
+
+[device]
+listen = "{device}"
+server_name = "{SERVER_NAME}"
+enroll_name = "{ENROLL_NAME}"
+
+[people]
+listen = "{people}"
+
+[operations]
+listen = "{operations}"
+
+[log]
+format = "human"
+filter = "info,cloudlink_server=debug"
+"#,
+            directory = directory.display(),
+        );
+        std::fs::write(directory.join("cloudlinkd.toml"), text)?;
+        let program = run(directory, &settings.set)?;
+        let mut server =
+            Self { device, people, operations, directory: directory.to_owned(), set: settings.set.clone(), program };
+        server.ready().await?;
+        Ok(server)
+    }
+
+    /// Waits until the server says that it is ready.
+    pub async fn ready(&mut self) -> anyhow::Result<()> {
+        wait_for("a ready server", READY_LIMIT, async || {
+            if let Err(ended) = self.program.ensure_running() {
+                return Ok(Err(ended));
+            }
+            let (status, body) = get(self.operations, "/readyz").await?;
+            anyhow::ensure!(status == 200, "{status}: {body}");
+            Ok(Ok(()))
+        })
+        .await?
+    }
+
+    /// What the operations port answers.
+    pub async fn operations(&self, path: &str) -> anyhow::Result<(u16, String)> {
+        get(self.operations, path).await
+    }
+
+    #[must_use]
+    pub fn api_url(&self) -> String {
+        format!("https://{}", self.people)
+    }
+
+    #[must_use]
+    pub fn config_file(&self) -> PathBuf {
+        self.directory.join("cloudlinkd.toml")
+    }
+
+    #[must_use]
+    pub fn data_dir(&self) -> PathBuf {
+        self.directory.join("data")
+    }
+
+    #[must_use]
+    pub fn ca_file(&self) -> PathBuf {
+        self.data_dir().join("pki/ca.pem")
+    }
+
+    #[must_use]
+    pub fn admin_token_file(&self) -> PathBuf {
+        self.data_dir().join("admin.token")
+    }
+
+    /// The fleet's authority, for a test to sign with what the server would not.
+    pub fn authority(&self) -> anyhow::Result<Authority> {
+        let certificate = std::fs::read(self.ca_file())?;
+        let key = PrivateKey::from_pem(&std::fs::read(self.data_dir().join("pki/ca.key"))?)?;
+        Ok(Authority::load(&certificate, key)?)
+    }
+
+    pub fn log_text(&self) -> anyhow::Result<String> {
+        self.program.log_text()
+    }
+
+    #[must_use]
+    pub fn program(&mut self) -> &mut Program {
+        &mut self.program
+    }
+
+    /// Stops it as a service manager would.
+    pub fn stop(&mut self) -> anyhow::Result<ExitStatus> {
+        self.program.stop()
+    }
+
+    /// Starts it again on the same ports and data.
+    pub async fn start_again(&mut self) -> anyhow::Result<()> {
+        self.program = run(&self.directory, &self.set)?;
+        self.ready().await
+    }
+}
+
+fn run(directory: &Path, set: &[String]) -> anyhow::Result<Program> {
+    let mut command = Command::new(binary("cloudlinkd")?);
+    command.arg("run").arg("--config").arg(directory.join("cloudlinkd.toml"));
+    for assignment in set {
+        command.arg("--set").arg(assignment);
+    }
+    // What the developer has set must not reach the test.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("CLOUDLINK_") {
+            command.env_remove(name);
+        }
+    }
+    command.env_remove("DATABASE_URL");
+    Program::start("cloudlinkd", command, &directory.join("cloudlinkd.log"))
+}
+
+/// One plain HTTP request, with nothing in between that might hide something.
+pub async fn get(address: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
+    let exchange = async {
+        let mut stream = TcpStream::connect(address).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await?;
+        std::io::Result::Ok(answer)
+    };
+    let answer = tokio::time::timeout(OPERATIONS_LIMIT, exchange).await.context("no answer in time")??;
+    let answer = String::from_utf8(answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("not an HTTP answer")?;
+    let status = head.split(' ').nth(1).context("no status line")?.parse()?;
+    Ok((status, body.to_owned()))
+}
