@@ -1,0 +1,326 @@
+//! The API, typed: one method a route. What is sent and how often is in `transport`.
+
+mod problem;
+mod sse;
+mod transport;
+
+use std::collections::VecDeque;
+
+use anyhow::Context;
+use futures_util::StreamExt;
+use reqwest::header::HeaderValue;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+pub(crate) use problem::Problem;
+pub(crate) use transport::{Call, Pieces, backoff};
+
+use crate::connection::Connection;
+use crate::failure::Failure;
+use crate::model::{AuditEntry, Command, Device, EnrollmentToken, Grant, Me, Person, Tenant, Token};
+use transport::{Reply, Transport};
+
+/// Items asked for at once: the API's maximum.
+const PAGE_ITEMS: usize = 200;
+
+#[derive(Debug)]
+pub(crate) struct Client {
+    transport: Transport,
+}
+
+/// One thing: as this program understands it, and as it came, for `--json`.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer<T> {
+    pub(crate) value: T,
+    pub(crate) json: Value,
+    pub(crate) etag: Option<HeaderValue>,
+}
+
+impl<T: DeserializeOwned> Answer<T> {
+    fn new(json: Value, etag: Option<HeaderValue>) -> Result<Self, Failure> {
+        let value = serde::Deserialize::deserialize(&json)
+            .context("the server's answer is not what this version of cloudlink understands: is it too old?")?;
+        Ok(Self { value, json, etag })
+    }
+
+    fn of_reply(reply: Reply) -> Result<Self, Failure> {
+        Self::new(reply.json, reply.etag)
+    }
+}
+
+/// Things, over as many pages as it takes.
+#[derive(Debug)]
+pub(crate) struct List<T> {
+    pub(crate) items: Vec<Answer<T>>,
+    /// There are more than were asked for.
+    pub(crate) has_more: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct DeviceFilter {
+    /// `key:value`
+    pub(crate) labels: Vec<String>,
+    pub(crate) linked: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct CommandFilter {
+    pub(crate) device_id: Option<Uuid>,
+    pub(crate) grant_id: Option<Uuid>,
+    pub(crate) state: Option<String>,
+}
+
+impl Client {
+    pub(crate) fn new(connection: &Connection) -> Result<Self, Failure> {
+        Ok(Self { transport: Transport::new(connection)? })
+    }
+
+    pub(crate) async fn me(&self) -> Result<Answer<Me>, Failure> {
+        self.one(Call::get("/me")).await
+    }
+
+    pub(crate) async fn tenants(&self, limit: usize) -> Result<List<Tenant>, Failure> {
+        self.list(limit, || Call::get("/tenants")).await
+    }
+
+    pub(crate) async fn tenant(&self, id: Uuid) -> Result<Answer<Tenant>, Failure> {
+        self.one(Call::get(format!("/tenants/{id}"))).await
+    }
+
+    pub(crate) async fn tenant_create(&self, body: Value) -> Result<Answer<Tenant>, Failure> {
+        self.one(Call::post("/tenants", body)).await
+    }
+
+    pub(crate) async fn tenant_patch(&self, tenant: &Answer<Tenant>, body: Value) -> Result<Answer<Tenant>, Failure> {
+        let call = Call::patch(format!("/tenants/{}", tenant.value.id), body);
+        self.one(call.if_match(tenant.etag.as_ref())).await
+    }
+
+    pub(crate) async fn people(&self, limit: usize) -> Result<List<Person>, Failure> {
+        self.list(limit, || Call::get("/people")).await
+    }
+
+    pub(crate) async fn person_create(&self, body: Value) -> Result<Answer<Person>, Failure> {
+        self.one(Call::post("/people", body)).await
+    }
+
+    pub(crate) async fn person_deactivate(&self, id: Uuid) -> Result<Answer<Person>, Failure> {
+        self.one(Call::patch(format!("/people/{id}"), json!({ "active": false })).repeatable()).await
+    }
+
+    pub(crate) async fn tokens(&self, limit: usize, person: Option<Uuid>) -> Result<List<Token>, Failure> {
+        self.list(limit, || with(Call::get("/tokens"), "person_id", person.as_ref())).await
+    }
+
+    pub(crate) async fn token_create(&self, body: Value) -> Result<Answer<Token>, Failure> {
+        self.one(Call::post("/tokens", body)).await
+    }
+
+    pub(crate) async fn token_revoke(&self, id: Uuid) -> Result<Answer<Value>, Failure> {
+        self.one(Call::post(format!("/tokens/{id}/revoke"), json!({})).repeatable()).await
+    }
+
+    pub(crate) async fn enrollment_tokens(&self, limit: usize) -> Result<List<EnrollmentToken>, Failure> {
+        self.list(limit, || Call::get("/enrollment-tokens")).await
+    }
+
+    pub(crate) async fn enrollment_token_create(&self, body: Value) -> Result<Answer<EnrollmentToken>, Failure> {
+        self.one(Call::post("/enrollment-tokens", body)).await
+    }
+
+    pub(crate) async fn devices(&self, limit: usize, filter: &DeviceFilter) -> Result<List<Device>, Failure> {
+        self.list(limit, || {
+            let mut call = Call::get("/devices");
+            for label in &filter.labels {
+                call = call.query("label", label);
+            }
+            if filter.linked {
+                call = call.query("linked", "true");
+            }
+            call
+        })
+        .await
+    }
+
+    pub(crate) async fn device(&self, id: Uuid) -> Result<Answer<Device>, Failure> {
+        self.one(Call::get(format!("/devices/{id}"))).await
+    }
+
+    pub(crate) async fn device_patch(&self, device: &Answer<Device>, body: Value) -> Result<Answer<Device>, Failure> {
+        let call = Call::patch(format!("/devices/{}", device.value.id), body);
+        self.one(call.if_match(device.etag.as_ref())).await
+    }
+
+    pub(crate) async fn device_revoke(&self, id: Uuid) -> Result<Answer<Value>, Failure> {
+        self.one(Call::post(format!("/devices/{id}/revoke"), json!({}))).await
+    }
+
+    pub(crate) async fn device_metrics(&self, id: Uuid) -> Result<Answer<Value>, Failure> {
+        self.one(Call::get(format!("/devices/{id}/metrics"))).await
+    }
+
+    pub(crate) async fn grants(&self, limit: usize) -> Result<List<Grant>, Failure> {
+        self.list(limit, || Call::get("/grants")).await
+    }
+
+    pub(crate) async fn grant(&self, id: Uuid) -> Result<Answer<Grant>, Failure> {
+        self.one(Call::get(format!("/grants/{id}"))).await
+    }
+
+    pub(crate) async fn grant_create(&self, body: Value) -> Result<Answer<Grant>, Failure> {
+        self.one(Call::post("/grants", body)).await
+    }
+
+    pub(crate) async fn grant_revoke(&self, id: Uuid) -> Result<Answer<Value>, Failure> {
+        self.one(Call::post(format!("/grants/{id}/revoke"), json!({}))).await
+    }
+
+    pub(crate) async fn grant_extend(&self, grant: &Answer<Grant>, body: Value) -> Result<Answer<Grant>, Failure> {
+        let call = Call::post(format!("/grants/{}/extend", grant.value.id), body);
+        self.one(call.if_match(grant.etag.as_ref())).await
+    }
+
+    pub(crate) async fn commands(&self, limit: usize, filter: &CommandFilter) -> Result<List<Command>, Failure> {
+        self.list(limit, || {
+            let call = with(Call::get("/commands"), "device_id", filter.device_id.as_ref());
+            with(with(call, "grant_id", filter.grant_id.as_ref()), "state", filter.state.as_ref())
+        })
+        .await
+    }
+
+    pub(crate) async fn command(&self, id: Uuid) -> Result<Answer<Command>, Failure> {
+        self.one(Call::get(format!("/commands/{id}"))).await
+    }
+
+    /// Asks for a command on a device. Asked again with the same key, the answer is the same command.
+    pub(crate) async fn command_create(
+        &self,
+        device: Uuid,
+        body: Value,
+        key: &str,
+    ) -> Result<Answer<Command>, Failure> {
+        self.one(Call::post(format!("/devices/{device}/commands"), body).idempotency_key(key)?).await
+    }
+
+    pub(crate) async fn command_cancel(&self, id: Uuid) -> Result<Answer<Value>, Failure> {
+        self.one(Call::post(format!("/commands/{id}/cancel"), json!({}))).await
+    }
+
+    /// The command's changes as they happen, from its present state on.
+    pub(crate) async fn command_events(&self, id: Uuid) -> Result<CommandEvents, Failure> {
+        let pieces = self.transport.stream(Call::get(format!("/commands/{id}/events")), "text/event-stream").await?;
+        Ok(CommandEvents { pieces, parser: sse::Parser::default() })
+    }
+
+    pub(crate) async fn audit(&self, limit: usize, tenant: Option<Uuid>) -> Result<List<AuditEntry>, Failure> {
+        self.list(limit, || with(Call::get("/audit"), "tenant_id", tenant.as_ref())).await
+    }
+
+    pub(crate) async fn audit_export(&self, tenant: Option<Uuid>) -> Result<Pieces, Failure> {
+        let call = with(Call::get("/audit/export"), "tenant_id", tenant.as_ref());
+        self.transport.stream(call, "application/x-ndjson").await
+    }
+
+    async fn one<T: DeserializeOwned>(&self, call: Call) -> Result<Answer<T>, Failure> {
+        self.transport.call(call).await.and_then(Answer::of_reply)
+    }
+
+    /// At most `limit` items; `call` makes the call without its page.
+    async fn list<T: DeserializeOwned>(&self, limit: usize, call: impl Fn() -> Call) -> Result<List<T>, Failure> {
+        let mut items = Vec::new();
+        let mut cursor: Option<String> = None;
+        loop {
+            let ask = (limit - items.len()).min(PAGE_ITEMS);
+            let call = with(call().query("limit", ask.to_string()), "cursor", cursor.as_ref());
+            let page = self.transport.call(call).await?.json;
+            let Value::Array(values) = page["items"].clone() else {
+                return Err(anyhow::anyhow!("the server's answer is no list: is the address right?").into());
+            };
+            // A page that brings nothing new would be asked for for ever.
+            let is_empty = values.is_empty();
+            for value in values {
+                items.push(Answer::new(value, None)?);
+            }
+            cursor = page["next_cursor"].as_str().map(str::to_owned);
+            let has_more = cursor.is_some() && !is_empty;
+            if !has_more || items.len() >= limit {
+                return Ok(List { has_more: has_more || items.len() > limit, items });
+            }
+        }
+    }
+}
+
+/// The call with this query parameter, if it has a value.
+fn with(call: Call, name: &'static str, value: Option<&impl ToString>) -> Call {
+    match value {
+        Some(value) => call.query(name, value.to_string()),
+        None => call,
+    }
+}
+
+/// What becomes of one command.
+pub(crate) struct CommandEvents {
+    pieces: Pieces,
+    parser: sse::Parser,
+}
+
+impl CommandEvents {
+    /// The next state of the command; `None` when the server has nothing more to say.
+    pub(crate) async fn next_change(&mut self) -> Result<Option<Answer<Command>>, Failure> {
+        loop {
+            while let Some(event) = self.parser.next_event() {
+                if event.name == "command" {
+                    let json =
+                        serde_json::from_str(&event.data).context("the server sent an event that is not JSON")?;
+                    return Answer::new(json, None).map(Some);
+                }
+            }
+            match self.pieces.next().await {
+                None => return Ok(None),
+                Some(piece) => self.parser.feed(&piece?).map_err(anyhow::Error::new)?,
+            }
+        }
+    }
+}
+
+/// Lines of a stream, each of bounded length.
+pub(crate) struct Lines {
+    pieces: Pieces,
+    line: Vec<u8>,
+    ready: VecDeque<Vec<u8>>,
+    ended: bool,
+}
+
+impl Lines {
+    #[must_use]
+    pub(crate) fn new(pieces: Pieces) -> Self {
+        Self { pieces, line: Vec::new(), ready: VecDeque::new(), ended: false }
+    }
+
+    /// The next line without its end. A last line without an end is one, too.
+    pub(crate) async fn next_line(&mut self, bytes_max: usize) -> Result<Option<Vec<u8>>, Failure> {
+        loop {
+            if let Some(line) = self.ready.pop_front() {
+                return Ok(Some(line));
+            }
+            if self.ended {
+                return Ok((!self.line.is_empty()).then(|| std::mem::take(&mut self.line)));
+            }
+            match self.pieces.next().await {
+                None => self.ended = true,
+                Some(piece) => {
+                    let piece = piece?;
+                    let mut parts = piece.split(|byte| *byte == b'\n');
+                    self.line.extend_from_slice(parts.next().unwrap_or_default());
+                    for part in parts {
+                        self.ready.push_back(std::mem::replace(&mut self.line, part.to_vec()));
+                    }
+                    if self.line.len() > bytes_max {
+                        return Err(anyhow::anyhow!("the server sent a line longer than {bytes_max} bytes").into());
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! What can be typed: one module a noun.
+
+mod audit;
+mod command;
+mod completion;
+mod device;
+mod enroll_token;
+mod grant;
+mod instruction;
+mod person;
+mod session;
+mod tenant;
+mod token;
+mod watch;
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use serde_json::Value;
+
+use crate::client::{Answer, Client, List};
+use crate::connection::{self, Environment, Wish};
+use crate::failure::{EXIT_CODES, Failure};
+use crate::output::{Output, plain};
+
+/// Reach devices inside customers' buildings, while and only while their owners allow it
+#[derive(Debug, Parser)]
+#[command(name = "cloudlink", disable_version_flag = true, after_long_help = EXIT_CODES, after_help = "Exit codes: see --help")]
+#[command(propagate_version = false, max_term_width = 100)]
+pub(crate) struct Line {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Global {
+    /// Address of the API, as in https://cloudlink.example:8443
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Options of all commands",
+        value_name = "URL",
+        env = "CLOUDLINK_API",
+        hide_env_values = true
+    )]
+    api: Option<String>,
+    /// File with the certificates (PEM) of the only authorities to trust; without it, those of the system
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Options of all commands",
+        value_name = "FILE",
+        env = "CLOUDLINK_CA",
+        hide_env_values = true
+    )]
+    ca: Option<PathBuf>,
+    /// Name of the stored sign-in to use
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Options of all commands",
+        value_name = "NAME",
+        env = "CLOUDLINK_PROFILE",
+        hide_env_values = true
+    )]
+    profile: Option<String>,
+    /// Print the API's JSON instead of tables; errors are JSON, too
+    #[arg(long, global = true, help_heading = "Options of all commands")]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Check a token and store it for the commands that follow
+    Login(session::Login),
+    /// Forget the stored token
+    Logout,
+    /// Show who you are to the API
+    Whoami,
+    /// List devices
+    Devices(device::List),
+    /// Show, change or revoke one device
+    #[command(subcommand)]
+    Device(device::Device),
+    /// Single-use tokens with which new devices enroll
+    #[command(subcommand)]
+    EnrollToken(enroll_token::EnrollToken),
+    /// Permission for operators, given by a customer
+    #[command(subcommand)]
+    Grant(grant::Grant),
+    /// List grants
+    Grants(grant::List),
+    /// Restart a device's operating system
+    Reboot(instruction::Reboot),
+    /// Switch a device off; somebody has to go there to switch it on again
+    Shutdown(instruction::Shutdown),
+    /// Restart a service on a device
+    Restart(instruction::Restart),
+    /// Let a device measure itself now, or show what it measured last
+    Metrics(instruction::Metrics),
+    /// List commands, newest first
+    Commands(command::List),
+    /// Show, call back or watch one command
+    #[command(subcommand)]
+    Command(command::Command),
+    /// The audit log: who did what
+    Audit(audit::Audit),
+    /// List tenants
+    Tenants(tenant::List),
+    /// Create or change a tenant
+    #[command(subcommand)]
+    Tenant(tenant::Tenant),
+    /// List people
+    People(person::List),
+    /// Create or deactivate a person or robot
+    #[command(subcommand)]
+    Person(person::Person),
+    /// API tokens
+    #[command(subcommand)]
+    Token(token::Token),
+    /// Print a script that completes this command line in a shell
+    Completion(completion::Completion),
+    /// Print this program's version
+    Version,
+}
+
+impl Line {
+    #[must_use]
+    pub(crate) fn is_json(&self) -> bool {
+        self.global.json
+    }
+
+    pub(crate) async fn run(self) -> Result<(), Failure> {
+        let context = Context { output: Output::new(self.global.json), global: self.global };
+        let context = &context;
+        match self.verb {
+            Verb::Login(login) => login.run(context).await,
+            Verb::Logout => session::logout(context),
+            Verb::Whoami => session::whoami(context).await,
+            Verb::Devices(list) => list.run(context).await,
+            Verb::Device(verb) => verb.run(context).await,
+            Verb::EnrollToken(verb) => verb.run(context).await,
+            Verb::Grant(verb) => verb.run(context).await,
+            Verb::Grants(list) => list.run(context).await,
+            Verb::Reboot(reboot) => Box::pin(reboot.run(context)).await,
+            Verb::Shutdown(shutdown) => Box::pin(shutdown.run(context)).await,
+            Verb::Restart(restart) => Box::pin(restart.run(context)).await,
+            Verb::Metrics(metrics) => Box::pin(metrics.run(context)).await,
+            Verb::Commands(list) => list.run(context).await,
+            Verb::Command(verb) => Box::pin(verb.run(context)).await,
+            Verb::Audit(audit) => audit.run(context).await,
+            Verb::Tenants(list) => list.run(context).await,
+            Verb::Tenant(verb) => verb.run(context).await,
+            Verb::People(list) => list.run(context).await,
+            Verb::Person(verb) => verb.run(context).await,
+            Verb::Token(verb) => verb.run(context).await,
+            Verb::Completion(completion) => completion.run(),
+            Verb::Version => version(context),
+        }
+    }
+}
+
+fn version(context: &Context) -> Result<(), Failure> {
+    let version = env!("CARGO_PKG_VERSION");
+    if context.output.json {
+        return context.output.json(&serde_json::json!({ "version": version }));
+    }
+    context.output.line(&format!("cloudlink {version}"))
+}
+
+/// What every command needs.
+#[derive(Debug)]
+pub(crate) struct Context {
+    global: Global,
+    pub(crate) output: Output,
+}
+
+impl Context {
+    pub(crate) fn client(&self) -> Result<Client, Failure> {
+        Client::new(&connection::connection(&self.wish(), &environment())?)
+    }
+
+    fn wish(&self) -> Wish {
+        let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        Wish {
+            api: given(&self.global.api),
+            ca: self.global.ca.clone().filter(|path| !path.as_os_str().is_empty()),
+            profile: given(&self.global.profile),
+        }
+    }
+
+    /// Lists things: as one JSON array, or as a table with a word about what is missing.
+    fn list<T>(&self, list: &List<T>, table: impl FnOnce() -> crate::output::Table) -> Result<(), Failure> {
+        if self.output.json {
+            let items: Vec<&Value> = list.items.iter().map(|item| &item.json).collect();
+            self.output.json(&items)?;
+        } else if list.items.is_empty() {
+            self.output.note("none");
+        } else {
+            self.output.table(&table())?;
+        }
+        if list.has_more {
+            self.output.note(&format!("There are more than these {}: see --limit.", list.items.len()));
+        }
+        Ok(())
+    }
+
+    /// Shows one thing.
+    fn show<T>(&self, answer: &Answer<T>, table: impl FnOnce() -> crate::output::Table) -> Result<(), Failure> {
+        if self.output.json { self.output.json(&answer.json) } else { self.output.table(&table()) }
+    }
+
+    /// Shows a new secret: alone on standard output, so that it can be stored without being parsed out.
+    fn show_secret(&self, json: &Value, secret: Option<&str>, about: &str) -> Result<(), Failure> {
+        if self.output.json {
+            return self.output.json(json);
+        }
+        self.output.note(about);
+        self.output.line(secret.ok_or_else(|| anyhow::anyhow!("the server did not give the secret"))?)
+    }
+}
+
+fn environment() -> Environment<'static> {
+    Environment::new(&|name| std::env::var_os(name))
+}
+
+/// Asks before what cannot be undone from afar. A script is not asked: it said what it wants.
+fn confirm(question: &str, yes: bool) -> Result<(), Failure> {
+    if yes || !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        return Ok(());
+    }
+    let mut stderr = io::stderr().lock();
+    let _ = write!(stderr, "{} [y/N] ", plain(question));
+    let _ = stderr.flush();
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).map_err(|error| Failure::Other(error.into()))?;
+    if matches!(answer.trim(), "y" | "Y" | "yes") {
+        return Ok(());
+    }
+    Err(Failure::Usage("not confirmed, nothing was done".to_owned()))
+}

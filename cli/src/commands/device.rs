@@ -1,0 +1,199 @@
+//! Devices.
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::{Context, confirm};
+use crate::argument::{Label, Limit};
+use crate::client::{Answer, DeviceFilter};
+use crate::failure::Failure;
+use crate::model;
+use crate::output::{Cell, Here, Table, Tone};
+use crate::resolve;
+
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Only devices with this label, as in site=north (repeatable: with all of them)
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    labels: Vec<Label>,
+    /// Only devices with a live link
+    #[arg(long)]
+    linked: bool,
+    #[command(flatten)]
+    limit: Limit,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Device {
+    /// Show everything about a device
+    Show {
+        /// Name or id
+        device: String,
+    },
+    /// Rename or label a device
+    Set(Set),
+    /// Refuse a device and its certificates from now on, and cut its link; it would have to enroll again
+    Revoke {
+        /// Name or id
+        device: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+#[group(id = "change", required = true, multiple = true)]
+pub(crate) struct Set {
+    /// Name or id
+    device: String,
+    /// The new name
+    #[arg(long, group = "change")]
+    name: Option<String>,
+    /// A label to set, as in site=north (repeatable)
+    #[arg(long = "label", value_name = "KEY=VALUE", group = "change")]
+    labels: Vec<Label>,
+    /// The key of a label to remove (repeatable)
+    #[arg(long = "remove-label", value_name = "KEY", group = "change")]
+    removed: Vec<String>,
+}
+
+impl List {
+    pub(crate) async fn run(&self, context: &Context) -> Result<(), Failure> {
+        let filter = DeviceFilter {
+            labels: self.labels.iter().map(|label| format!("{}:{}", label.key, label.value)).collect(),
+            linked: self.linked,
+        };
+        let list = context.client()?.devices(self.limit.items(), &filter).await?;
+        context.list(&list, || {
+            let here = context.output.here();
+            let mut table = Table::new(&["NAME", "LINK", "PROVEN", "LABELS", "ID"]).whole(4);
+            for Answer { value, .. } in &list.items {
+                table.row(vec![
+                    value.name.clone().into(),
+                    link_state(value),
+                    Cell::or_none(value.link.as_ref().map(|link| here.relative(link.proven_at))),
+                    labels(&value.labels).into(),
+                    value.id.to_string().into(),
+                ]);
+            }
+            table
+        })
+    }
+}
+
+impl Device {
+    pub(crate) async fn run(&self, context: &Context) -> Result<(), Failure> {
+        let client = context.client()?;
+        match self {
+            Self::Show { device } => {
+                let device = resolve::device(&client, device).await?;
+                context.show(&device, || record(&device.value, &context.output.here()))
+            }
+            Self::Set(set) => {
+                let device = resolve::device(&client, &set.device).await?;
+                let device = client.device_patch(&device, set.body(&device.value)).await?;
+                context.show(&device, || record(&device.value, &context.output.here()))
+            }
+            Self::Revoke { device, yes } => {
+                let device = resolve::device(&client, device).await?;
+                let name = &device.value.name;
+                confirm(
+                    &format!("Revoke the device {name} ({})? It will have to enroll again.", device.value.id),
+                    *yes,
+                )?;
+                let answer = client.device_revoke(device.value.id).await?;
+                if context.output.json {
+                    return context.output.json(&answer.json);
+                }
+                context.output.line(&format!("Device {name} ({}) is revoked", device.value.id))
+            }
+        }
+    }
+}
+
+impl Set {
+    fn body(&self, device: &model::Device) -> serde_json::Value {
+        let mut body = json!({});
+        if let Some(name) = &self.name {
+            body["name"] = name.as_str().into();
+        }
+        if !self.labels.is_empty() || !self.removed.is_empty() {
+            let mut labels = device.labels.clone();
+            for key in &self.removed {
+                labels.remove(key);
+            }
+            labels.extend(self.labels.iter().map(|label| (label.key.clone(), label.value.clone())));
+            body["labels"] = json!(labels);
+        }
+        body
+    }
+}
+
+fn record(device: &model::Device, here: &Here) -> Table {
+    let mut table = Table::record();
+    table.field("name", device.name.clone());
+    table.field("id", device.id.to_string());
+    table.field("tenant", device.tenant_id.to_string());
+    table.field("labels", labels(&device.labels));
+    table.field("enrolled", here.full(device.enrolled_at));
+    if let Some(at) = device.revoked_at {
+        table.field("revoked", Cell::toned(here.full(at), Tone::Bad));
+    } else if device.state != "active" {
+        table.field("state", Cell::toned(device.state.clone(), Tone::Warn));
+    }
+    if let Some(certificate) = &device.certificate {
+        table.field("certificate", format!("{}, valid until {}", certificate.serial, here.full(certificate.not_after)));
+    }
+    table.field("link", link_state(device));
+    if let Some(link) = &device.link {
+        link_fields(&mut table, link, here);
+    }
+    table
+}
+
+fn link_fields(table: &mut Table, link: &model::Link, here: &Here) {
+    table.field("  connected", here.full(link.connected_at));
+    table.field("  last proven", here.full(link.proven_at));
+    if let Some(at) = link.closed_at {
+        table.field("  closed", here.full(at));
+    }
+    if let Some(reason) = &link.close_reason {
+        table.field("  because", reason.clone());
+    }
+    table.field("  from", link.remote_address.clone());
+    table.field("  to node", format!("{}, epoch {}", link.node, link.epoch));
+    table.field("  host", format!("{}, {}", link.hostname, link.os));
+    table.field("  agent", link.agent.clone());
+    table.field("  can do", link.capabilities.join(", "));
+    table.field("  boot id", link.boot_id.clone());
+    table.field("  clock", clock(link.clock_offset_ms));
+}
+
+/// How far a device's clock was off when it linked.
+fn clock(offset_ms: i64) -> Cell {
+    const TOLERATED_MS: u64 = 2000;
+    let off = offset_ms.unsigned_abs();
+    if off < TOLERATED_MS {
+        return format!("right (off by {offset_ms} ms)").into();
+    }
+    let span = crate::output::rough(jiff::SignedDuration::from_millis(offset_ms));
+    Cell::toned(format!("{span} {}", if offset_ms < 0 { "behind" } else { "ahead" }), Tone::Warn)
+}
+
+fn link_state(device: &model::Device) -> Cell {
+    if device.revoked_at.is_some() {
+        return Cell::toned("revoked", Tone::Bad);
+    }
+    match &device.link {
+        Some(link) if link.is_live() => Cell::toned(format!("live, {}", link.transport), Tone::Good),
+        Some(_) => Cell::toned("closed", Tone::Warn),
+        None => Cell::toned("never linked", Tone::Dim),
+    }
+}
+
+/// `floor=2, site=north`
+#[must_use]
+pub(crate) fn labels(labels: &model::Labels) -> String {
+    labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,180 @@
+//! The API's shapes, as docs/API.md gives them. Unknown fields and unknown names of states are accepted, so that this
+//! program works with newer servers.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::Value;
+use uuid::Uuid;
+
+/// Labels of a device, or the selector of a grant.
+pub(crate) type Labels = BTreeMap<String, String>;
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Tenant {
+    pub(crate) id: Uuid,
+    pub(crate) name: String,
+    pub(crate) grant_max_seconds: u64,
+    pub(crate) created_at: Timestamp,
+}
+
+/// Who a token belongs to.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Me {
+    pub(crate) id: Uuid,
+    pub(crate) name: String,
+    pub(crate) role: String,
+    pub(crate) tenant_id: Option<Uuid>,
+    pub(crate) token_id: Uuid,
+    pub(crate) token_expires_at: Timestamp,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Person {
+    pub(crate) id: Uuid,
+    pub(crate) name: String,
+    pub(crate) role: String,
+    pub(crate) tenant_id: Option<Uuid>,
+    pub(crate) active: bool,
+    pub(crate) created_at: Timestamp,
+}
+
+/// An API token. `token` is the secret, there only when it was just made.
+#[derive(Clone, Deserialize)]
+pub(crate) struct Token {
+    pub(crate) id: Uuid,
+    pub(crate) person_id: Uuid,
+    pub(crate) name: String,
+    pub(crate) expires_at: Timestamp,
+    pub(crate) revoked_at: Option<Timestamp>,
+    pub(crate) last_used_at: Option<Timestamp>,
+    #[serde(default)]
+    pub(crate) token: Option<String>,
+}
+
+/// A token that one device may enroll with. `token` is the secret, there only when it was just made.
+#[derive(Clone, Deserialize)]
+pub(crate) struct EnrollmentToken {
+    pub(crate) id: Uuid,
+    pub(crate) device_name: String,
+    pub(crate) labels: Labels,
+    pub(crate) expires_at: Timestamp,
+    pub(crate) used_at: Option<Timestamp>,
+    pub(crate) device_id: Option<Uuid>,
+    #[serde(default)]
+    pub(crate) token: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Device {
+    pub(crate) id: Uuid,
+    pub(crate) tenant_id: Uuid,
+    pub(crate) name: String,
+    pub(crate) labels: Labels,
+    pub(crate) state: String,
+    pub(crate) enrolled_at: Timestamp,
+    pub(crate) revoked_at: Option<Timestamp>,
+    pub(crate) certificate: Option<Certificate>,
+    pub(crate) link: Option<Link>,
+}
+
+impl Device {
+    #[must_use]
+    pub(crate) fn is_linked(&self) -> bool {
+        self.link.as_ref().is_some_and(Link::is_live)
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Certificate {
+    pub(crate) serial: String,
+    pub(crate) not_after: Timestamp,
+}
+
+/// The newest link of a device.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Link {
+    pub(crate) transport: String,
+    pub(crate) state: String,
+    pub(crate) node: String,
+    pub(crate) epoch: i64,
+    pub(crate) remote_address: String,
+    pub(crate) boot_id: String,
+    pub(crate) agent: String,
+    pub(crate) os: String,
+    pub(crate) hostname: String,
+    pub(crate) clock_offset_ms: i64,
+    pub(crate) capabilities: Vec<String>,
+    pub(crate) connected_at: Timestamp,
+    pub(crate) proven_at: Timestamp,
+    pub(crate) closed_at: Option<Timestamp>,
+    pub(crate) close_reason: Option<String>,
+}
+
+impl Link {
+    #[must_use]
+    pub(crate) fn is_live(&self) -> bool {
+        self.state == "live"
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Grant {
+    pub(crate) id: Uuid,
+    pub(crate) created_by: Uuid,
+    pub(crate) reason: String,
+    pub(crate) scopes: Vec<String>,
+    pub(crate) operator_ids: Option<Vec<Uuid>>,
+    pub(crate) device_ids: Option<Vec<Uuid>>,
+    pub(crate) selector: Option<Labels>,
+    pub(crate) starts_at: Timestamp,
+    pub(crate) ends_at: Timestamp,
+    pub(crate) created_at: Timestamp,
+    pub(crate) revoked_at: Option<Timestamp>,
+    pub(crate) state: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Command {
+    pub(crate) id: Uuid,
+    pub(crate) device_id: Uuid,
+    pub(crate) grant_id: Uuid,
+    pub(crate) requested_by: Uuid,
+    pub(crate) kind: String,
+    pub(crate) arguments: Value,
+    pub(crate) reason: String,
+    pub(crate) state: String,
+    pub(crate) created_at: Timestamp,
+    pub(crate) expires_at: Timestamp,
+    pub(crate) sent_at: Option<Timestamp>,
+    pub(crate) accepted_at: Option<Timestamp>,
+    pub(crate) finished_at: Option<Timestamp>,
+    pub(crate) percent: Option<u8>,
+    pub(crate) code: Option<String>,
+    pub(crate) message: Option<String>,
+    pub(crate) data: Option<Value>,
+    pub(crate) proof: Option<Value>,
+}
+
+impl Command {
+    /// Whether nothing more will happen to it. Not told by the state's name: a newer server may have more of them.
+    #[must_use]
+    pub(crate) fn is_final(&self) -> bool {
+        self.finished_at.is_some()
+    }
+
+    #[must_use]
+    pub(crate) fn has_succeeded(&self) -> bool {
+        self.state == "succeeded"
+    }
+}
+
+/// One line of an audit chain. `entry` is the text that was hashed.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct AuditEntry {
+    pub(crate) tenant_id: Uuid,
+    pub(crate) seq: u64,
+    pub(crate) entry: String,
+    pub(crate) hash: String,
+}
