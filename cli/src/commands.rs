@@ -37,9 +37,10 @@ pub(crate) struct Line {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Global {
-    /// Address of the API, as in https://cloudlink.example:8443
+    // Not a comment, in which rustdoc would see a link.
     #[arg(
         long,
+        help = "Address of the API, as in https://cloudlink.example:8443",
         global = true,
         help_heading = "Options of all commands",
         value_name = "URL",

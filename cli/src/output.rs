@@ -1,5 +1,5 @@
 //! What people and machines are shown. Data goes to standard output, everything else to standard error. All text passes
-//! through [`plain`], and all JSON through [`SafeJson`]: there is no other way to print in this program.
+//! through [`plain()`], and all JSON through [`SafeJson`]: there is no other way to print in this program.
 
 mod plain;
 mod table;
