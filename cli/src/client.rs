@@ -62,6 +62,7 @@ pub(crate) struct DeviceFilter {
     /// `key:value`
     pub(crate) labels: Vec<String>,
     pub(crate) linked: bool,
+    pub(crate) name: Option<String>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -138,7 +139,7 @@ impl Client {
             if filter.linked {
                 call = call.query("linked", "true");
             }
-            call
+            with(call, "name", filter.name.as_ref())
         })
         .await
     }

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use futures_util::StreamExt;
 use futures_util::stream;
+use futures_util::{StreamExt, TryStreamExt};
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
@@ -15,6 +15,8 @@ use crate::model::{Command, Device, Grant, Person, Tenant};
 const LOOKED_THROUGH_MAX: usize = 20_000;
 /// Ids of one table that are shown with a name.
 const NAMED_MAX: usize = 64;
+/// Devices from which names are offered in place of an unknown one.
+const SUGGESTED_FROM_MAX: usize = 1000;
 const LOOKUPS_AT_ONCE: usize = 8;
 /// Names that are offered in place of an unknown one.
 const SUGGESTIONS_MAX: usize = 3;
@@ -79,31 +81,27 @@ impl Named for Tenant {
 
 /// A device by its id or its unique name.
 pub(crate) async fn device(client: &Client, text: &str) -> Result<Answer<Device>, Failure> {
-    if let Ok(id) = text.parse() {
-        return client.device(id).await;
-    }
-    let found = find(client.devices(LOOKED_THROUGH_MAX, &DeviceFilter::default()).await?, text)?;
     // Lists carry no ETag.
-    client.device(found.value.id).await
+    client.device(device_id(client, text).await?).await
 }
 
 /// The ids of several devices.
 pub(crate) async fn device_ids(client: &Client, texts: &[String]) -> Result<Vec<Uuid>, Failure> {
-    let mut all: Option<List<Device>> = None;
-    let mut ids = Vec::new();
-    for text in texts {
-        if let Ok(id) = text.parse() {
-            ids.push(id);
-            continue;
-        }
-        if all.is_none() {
-            all = Some(client.devices(LOOKED_THROUGH_MAX, &DeviceFilter::default()).await?);
-        }
-        if let Some(all) = &all {
-            ids.push(one_named(all, text)?.value.id);
-        }
+    stream::iter(texts).map(|text| device_id(client, text)).buffered(LOOKUPS_AT_ONCE).try_collect().await
+}
+
+async fn device_id(client: &Client, text: &str) -> Result<Uuid, Failure> {
+    if let Ok(id) = text.parse() {
+        return Ok(id);
     }
-    Ok(ids)
+    let filter = DeviceFilter { name: Some(text.to_owned()), ..DeviceFilter::default() };
+    let named = client.devices(LOOKED_THROUGH_MAX, &filter).await?;
+    if named.items.is_empty() {
+        // Some others, for a hint at what may have been meant.
+        let others = client.devices(SUGGESTED_FROM_MAX, &DeviceFilter::default()).await?;
+        return find(others, text).map(|device| device.value.id);
+    }
+    find(named, text).map(|device| device.value.id)
 }
 
 pub(crate) async fn person(client: &Client, text: &str) -> Result<Answer<Person>, Failure> {
@@ -187,7 +185,7 @@ fn unknown<T: Named>(all: &List<T>, text: &str) -> String {
     let names: Vec<_> = alike.iter().take(SUGGESTIONS_MAX).map(|(_, name)| format!("`{name}`")).collect();
     let advice = match (names.is_empty(), all.has_more) {
         (false, _) => format!("Did you mean {}?", names.join(" or ")),
-        (true, true) => format!("Only {LOOKED_THROUGH_MAX} were looked through: give its id."),
+        (true, true) => "List them, or give its id.".to_owned(),
         (true, false) => format!("You see {} {}(s).", all.items.len(), T::NOUN),
     };
     format!("there is no {} `{text}`, or none that you may see\n{advice}", T::NOUN)

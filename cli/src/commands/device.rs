@@ -63,6 +63,7 @@ impl List {
         let filter = DeviceFilter {
             labels: self.labels.iter().map(|label| format!("{}:{}", label.key, label.value)).collect(),
             linked: self.linked,
+            name: None,
         };
         let list = context.client()?.devices(self.limit.items(), &filter).await?;
         context.list(&list, || {
