@@ -1,0 +1,230 @@
+//! What happens to the database before the first query of a running server: reaching it, making it, checking it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
+use tokio::time::timeout;
+
+use super::{MIGRATOR, Store, StoreError};
+use crate::config;
+
+/// How long one attempt to reach the database may take.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// A transaction in which nothing happens for so long is ended by Postgres, so that it cannot hold locks for ever.
+const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(60);
+
+/// Where a database is, and as whom to use it.
+pub type Address = PgConnectOptions;
+
+/// Why the database is not one that this server may run on.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    #[error("{key} is not the address of a Postgres: expected postgres://login:password@host:port/database")]
+    Url { key: &'static str },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("cannot apply the migrations")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    #[error(
+        "the schema is not this version's: migration {version} {what}. Set database.migrate = true, or apply the migrations by \
+         hand"
+    )]
+    Schema { version: i64, what: &'static str },
+    #[error(
+        "the server must not be able to rewrite its history, yet its role {role} may {privilege} on table {table}. As the owner \
+         of the database: revoke {privilege} on {table} from {role}"
+    )]
+    Privilege { role: String, table: String, privilege: String },
+}
+
+impl SetupError {
+    /// Whether the database may be there later.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_retryable(),
+            Self::Migrate(sqlx::migrate::MigrateError::Execute(error)) => is_unavailable(error),
+            Self::Url { .. } | Self::Migrate(_) | Self::Schema { .. } | Self::Privilege { .. } => false,
+        }
+    }
+}
+
+/// `Execute` holds its error by value, which [`StoreError`] would have to own.
+fn is_unavailable(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut)
+}
+
+/// A database behind a Unix socket.
+#[must_use]
+pub fn socket_options(directory: &Path, port: u16, login: &str, database: &str) -> PgConnectOptions {
+    PgConnectOptions::new_without_pgpass()
+        .socket(directory)
+        .port(port)
+        .username(login)
+        .database(database)
+        .ssl_mode(PgSslMode::Disable)
+}
+
+/// A database of somebody else. The error does not repeat the address: it may hold a password.
+pub fn url_options(key: &'static str, url: &config::Secret) -> Result<PgConnectOptions, SetupError> {
+    url.expose().parse().map_err(|_| SetupError::Url { key })
+}
+
+/// The pool of the running server.
+#[must_use]
+pub fn store(config: &config::Database, node: &str, options: PgConnectOptions) -> Store {
+    let milliseconds = |duration: Duration| duration.as_millis().to_string();
+    let options = options.application_name(&format!("cloudlinkd {node}")).options([
+        ("statement_timeout", milliseconds(config.statement_timeout_seconds.duration())),
+        ("lock_timeout", milliseconds(config.lock_timeout_seconds.duration())),
+        ("idle_in_transaction_session_timeout", milliseconds(IDLE_IN_TRANSACTION)),
+    ]);
+    let pool = PgPoolOptions::new()
+        .max_connections(config.connections_max)
+        .acquire_timeout(config.acquire_timeout_seconds.duration())
+        .idle_timeout(config.idle_timeout_seconds.duration())
+        .max_lifetime(config.lifetime_seconds.duration());
+    Store::new(pool, options)
+}
+
+/// Whether a Postgres takes connections there.
+pub async fn answers(options: &PgConnectOptions) -> bool {
+    Probe::new(options.clone()).run().await
+}
+
+/// Makes the database and the server's login in a cluster of our own, if they are missing.
+pub async fn cluster_prepare(
+    maintenance: &PgConnectOptions,
+    owner: &PgConnectOptions,
+    database: &str,
+    login: &str,
+) -> Result<(), SetupError> {
+    let mut connection = connect(maintenance).await?;
+    let exists = sqlx::query_scalar::<_, bool>("select exists (select from pg_database where datname = $1)")
+        .bind(database)
+        .fetch_one(&mut connection)
+        .await
+        .map_err(StoreError::from)?;
+    if !exists {
+        let create = format!("create database \"{database}\" template template0 encoding 'UTF8' locale 'C.UTF-8'");
+        connection.execute(AssertSqlSafe(create)).await.map_err(StoreError::from)?;
+    }
+    close(connection).await;
+
+    migrate(owner).await?;
+    let mut connection = connect(owner).await?;
+    let exists = sqlx::query_scalar::<_, bool>("select exists (select from pg_roles where rolname = $1)")
+        .bind(login)
+        .fetch_one(&mut connection)
+        .await
+        .map_err(StoreError::from)?;
+    if !exists {
+        // One statement string is one transaction: a login without its role does not stay behind.
+        let create = format!("create role \"{login}\" login; grant cloudlink_app to \"{login}\"");
+        connection.execute(AssertSqlSafe(create)).await.map_err(StoreError::from)?;
+    }
+    close(connection).await;
+    Ok(())
+}
+
+/// Applies the migrations that the database lacks, as its owner.
+pub async fn migrate(owner: &PgConnectOptions) -> Result<(), SetupError> {
+    let mut connection = connect(owner).await?;
+    super::migrate(&mut connection).await?;
+    close(connection).await;
+    Ok(())
+}
+
+/// Checks that exactly this version's migrations were applied.
+pub async fn schema_check(owner: &PgConnectOptions) -> Result<(), SetupError> {
+    let mut connection = connect(owner).await?;
+    let applied: Vec<(i64, Vec<u8>, bool)> =
+        sqlx::query_as("select version, checksum, success from _sqlx_migrations order by version")
+            .fetch_all(&mut connection)
+            .await
+            .map_err(StoreError::from)?;
+    close(connection).await;
+    for needed in MIGRATOR.iter() {
+        let version = needed.version;
+        match applied.iter().find(|(of, ..)| *of == version) {
+            None => return Err(SetupError::Schema { version, what: "is missing" }),
+            Some((_, _, false)) => return Err(SetupError::Schema { version, what: "was applied in part" }),
+            Some((_, checksum, true)) if **checksum != *needed.checksum => {
+                return Err(SetupError::Schema { version, what: "was another one when it was applied" });
+            }
+            Some(_) => {}
+        }
+    }
+    match applied.iter().find(|(version, ..)| MIGRATOR.iter().all(|needed| needed.version != *version)) {
+        Some((version, ..)) => Err(SetupError::Schema { version: *version, what: "is newer than this program" }),
+        None => Ok(()),
+    }
+}
+
+/// Checks that no role of the server may rewrite what must not be rewritten: the audit log, and the ways around the grant.
+pub async fn privilege_check(store: &Store) -> Result<(), SetupError> {
+    let mut connection = store.connection().await?;
+    let excess = sqlx::query!(
+        r#"select role as "role!", relation as "relation!", privilege as "privilege!"
+             from unnest(array['cloudlink_app', 'cloudlink_tenant']) as role,
+                  (values ('audit', 'insert'), ('audit', 'update'), ('audit', 'delete'), ('audit', 'truncate'),
+                          ('audit_chains', 'insert'), ('audit_chains', 'update'), ('audit_chains', 'delete'),
+                          ('audit_chains', 'truncate'),
+                          ('commands', 'insert'), ('commands', 'delete'), ('commands', 'truncate'))
+                      as forbidden (relation, privilege)
+            where case when privilege in ('insert', 'update')
+                       then has_any_column_privilege(role, relation, privilege)
+                       else has_table_privilege(role, relation, privilege) end
+            limit 1"#
+    )
+    .fetch_optional(&mut *connection)
+    .await
+    .map_err(StoreError::from)?;
+    match excess {
+        Some(row) => Err(SetupError::Privilege { role: row.role, table: row.relation, privilege: row.privilege }),
+        None => Ok(()),
+    }
+}
+
+/// Asks the database now and then whether it is there, on a connection of its own: a pool that is busy is not a database that
+/// is away.
+#[derive(Debug)]
+pub struct Probe {
+    options: PgConnectOptions,
+    connection: Option<PgConnection>,
+}
+
+impl Probe {
+    #[must_use]
+    pub fn new(options: PgConnectOptions) -> Self {
+        Self { options, connection: None }
+    }
+
+    /// Whether it answers now.
+    pub async fn run(&mut self) -> bool {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => match connect(&self.options).await {
+                Ok(connection) => connection,
+                Err(_) => return false,
+            },
+        };
+        let answered = matches!(timeout(CONNECT_WITHIN, connection.ping()).await, Ok(Ok(())));
+        if answered {
+            self.connection = Some(connection);
+        }
+        answered
+    }
+}
+
+async fn connect(options: &PgConnectOptions) -> Result<PgConnection, StoreError> {
+    let connecting = timeout(CONNECT_WITHIN, options.connect()).await;
+    Ok(connecting.map_err(|_| StoreError::Unavailable(sqlx::Error::PoolTimedOut))??)
+}
+
+/// Says good-bye, so that Postgres does not log a lost connection. That it cannot be said changes nothing.
+async fn close(connection: PgConnection) {
+    let _ = timeout(CONNECT_WITHIN, connection.close()).await;
+}
