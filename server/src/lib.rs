@@ -3,12 +3,21 @@
 //! Directions: `http`, `link` and `tasks` use `store`, `store` uses `model`, `model` uses `proto`. Only `store` names sqlx.
 //! [`bus`] carries hints between them and never a fact: the database is the truth.
 
+pub mod app;
 pub mod bus;
 pub mod clock;
 pub mod config;
+pub mod file;
 pub mod http;
+pub mod http_server;
 pub mod lifecycle;
 pub mod metrics;
 pub mod model;
+pub mod operations;
+pub mod people;
+pub mod pki;
+pub mod port;
+pub mod postgres;
 pub mod secret;
 pub mod store;
+pub mod telemetry;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use cloudlink_server::config::{self, Config, Faults, Loaded, Sources};
+use cloudlink_server::{app, clock, pki, telemetry};
 
 /// The server that devices dial.
 #[derive(Debug, Parser)]
@@ -17,9 +18,20 @@ struct Call {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Run the node.
+    Run(ConfigArgs),
+    /// Make keys and certificates.
+    #[command(subcommand)]
+    Pki(PkiVerb),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigVerb),
+}
+
+#[derive(Debug, Subcommand)]
+enum PkiVerb {
+    /// Make the fleet CA and the server's certificate in the data directory. Overwrites nothing.
+    Init(ConfigArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -49,7 +61,11 @@ impl ConfigArgs {
 }
 
 fn main() -> ExitCode {
+    // Every TLS connection of this process takes its cryptography from here.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let done = match Call::parse().verb {
+        Verb::Run(args) => run(args),
+        Verb::Pki(PkiVerb::Init(args)) => pki_init(args),
         Verb::Config(verb) => config(verb),
     };
     done.unwrap_or_else(|failure| {
@@ -57,6 +73,31 @@ fn main() -> ExitCode {
         let wrong_call = failure.is::<Faults>();
         if wrong_call { ExitCode::from(config::EXIT_USAGE) } else { ExitCode::FAILURE }
     })
+}
+
+fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
+    let config = args.load()?.config;
+    telemetry::start(&config.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(app::run(config));
+    // What still runs was told to stop twice.
+    runtime.shutdown_background();
+    Ok(match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Into the log and nowhere else: whoever reads the log as JSON expects nothing else.
+            tracing::error!("the node failed: {error:#}");
+            ExitCode::FAILURE
+        }
+    })
+}
+
+fn pki_init(args: ConfigArgs) -> anyhow::Result<ExitCode> {
+    let config = args.load()?.config;
+    let made = pki::init(&config, clock::now())?;
+    let (ca, server) = (made.ca_certificate.display(), made.server_certificate.display());
+    writeln!(std::io::stdout(), "fleet CA:            {ca}\nserver certificate:  {server}")?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn config(verb: ConfigVerb) -> anyhow::Result<ExitCode> {

@@ -8,7 +8,11 @@ const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::UNSPEC
 const CONNECTIONS_MAX: u32 = 2_048;
 const HANDSHAKE_TIMEOUT: Seconds = Seconds(10);
 const HEADER_TIMEOUT: Seconds = Seconds(10);
-const REQUEST_TIMEOUT: Seconds = Seconds(30);
+const TOKEN_REQUESTS_PER_SECOND: u32 = 1_000;
+const TOKEN_REQUESTS_BURST: u32 = 4_000;
+const FAILURES_BURST: u32 = 20;
+const STREAMS_MAX: u32 = 1_000;
+const STREAMS_PER_PERSON_MAX: u32 = 50;
 const IDLE_TIMEOUT: Seconds = Seconds(90);
 
 section! {
@@ -24,10 +28,19 @@ section! {
         handshake_timeout_seconds: Seconds = HANDSHAKE_TIMEOUT, in 1..=300;
         /// For the head of each request. Cuts slow clients.
         header_timeout_seconds: Seconds = HEADER_TIMEOUT, in 1..=300;
-        /// For the answer to a request. Streams of events may take as long as they like.
-        request_timeout_seconds: Seconds = REQUEST_TIMEOUT, in 1..=600;
         /// A connection on which no byte moved for this long is closed. Streams of events send a sign of life more often.
         idle_timeout_seconds: Seconds = IDLE_TIMEOUT, in 30..=3_600;
+        /// Requests a second that one token may make on and on: a script gone wild is stopped. Above it, requests are
+        /// answered with 429.
+        token_requests_per_second: u32 = TOKEN_REQUESTS_PER_SECOND, in 1..=1_000_000;
+        /// Requests that one token may make at once, before the rate applies.
+        token_requests_burst: u32 = TOKEN_REQUESTS_BURST, in 1..=1_000_000;
+        /// Failed authentications that one IPv4 address or IPv6 /64 may make at once; further ones are refused unread.
+        failures_burst: u32 = FAILURES_BURST, in 1..=10_000;
+        /// The most streams of events. Bounds memory: about 20 kB each.
+        streams_max: u32 = STREAMS_MAX, in 1..=100_000;
+        /// The most streams of events of one person.
+        streams_per_person_max: u32 = STREAMS_PER_PERSON_MAX, in 1..=100_000;
     }
 }
 

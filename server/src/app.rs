@@ -1,0 +1,234 @@
+//! Puts the node together, runs it, and takes it apart in the opposite order.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::bus::Bus;
+use crate::config::{Config, Database};
+use crate::lifecycle::{Shutdown, StopSignals};
+use crate::metrics::Metrics;
+use crate::operations::Readiness;
+use crate::pki::Pki;
+use crate::port::Ports;
+use crate::postgres::{self, Postgres};
+use crate::secret::{Purpose, Token};
+use crate::store::first_admin::first_admin_create;
+use crate::store::setup::{self, Address, Probe, SetupError};
+use crate::store::{Store, StoreError, Visibility};
+use crate::{clock, file, http, operations, people};
+
+/// The name of the database in a cluster of our own.
+const DATABASE: &str = "cloudlink";
+/// Between two attempts to reach the database at the start; doubled with each, up to [`DATABASE_AGAIN_AFTER_MAX`].
+const DATABASE_AGAIN_AFTER: Duration = Duration::from_millis(250);
+const DATABASE_AGAIN_AFTER_MAX: Duration = Duration::from_secs(5);
+/// For connections to the database that are still in use when everything else has ended.
+const POOL_CLOSE_WITHIN: Duration = Duration::from_secs(3);
+
+/// Runs the node until it is told to stop, or until a part of it fails that it cannot do without.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let mut signals = StopSignals::listen().context("cannot listen for signals")?;
+    raise_open_files(&config);
+    let _lock = lock_data_dir(&config.data_dir)?;
+    let pki = Pki::load(&config, clock::now())?;
+    let ports = Ports::take(&config)?;
+
+    let metrics = Arc::new(Metrics::new());
+    let postgres = if config.database.url.is_none() {
+        let start = Postgres::start(&config.postgres, &config.data_dir, Arc::clone(&metrics));
+        let Some(postgres) = before_signal(&mut signals, start).await? else { return Ok(()) };
+        Some(postgres)
+    } else {
+        None
+    };
+    let addresses = Addresses::of(&config.database, postgres.as_ref());
+    let outcome = match addresses {
+        Ok(addresses) => Node { config, metrics, pki }.run(ports, addresses, &mut signals).await,
+        Err(error) => Err(error.into()),
+    };
+    if let Some(postgres) = postgres {
+        postgres.stop().await;
+    }
+    outcome
+}
+
+/// Where the database is, for whom.
+struct Addresses {
+    /// Only in a cluster of our own: where our database can be made.
+    maintenance: Option<Address>,
+    owner: Address,
+    server: Address,
+}
+
+impl Addresses {
+    fn of(config: &Database, postgres: Option<&Postgres>) -> Result<Self, SetupError> {
+        let socket = |postgres: &Postgres, login, database| {
+            setup::socket_options(postgres.socket_dir(), postgres::PORT, login, database)
+        };
+        if let Some(postgres) = postgres {
+            return Ok(Self {
+                maintenance: Some(socket(postgres, postgres::OWNER, "postgres")),
+                owner: socket(postgres, postgres::OWNER, DATABASE),
+                server: socket(postgres, postgres::LOGIN, DATABASE),
+            });
+        }
+        let url = config.url.as_ref().ok_or(SetupError::Url { key: "database.url" })?;
+        let owner = match &config.migrate_url {
+            Some(url) => setup::url_options("database.migrate_url", url)?,
+            None => setup::url_options("database.url", url)?,
+        };
+        Ok(Self { maintenance: None, owner, server: setup::url_options("database.url", url)? })
+    }
+}
+
+/// What the parts are made of.
+struct Node {
+    config: Config,
+    metrics: Arc<Metrics>,
+    pki: Pki,
+}
+
+impl Node {
+    async fn run(self, ports: Ports, addresses: Addresses, signals: &mut StopSignals) -> anyhow::Result<()> {
+        let shutdown = Shutdown::new();
+        let readiness = Arc::new(Readiness::new(Arc::clone(&self.metrics)));
+        // These serve and watch until the very end, so that the stop can be seen; nobody waits for them.
+        let until_hard = Shutdown { soft: shutdown.hard.clone(), hard: shutdown.hard.clone(), ..Shutdown::new() };
+        let mut vital = JoinSet::new();
+        vital.spawn(operations::server(Arc::clone(&readiness)).run(ports.operations.listen()?, until_hard.clone()));
+
+        let Some(store) = before_signal(signals, self.open_store(&addresses)).await? else { return Ok(()) };
+        let probe = Probe::new(addresses.server);
+        vital.spawn(Arc::clone(&readiness).watch_database(probe, until_hard.soft));
+        let bus = Bus::new();
+        let api = http::Context::new(
+            store.clone(),
+            bus.clone(),
+            Arc::clone(&self.metrics),
+            people::settings(&self.config.people),
+            shutdown.soft.clone(),
+        );
+        shutdown.tasks.spawn(api.clone().follow_hints());
+        shutdown.tasks.spawn(self.pki.clone().keep_fresh(Arc::clone(&self.metrics), shutdown.soft.clone()));
+        let certificate = Arc::clone(&self.pki.server);
+        let people = people::server(&self.config.people, certificate, http::router(api), &self.metrics);
+        vital.spawn(people.run(ports.people.listen()?, shutdown.clone()));
+        readiness.running(store.clone());
+        tracing::info!(node = %self.config.node, version = env!("CARGO_PKG_VERSION"), "the node is up");
+
+        let failure = tokio::select! {
+            signal = signals.next() => {
+                tracing::info!(signal, "stopping");
+                None
+            }
+            ended = vital.join_next() => Some(anyhow::anyhow!("a vital part ended: {ended:?}")),
+        };
+        readiness.stopping();
+        let limits = &self.config.shutdown;
+        let again = async {
+            signals.next().await;
+        };
+        if !shutdown.run(limits.soft_seconds.duration(), limits.hard_seconds.duration(), again).await {
+            tracing::error!(tasks = shutdown.tasks.len(), "some tasks did not end in time");
+        }
+        if timeout(POOL_CLOSE_WITHIN, store.pool().close()).await.is_err() {
+            tracing::warn!("connections to the database were still in use");
+        }
+        tracing::info!("the node has stopped");
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Brings the database to where this version needs it. Waits for one that is not there yet.
+    async fn open_store(&self, addresses: &Addresses) -> anyhow::Result<Store> {
+        let config = &self.config.database;
+        let store = setup::store(config, &self.config.node, addresses.server.clone());
+        let mut pause = DATABASE_AGAIN_AFTER;
+        loop {
+            match prepare(config, addresses, &store).await {
+                Ok(()) => break,
+                Err(error) if error.is_retryable() => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, again_in = ?pause, "the database is not there yet");
+                    sleep(pause).await;
+                    pause = (pause * 2).min(DATABASE_AGAIN_AFTER_MAX);
+                }
+                Err(error) => return Err(error).context("the database cannot be used"),
+            }
+        }
+        make_first_admin(&store, &self.config.data_dir).await?;
+        Ok(store)
+    }
+}
+
+async fn prepare(config: &Database, addresses: &Addresses, store: &Store) -> Result<(), SetupError> {
+    match &addresses.maintenance {
+        Some(maintenance) => {
+            setup::cluster_prepare(maintenance, &addresses.owner, DATABASE, postgres::LOGIN).await?;
+        }
+        None if config.migrate => setup::migrate(&addresses.owner).await?,
+        None => setup::schema_check(&addresses.owner).await?,
+    }
+    setup::privilege_check(store).await
+}
+
+/// The token is in its file before the administrator is in the database: a crash between the two leaves a useless token, and
+/// the next start makes another one.
+async fn make_first_admin(store: &Store, data_dir: &Path) -> anyhow::Result<()> {
+    let token = Token::generate(Purpose::Api);
+    let mut transaction = store.begin(Visibility::All).await?;
+    if first_admin_create(&mut transaction, token.hash()).await? {
+        let path = data_dir.join("admin.token");
+        file::replace(&path, token.expose().as_bytes(), file::PRIVATE)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        transaction.commit().await.map_err(StoreError::from)?;
+        tracing::info!(?path, "made the first administrator: the token is in the file");
+    }
+    Ok(())
+}
+
+/// `None` when a signal came first.
+async fn before_signal<T, E>(
+    signals: &mut StopSignals,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<Option<T>, E> {
+    tokio::select! {
+        signal = signals.next() => {
+            tracing::info!(signal, "stopping before the start was over");
+            Ok(None)
+        }
+        done = work => done.map(Some),
+    }
+}
+
+/// One server a data directory: two would fight over the keys and the embedded Postgres.
+fn lock_data_dir(data_dir: &Path) -> anyhow::Result<File> {
+    file::make_dir(data_dir, 0o711)
+        .and_then(|()| postgres::open_passage(data_dir))
+        .with_context(|| format!("cannot make data_dir {}", data_dir.display()))?;
+    let path = data_dir.join("cloudlinkd.lock");
+    let lock = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    lock.try_lock().with_context(|| format!("another cloudlinkd runs in {}", data_dir.display()))?;
+    Ok(lock)
+}
+
+/// A link is a file: take as many as we are allowed.
+fn raise_open_files(config: &Config) {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        Ok(hard)
+    });
+    match raised {
+        Ok(limit) if limit < u64::from(config.device.links_max) => {
+            tracing::info!(limit, links_max = config.device.links_max, "open files will run out before links do");
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+    }
+}
