@@ -1,7 +1,7 @@
 //! The `cloudlink` command, as a person would run it.
 
-use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -17,11 +17,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Somebody at a command line.
 #[derive(Clone, Debug)]
 pub struct Cli {
-    api_url: String,
-    ca_file: PathBuf,
-    token: String,
-    /// Where the command keeps its profiles: not the developer's.
-    config_dir: PathBuf,
+    environment: Vec<(&'static str, OsString)>,
 }
 
 /// What a command said.
@@ -33,27 +29,34 @@ pub struct Said {
 }
 
 impl Cli {
+    /// Somebody who has signed in nowhere. Profiles are kept in `config_dir`: not the developer's.
     #[must_use]
-    pub fn new(api_url: &str, ca_file: &Path, token: &str, config_dir: &Path) -> Self {
-        Self {
-            api_url: api_url.to_owned(),
-            ca_file: ca_file.to_owned(),
-            token: token.to_owned(),
-            config_dir: config_dir.to_owned(),
-        }
+    pub fn new(config_dir: &Path) -> Self {
+        Self { environment: vec![("CLOUDLINK_CONFIG_DIR", config_dir.into()), ("NO_COLOR", "1".into())] }
+    }
+
+    /// The same, with an API and a token in the environment.
+    #[must_use]
+    pub fn with_token(mut self, api_url: &str, ca_file: &Path, token: &str) -> Self {
+        self.environment.extend([
+            ("CLOUDLINK_API", api_url.into()),
+            ("CLOUDLINK_CA", ca_file.into()),
+            ("CLOUDLINK_TOKEN", token.into()),
+        ]);
+        self
     }
 
     /// The command, to be started by the caller.
     pub fn command(&self, arguments: &[impl AsRef<OsStr>]) -> anyhow::Result<Command> {
         let mut command = Command::new(binary("cloudlink")?);
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("CLOUDLINK_") {
+                command.env_remove(name);
+            }
+        }
         command
             .args(arguments)
-            .env("CLOUDLINK_API", &self.api_url)
-            .env("CLOUDLINK_CA", &self.ca_file)
-            .env("CLOUDLINK_TOKEN", &self.token)
-            .env("CLOUDLINK_CONFIG_DIR", &self.config_dir)
-            .env_remove("CLOUDLINK_PROFILE")
-            .env("NO_COLOR", "1")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .kill_on_drop(true);
         Ok(command)

@@ -96,3 +96,55 @@ pub async fn upgrade(
     let (socket, _) = opened.await.context("no WebSocket in time")??;
     Ok(socket)
 }
+
+/// How a dial was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// TLS says why.
+    Alert(rustls::AlertDescription),
+    /// HTTP says why: the status, and the last part of the problem's type.
+    Http(u16, String),
+    /// The connection was cut.
+    Cut,
+    /// It went another way wrong.
+    Other(String),
+}
+
+impl Refusal {
+    /// Reads it from what a dial gave.
+    #[must_use]
+    pub fn of(error: &anyhow::Error) -> Self {
+        use tokio_tungstenite::tungstenite::Error as WebSocketError;
+
+        for cause in error.chain() {
+            if let Some(WebSocketError::Http(answer)) = cause.downcast_ref() {
+                return Self::Http(answer.status().as_u16(), problem(answer.body().as_deref().unwrap_or_default()));
+            }
+            if let Some(io) = cause.downcast_ref::<std::io::Error>() {
+                return Self::of_io(io);
+            }
+            if let Some(WebSocketError::Io(io)) = cause.downcast_ref() {
+                return Self::of_io(io);
+            }
+        }
+        Self::Other(format!("{error:#}"))
+    }
+
+    fn of_io(error: &std::io::Error) -> Self {
+        if let Some(rustls::Error::AlertReceived(alert)) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
+            return Self::Alert(*alert);
+        }
+        if matches!(
+            error.kind(),
+            std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::BrokenPipe
+        ) {
+            return Self::Cut;
+        }
+        Self::Other(error.to_string())
+    }
+}
+
+fn problem(body: &[u8]) -> String {
+    let body: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    body["type"].as_str().and_then(|kind| kind.rsplit(':').next()).unwrap_or_default().to_owned()
+}

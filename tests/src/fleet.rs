@@ -53,10 +53,10 @@ impl Fleet {
         let server = Server::start(&directory.path().join("server"), settings).await?;
         let token = std::fs::read_to_string(server.admin_token_file())?;
         let admin = Api::new(&server.api_url(), &server.ca_file(), token.trim())?;
-        let tenant = admin.post("/tenants", &json!({ "name": "Brightwater Dairy" })).await?;
+        let tenant = admin.post("/tenants", &json!({ "name": "customer" })).await?;
         let tenant_id = text(&tenant, "id")?;
-        let (operator, operator_id) = person(&admin, "Olga Operator", "operator", None).await?;
-        let (tenant, _) = person(&admin, "Tess Tenant", "tenant", Some(&tenant_id)).await?;
+        let (operator, operator_id) = person(&admin, "operator", "operator", None).await?;
+        let (tenant, _) = person(&admin, "customer user", "tenant", Some(&tenant_id)).await?;
         Ok(Self { server, admin, operator, operator_id, tenant, tenant_id, directory })
     }
 
@@ -146,7 +146,7 @@ impl Fleet {
     /// A command line with this token.
     #[must_use]
     pub fn cli(&self, token: &str) -> Cli {
-        Cli::new(&self.server.api_url(), &self.server.ca_file(), token, &self.path("cli"))
+        Cli::new(&self.path("cli")).with_token(&self.server.api_url(), &self.server.ca_file(), token)
     }
 
     #[must_use]

@@ -1,0 +1,76 @@
+//! `make demo` and `make up`: a throw-away fleet, and the main job told as a tour.
+//!
+//! Everything runs for real, as somebody would run it: [`stage`] has the fleet, [`demo`] the story, [`up`] leaves the stage
+//! to the user.
+
+#![expect(clippy::print_stdout, reason = "telling is what this program is for")]
+
+mod demo;
+mod stage;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use cloudlink_tests::api::install_provider;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::stage::Ports;
+
+/// Takes you through Cloudlink with a throw-away fleet
+#[derive(Debug, Parser)]
+struct Line {
+    #[command(subcommand)]
+    verb: Verb,
+    /// Listen on ports that nobody uses, rather than on 443 (or 4443), 8443 and 9090
+    #[arg(long, global = true)]
+    free_ports: bool,
+}
+
+#[derive(Clone, Copy, Debug, clap::Subcommand)]
+enum Verb {
+    /// The main job, from enrollment to the end of the grant; leaves nothing running
+    Demo,
+    /// A server with one device, until Ctrl-C; writes target/up.env
+    Up,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    install_provider();
+    let line = Line::parse();
+    let ports = if line.free_ports { Ports::Free } else { Ports::Usual };
+    // What is interrupted is dropped, and dropping it stops what it started.
+    let told = tokio::select! {
+        told = Box::pin(run(line.verb, ports)) => told.map(|()| false),
+        interrupted = interrupted() => interrupted.map(|()| true),
+    };
+    match (told, line.verb) {
+        (Ok(false), _) => ExitCode::SUCCESS,
+        (Ok(true), verb) => {
+            println!("\nEverything is stopped and removed.");
+            // That is how `up` ends, but not how `demo` does.
+            if matches!(verb, Verb::Up) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        (Err(error), _) => {
+            println!("\nThe tour ends here: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(verb: Verb, ports: Ports) -> anyhow::Result<()> {
+    match verb {
+        Verb::Demo => Box::pin(demo::run(ports)).await,
+        Verb::Up => Box::pin(up::run(ports)).await,
+    }
+}
+
+async fn interrupted() -> anyhow::Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,119 @@
+//! The stage, left to the user.
+
+use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use cloudlink_tests::api::text;
+use cloudlink_tests::machine::SERVICE;
+use cloudlink_tests::program::binary;
+
+use crate::demo::wait_for_link;
+use crate::stage::{DEVICE, Person, Ports, Stage, chapter};
+
+/// How often to look whether everything still runs.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+pub(crate) async fn run(ports: Ports) -> anyhow::Result<()> {
+    chapter("A fleet", "The same as in `make demo`.");
+    let mut stage = Stage::set(ports).await?;
+    stage.people().await?;
+    stage.enroll().await?;
+    let device = text(&wait_for_link(&stage).await?, "id")?;
+    let environment = Environment::write(&variables(&stage, &device)?)?;
+    tell(&stage, &device, &environment.path);
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        stage.server.program().ensure_running()?;
+    }
+}
+
+/// The variables that everybody may use, in this order.
+fn variables(stage: &Stage, device: &str) -> anyhow::Result<Vec<(&'static str, String)>> {
+    let token =
+        |person| -> anyhow::Result<String> { Ok(std::fs::read_to_string(stage.token_file(person))?.trim().to_owned()) };
+    let identity = stage.device.state_dir().join("current.pem").display().to_string();
+    let (api, ca) = (stage.server.api_url(), stage.server.ca_file().display().to_string());
+    Ok(vec![
+        ("DEVICE_ADDR", stage.server.device.to_string()),
+        ("API_URL", api.clone()),
+        ("OPS_URL", format!("http://{}", stage.server.operations)),
+        ("CA_FILE", ca.clone()),
+        ("DEVICE_ID", device.to_owned()),
+        // Certificate and key stand in one file.
+        ("DEVICE_CERT", identity.clone()),
+        ("DEVICE_KEY", identity),
+        ("OPERATOR_TOKEN", token(Person::Operator)?),
+        ("TENANT_TOKEN", token(Person::Customer)?),
+        ("ADMIN_TOKEN", token(Person::Admin)?),
+        ("CLOUDLINK", binary("cloudlink")?.display().to_string()),
+        // What the command line itself reads.
+        ("CLOUDLINK_API", api),
+        ("CLOUDLINK_CA", ca),
+        ("CLOUDLINK_CONFIG_DIR", stage.path("cli").display().to_string()),
+    ])
+}
+
+fn tell(stage: &Stage, device: &str, environment: &Path) {
+    let text = format!(
+        "devices dial    {device_address}   (server name localhost)
+         people call     {api}
+         operations      http://{operations}/metrics
+         demo device     {DEVICE}   {device}
+         tokens          {admin}, {customer}, {operator}
+
+         In another terminal:
+
+         . {environment}
+         $CLOUDLINK devices --profile customer
+         $CLOUDLINK reboot {DEVICE} --reason 'see what happens' --profile operator      # refused: no grant
+         $CLOUDLINK grant create --device {DEVICE} --scope device:reboot --scope service:restart --scope metrics:read --for 15m --reason 'try it' --profile customer
+         $CLOUDLINK reboot {DEVICE} --reason 'see what happens' --profile operator
+         $CLOUDLINK restart {DEVICE} {SERVICE} --reason 'once more' --profile operator
+         $CLOUDLINK audit --profile customer
+         curl --cacert $CA_FILE -H \"Authorization: Bearer $TENANT_TOKEN\" $API_URL/api/v1/devices
+
+         Ctrl-C stops everything.",
+        device_address = stage.server.device,
+        api = stage.server.api_url(),
+        operations = stage.server.operations,
+        admin = stage.token_file(Person::Admin).display(),
+        customer = stage.token_file(Person::Customer).display(),
+        operator = stage.token_file(Person::Operator).display(),
+        environment = environment.display(),
+    );
+    chapter("It is up", &text);
+}
+
+/// `target/up.env`, there for as long as what it tells of.
+#[derive(Debug)]
+struct Environment {
+    path: PathBuf,
+}
+
+impl Environment {
+    fn write(variables: &[(&'static str, String)]) -> anyhow::Result<Self> {
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the crate is in the workspace")?;
+        let path = workspace.join("target/up.env");
+        std::fs::create_dir_all(workspace.join("target"))?;
+        let mut text = String::new();
+        for (name, value) in variables {
+            writeln!(text, "export {name}='{}'", value.replace('\'', r"'\''"))?;
+        }
+        // It holds tokens. Made anew, for an old file keeps its mode.
+        let _ = std::fs::remove_file(&path);
+        let mut file: File = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        file.write_all(text.as_bytes())?;
+        Ok(Self { path })
+    }
+}
+
+impl Drop for Environment {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
