@@ -19,7 +19,7 @@ pub const SERVER_NAME: &str = "localhost";
 /// The name under which devices enroll.
 pub const ENROLL_NAME: &str = "enroll.localhost";
 
-/// The first start makes a database and a PKI.
+/// The first start makes a database.
 const READY_LIMIT: Duration = Duration::from_secs(60);
 const OPERATIONS_LIMIT: Duration = Duration::from_secs(5);
 /// Of an answer of the operations port.
@@ -76,6 +76,7 @@ filter = "info,cloudlink_server=debug"
             directory = directory.display(),
         );
         std::fs::write(directory.join("cloudlinkd.toml"), text)?;
+        init_pki(directory, &settings.set)?;
         let program = run(directory, &settings.set)?;
         let mut server =
             Self { device, people, operations, directory: directory.to_owned(), set: settings.set.clone(), program };
@@ -154,9 +155,20 @@ filter = "info,cloudlink_server=debug"
     }
 }
 
+fn init_pki(directory: &Path, set: &[String]) -> anyhow::Result<()> {
+    let output = command(directory, &["pki", "init"], set)?.output()?;
+    anyhow::ensure!(output.status.success(), "pki init: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
 fn run(directory: &Path, set: &[String]) -> anyhow::Result<Program> {
+    Program::start("cloudlinkd", command(directory, &["run"], set)?, &directory.join("cloudlinkd.log"))
+}
+
+/// `cloudlinkd` with a verb and the server's configuration.
+pub fn command(directory: &Path, verb: &[&str], set: &[String]) -> anyhow::Result<Command> {
     let mut command = Command::new(binary("cloudlinkd")?);
-    command.arg("run").arg("--config").arg(directory.join("cloudlinkd.toml"));
+    command.args(verb).arg("--config").arg(directory.join("cloudlinkd.toml"));
     for assignment in set {
         command.arg("--set").arg(assignment);
     }
@@ -167,7 +179,7 @@ fn run(directory: &Path, set: &[String]) -> anyhow::Result<Program> {
         }
     }
     command.env_remove("DATABASE_URL");
-    Program::start("cloudlinkd", command, &directory.join("cloudlinkd.log"))
+    Ok(command)
 }
 
 /// One plain HTTP request, with nothing in between that might hide something.
