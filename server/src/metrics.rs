@@ -120,6 +120,11 @@ pub struct Metrics {
     /// Link messages of a kind that this server does not know.
     pub link_messages_unknown: IntCounter,
 
+    /// Devices whose certificate two machines seem to use.
+    pub clones_suspected: IntCounter,
+    /// `reason` (`foreign`, `stale`, `illegal`, `unknown`): reports of commands that changed nothing.
+    pub reports_refused: IntCounterVec,
+
     /// `kind`, `state`: commands that entered the state.
     pub commands: IntCounterVec,
     /// `kind`: from the insert to the final state.
@@ -213,6 +218,17 @@ impl Metrics {
                 &registry,
                 "cloudlink_link_messages_unknown_total",
                 "Link messages of a kind that this server does not know.",
+            ),
+            clones_suspected: counter(
+                &registry,
+                "cloudlink_link_clones_suspected_total",
+                "Devices whose certificate two machines seem to use.",
+            ),
+            reports_refused: counters(
+                &registry,
+                "cloudlink_link_reports_refused_total",
+                "Reports of commands that changed nothing.",
+                &["reason"],
             ),
             commands: counters(
                 &registry,

@@ -4,6 +4,8 @@
 //! and every older one of the device `superseded`. A superseded certificate is refused: a copy of an old key stops being of
 //! use the moment its owner has moved on. A device that is told `certificate_superseded` dials with its other slot.
 
+use std::time::Duration;
+
 use cloudlink_proto::ids::{DeviceId, TenantId};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -97,33 +99,62 @@ pub async fn certificate_insert(
     Ok(())
 }
 
-/// Records the renewed certificate of an active device, with its audit entry, in one statement. `false`: the device is
-/// not active any more.
+/// Certificates that a device may renew in [`RENEWALS_WITHIN`].
+const RENEWALS_MAX: i64 = 6;
+const RENEWALS_WITHIN: Duration = Duration::from_secs(3600);
+
+/// What came of a renewal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    Recorded,
+    /// The device renews too often.
+    TooMany,
+    /// The device is not active any more.
+    Revoked,
+}
+
+/// Records the renewed certificate of an active device, with its audit entry, in one statement.
 pub async fn certificate_renew(
     connection: &mut PgConnection,
     certificate: NewCertificate<'_>,
-) -> Result<bool, StoreError> {
-    let renewed = sqlx::query_scalar!(
-        r#"with issued as (
+) -> Result<Renewal, StoreError> {
+    let row = sqlx::query!(
+        r#"with device as (
+               select d.id, d.tenant_id,
+                      (select count(*) from certificates c
+                        where c.device_id = d.id
+                          and c.issued_at > clock_timestamp() - make_interval(secs => $7)) < $6 as may_renew
+                 from devices d where d.id = $2 and d.state = 'active'
+           ),
+           issued as (
                insert into certificates (serial, device_id, tenant_id, key_hash, der, not_after)
-               select $1, d.id, d.tenant_id, $3, $4, $5 from devices d where d.id = $2 and d.state = 'active'
+               select $1, id, tenant_id, $3, $4, $5 from device where may_renew
                returning serial, device_id, tenant_id, not_after
            )
-           select audit_append(tenant_id,
-                               jsonb_build_object('kind', 'device', 'id', device_id),
-                               'certificate.renewed',
-                               jsonb_build_object('kind', 'device', 'id', device_id),
-                               jsonb_build_object('serial', encode(serial, 'hex'), 'not_after', not_after)) as "seq!"
-             from issued"#,
+           select d.may_renew as "may_renew!",
+                  case when i.serial is not null then
+                      audit_append(i.tenant_id,
+                                   jsonb_build_object('kind', 'device', 'id', i.device_id),
+                                   'certificate.renewed',
+                                   jsonb_build_object('kind', 'device', 'id', i.device_id),
+                                   jsonb_build_object('serial', encode(i.serial, 'hex'), 'not_after', i.not_after))
+                  end as audited
+             from device d left join issued i on true"#,
         certificate.serial,
         certificate.device_id.as_uuid(),
         certificate.key_hash,
         certificate.der,
         certificate.not_after,
+        RENEWALS_MAX,
+        RENEWALS_WITHIN.as_secs_f64(),
     )
     .fetch_optional(connection)
     .await?;
-    Ok(renewed.is_some())
+    Ok(match row {
+        Some(row) if row.may_renew => Renewal::Recorded,
+        Some(_) => Renewal::TooMany,
+        None => Renewal::Revoked,
+    })
 }
 
 /// What was revoked since a moment, and the database's time of the answer.

@@ -45,6 +45,8 @@ pub struct OpenedLink {
     pub has_open_commands: bool,
     /// The link that it replaces.
     pub previous: Option<PreviousLink>,
+    /// Whether this boot of the device had opened a link before.
+    pub is_known_boot: bool,
 }
 
 /// What tells one machine from another that uses the same certificate.
@@ -88,7 +90,7 @@ pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Resu
                       boot_id = excluded.boot_id, agent = excluded.agent, os = excluded.os, hostname = excluded.hostname,
                       clock_offset_ms = excluded.clock_offset_ms, capabilities = excluded.capabilities,
                       connected_at = clock_timestamp(), proven_at = clock_timestamp(), closed_at = null, close_reason = null
-               returning l.device_id, l.tenant_id, l.epoch
+               returning l.device_id, l.tenant_id, l.epoch, l.boot_id
            ),
            booted as (
                insert into device_boots (device_id, tenant_id, boot_id)
@@ -108,6 +110,7 @@ pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Resu
            )
            select o.device_id, o.tenant_id, o.epoch,
                   exists (select from commands c where c.device_id = o.device_id and c.finished_at is null) as "has_open_commands!",
+                  exists (select from device_boots b where b.device_id = o.device_id and b.boot_id = o.boot_id) as "is_known_boot!",
                   p.certificate_serial as "previous_serial?", p.boot_id as "previous_boot_id?",
                   p.hostname as "previous_hostname?", p.connected_at as "previous_connected_at?",
                   p.closed_at is null as "previous_was_live!"
@@ -137,6 +140,7 @@ pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Resu
                 epoch: epoch(row.epoch)?,
                 has_open_commands: row.has_open_commands,
                 previous,
+                is_known_boot: row.is_known_boot,
             })
         })
         .collect()

@@ -1,0 +1,206 @@
+//! The device port: from an accepted connection to a link, and everything that happens on it.
+//!
+//! ```text
+//! accept ── limits ── TLS ──┬─ enrollment name ── POST /v1/enroll ── enroll
+//!                           └─ any other name, client certificate ── GET /v1/link ── admission ── WebSocket
+//!                                                                                                    │
+//!        registry (device → newest link) <── hello: the database gives the epoch ────────────── opening
+//!              │ orders                                                                              │
+//!   dispatch ──┘                                     conn: drives proto's session <──────────────────┘
+//! ```
+//!
+//! A device has one link: the newest epoch. The database says which that is, the [`registry`] ends the older one, and every
+//! later write names its epoch and does nothing for an older one.
+//!
+//! A link that is up stays up while the database is away: what its device reports waits (bounded) and is receipted once it
+//! is stored; what was not receipted, the device says again over its next link. No new link comes up in that time, because
+//! nobody could say whether its device was revoked.
+//!
+//! Start reading at [`accept`], then `request`, `opening`, `conn`.
+
+pub mod accept;
+mod admission;
+mod batch;
+mod conn;
+pub(crate) mod dispatch;
+mod enroll;
+mod limit;
+mod opening;
+mod problem;
+mod registry;
+mod renew;
+mod report;
+mod request;
+mod statement;
+mod tls;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use cloudlink_certs::{Authority, TrustDomain};
+use cloudlink_proto::link::Timing;
+use tokio::time::Instant;
+
+pub(crate) use conn::applied_to_metrics;
+pub use tls::{Tls, TlsError};
+
+use batch::Batch;
+use limit::{Allowance, Gate};
+use registry::Registry;
+pub(crate) use registry::{Ending, Handle, Order};
+use report::Reports;
+use statement::{Closes, Hellos, Standings, Transitions};
+
+use crate::bus::Bus;
+use crate::config;
+use crate::metrics::{Failure, Metrics};
+use crate::store::Store;
+
+/// `links.transport` and the metrics' label.
+pub(crate) const TRANSPORT: &str = "websocket";
+/// Enrollments a second from one address, in the long run: each costs a signature and a transaction.
+const ENROLLMENTS_PER_SECOND: u32 = 5;
+/// Enrollments from one address before the rate applies: the gateways of a building are unpacked in one go.
+const ENROLLMENTS_BURST: u32 = 200;
+/// At most one refused connection a second is logged; the metrics count all.
+const LOG_EVERY: Duration = Duration::from_secs(1);
+
+/// What the device port is made of.
+#[derive(Debug)]
+pub struct Parts {
+    pub node: String,
+    pub trust_domain: TrustDomain,
+    pub device: config::Device,
+    pub link: config::Link,
+    pub certificate: config::Certificate,
+    pub store: Store,
+    pub bus: Bus,
+    pub metrics: Arc<Metrics>,
+    pub authority: Arc<Authority>,
+    pub tls: Tls,
+}
+
+/// The device port and its links. Cheap to clone; every clone is the same.
+#[derive(Clone, Debug)]
+pub struct Links(pub(crate) Arc<Shared>);
+
+/// What the tasks of the device port share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) node: String,
+    trust_domain: TrustDomain,
+    device: config::Device,
+    link: config::Link,
+    certificate: config::Certificate,
+    pub(crate) store: Store,
+    pub(crate) bus: Bus,
+    pub(crate) metrics: Arc<Metrics>,
+    authority: Arc<Authority>,
+    tls: Tls,
+    strangers: Arc<Gate>,
+    enrolling: Arc<Gate>,
+    pub(crate) registry: Registry,
+    pub(crate) reports: Reports,
+    standings: Batch<Standings>,
+    hellos: Batch<Hellos>,
+    transitions: Batch<Transitions>,
+    closes: Batch<Closes>,
+    clones: opening::Clones,
+    refusals: Sampler,
+}
+
+impl Links {
+    /// Starts what links share. To be called in a runtime.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let Parts { node, trust_domain, device, link, certificate, store, bus, metrics, authority, tls } = parts;
+        let strangers = Gate::new(Allowance {
+            total_max: device.unauthenticated_max,
+            per_address_max: device.unauthenticated_per_address_max,
+            per_second: device.connects_per_address_per_second,
+            burst: device.connects_per_address_burst,
+        });
+        let enrolling = Gate::new(Allowance {
+            total_max: device.unauthenticated_max,
+            per_address_max: device.unauthenticated_per_address_max,
+            per_second: ENROLLMENTS_PER_SECOND,
+            burst: ENROLLMENTS_BURST,
+        });
+        Self(Arc::new(Shared {
+            registry: Registry::new(device.links_max as usize, link.send_queue_max as usize),
+            standings: Batch::start(Standings, store.clone()),
+            hellos: Batch::start(Hellos, store.clone()),
+            transitions: Batch::start(Transitions, store.clone()),
+            closes: Batch::start(Closes, store.clone()),
+            reports: Reports::default(),
+            clones: opening::Clones::default(),
+            refusals: Sampler::default(),
+            node,
+            trust_domain,
+            device,
+            link,
+            certificate,
+            store,
+            bus,
+            metrics,
+            authority,
+            tls,
+            strangers,
+            enrolling,
+        }))
+    }
+
+    /// Links that are live on this node.
+    #[must_use]
+    pub fn live(&self) -> usize {
+        self.0.registry.len()
+    }
+}
+
+impl Shared {
+    fn timing(&self) -> Timing {
+        Timing {
+            ping_interval: self.link.ping_interval_seconds.duration(),
+            max_missed_pings: self.link.max_missed_pings,
+            hello_within: self.link.hello_timeout_seconds.duration(),
+        }
+    }
+
+    fn reconnect_spread_seconds(&self) -> u32 {
+        self.link.reconnect_spread_seconds.0
+    }
+
+    pub(crate) fn reconcile_interval(&self) -> Duration {
+        self.link.reconcile_interval_seconds.duration()
+    }
+
+    /// Counts a connection that became nothing, and logs one now and then.
+    fn refuse(&self, failure: Failure, remote: IpAddr) {
+        self.metrics.handshake_failed(failure);
+        if let Some(unlogged) = self.refusals.sample(Instant::now()) {
+            tracing::info!(reason = failure.label(), %remote, unlogged, "a connection to the device port was refused");
+        }
+    }
+}
+
+/// Lets one event through now and then, and counts the others.
+#[derive(Debug, Default)]
+struct Sampler {
+    last: std::sync::Mutex<Option<Instant>>,
+    unlogged: AtomicU64,
+}
+
+impl Sampler {
+    /// How many were kept back since the last one, if this one is to be logged.
+    fn sample(&self, now: Instant) -> Option<u64> {
+        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if last.is_some_and(|last| now.duration_since(last) < LOG_EVERY) {
+            self.unlogged.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        *last = Some(now);
+        Some(self.unlogged.swap(0, Ordering::Relaxed))
+    }
+}

@@ -1,0 +1,112 @@
+//! Who may open a link: asked for every connection, full handshake or resumed session alike.
+//!
+//! TLS has proven that the peer holds the key of its certificate (or resumed a session in which it had). What remains is
+//! whether the certificate is one of a device of this fleet, whether it is valid at this moment, and what the database says
+//! about it and its device. Without an answer from the database nobody is admitted.
+
+use cloudlink_certs::{DeviceCertificate, TrustDomain};
+use cloudlink_proto::ids::{DeviceId, TenantId};
+use http::StatusCode;
+use rustls_pki_types::CertificateDer;
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+use super::Shared;
+use super::batch::Unanswered;
+use super::problem::Problem;
+use crate::clock;
+use crate::metrics::Failure;
+use crate::store::certificate::Standing;
+
+/// A peer that holds the key of a device certificate that is valid now. Not yet checked against the database.
+#[derive(Clone, Debug)]
+pub(super) struct Identified {
+    pub(super) device_id: DeviceId,
+    pub(super) tenant_id: TenantId,
+    pub(super) serial: Box<[u8]>,
+    /// When the certificate ends.
+    pub(super) expires_at: Instant,
+}
+
+/// Reads who the peer is from its certificates.
+pub(super) fn identify(
+    chain: Option<&[CertificateDer<'_>]>,
+    trust_domain: &TrustDomain,
+) -> Result<Identified, Problem> {
+    let leaf = chain.and_then(|chain| chain.first()).ok_or_else(certificate_missing)?;
+    let certificate = DeviceCertificate::parse(leaf).map_err(|error| certificate_invalid(error.to_string()))?;
+    if certificate.identity.trust_domain != *trust_domain {
+        return Err(certificate_invalid("the certificate is one of another trust domain"));
+    }
+    let now = clock::now();
+    check_validity(&certificate, now)?;
+    let left = (certificate.not_after - now).unsigned_abs();
+    Ok(Identified {
+        device_id: DeviceId::from_uuid(certificate.identity.device),
+        tenant_id: TenantId::from_uuid(certificate.identity.tenant),
+        serial: certificate.serial.into(),
+        expires_at: Instant::now() + left,
+    })
+}
+
+/// The handshake checked this too, but the one that a session resumes may have been long ago.
+fn check_validity(certificate: &DeviceCertificate, now: OffsetDateTime) -> Result<(), Problem> {
+    if now > certificate.not_after {
+        let detail = "the certificate has expired; the device has to be enrolled again";
+        return Err(refused("certificate_expired", "Certificate expired", detail, Failure::CertificateInvalid));
+    }
+    if now < certificate.not_before {
+        return Err(certificate_invalid("the certificate is not yet valid"));
+    }
+    Ok(())
+}
+
+/// Asks the database whether the device may open a link.
+pub(super) async fn admit(shared: &Shared, peer: &Identified) -> Result<(), Problem> {
+    if !shared.registry.has_room() {
+        let detail = "this node serves as many links as it may";
+        return Err(Problem::new(
+            "overloaded",
+            StatusCode::SERVICE_UNAVAILABLE,
+            "Overloaded",
+            detail,
+            Failure::Overload,
+        )
+        .with_retry_after(shared.reconnect_spread_seconds()));
+    }
+    let known = shared.standings.ask(peer.serial.to_vec()).await.map_err(|unanswered| match unanswered {
+        Unanswered::Unavailable => Problem::unavailable(),
+        Unanswered::Fault => Problem::internal(),
+    })?;
+    let Some(known) = known.filter(|known| known.device_id == peer.device_id && known.tenant_id == peer.tenant_id)
+    else {
+        let detail = "the fleet's authority signed this certificate, but the server has no record of it";
+        return Err(refused("certificate_unknown", "Certificate unknown", detail, Failure::Unknown));
+    };
+    match known.standing {
+        Standing::Good => Ok(()),
+        Standing::Revoked => {
+            Err(refused("certificate_revoked", "Certificate revoked", "the certificate was revoked", Failure::Revoked))
+        }
+        Standing::Superseded => {
+            let detail = "the device has used a newer certificate since; dial with that one";
+            Err(refused("certificate_superseded", "Certificate superseded", detail, Failure::Revoked))
+        }
+        Standing::DeviceRevoked => {
+            Err(refused("device_revoked", "Device revoked", "the device was revoked", Failure::Revoked))
+        }
+    }
+}
+
+fn certificate_missing() -> Problem {
+    let detail = "a link needs a device certificate";
+    refused("certificate_missing", "Certificate missing", detail, Failure::CertificateMissing)
+}
+
+fn certificate_invalid(detail: impl Into<String>) -> Problem {
+    refused("certificate_invalid", "Certificate invalid", detail, Failure::CertificateInvalid)
+}
+
+fn refused(kind: &'static str, title: &'static str, detail: impl Into<String>, failure: Failure) -> Problem {
+    Problem::new(kind, StatusCode::FORBIDDEN, title, detail, failure)
+}

@@ -1,0 +1,119 @@
+//! What many links ask of the database at the same moment becomes one statement.
+//!
+//! There is no delay: whatever came in while the last statement ran goes into the next one. A lone question costs what it
+//! would cost anyway; a storm of them costs a fraction.
+
+use std::collections::HashSet;
+use std::hash::Hash;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::store::{Store, StoreError};
+
+/// Questions in one statement.
+const BATCH_MAX: usize = 256;
+/// Questions that wait for the statement before theirs. Whoever asks more waits for a place.
+const WAITING_MAX: usize = 4096;
+
+/// A statement that answers many questions at once.
+pub(crate) trait Statement: Send + Sync + 'static {
+    type Question: Send + Sync + 'static;
+    type Answer: Send + 'static;
+    type Key: Eq + Hash + Send;
+    /// For the log.
+    const NAME: &'static str;
+
+    /// What two questions of one statement must not share.
+    fn key(question: &Self::Question) -> Self::Key;
+
+    /// Answers all, in order.
+    fn ask(
+        &self,
+        store: &Store,
+        questions: &[Self::Question],
+    ) -> impl Future<Output = Result<Vec<Self::Answer>, StoreError>> + Send;
+}
+
+/// Why there is no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unanswered {
+    /// The database cannot be reached: ask again.
+    #[error("the database is not available")]
+    Unavailable,
+    /// The question is at fault, or the server: asking again will not help.
+    #[error("the question could not be answered")]
+    Fault,
+}
+
+/// Where questions are asked.
+#[derive(Debug)]
+pub(crate) struct Batch<S: Statement> {
+    waiting: mpsc::Sender<Waiting<S>>,
+}
+
+type Waiting<S> = (<S as Statement>::Question, Reply<S>);
+type Reply<S> = oneshot::Sender<Result<<S as Statement>::Answer, Unanswered>>;
+
+impl<S: Statement> Batch<S> {
+    /// Starts the task that asks. It ends with the last clone of what this gives.
+    pub(crate) fn start(statement: S, store: Store) -> Self {
+        let (waiting, questions) = mpsc::channel(WAITING_MAX);
+        tokio::spawn(run(statement, store, questions));
+        Self { waiting }
+    }
+
+    pub(crate) async fn ask(&self, question: S::Question) -> Result<S::Answer, Unanswered> {
+        let (reply, answer) = oneshot::channel();
+        self.waiting.send((question, reply)).await.map_err(|_| Unanswered::Unavailable)?;
+        answer.await.map_err(|_| Unanswered::Unavailable)?
+    }
+}
+
+async fn run<S: Statement>(statement: S, store: Store, mut waiting: mpsc::Receiver<Waiting<S>>) {
+    let mut next: Vec<Waiting<S>> = Vec::new();
+    while !next.is_empty() || waiting.recv_many(&mut next, BATCH_MAX).await > 0 {
+        let mut keys = HashSet::with_capacity(next.len());
+        let (now, later): (Vec<_>, Vec<_>) = next.drain(..).partition(|(question, _)| keys.insert(S::key(question)));
+        next = later;
+        answer(&statement, &store, now).await;
+    }
+}
+
+async fn answer<S: Statement>(statement: &S, store: &Store, batch: Vec<Waiting<S>>) {
+    let (questions, replies): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+    match statement.ask(store, &questions).await {
+        Ok(answers) => {
+            debug_assert_eq!(answers.len(), questions.len());
+            for (reply, answer) in replies.into_iter().zip(answers) {
+                // Whoever asked may have gone.
+                let _ = reply.send(Ok(answer));
+            }
+        }
+        Err(error) if !error.is_retryable() && questions.len() > 1 => {
+            // One question spoils the statement for all: each gets its own.
+            for (question, reply) in questions.iter().zip(replies) {
+                let answer = statement.ask(store, std::slice::from_ref(question)).await;
+                let _ = reply.send(match answer {
+                    Ok(answers) => answers.into_iter().next().ok_or(Unanswered::Fault),
+                    Err(error) => Err(unanswered::<S>(&error)),
+                });
+            }
+        }
+        Err(error) => {
+            let unanswered = unanswered::<S>(&error);
+            for reply in replies {
+                let _ = reply.send(Err(unanswered));
+            }
+        }
+    }
+}
+
+fn unanswered<S: Statement>(error: &StoreError) -> Unanswered {
+    if error.is_retryable() {
+        tracing::debug!(statement = S::NAME, error = error as &dyn std::error::Error, "the database is not available");
+        Unanswered::Unavailable
+    } else {
+        tracing::error!(statement = S::NAME, error = error as &dyn std::error::Error, "a statement failed");
+        Unanswered::Fault
+    }
+}

@@ -1,0 +1,555 @@
+//! One live link: drives the session of `proto::link` over its WebSocket, with one timer.
+//!
+//! What the device reports is stored one after another, in the order in which it came, while the link goes on: a database
+//! that is away holds up neither pings nor a revocation.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use cloudlink_proto::ids::{CommandId, TenantId};
+use cloudlink_proto::link::message::goodbye::Code;
+use cloudlink_proto::link::message::{
+    CertificateIssued, CertificateRefused, Command, CommandCancel, CommandReceipt, CommandStatus, command_status,
+};
+use cloudlink_proto::link::{CLOSE_WITHIN, FromDevice, Party, SendError, Server, Session, ToDevice, Violation};
+use futures_util::{SinkExt, StreamExt};
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_rustls::server::TlsStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_util::sync::CancellationToken;
+
+use super::admission::Identified;
+use super::batch::Unanswered;
+use super::registry::{Ending, Handle, Order};
+use super::renew::{self, Renewed};
+use super::{Shared, TRANSPORT};
+use crate::bus::Hint;
+use crate::model::command::State;
+use crate::store::dispatch::ClaimedCommand;
+use crate::store::link::{ClosedLink, link_prove_boot_in_txn};
+use crate::store::transition::{Applied, Outcome, Source, Transition};
+use crate::store::{StoreError, Visibility};
+
+pub(super) type Socket = WebSocketStream<TlsStream<TcpStream>>;
+
+/// Reports of one device that wait to be stored. A device that has more is sent away, and says them again later.
+const WORK_MAX: usize = 64;
+/// How long a device may take to read what it is sent.
+const WRITE_WITHIN: Duration = Duration::from_secs(10);
+/// How long it may take when the link is to end.
+const LAST_WRITE_WITHIN: Duration = Duration::from_millis(500);
+/// How long reports that came before the end of a link may take to be stored: without the `running` of a shutdown, the loss
+/// of the link proves nothing.
+const FINISH_WITHIN: Duration = Duration::from_secs(5);
+/// How long to wait before the database is asked again.
+const STORE_RETRY: Duration = Duration::from_millis(500);
+/// When a device comes back that was sent away with its reports.
+const OVERLOAD_RETRY: Duration = Duration::from_secs(15);
+
+/// A live link. Everything large is in a box: there are tens of thousands of these, and most are idle.
+#[derive(Debug)]
+pub(super) struct Link {
+    shared: Arc<Shared>,
+    socket: Box<Socket>,
+    session: Box<Session<Server>>,
+    handle: Arc<Handle>,
+    tenant_id: TenantId,
+    boot_id: Box<str>,
+    /// When the certificate ends.
+    expires_at: Instant,
+    work: VecDeque<Box<Work>>,
+}
+
+/// Something to be done in the database, one after another.
+#[derive(Debug)]
+enum Work {
+    /// What the boot id says about open commands.
+    ProveBoot,
+    Report(Transition),
+    Renew(Bytes),
+}
+
+/// What came of it.
+enum Done {
+    BootProven,
+    Reported { command_id: CommandId, target: State, applied: Result<Applied, Unanswered> },
+    Renewed(Renewed),
+}
+
+type Doing = Pin<Box<dyn Future<Output = Done> + Send>>;
+
+/// Nothing more can be sent.
+struct Lost;
+
+impl Link {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        socket: Box<Socket>,
+        session: Box<Session<Server>>,
+        handle: Arc<Handle>,
+        peer: &Identified,
+        boot_id: Box<str>,
+    ) -> Self {
+        let (tenant_id, expires_at) = (peer.tenant_id, peer.expires_at);
+        Self { shared, socket, session, handle, tenant_id, boot_id, expires_at, work: VecDeque::new() }
+    }
+
+    /// Commands of the device are open: its boot id may prove some, and others may be due.
+    pub(super) fn with_open_commands(mut self) -> Self {
+        self.work.push_back(Box::new(Work::ProveBoot));
+        self
+    }
+}
+
+/// Serves a link until its end.
+pub(super) async fn run(mut link: Link, hard: CancellationToken) {
+    link.shared.metrics.links_live.with_label_values(&[TRANSPORT]).inc();
+    link.shared.metrics.links_opened.with_label_values(&[TRANSPORT]).inc();
+    tracing::debug!(device = %link.handle.key.device_id, epoch = link.handle.key.epoch, "a link is live");
+    let doing = link.drive().await;
+    Box::pin(link.finish(doing, hard)).await;
+}
+
+impl Link {
+    /// Gives what is still being done when the link ends.
+    async fn drive(&mut self) -> Option<Doing> {
+        let mut doing: Option<Doing> = None;
+        loop {
+            if self.transmit().await.is_err() {
+                self.session.transport_lost(None);
+            }
+            if self.session.state().is_ending() || self.handle.ending() == Some(Ending::Cut) {
+                return doing;
+            }
+            if doing.is_none() {
+                doing = self.work.pop_front().map(|work| self.begin(*work));
+            }
+            let deadline = self.session.poll_timeout().map_or(self.expires_at, |at| self.expires_at.min(at.into()));
+            tokio::select! {
+                biased;
+                () = self.handle.woken() => self.follow_orders(),
+                done = async { doing.as_mut().expect("guarded by the branch's condition").await }, if doing.is_some() => {
+                    doing = None;
+                    self.done(done);
+                }
+                message = receive(&mut self.socket, &mut self.session) => self.take(message),
+                () = sleep_until(deadline) => self.time_passed(),
+            }
+        }
+    }
+
+    /// Sends what the session has to say. Costs nothing if that is nothing.
+    async fn transmit(&mut self) -> Result<(), Lost> {
+        while let Some(message) = self.session.poll_transmit() {
+            self.shared.metrics.link_messages.with_label_values(&["out"]).inc();
+            Box::pin(write(&mut self.socket, message, &self.handle)).await?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, message: Option<FromDevice>) {
+        let now = Instant::now();
+        self.shared.metrics.link_messages.with_label_values(&["in"]).inc();
+        self.shared.registry.heard(&self.handle, self.session.last_proven().into());
+        match message {
+            Some(FromDevice::Metrics(report)) => {
+                self.shared.reports.put(self.handle.key.device_id, self.tenant_id, report, now);
+            }
+            Some(FromDevice::CommandStatus { id, state, status }) => self.reported(id, state, status),
+            Some(FromDevice::CertificateRequest(request)) => self.push(Work::Renew(request.csr_der)),
+            Some(FromDevice::Hello(_) | FromDevice::Goodbye) | None => {}
+        }
+    }
+
+    fn time_passed(&mut self) {
+        let now = Instant::now();
+        if now >= self.expires_at {
+            self.end(Ending::CERTIFICATE_EXPIRED);
+        } else {
+            self.session.handle_timeout(now.into_std());
+        }
+    }
+
+    fn follow_orders(&mut self) {
+        for order in self.handle.take_orders() {
+            match order {
+                Order::Command(command) => self.send_command(*command),
+                Order::Callback(id, reason) => {
+                    self.send(CommandCancel { id: id.to_wire(), reason: reason.to_owned() });
+                }
+            }
+        }
+        if let Some(ending) = self.handle.ending() {
+            self.end(ending);
+        }
+    }
+
+    fn send_command(&mut self, command: ClaimedCommand) {
+        self.send(Command {
+            id: command.command_id.to_wire(),
+            start_within_ms: u64::try_from(command.start_within.as_millis()).unwrap_or(u64::MAX),
+            requested_by: command.requested_by,
+            reason: command.reason,
+            grant_id: command.grant_id.to_wire(),
+            kind: Some(command.instruction.to_wire()),
+        });
+    }
+
+    fn send(&mut self, message: impl Into<ToDevice>) {
+        match self.session.send(Instant::now().into_std(), message) {
+            // What was to be sent on a link that ends, is sent over the next one.
+            Ok(()) | Err(SendError::State(_)) => {}
+            Err(SendError::QueueFull) => self.end(Ending::SLOW),
+            Err(error @ (SendError::Field(_) | SendError::TooLarge)) => {
+                tracing::error!(device = %self.handle.key.device_id, %error, "a message for a device breaks a limit");
+            }
+        }
+    }
+
+    fn end(&mut self, ending: Ending) {
+        if let Ending::Polite { code, message, retry_after } = ending {
+            self.session.goodbye(Instant::now().into_std(), code, message, retry_after);
+        }
+    }
+
+    fn reported(&mut self, id: CommandId, state: command_status::State, status: CommandStatus) {
+        let Some(target) = state_of(state) else { return };
+        let transition = Transition {
+            command_id: id,
+            target,
+            source: Source::Report {
+                device_id: self.handle.key.device_id,
+                epoch: self.handle.key.epoch,
+                boot_id: self.boot_id.to_string(),
+            },
+            code: text_of(status.code),
+            message: text_of(status.message),
+            percent: status.percent.and_then(|percent| u8::try_from(percent).ok()),
+            data: data_of(&status.data_json),
+        };
+        // Only the newest state of a command is worth a statement.
+        let waiting = self.work.iter_mut().find_map(|work| match work.as_mut() {
+            Work::Report(waiting) if waiting.command_id == id => Some(waiting),
+            Work::Report(_) | Work::ProveBoot | Work::Renew(_) => None,
+        });
+        match waiting {
+            Some(waiting) if !waiting.target.is_final() => *waiting = transition,
+            Some(_) => {}
+            None => self.push(Work::Report(transition)),
+        }
+    }
+
+    fn push(&mut self, work: Work) {
+        if self.work.len() < WORK_MAX {
+            self.work.push_back(Box::new(work));
+        } else {
+            let message = "the server cannot store what the device reports";
+            self.session.goodbye(Instant::now().into_std(), Code::Overloaded, message, OVERLOAD_RETRY);
+        }
+    }
+
+    fn begin(&self, work: Work) -> Doing {
+        let (shared, handle) = (Arc::clone(&self.shared), Arc::clone(&self.handle));
+        match work {
+            Work::ProveBoot => {
+                let boot_id = self.boot_id.clone();
+                Box::pin(async move {
+                    prove_boot(&shared, &handle, &boot_id).await;
+                    Done::BootProven
+                })
+            }
+            Work::Report(transition) => Box::pin(async move {
+                let (command_id, target) = (transition.command_id, transition.target);
+                let applied = apply(&shared, &transition).await;
+                Done::Reported { command_id, target, applied }
+            }),
+            Work::Renew(csr_der) => {
+                let tenant_id = self.tenant_id;
+                Box::pin(async move {
+                    Done::Renewed(renew::renew(&shared, tenant_id, handle.key.device_id, &csr_der).await)
+                })
+            }
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::BootProven => self.shared.bus.send(Hint::CommandsDue(self.handle.key.device_id)),
+            Done::Reported { command_id, target, applied: Ok(applied) } => self.applied(command_id, target, applied),
+            // It was logged. Without a receipt the device says it again over its next link.
+            Done::Reported { applied: Err(_), .. } => {}
+            Done::Renewed(Renewed::Issued(certificate)) => {
+                self.send(CertificateIssued { chain_der: vec![certificate.to_vec().into()] });
+            }
+            Done::Renewed(Renewed::Refused { code, message, retry_after }) => {
+                let retry_after_ms = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
+                self.send(CertificateRefused { code: code.to_owned(), message, retry_after_ms });
+            }
+        }
+    }
+
+    fn applied(&mut self, command_id: CommandId, target: State, applied: Applied) {
+        applied_to_metrics(&self.shared, applied);
+        match applied.outcome {
+            Outcome::Moved(_) | Outcome::Unproven => self.shared.bus.send(Hint::CommandChanged(command_id)),
+            Outcome::Repeated | Outcome::Late | Outcome::Unknown => {}
+            Outcome::Foreign => {
+                self.refused_report("foreign");
+                let message = "a command status names a command of another device";
+                return self.session.goodbye(Instant::now().into_std(), Code::ProtocolError, message, Duration::ZERO);
+            }
+            Outcome::Stale => return self.refused_report("stale"),
+            Outcome::Illegal => return self.refused_report("illegal"),
+        }
+        if applied.outcome == Outcome::Unknown {
+            self.refused_report("unknown");
+        }
+        if target.is_final() && applied.outcome != Outcome::Unproven {
+            self.send(CommandReceipt { id: command_id.to_wire() });
+        }
+    }
+
+    fn refused_report(&self, reason: &'static str) {
+        self.shared.metrics.reports_refused.with_label_values(&[reason]).inc();
+        tracing::debug!(device = %self.handle.key.device_id, reason, "a report was refused");
+    }
+
+    /// Ends the link: out of the registry, goodbye to the device, what it said before into the database, then its row.
+    async fn finish(mut self, doing: Option<Doing>, hard: CancellationToken) {
+        self.shared.registry.leave(&self.handle);
+        let reason = self.close_reason();
+        let metrics = &self.shared.metrics;
+        metrics.links_live.with_label_values(&[TRANSPORT]).dec();
+        metrics.links_closed.with_label_values(&[TRANSPORT, reason]).inc();
+        metrics.link_messages_unknown.inc_by(self.session.unknown_messages().into());
+        tracing::debug!(device = %self.handle.key.device_id, epoch = self.handle.key.epoch, reason, "a link has ended");
+
+        let shared = Arc::clone(&self.shared);
+        let link = ClosedLink { device_id: self.handle.key.device_id, epoch: self.handle.key.epoch, reason };
+        let stored = async {
+            // Nothing of an older epoch would be taken.
+            if reason != "replaced" {
+                let _ = timeout(FINISH_WITHIN, self.finish_work(doing)).await;
+                close_row(&shared, link).await;
+            }
+            say_goodbye(&mut self.socket, &mut self.session).await;
+        };
+        tokio::select! {
+            () = hard.cancelled() => {}
+            () = stored => {}
+        }
+    }
+
+    async fn finish_work(&mut self, doing: Option<Doing>) {
+        if let Some(doing) = doing {
+            self.done(doing.await);
+        }
+        while let Some(work) = self.work.pop_front() {
+            // A certificate could not be handed over any more.
+            if !matches!(*work, Work::Renew(_)) {
+                self.done(self.begin(*work).await);
+            }
+        }
+    }
+
+    fn close_reason(&self) -> &'static str {
+        let Some(close) = self.session.close() else { return "cut" };
+        match (close.by, close.code) {
+            (Party::Transport, _) => "lost",
+            (Party::Peer, _) => "device_closed",
+            (Party::Us, Code::Unspecified) => "unspecified",
+            (Party::Us, Code::ShuttingDown) => "shutting_down",
+            (Party::Us, Code::Replaced) => "replaced",
+            (Party::Us, Code::Revoked) => "revoked",
+            (Party::Us, Code::ProtocolError) => "protocol_error",
+            (Party::Us, Code::TimedOut) => "timed_out",
+            (Party::Us, Code::Version) => "version",
+            (Party::Us, Code::Overloaded) => "overloaded",
+            (Party::Us, Code::CertificateExpired) => "certificate_expired",
+        }
+    }
+}
+
+/// Reads one message of the device. What the WebSocket layer finds wrong, the session is told. Can be dropped at any time.
+pub(super) async fn receive(socket: &mut Socket, session: &mut Session<Server>) -> Option<FromDevice> {
+    let message = socket.next().await;
+    let now = Instant::now().into_std();
+    match message {
+        Some(Ok(Message::Binary(message))) => session.handle_message(now, &message).unwrap_or_else(|violation| {
+            tracing::debug!(error = &violation as &dyn std::error::Error, "a device broke the link protocol");
+            None
+        }),
+        Some(Ok(Message::Text(_))) => {
+            session.violated(now, &Violation::Text);
+            None
+        }
+        Some(Ok(Message::Close(frame))) => {
+            session.transport_lost(Some(frame.map_or(1005, |frame| frame.code.into())));
+            None
+        }
+        // The layer below answers pings by itself.
+        Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => None,
+        Some(Err(error)) => {
+            broken(session, now, &error);
+            None
+        }
+        None => {
+            session.transport_lost(None);
+            None
+        }
+    }
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "what is not named here is a broken connection, in a newer tungstenite as well"
+)]
+fn broken(session: &mut Session<Server>, now: std::time::Instant, error: &tungstenite::Error) {
+    use tungstenite::error::ProtocolError;
+    match error {
+        tungstenite::Error::Capacity(_) => session.violated(now, &Violation::TooLarge),
+        tungstenite::Error::Utf8(_) => session.violated(now, &Violation::Text),
+        tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => session.transport_lost(None),
+        tungstenite::Error::Protocol(_) => {
+            session.goodbye(now, Code::ProtocolError, "a WebSocket frame is malformed", Duration::ZERO);
+        }
+        _ => session.transport_lost(None),
+    }
+}
+
+/// Sends one message, unless the device does not read it, or the link is told to end meanwhile.
+async fn write(socket: &mut Socket, message: Bytes, handle: &Handle) -> Result<(), Lost> {
+    tokio::select! {
+        biased;
+        sent = socket.send(Message::Binary(message)) => sent.map_err(|_| Lost),
+        () = sleep(WRITE_WITHIN) => Err(Lost),
+        () = async {
+            handle.ended().await;
+            sleep(LAST_WRITE_WITHIN).await;
+        } => Err(Lost),
+    }
+}
+
+/// Sends what the session has left, closes the WebSocket, and gives the device a moment to read it: a socket that is closed
+/// with unread data in it takes back what was sent.
+pub(super) async fn say_goodbye(socket: &mut Socket, session: &mut Session<Server>) {
+    let close = async {
+        while let Some(message) = session.poll_transmit() {
+            socket.send(Message::Binary(message)).await?;
+        }
+        let frame = session
+            .close()
+            .filter(|close| close.by == Party::Us)
+            .map(|close| CloseFrame { code: close.close_code().into(), reason: close.close_text().to_owned().into() });
+        socket.close(frame).await
+    };
+    if let Ok(Ok(())) = timeout(LAST_WRITE_WITHIN, close).await {
+        let _ = timeout(CLOSE_WITHIN, async { while let Some(Ok(_)) = socket.next().await {} }).await;
+    }
+}
+
+/// Stores a report, however long the database is away.
+async fn apply(shared: &Shared, transition: &Transition) -> Result<Applied, Unanswered> {
+    loop {
+        match shared.transitions.ask(transition.clone()).await {
+            Err(Unanswered::Unavailable) => sleep(STORE_RETRY).await,
+            answer => return answer,
+        }
+    }
+}
+
+async fn prove_boot(shared: &Shared, handle: &Handle, boot_id: &str) {
+    loop {
+        let proven = async {
+            let mut transaction = shared.store.begin(Visibility::All).await?;
+            let ended = link_prove_boot_in_txn(&mut transaction, handle.key.device_id, boot_id).await?;
+            transaction.commit().await?;
+            Ok::<_, StoreError>(ended)
+        };
+        match proven.await {
+            Ok(ended) => {
+                for (command_id, applied) in ended {
+                    applied_to_metrics(shared, applied);
+                    shared.bus.send(Hint::CommandChanged(command_id));
+                }
+                return;
+            }
+            Err(error) if error.is_retryable() => sleep(STORE_RETRY).await,
+            Err(error) => {
+                // The sweep of deadlines ends what this would have proven.
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot judge the commands of another boot");
+                return;
+            }
+        }
+    }
+}
+
+/// Closes the link's row, however long the database is away: presence is never wrong for longer than need be.
+async fn close_row(shared: &Shared, link: ClosedLink) {
+    while shared.closes.ask(link).await == Err(Unanswered::Unavailable) {
+        sleep(STORE_RETRY).await;
+    }
+}
+
+/// Counts what a transition did.
+pub(crate) fn applied_to_metrics(shared: &Shared, applied: Applied) {
+    let (Outcome::Moved(state), Some(kind)) = (applied.outcome, applied.kind) else { return };
+    shared.metrics.commands.with_label_values(&[kind.name, state.name()]).inc();
+    if state.is_final() {
+        shared.metrics.command_seconds.with_label_values(&[kind.name]).observe(applied.age.as_secs_f64());
+    }
+}
+
+fn state_of(state: command_status::State) -> Option<State> {
+    match state {
+        command_status::State::Unspecified => None,
+        command_status::State::Accepted => Some(State::Accepted),
+        command_status::State::Running => Some(State::Running),
+        command_status::State::Succeeded => Some(State::Succeeded),
+        command_status::State::Failed => Some(State::Failed),
+        command_status::State::Refused => Some(State::Refused),
+        command_status::State::Expired => Some(State::Expired),
+        command_status::State::Cancelled => Some(State::Cancelled),
+    }
+}
+
+/// Text of a device as Postgres can store it: without NUL, and nothing if it is empty.
+fn text_of(text: String) -> Option<String> {
+    (!text.is_empty()).then(|| text.replace('\0', "\u{fffd}"))
+}
+
+/// Data of a device as Postgres can store it. What is no JSON is kept as a note that it was none, never lost silently.
+fn data_of(json: &[u8]) -> Option<Value> {
+    if json.is_empty() {
+        return None;
+    }
+    let mut data =
+        serde_json::from_slice(json).unwrap_or_else(|_| serde_json::json!({"unreadable": true, "bytes": json.len()}));
+    without_nul(&mut data);
+    Some(data)
+}
+
+/// jsonb cannot hold NUL. The depth is bounded by the parser.
+fn without_nul(value: &mut Value) {
+    match value {
+        Value::String(text) if text.contains('\0') => *text = text.replace('\0', "\u{fffd}"),
+        Value::Array(values) => values.iter_mut().for_each(without_nul),
+        Value::Object(fields) => {
+            if fields.keys().any(|name| name.contains('\0')) {
+                *fields = std::mem::take(fields)
+                    .into_iter()
+                    .map(|(name, value)| (name.replace('\0', "\u{fffd}"), value))
+                    .collect();
+            }
+            fields.values_mut().for_each(without_nul);
+        }
+        Value::String(_) | Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}

@@ -1,0 +1,201 @@
+//! From an open WebSocket to a live link: the hello, the epoch, the welcome. Over in a moment, and its memory with it.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use cloudlink_proto::ids::DeviceId;
+use cloudlink_proto::link::message::Hello;
+use cloudlink_proto::link::message::goodbye::Code;
+use cloudlink_proto::link::{Admission, FromDevice, MESSAGE_BYTES_MAX, Session};
+use data_encoding::HEXLOWER;
+use serde_json::json;
+use tokio::time::{Instant, timeout_at};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+
+use super::admission::Identified;
+use super::batch::Unanswered;
+use super::conn::{self, Link, Socket};
+use super::registry::Ending;
+use super::request::Upgraded;
+use super::{Shared, TRANSPORT};
+use crate::clock;
+use crate::metrics::Failure;
+use crate::store::dispatch::LinkKey;
+use crate::store::link::{NewLink, OpenedLink, link_suspect_clone};
+
+/// What a WebSocket reads at once. A link is idle most of its life, and keeps this much all the time.
+const READ_BUFFER_BYTES: usize = 1024;
+/// How long a device waits that cannot be welcomed.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// How often one device is suspected at most.
+const SUSPECT_EVERY: Duration = Duration::from_secs(600);
+/// Devices whose last suspicion is remembered. Of more, some are suspected more often.
+const SUSPECTS_MAX: usize = 10_000;
+
+/// Opens a link on a WebSocket. `None`: it came to nothing, and is closed.
+pub(super) async fn open(shared: &Arc<Shared>, upgraded: Upgraded, remote: IpAddr) -> Option<Link> {
+    let Upgraded { stream, read_ahead, peer } = upgraded;
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(0)
+        .max_write_buffer_size(4 * MESSAGE_BYTES_MAX)
+        .max_message_size(Some(MESSAGE_BYTES_MAX))
+        .max_frame_size(Some(MESSAGE_BYTES_MAX));
+    let socket = WebSocketStream::from_partially_read(stream, read_ahead.to_vec(), Role::Server, Some(config)).await;
+    let mut socket = Box::new(socket);
+    let mut session = Box::new(Session::server(Instant::now().into_std(), &shared.timing()));
+    let opened = match hello(shared, &mut socket, &mut session).await {
+        Some(hello) => welcome(shared, &mut session, &peer, hello, remote).await,
+        None => None,
+    };
+    if let Some((handle, boot_id, opened)) = opened {
+        let link = Link::new(Arc::clone(shared), socket, session, handle, &peer, boot_id);
+        return Some(if opened.has_open_commands { link.with_open_commands() } else { link });
+    }
+    let failure = if session.close().is_some_and(|close| close.code == Code::TimedOut) {
+        Failure::Timeout
+    } else {
+        Failure::Protocol
+    };
+    shared.refuse(failure, remote);
+    conn::say_goodbye(&mut socket, &mut session).await;
+    None
+}
+
+/// Waits for the device's first message.
+async fn hello(
+    shared: &Shared,
+    socket: &mut Socket,
+    session: &mut Session<cloudlink_proto::link::Server>,
+) -> Option<Hello> {
+    while let Some(deadline) = session.poll_timeout().filter(|_| !session.state().is_ending()) {
+        match timeout_at(deadline.into(), conn::receive(socket, session)).await {
+            Ok(Some(FromDevice::Hello(hello))) => {
+                shared.metrics.link_messages.with_label_values(&["in"]).inc();
+                return Some(hello);
+            }
+            // Before the hello the session lets nothing else through.
+            Ok(_) => {}
+            Err(_) => session.handle_timeout(Instant::now().into_std()),
+        }
+    }
+    None
+}
+
+type Welcomed = (Arc<super::Handle>, Box<str>, OpenedLink);
+
+/// Makes the link the device's newest, and says so.
+async fn welcome(
+    shared: &Shared,
+    session: &mut Session<cloudlink_proto::link::Server>,
+    peer: &Identified,
+    hello: Hello,
+    remote: IpAddr,
+) -> Option<Welcomed> {
+    let boot_id = storable(hello.boot_id);
+    let now = clock::now();
+    let now_ms = i64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX);
+    let device_ms = i64::try_from(hello.clock_unix_ms).unwrap_or(i64::MAX);
+    let link = NewLink {
+        device_id: peer.device_id,
+        certificate_serial: HEXLOWER.encode(&peer.serial),
+        node: shared.node.clone(),
+        transport: TRANSPORT,
+        remote_address: remote,
+        boot_id: boot_id.clone(),
+        agent: storable(hello.agent),
+        os: storable(hello.os),
+        hostname: storable(hello.hostname),
+        clock_offset_ms: device_ms.saturating_sub(now_ms),
+        capabilities: hello.capabilities.into_iter().map(storable).collect(),
+    };
+    let hostname = link.hostname.clone();
+    let opened = match shared.hellos.ask(link).await {
+        Ok(Some(opened)) => opened,
+        Ok(None) => {
+            let Ending::Polite { code, message, .. } = Ending::REVOKED else { return None };
+            session.goodbye(Instant::now().into_std(), code, message, Duration::ZERO);
+            return None;
+        }
+        Err(unanswered) => {
+            let message = match unanswered {
+                Unanswered::Unavailable => "the database cannot be reached",
+                Unanswered::Fault => "the server failed; its log says why",
+            };
+            session.goodbye(Instant::now().into_std(), Code::Overloaded, message, RETRY_AFTER);
+            return None;
+        }
+    };
+    let now = Instant::now();
+    let key = LinkKey { device_id: peer.device_id, epoch: opened.epoch };
+    let handle = shared.registry.enter(key, peer.serial.clone(), now);
+    let admission = Admission {
+        device_id: peer.device_id,
+        tenant_id: peer.tenant_id,
+        epoch: opened.epoch,
+        clock_unix_ms: u64::try_from(now_ms).unwrap_or(0),
+        metrics_interval: shared.link.metrics_interval_seconds.duration(),
+    };
+    // A session that has timed out meanwhile is live for the registry all the same, and ends like any other link.
+    if let Err(error) = session.welcome(now.into_std(), &admission) {
+        tracing::debug!(device = %peer.device_id, %error, "a device could not be welcomed in time");
+    }
+    suspect_clone(shared, &opened, &boot_id, &hostname).await;
+    Some((handle, boot_id.into(), opened))
+}
+
+/// Text of a device, as Postgres can store it: without NUL.
+fn storable(text: String) -> String {
+    if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }
+}
+
+/// A boot id is random and new with each boot. When a device comes back with one that is not its last, but was seen
+/// before, two machines take turns: somebody has copied the certificate and its key.
+async fn suspect_clone(shared: &Shared, opened: &OpenedLink, boot_id: &str, hostname: &str) {
+    let Some(previous) = opened.previous.as_ref().filter(|previous| previous.boot_id != boot_id) else { return };
+    if !opened.is_known_boot || !shared.clones.may_suspect(opened.device_id, Instant::now()) {
+        return;
+    }
+    shared.metrics.clones_suspected.inc();
+    tracing::warn!(device = %opened.device_id, "two machines seem to use the certificate of one device");
+    let details = json!({
+        "boot_ids": [previous.boot_id, boot_id],
+        "hostnames": [previous.hostname, hostname],
+        "serials": [HEXLOWER.encode(&previous.certificate_serial)],
+        "was_live": previous.was_live,
+    });
+    let written = async { link_suspect_clone(&mut *shared.store.connection().await?, opened, &details).await };
+    if let Err(error) = written.await {
+        shared.clones.forget(opened.device_id);
+        tracing::warn!(error = &error as &dyn std::error::Error, "cannot record the suspicion of a clone");
+    }
+}
+
+/// When devices were last suspected.
+#[derive(Debug, Default)]
+pub(super) struct Clones {
+    suspected: Mutex<HashMap<DeviceId, Instant>>,
+}
+
+impl Clones {
+    fn may_suspect(&self, device: DeviceId, now: Instant) -> bool {
+        let mut suspected = self.suspected.lock().unwrap_or_else(PoisonError::into_inner);
+        if suspected.get(&device).is_some_and(|at| now.duration_since(*at) < SUSPECT_EVERY) {
+            return false;
+        }
+        if suspected.len() >= SUSPECTS_MAX {
+            suspected.retain(|_, at| now.duration_since(*at) < SUSPECT_EVERY);
+        }
+        if suspected.len() < SUSPECTS_MAX {
+            suspected.insert(device, now);
+        }
+        true
+    }
+
+    fn forget(&self, device: DeviceId) {
+        self.suspected.lock().unwrap_or_else(PoisonError::into_inner).remove(&device);
+    }
+}

@@ -1,0 +1,102 @@
+//! The statements that links share, each for many of them at once.
+
+use cloudlink_proto::ids::{CommandId, DeviceId};
+
+use super::batch::Statement;
+use crate::store::certificate::{Certificate, certificate_list};
+use crate::store::link::{ClosedLink, NewLink, OpenedLink, link_close, link_open};
+use crate::store::transition::{Applied, Durability, Transition, transition_apply};
+use crate::store::{Store, StoreError};
+
+/// What is a certificate worth? Asked by serial, when a link is to be opened.
+#[derive(Debug)]
+pub(super) struct Standings;
+
+impl Statement for Standings {
+    type Question = Vec<u8>;
+    type Answer = Option<Certificate>;
+    type Key = Vec<u8>;
+    const NAME: &'static str = "certificate_list";
+
+    fn key(serial: &Vec<u8>) -> Vec<u8> {
+        serial.clone()
+    }
+
+    async fn ask(&self, store: &Store, serials: &[Vec<u8>]) -> Result<Vec<Option<Certificate>>, StoreError> {
+        let mut known = certificate_list(&mut *store.connection().await?, serials).await?;
+        Ok(serials
+            .iter()
+            .map(|serial| {
+                let position = known.iter().position(|certificate| certificate.serial == *serial)?;
+                Some(known.swap_remove(position))
+            })
+            .collect())
+    }
+}
+
+/// A device said hello: which epoch does its link get? None if it may not link any more.
+#[derive(Debug)]
+pub(super) struct Hellos;
+
+impl Statement for Hellos {
+    type Question = NewLink;
+    type Answer = Option<OpenedLink>;
+    type Key = DeviceId;
+    const NAME: &'static str = "link_open";
+
+    fn key(link: &NewLink) -> DeviceId {
+        link.device_id
+    }
+
+    async fn ask(&self, store: &Store, links: &[NewLink]) -> Result<Vec<Option<OpenedLink>>, StoreError> {
+        let mut opened = link_open(&mut *store.connection().await?, links).await?;
+        Ok(links
+            .iter()
+            .map(|link| {
+                let position = opened.iter().position(|opened| opened.device_id == link.device_id)?;
+                Some(opened.swap_remove(position))
+            })
+            .collect())
+    }
+}
+
+/// What came of what a device reports?
+#[derive(Debug)]
+pub(super) struct Transitions;
+
+impl Statement for Transitions {
+    type Question = Transition;
+    type Answer = Applied;
+    type Key = CommandId;
+    const NAME: &'static str = "transition_apply";
+
+    fn key(transition: &Transition) -> CommandId {
+        transition.command_id
+    }
+
+    async fn ask(&self, store: &Store, transitions: &[Transition]) -> Result<Vec<Applied>, StoreError> {
+        let is_final = transitions.iter().any(|transition| transition.target.is_final());
+        let durability = if is_final { Durability::Stored } else { Durability::Soon };
+        transition_apply(&mut *store.connection().await?, transitions, durability).await
+    }
+}
+
+/// A link has ended.
+#[derive(Debug)]
+pub(super) struct Closes;
+
+impl Statement for Closes {
+    type Question = ClosedLink;
+    type Answer = ();
+    type Key = DeviceId;
+    const NAME: &'static str = "link_close";
+
+    fn key(link: &ClosedLink) -> DeviceId {
+        link.device_id
+    }
+
+    async fn ask(&self, store: &Store, links: &[ClosedLink]) -> Result<Vec<()>, StoreError> {
+        link_close(&mut *store.connection().await?, links).await?;
+        Ok(vec![(); links.len()])
+    }
+}

@@ -1,0 +1,17 @@
+//! Background tasks of a node. Each is idempotent, takes no input, and runs by a timer; some are woken by a hint as well.
+//! Several nodes may run them at once.
+
+mod deadline;
+mod presence;
+mod revocation;
+
+use crate::lifecycle::Shutdown;
+use crate::link::{Links, dispatch};
+
+/// Starts every task; each ends by itself at the soft stop.
+pub fn start(links: &Links, shutdown: &Shutdown) {
+    shutdown.tasks.spawn(dispatch::run(links.clone(), shutdown.clone()));
+    shutdown.tasks.spawn(deadline::run(links.clone(), shutdown.clone()));
+    shutdown.tasks.spawn(presence::run(links.clone(), shutdown.clone()));
+    shutdown.tasks.spawn(revocation::run(links.clone(), shutdown.clone()));
+}

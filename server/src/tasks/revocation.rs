@@ -1,0 +1,65 @@
+//! Cuts the links of revoked devices and certificates: at once on a hint, within a second without.
+
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::bus::{Heard, Hint};
+use crate::lifecycle::Shutdown;
+use crate::link::{Ending, Links, Shared};
+use crate::store::StoreError;
+use crate::store::certificate::{clock, revocation_list};
+
+const EVERY: Duration = Duration::from_millis(700);
+/// How far each look reaches back behind the one before: a revocation gets its time when it is made, and is seen when it is
+/// committed.
+const OVERLAP: Duration = Duration::from_secs(60);
+/// For the metrics of failed tasks.
+const NAME: &str = "revocation";
+
+pub(super) async fn run(links: Links, shutdown: Shutdown) {
+    let Links(shared) = links;
+    let mut listener = shared.bus.listen();
+    let mut tick = interval(EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut seen_at = None;
+    loop {
+        tokio::select! {
+            () = shutdown.soft.cancelled() => return,
+            heard = listener.hear() => match heard {
+                Heard::Hint(Hint::DeviceChanged(_)) | Heard::Everything => {}
+                Heard::Hint(Hint::CommandsDue(_) | Hint::CommandChanged(_)) => continue,
+                Heard::Closed => return,
+            },
+            _ = tick.tick() => {}
+        }
+        if let Err(error) = cut(&shared, &mut seen_at).await {
+            shared.metrics.task_failures.with_label_values(&[NAME]).inc();
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot look for revocations");
+        }
+    }
+}
+
+async fn cut(shared: &Shared, seen_at: &mut Option<OffsetDateTime>) -> Result<(), StoreError> {
+    let mut connection = shared.store.connection().await?;
+    // What was revoked before the first look, was revoked before the first link was admitted.
+    let last = match *seen_at {
+        Some(at) => at,
+        None => clock(&mut connection).await?,
+    };
+    let revocations = revocation_list(&mut connection, last - OVERLAP).await?;
+    drop(connection);
+    for device in revocations.devices {
+        if let Some(handle) = shared.registry.find(device) {
+            handle.end(Ending::REVOKED);
+        }
+    }
+    for (device, serial) in revocations.certificates {
+        if let Some(handle) = shared.registry.find(device).filter(|handle| *handle.certificate_serial == *serial) {
+            handle.end(Ending::REVOKED);
+        }
+    }
+    *seen_at = Some(revocations.at);
+    Ok(())
+}
