@@ -13,6 +13,7 @@ use tokio::time::{sleep, timeout};
 use crate::bus::Bus;
 use crate::config::{Config, Database};
 use crate::lifecycle::{Shutdown, StopSignals};
+use crate::link::{Links, Tls};
 use crate::metrics::Metrics;
 use crate::operations::Readiness;
 use crate::pki::Pki;
@@ -22,7 +23,7 @@ use crate::secret::{Purpose, Token};
 use crate::store::first_admin::first_admin_create;
 use crate::store::setup::{self, Address, Probe, SetupError};
 use crate::store::{Store, StoreError, Visibility};
-use crate::{clock, file, http, operations, people};
+use crate::{clock, file, http, link, operations, people, tasks};
 
 /// The name of the database in a cluster of our own.
 const DATABASE: &str = "cloudlink";
@@ -120,6 +121,9 @@ impl Node {
         let certificate = Arc::clone(&self.pki.server);
         let people = people::server(&self.config.people, certificate, http::router(api), &self.metrics);
         vital.spawn(people.run(ports.people.listen()?, shutdown.clone()));
+        let links = self.links(store.clone(), bus)?;
+        tasks::start(&links, &shutdown);
+        vital.spawn(link::accept::run(links, ports.device.listen()?, shutdown.clone()));
         readiness.running(store.clone());
         tracing::info!(node = %self.config.node, version = env!("CARGO_PKG_VERSION"), "the node is up");
 
@@ -143,6 +147,30 @@ impl Node {
         }
         tracing::info!("the node has stopped");
         failure.map_or(Ok(()), Err)
+    }
+
+    fn links(&self, store: Store, bus: Bus) -> anyhow::Result<Links> {
+        let config = &self.config;
+        let enroll_name = config.device.enroll_name().to_string();
+        let tls = Tls::new(
+            self.pki.authority.certificate_der().clone(),
+            Arc::clone(&self.pki.server) as _,
+            &enroll_name,
+            config.device.resumption_seconds.duration(),
+        )
+        .context("the device port cannot speak TLS")?;
+        Ok(Links::new(link::Parts {
+            node: config.node.clone(),
+            trust_domain: config.trust_domain.parse().context("trust_domain is not one")?,
+            device: config.device.clone(),
+            link: config.link.clone(),
+            certificate: config.certificate.clone(),
+            store,
+            bus,
+            metrics: Arc::clone(&self.metrics),
+            authority: Arc::clone(&self.pki.authority),
+            tls,
+        }))
     }
 
     /// Brings the database to where this version needs it. Waits for one that is not there yet.
