@@ -325,3 +325,35 @@ impl Lines {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use futures_util::stream;
+
+    use super::*;
+
+    fn lines(pieces: &'static [&'static str]) -> Lines {
+        Lines::new(stream::iter(pieces).map(|piece| Ok(Bytes::from_static(piece.as_bytes()))).boxed())
+    }
+
+    async fn all(mut lines: Lines, bytes_max: usize) -> Result<Vec<String>, Failure> {
+        let mut all = Vec::new();
+        while let Some(line) = lines.next_line(bytes_max).await? {
+            all.push(String::from_utf8(line).unwrap());
+        }
+        Ok(all)
+    }
+
+    #[tokio::test]
+    async fn lines_do_not_depend_on_where_the_pieces_are_cut() {
+        assert_eq!(all(lines(&["a\nb", "c", "\n", "\nd\ne"]), 10).await.unwrap(), ["a", "bc", "", "d", "e"]);
+        assert_eq!(all(lines(&["a\n"]), 10).await.unwrap(), ["a"]);
+        assert!(all(lines(&[]), 10).await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_endless_line_is_refused() {
+        assert_eq!(all(lines(&["abcdef", "ghijkl"]), 10).await.unwrap_err().exit_code(), 1);
+    }
+}

@@ -198,3 +198,43 @@ fn link_state(device: &model::Device) -> Cell {
 pub(crate) fn labels(labels: &model::Labels) -> String {
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device() -> model::Device {
+        serde_json::from_value(json!({
+            "id": "018f0000-0000-7000-8000-000000000001", "tenant_id": "018f0000-0000-7000-8000-000000000002",
+            "name": "gw-1", "labels": {"site": "north", "floor": "2"}, "state": "active", "version": 1,
+            "enrolled_at": "2026-11-21T14:00:00Z", "revoked_at": null, "certificate": null, "link": null,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn labels_that_are_not_named_stay_and_a_new_name_changes_none() {
+        let mut set = Set {
+            device: "gw-1".to_owned(),
+            name: None,
+            labels: vec!["site=south".parse().unwrap(), "rack=4".parse().unwrap()],
+            removed: vec!["floor".to_owned()],
+        };
+        assert_eq!(set.body(&device()), json!({"labels": {"site": "south", "rack": "4"}}));
+        set = Set { name: Some("gw-2".to_owned()), labels: Vec::new(), removed: Vec::new(), ..set };
+        assert_eq!(set.body(&device()), json!({"name": "gw-2"}));
+    }
+
+    #[test]
+    fn a_clock_that_is_off_is_said_so() {
+        let text = |offset_ms| {
+            let mut table = Table::record();
+            table.field("clock", clock(offset_ms));
+            table.render(false, None)
+        };
+        assert_eq!(text(-3), "clock  right (off by -3 ms)");
+        assert_eq!(text(-7_200_000), "clock  2 h behind");
+        assert_eq!(text(90_000), "clock  1 min ahead");
+        assert_eq!(text(i64::MIN).split_whitespace().last(), Some("behind"), "whatever a device claims");
+    }
+}

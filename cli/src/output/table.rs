@@ -124,7 +124,7 @@ fn styled(cell: &Cell) -> comfy_table::Cell {
         Tone::Good => styled.fg(Color::Green),
         Tone::Warn => styled.fg(Color::Yellow),
         Tone::Bad => styled.fg(Color::Red),
-        Tone::Dim => styled.fg(Color::DarkGrey),
+        Tone::Dim => styled.add_attribute(Attribute::Dim),
     }
 }
 
