@@ -77,6 +77,14 @@ impl KnownTime {
         self.keep(told);
     }
 
+    /// Keeps the time of a long link on the disk, where it counts after the next start.
+    pub fn tick(&mut self) {
+        if let Some(now) = self.server_now() {
+            self.earliest = self.earliest.max(now);
+            self.keep(now);
+        }
+    }
+
     fn keep(&mut self, told: OffsetDateTime) {
         if told < self.kept + KEPT_AT_MOST_EVERY {
             return;

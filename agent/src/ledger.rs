@@ -26,7 +26,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use self::entry::Entries;
-pub use self::entry::{Entry, Progress};
+pub use self::entry::{Entry, EntryIntent, Progress};
 pub use self::record::{Damage, FinalState, Report};
 use self::record::{Ending, Record};
 use crate::command::Kind;

@@ -4,6 +4,7 @@
 use aws_lc_rs::digest;
 use cloudlink_proto::ids::CommandId;
 use cloudlink_proto::link::message::command_status;
+use cloudlink_proto::link::{DATA_JSON_BYTES_MAX, STATUS_MESSAGE_BYTES_MAX};
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -87,6 +88,23 @@ pub enum FinalState {
     Refused,
     Expired,
     Cancelled,
+}
+
+impl Report {
+    #[must_use]
+    pub fn without_data(state: FinalState, code: &str, message: &str) -> Self {
+        Self { state, code: code.to_owned(), message: message.to_owned(), data: None }
+    }
+
+    /// Cut to what a link and a line of the ledger carry. Data that is too large is dropped: half of it would not be JSON.
+    #[must_use]
+    pub fn bounded(mut self) -> Self {
+        self.message.truncate(self.message.floor_char_boundary(STATUS_MESSAGE_BYTES_MAX));
+        if self.data.as_ref().is_some_and(|data| data.to_string().len() > DATA_JSON_BYTES_MAX) {
+            self.data = Some(serde_json::json!({ "too_large": true }));
+        }
+        self
+    }
 }
 
 impl FinalState {

@@ -200,7 +200,7 @@ fn take(device: &mut Device, step: Step) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(12))]
 
     /// The power fails while the last step is being written: any part of what that step added may be missing.
     #[test]

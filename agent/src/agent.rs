@@ -1,0 +1,416 @@
+//! The agent: keeps one link up, renews the certificate, reports metrics, and lets the desk work.
+
+mod renewal;
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use cloudlink_certs::TrustAnchor;
+use cloudlink_proto::link::message::goodbye::Code;
+use cloudlink_proto::link::message::{CommandStatus, MetricsReport};
+use cloudlink_proto::link::{Close, FromServer, ToServer};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use self::renewal::Renewal;
+use crate::backoff::{Backoff, PROVEN_FOR, about, jitter};
+use crate::clock::{self, KnownTime};
+use crate::config::Config;
+use crate::desk::Desk;
+use crate::dial::{self, DialError};
+use crate::disk::StateDir;
+use crate::executor::{Bus, Executor};
+use crate::identity::{Identity, Slot};
+use crate::ledger::Ledger;
+use crate::link::{Event, Link, until};
+use crate::metrics::Sampler;
+use crate::problem::{RETRY_AFTER_MAX, shown};
+use crate::tls::{self, Bounds};
+use crate::{chain, machine};
+
+/// How often a device dials that the server does not want: it may be let in again, and must not cost much until then.
+const REFUSED_RETRY: Duration = Duration::from_secs(15 * 60);
+/// How soon a renewed certificate is used that failed for another reason than being refused.
+const NEXT_RETRY: Duration = Duration::from_secs(15 * 60);
+/// A renewed certificate is tried out within this.
+const TRY_NEXT_WITHIN: Duration = Duration::from_secs(5);
+/// The first report of a link comes within this, so that a fleet that comes back does not report as one.
+const FIRST_REPORT_WITHIN: Duration = Duration::from_secs(15);
+/// Whatever the server says, metrics are not reported more often.
+const REPORT_INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// How long a stop waits for commands that are under way.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// A running agent.
+#[derive(Debug)]
+pub struct Agent {
+    config: Config,
+    _state_dir: StateDir,
+    anchor: TrustAnchor,
+    known_time: KnownTime,
+    identity: Identity,
+    boot_id: String,
+    desk: Desk,
+    sampler: Arc<Mutex<Sampler>>,
+    link: Option<Link>,
+    dialling: Dialling,
+    backoff: Backoff,
+    /// The last attempt with the next certificate went wrong: the present one has its turn.
+    next_failed: bool,
+    /// The server refused the next certificate.
+    next_refused: bool,
+    renewal: Renewal,
+    report_due: Option<Instant>,
+    measuring: Option<JoinHandle<MetricsReport>>,
+}
+
+type Opening = Pin<Box<dyn Future<Output = Result<Link, DialError>> + Send>>;
+
+enum Dialling {
+    Not,
+    At(Instant),
+    Now(Slot, Opening),
+}
+
+impl std::fmt::Debug for Dialling {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Not => "Not",
+            Self::At(_) => "At",
+            Self::Now(..) => "Now",
+        })
+    }
+}
+
+impl Agent {
+    /// Takes up what is in the state directory.
+    ///
+    /// # Errors
+    /// When something of it cannot be read, or the boot id cannot.
+    pub fn new(config: Config, state_dir: StateDir, bus: Bus) -> anyhow::Result<Self> {
+        let anchor = load_anchor(&config)?;
+        let boot_id = machine::boot_id(&config.boot_id_path)
+            .with_context(|| format!("cannot read the boot id from {}", config.boot_id_path.display()))?;
+        let identity = Identity::load(state_dir.path()).context("cannot read the device's certificate")?;
+        let ledger = Ledger::open(state_dir.path()).context("cannot open the ledger")?;
+        let sampler = Arc::new(Mutex::new(Sampler::new()));
+        let executor = Executor::new(&config, bus, Arc::clone(&sampler));
+        Ok(Self {
+            known_time: KnownTime::load(state_dir.path(), tls::authority_made(&anchor)),
+            desk: Desk::new(ledger, executor, boot_id.clone()),
+            config,
+            _state_dir: state_dir,
+            anchor,
+            identity,
+            boot_id,
+            sampler,
+            link: None,
+            dialling: Dialling::Not,
+            backoff: Backoff::default(),
+            next_failed: false,
+            next_refused: false,
+            renewal: Renewal::default(),
+            report_due: None,
+            measuring: None,
+        })
+    }
+
+    /// Runs until it is told to stop. Nothing that the server or the network does ends it.
+    pub async fn run(mut self, stop: CancellationToken) {
+        self.dialling = Dialling::At(Instant::now());
+        loop {
+            self.begin_commands().await;
+            let wake = self.poll_timeout();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                (id, report) = self.desk.done() => {
+                    let status = self.desk.handle_done(id, report);
+                    self.tell(status);
+                }
+                event = next_event(&mut self.link) => self.handle_event(event),
+                (slot, opened) = opened(&mut self.dialling) => self.handle_opened(slot, opened),
+                report = measured(&mut self.measuring) => self.handle_measured(report),
+                () = until(wake) => self.handle_timeout(Instant::now()),
+            }
+        }
+        self.stop().await;
+    }
+
+    /// Lets commands that are under way end, and says goodbye. A reboot is not waited for.
+    async fn stop(mut self) {
+        tracing::info!("stopping");
+        let deadline = Instant::now() + STOP_WITHIN;
+        while self.desk.is_at_work() {
+            tokio::select! {
+                (id, report) = self.desk.done() => {
+                    let status = self.desk.handle_done(id, report);
+                    self.tell(status);
+                }
+                event = next_event(&mut self.link) => self.handle_event(event),
+                () = tokio::time::sleep_until(deadline) => {
+                    tracing::warn!("a command is still under way: it will be told as interrupted");
+                    break;
+                }
+            }
+        }
+        if let Some(link) = self.link.take() {
+            link.close(Code::ShuttingDown, "the agent stops").await;
+        }
+    }
+
+    async fn begin_commands(&mut self) {
+        while let Some((begun, status)) = self.desk.begin_next(Instant::now()) {
+            self.tell(status);
+            if let Some(link) = self.link.as_mut().filter(|_| begun.is_power()) {
+                // The loss of the link proves a shutdown only if the server has heard that it was begun.
+                link.flush().await;
+            }
+            self.desk.execute(begun);
+        }
+    }
+
+    fn tell(&mut self, message: impl Into<ToServer>) {
+        // Without a link there is no harm: the desk tells all that is outstanding on the next one.
+        if let Some(link) = &mut self.link
+            && let Err(error) = link.send(message)
+        {
+            tracing::warn!(%error, "a message was not sent");
+        }
+    }
+
+    fn tell_all(&mut self, statuses: Vec<CommandStatus>) {
+        for status in statuses {
+            self.tell(status);
+        }
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        let dial_at = if let Dialling::At(at) = self.dialling { Some(at) } else { None };
+        let renew_at = self.renewal.poll_timeout().filter(|_| self.link.is_some());
+        let report_at = self.report_due.filter(|_| self.measuring.is_none());
+        [dial_at, renew_at, report_at, self.desk.poll_timeout()].into_iter().flatten().min()
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        let late = self.desk.handle_timeout(now);
+        self.tell_all(late);
+        if matches!(self.dialling, Dialling::At(at) if at <= now) {
+            self.dial();
+        }
+        if self.link.is_some() && self.renewal.poll_timeout().is_some_and(|at| at <= now) {
+            self.renew(now);
+        }
+        if self.measuring.is_none() && self.report_due.is_some_and(|at| at <= now) {
+            self.measure();
+        }
+    }
+
+    fn handle_event(&mut self, event: Event) {
+        let message = match event {
+            Event::Message(message) => message,
+            Event::Closed(close) => return self.handle_closed(&close),
+        };
+        let now = Instant::now();
+        match message {
+            FromServer::Command { id, command, .. } => {
+                let server_unix_ms = self.server_unix_ms();
+                let status = self.desk.handle_command(now, id, &command, server_unix_ms);
+                self.tell(status);
+            }
+            FromServer::CommandCancel { id, reason } => {
+                tracing::info!(command.id = %id, reason = ?shown(&reason), "a command was called back");
+                let server_unix_ms = self.server_unix_ms();
+                let status = self.desk.handle_cancel(id, server_unix_ms);
+                self.tell(status);
+            }
+            FromServer::CommandReceipt { id } => {
+                let server_unix_ms = self.server_unix_ms();
+                self.desk.handle_receipt(id, server_unix_ms);
+            }
+            FromServer::CertificateIssued(issued) => self.handle_issued(now, &issued),
+            FromServer::CertificateRefused(refused) => {
+                tracing::warn!(code = ?shown(&refused.code), reason = ?shown(&refused.message), "no new certificate");
+                self.renewal.refused(now, Duration::from_millis(refused.retry_after_ms).min(RETRY_AFTER_MAX));
+            }
+            FromServer::Reconnect { after, reason } => {
+                tracing::info!(after_ms = after.as_millis(), reason = ?shown(&reason), "asked to dial anew");
+                if self.link.as_ref().is_some_and(|link| link.proven_for() >= PROVEN_FOR) {
+                    self.backoff.reset();
+                }
+                if !matches!(self.dialling, Dialling::Now(..)) {
+                    self.dialling = Dialling::At(now + after.min(RETRY_AFTER_MAX));
+                }
+            }
+            // The session takes one welcome only, and keeps goodbyes to itself.
+            FromServer::Welcome(_) | FromServer::Goodbye => {}
+        }
+    }
+
+    /// Ids are kept by this; zero, as long as no server was heard, keeps them longest.
+    fn server_unix_ms(&self) -> u64 {
+        self.known_time.server_now().map_or(0, clock::unix_ms)
+    }
+
+    fn handle_closed(&mut self, close: &Close) {
+        let Some(link) = self.link.take() else { return };
+        let proven_for = link.proven_for();
+        tracing::info!(
+            by = ?close.by, code = ?close.code, reason = ?shown(&close.message), proven_for_s = proven_for.as_secs(), "link closed",
+        );
+        self.renewal.link_lost();
+        self.report_due = None;
+        if proven_for >= PROVEN_FOR {
+            self.backoff.reset();
+        }
+        let refused = dial::is_refusal(close.code);
+        if refused || matches!(self.dialling, Dialling::Not) {
+            let retry_after = Some(close.retry_after).filter(|after| !after.is_zero());
+            self.dial_later(refused, retry_after);
+        }
+    }
+
+    fn dial_later(&mut self, refused: bool, retry_after: Option<Duration>) {
+        let wait = match retry_after {
+            _ if refused => about(REFUSED_RETRY, jitter()).max(retry_after.unwrap_or_default().min(RETRY_AFTER_MAX)),
+            // Never before the time that was asked for, and not with everybody else that was asked for it.
+            Some(after) => after.min(RETRY_AFTER_MAX).mul_f64(1.0 + jitter() / 10.0) + self.backoff.next(jitter()),
+            None => self.backoff.next(jitter()),
+        };
+        tracing::info!(wait_ms = wait.as_millis(), "dialling again later");
+        self.dialling = Dialling::At(Instant::now() + wait);
+    }
+
+    fn dial(&mut self) {
+        let slot = if self.identity.slot(Slot::Current).is_none()
+            || (self.identity.slot(Slot::Next).is_some() && !self.next_failed)
+        {
+            Slot::Next
+        } else {
+            Slot::Current
+        };
+        let bounds = Bounds { earliest: self.known_time.earliest(), own_end: self.identity.ends_at() };
+        let credential = self.identity.slot(slot);
+        let config = match credential {
+            Some(credential) => tls::client_config(&self.anchor, Some(credential), bounds).map_err(DialError::Setup),
+            None => Err(DialError::NotEnrolled),
+        };
+        let server = self.config.server.clone();
+        let hello = machine::hello(&self.boot_id);
+        tracing::debug!(slot = ?slot, host = server.host, "dialling");
+        self.dialling = Dialling::Now(slot, Box::pin(async move { Link::open(&server, config?, hello).await }));
+    }
+
+    fn handle_opened(&mut self, slot: Slot, opened: Result<Link, DialError>) {
+        self.dialling = Dialling::Not;
+        match opened {
+            Ok(link) => self.handle_welcome(slot, link),
+            Err(error) => self.handle_dial_error(slot, &error),
+        }
+    }
+
+    fn handle_dial_error(&mut self, slot: Slot, error: &DialError) {
+        let refused = error.is_refusal();
+        tracing::warn!(error = chain(error), refused, slot = ?slot, "no link");
+        let fallback = slot == Slot::Next && self.identity.slot(Slot::Current).is_some();
+        if fallback {
+            self.next_failed = true;
+            self.next_refused |= refused;
+            // The present certificate is tried at once: it is not what was refused.
+            self.dialling = Dialling::At(Instant::now() + Duration::from_secs(1).mul_f64(jitter()));
+            return;
+        }
+        self.next_failed = self.next_refused;
+        self.dial_later(refused, error.retry_after());
+    }
+
+    fn handle_welcome(&mut self, slot: Slot, link: Link) {
+        let now = Instant::now();
+        let admission = link.admission;
+        self.known_time.learn(admission.clock_unix_ms, link.server_certificate_ends);
+        tracing::info!(
+            device.id = %admission.device_id, tenant.id = %admission.tenant_id, link.epoch = admission.epoch, slot = ?slot, "link open",
+        );
+        if let Some(old) = self.link.replace(link) {
+            tokio::spawn(async move { old.close(Code::Replaced, "a newer link is up").await });
+        }
+        self.settle_slots(slot, now);
+        let outstanding = self.desk.outstanding();
+        self.tell_all(outstanding);
+        self.report_due = (!admission.metrics_interval.is_zero())
+            .then(|| now + (admission.metrics_interval / 4).min(FIRST_REPORT_WITHIN).mul_f64(jitter()));
+        self.schedule_renewal(now);
+    }
+
+    /// The server has taken the certificate of this slot.
+    fn settle_slots(&mut self, slot: Slot, now: Instant) {
+        let settled = match slot {
+            Slot::Next => self.identity.promote(),
+            Slot::Current if self.next_refused => self.identity.discard_next(),
+            Slot::Current => {
+                if self.identity.slot(Slot::Next).is_some() {
+                    self.dialling = Dialling::At(now + about(NEXT_RETRY, jitter()));
+                }
+                Ok(())
+            }
+        };
+        if let Err(error) = settled {
+            tracing::warn!(error = chain(&error), "the certificates cannot be put in order");
+        }
+        self.next_failed = false;
+        self.next_refused = false;
+    }
+
+    fn measure(&mut self) {
+        let sampler = Arc::clone(&self.sampler);
+        self.measuring = Some(tokio::task::spawn_blocking(move || {
+            // A sampler holds nothing that a panic could leave half done.
+            sampler.lock().unwrap_or_else(PoisonError::into_inner).sample()
+        }));
+    }
+
+    fn handle_measured(&mut self, report: Option<MetricsReport>) {
+        self.measuring = None;
+        let Some(link) = &self.link else { return };
+        let interval = link.admission.metrics_interval.max(REPORT_INTERVAL_MIN);
+        self.report_due = Some(Instant::now() + about(interval, jitter()));
+        if let Some(report) = report {
+            self.tell(report);
+        }
+    }
+}
+
+/// Reads the roots that are trusted.
+///
+/// # Errors
+/// When the file cannot be read or holds none.
+pub fn load_anchor(config: &Config) -> anyhow::Result<TrustAnchor> {
+    let path = &config.server.ca_file;
+    let pem = std::fs::read(path).with_context(|| format!("cannot read ca_file {}", path.display()))?;
+    TrustAnchor::from_pem(&pem).with_context(|| format!("cannot use ca_file {}", path.display()))
+}
+
+async fn next_event(link: &mut Option<Link>) -> Event {
+    match link {
+        Some(link) => link.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn opened(dialling: &mut Dialling) -> (Slot, Result<Link, DialError>) {
+    match dialling {
+        Dialling::Now(slot, opening) => (*slot, opening.await),
+        Dialling::Not | Dialling::At(_) => std::future::pending().await,
+    }
+}
+
+/// `None` when the measurement broke off.
+async fn measured(measuring: &mut Option<JoinHandle<MetricsReport>>) -> Option<MetricsReport> {
+    match measuring {
+        Some(task) => task.await.ok(),
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,288 @@
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use cloudlink_proto::link::message::{CollectMetrics, Reboot, RestartService, Shutdown, command};
+use uuid::Uuid;
+
+use super::*;
+use crate::config::Config;
+use crate::executor::Bus;
+use crate::metrics::Sampler;
+
+/// A device whose services and power are scripts that write down each run.
+struct Device {
+    dir: tempfile::TempDir,
+}
+
+impl Device {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    /// To be run by a shell that is named: a file that was just written cannot always be executed while other tests fork.
+    fn script(&self, name: &str, body: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        let runs = self.runs_path();
+        std::fs::write(&path, format!("echo {name} \"$@\" >> {}\n{body}\n", runs.display())).unwrap();
+        path
+    }
+
+    fn runs_path(&self) -> PathBuf {
+        self.dir.path().join("runs")
+    }
+
+    fn runs(&self) -> Vec<String> {
+        std::fs::read_to_string(self.runs_path()).unwrap_or_default().lines().map(str::to_owned).collect()
+    }
+
+    fn start(&self, boot_id: &str) -> Desk {
+        self.start_with(boot_id, "exit 0")
+    }
+
+    fn start_with(&self, boot_id: &str, body: &str) -> Desk {
+        let (restart, reboot, halt) =
+            (self.script("restart", body), self.script("reboot", "exit 0"), self.script("halt", "exit 3"));
+        let config = Config::parse(&format!(
+            "state_dir = \"/unused\"\n[server]\nhost = \"a.test\"\nca_file = \"/unused\"\n\
+             [service]\nallow = [\"web\", \"db\"]\nrestart_argv = [\"/bin/sh\", {restart:?}, \"{{service}}\"]\n\
+             [power]\nreboot_argv = [\"/bin/sh\", {reboot:?}]\nshutdown_argv = [\"/bin/sh\", {halt:?}]\n",
+        ))
+        .unwrap();
+        let executor = Executor::new(&config, Bus::System, Arc::new(Mutex::new(Sampler::new())));
+        Desk::new(Ledger::open(self.dir.path()).unwrap(), executor, boot_id.to_owned())
+    }
+}
+
+const HOUR_MS: u64 = 3_600_000;
+
+fn id(number: u128) -> CommandId {
+    CommandId::from_uuid(Uuid::from_u128(number))
+}
+
+fn restart(service: &str) -> command::Kind {
+    command::Kind::RestartService(RestartService { service: service.to_owned() })
+}
+
+fn reboot() -> command::Kind {
+    command::Kind::Reboot(Reboot {})
+}
+
+fn deliver(desk: &mut Desk, number: u128, kind: command::Kind) -> CommandStatus {
+    deliver_within(desk, number, Some(kind), HOUR_MS)
+}
+
+fn deliver_within(desk: &mut Desk, number: u128, kind: Option<command::Kind>, start_within_ms: u64) -> CommandStatus {
+    let command = Command { id: id(number).to_wire(), start_within_ms, kind, ..Command::default() };
+    desk.handle_command(Instant::now(), id(number), &command, 1_000)
+}
+
+fn begin(desk: &mut Desk) -> Option<CommandId> {
+    let (begun, told) = desk.begin_next(Instant::now())?;
+    assert_eq!(told.state(), command_status::State::Running);
+    let id = begun.id;
+    desk.execute(begun);
+    Some(id)
+}
+
+async fn end(desk: &mut Desk) -> CommandStatus {
+    let (id, report) = tokio::time::timeout(Duration::from_secs(30), desk.done()).await.expect("it ends");
+    desk.handle_done(id, report)
+}
+
+fn told(status: &CommandStatus) -> (command_status::State, &str) {
+    (status.state(), status.code.as_str())
+}
+
+fn data(status: &CommandStatus) -> serde_json::Value {
+    serde_json::from_slice(&status.data_json).unwrap()
+}
+
+#[tokio::test]
+async fn a_command_is_accepted_run_reported_and_receipted() {
+    let device = Device::new();
+    let mut desk = device.start("boot-1");
+    assert_eq!(told(&deliver(&mut desk, 1, restart("web"))), (command_status::State::Accepted, ""));
+    assert_eq!(begin(&mut desk), Some(id(1)));
+    let done = end(&mut desk).await;
+    assert_eq!(told(&done), (command_status::State::Succeeded, ""));
+    assert_eq!(data(&done)["exit_status"], 0);
+    assert_eq!(device.runs(), ["restart web"]);
+    assert_eq!(desk.outstanding(), [done]);
+    desk.handle_receipt(id(1), 1_000);
+    assert_eq!(desk.outstanding(), []);
+}
+
+#[tokio::test]
+async fn a_command_that_comes_again_is_answered_and_not_run_whatever_became_of_it() {
+    let device = Device::new();
+    let mut desk = device.start("boot-1");
+    deliver(&mut desk, 1, restart("web"));
+    assert_eq!(told(&deliver(&mut desk, 1, restart("web"))).0, command_status::State::Accepted);
+    begin(&mut desk);
+    assert_eq!(told(&deliver(&mut desk, 1, restart("web"))).0, command_status::State::Running);
+    let done = end(&mut desk).await;
+    assert_eq!(deliver(&mut desk, 1, restart("web")), done);
+    desk.handle_receipt(id(1), 1_000);
+    assert_eq!(told(&deliver(&mut desk, 1, restart("web"))).0, command_status::State::Succeeded);
+
+    let mut desk = device.start("boot-2");
+    assert_eq!(told(&deliver(&mut desk, 1, restart("web"))).0, command_status::State::Succeeded);
+    assert_eq!(begin(&mut desk), None);
+    assert_eq!(device.runs(), ["restart web"]);
+}
+
+#[tokio::test]
+async fn what_was_interrupted_is_never_begun_again() {
+    let device = Device::new();
+    let mut desk = device.start_with("boot-1", "sleep 5");
+    deliver(&mut desk, 1, restart("web"));
+    deliver(&mut desk, 2, restart("db"));
+    begin(&mut desk);
+    assert_eq!(begin(&mut desk), None, "one of a kind at a time");
+    drop(desk);
+
+    let mut desk = device.start("boot-1");
+    let outstanding = desk.outstanding();
+    assert_eq!(outstanding.iter().map(told).collect::<Vec<_>>(), [(command_status::State::Failed, "interrupted"); 2]);
+    assert!(outstanding[1].message.contains("before it was begun"), "{:?}", outstanding[1].message);
+    assert_eq!(begin(&mut desk), None);
+}
+
+#[tokio::test]
+async fn another_boot_proves_a_reboot_and_the_same_boot_disproves_it() {
+    for (after, expected) in [
+        ("boot-2", (command_status::State::Succeeded, "")),
+        ("boot-1", (command_status::State::Failed, "not_rebooted")),
+    ] {
+        let device = Device::new();
+        let mut desk = device.start("boot-1");
+        deliver(&mut desk, 1, reboot());
+        begin(&mut desk);
+        drop(desk);
+        let desk = device.start(after);
+        let [status] = &desk.outstanding()[..] else { panic!("one is outstanding") };
+        assert_eq!(told(status), expected);
+        assert_eq!(data(status), json!({"boot_id_before": "boot-1", "boot_id_after": after}));
+    }
+}
+
+#[tokio::test]
+async fn a_power_program_that_fails_is_a_failed_command() {
+    let device = Device::new();
+    let mut desk = device.start("boot-1");
+    deliver(&mut desk, 1, command::Kind::Shutdown(Shutdown {}));
+    begin(&mut desk);
+    let done = end(&mut desk).await;
+    assert_eq!(told(&done), (command_status::State::Failed, "exit_status"));
+    assert_eq!(data(&done)["exit_status"], 3);
+    assert_eq!(told(&deliver(&mut desk, 2, restart("web"))).0, command_status::State::Accepted, "it goes on");
+}
+
+#[tokio::test]
+async fn a_reboot_waits_for_what_runs_runs_alone_and_lets_nothing_in() {
+    let device = Device::new();
+    let mut desk = device.start("boot-1");
+    deliver(&mut desk, 1, restart("web"));
+    begin(&mut desk);
+    deliver(&mut desk, 2, reboot());
+    assert_eq!(begin(&mut desk), None);
+    assert_eq!(told(&deliver(&mut desk, 3, restart("db"))), (command_status::State::Refused, "busy"));
+    end(&mut desk).await;
+    assert!(!desk.is_at_work());
+    assert_eq!(begin(&mut desk), Some(id(2)));
+    assert_eq!(told(&deliver(&mut desk, 4, command::Kind::CollectMetrics(CollectMetrics {}))).1, "busy");
+    assert_eq!(told(&deliver(&mut desk, 3, restart("db"))).1, "busy", "a refusal stays one");
+}
+
+#[tokio::test]
+async fn metrics_are_measured_while_a_service_restarts() {
+    let device = Device::new();
+    let mut desk = device.start_with("boot-1", "sleep 5");
+    deliver(&mut desk, 1, restart("web"));
+    deliver(&mut desk, 2, command::Kind::CollectMetrics(CollectMetrics {}));
+    assert_eq!((begin(&mut desk), begin(&mut desk)), (Some(id(1)), Some(id(2))));
+    let done = end(&mut desk).await;
+    assert_eq!((done.id.clone(), told(&done).0), (id(2).to_wire(), command_status::State::Succeeded));
+    assert!(data(&done)["memory_total_bytes"].as_u64().unwrap() > 0);
+    assert!(desk.is_at_work());
+}
+
+#[tokio::test]
+async fn what_is_not_allowed_or_not_known_is_refused_and_nothing_runs() {
+    let device = Device::new();
+    let mut desk = device.start("boot-1");
+    for (number, service) in [(1, "sshd"), (2, "../../bin/sh"), (3, "--force"), (4, "web\n")] {
+        assert_eq!(
+            told(&deliver(&mut desk, number, restart(service))),
+            (command_status::State::Refused, "not_allowed")
+        );
+    }
+    let unknown = deliver_within(&mut desk, 5, None, HOUR_MS);
+    assert_eq!(told(&unknown), (command_status::State::Refused, "unknown_kind"));
+    assert_eq!((begin(&mut desk), device.runs()), (None, vec![]));
+    assert_eq!(desk.outstanding().len(), 5, "told again until receipted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_begun_in_time_expires() {
+    let device = Device::new();
+    let mut desk = device.start("boot-1");
+    let late = deliver_within(&mut desk, 1, Some(restart("web")), 0);
+    assert_eq!(told(&late), (command_status::State::Expired, "expired"));
+    deliver_within(&mut desk, 2, Some(restart("web")), 1_000);
+    deliver_within(&mut desk, 3, Some(restart("web")), u64::MAX);
+    assert_eq!(desk.poll_timeout(), Some(Instant::now() + Duration::from_secs(1)));
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(begin(&mut desk), None, "too late, and not yet told so");
+    let expired = desk.handle_timeout(Instant::now());
+    assert_eq!(expired.iter().map(told).collect::<Vec<_>>(), [(command_status::State::Expired, "expired")]);
+    assert_eq!(begin(&mut desk), Some(id(3)));
+}
+
+#[tokio::test]
+async fn a_cancelled_command_is_not_begun_also_when_the_cancellation_comes_first() {
+    let device = Device::new();
+    let mut desk = device.start("boot-1");
+    deliver(&mut desk, 1, restart("web"));
+    let cancelled = desk.handle_cancel(id(1), 1_000);
+    assert_eq!(told(&cancelled), (command_status::State::Cancelled, "cancelled"));
+    desk.handle_cancel(id(2), 1_000);
+    assert_eq!(told(&deliver(&mut desk, 2, restart("web"))).0, command_status::State::Cancelled);
+    assert_eq!(begin(&mut desk), None);
+
+    deliver(&mut desk, 3, restart("web"));
+    begin(&mut desk);
+    assert_eq!(told(&desk.handle_cancel(id(3), 1_000)).0, command_status::State::Running, "it goes on");
+    assert_eq!(told(&end(&mut desk).await).0, command_status::State::Succeeded);
+}
+
+#[tokio::test]
+async fn the_queue_is_bounded() {
+    let device = Device::new();
+    let mut desk = device.start("boot-1");
+    for number in 0..WAITING_MAX as u128 {
+        assert_eq!(told(&deliver(&mut desk, number, restart("web"))).0, command_status::State::Accepted);
+    }
+    assert_eq!(told(&deliver(&mut desk, 100, restart("web"))), (command_status::State::Refused, "busy"));
+}
+
+#[tokio::test]
+async fn a_damaged_ledger_refuses_everything_and_begins_nothing() {
+    let device = Device::new();
+    let mut desk = device.start("boot-1");
+    deliver(&mut desk, 1, restart("web"));
+    deliver(&mut desk, 2, restart("db"));
+    drop(desk);
+    let path = device.dir.path().join("ledger");
+    let mut content = std::fs::read(&path).unwrap();
+    content[40] ^= 1;
+    std::fs::write(&path, content).unwrap();
+    let mut desk = device.start("boot-1");
+    for number in [1, 3] {
+        assert_eq!(
+            told(&deliver(&mut desk, number, restart("web"))),
+            (command_status::State::Refused, "ledger_corrupt")
+        );
+    }
+    assert_eq!((begin(&mut desk), device.runs()), (None, vec![]));
+}

@@ -1,0 +1,251 @@
+//! From a configuration to an open connection: name, TCP, TLS 1.3, WebSocket. Each step has a time limit of its own.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cloudlink_proto::link::message::goodbye::Code;
+use cloudlink_proto::link::{Close, LINK_PATH, MESSAGE_BYTES_MAX, SUBPROTOCOL};
+use http::{Request, Uri, header};
+use rustls::{AlertDescription, ClientConfig};
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::{WebSocketStream, tungstenite};
+
+use crate::config::Server;
+use crate::problem::{Problem, shown};
+
+const RESOLVE_WITHIN: Duration = Duration::from_secs(10);
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+const TLS_WITHIN: Duration = Duration::from_secs(20);
+const WEBSOCKET_WITHIN: Duration = Duration::from_secs(20);
+/// How many addresses of one name are tried in one attempt.
+const ADDRESSES_MAX: usize = 4;
+/// A link is idle most of the time: small buffers are enough.
+const READ_BUFFER_BYTES: usize = 4096;
+
+/// An open WebSocket.
+pub type Socket = WebSocketStream<TlsStream<TcpStream>>;
+
+/// Why there is no link.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    #[error("cannot resolve {host}")]
+    Resolve { host: String, source: io::Error },
+    #[error("{host} has no address")]
+    NoAddress { host: String },
+    #[error("cannot connect to {address}")]
+    Connect { address: SocketAddr, source: io::Error },
+    #[error("{step} took longer than {} s", within.as_secs())]
+    TimedOut { step: &'static str, within: Duration },
+    #[error("TLS with {name} failed")]
+    Tls { name: String, source: io::Error },
+    #[error("{0}")]
+    Http(Problem),
+    #[error("the WebSocket cannot be opened")]
+    WebSocket(#[source] tungstenite::Error),
+    #[error("the server closed before its welcome: {:?} {}", .0.code, shown(&.0.message))]
+    Closed(Close),
+    #[error("TLS cannot be set up")]
+    Setup(#[source] crate::tls::TlsSetupError),
+    #[error("the first message cannot be sent")]
+    Hello(#[source] cloudlink_proto::link::SendError),
+    #[error("the server did not begin with a welcome")]
+    NoWelcome,
+    #[error("the device is not enrolled")]
+    NotEnrolled,
+}
+
+impl DialError {
+    /// Whether the server refuses who this device is: dialling again soon is of no use.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Http(problem) => {
+                matches!(problem.status.as_u16(), 401 | 403) || problem.kind.as_deref() == Some("device_revoked")
+            }
+            Self::Closed(close) => is_refusal(close.code),
+            Self::Tls { source, .. } | Self::WebSocket(tungstenite::Error::Io(source)) => is_refusing_alert(source),
+            Self::Resolve { .. }
+            | Self::NoAddress { .. }
+            | Self::Connect { .. }
+            | Self::TimedOut { .. }
+            | Self::WebSocket(_)
+            | Self::Setup(_)
+            | Self::Hello(_)
+            | Self::NoWelcome
+            | Self::NotEnrolled => false,
+        }
+    }
+
+    /// When the server wants to be dialled again.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Http(problem) => problem.retry_after,
+            Self::Closed(close) => Some(close.retry_after).filter(|after| !after.is_zero()),
+            Self::Resolve { .. }
+            | Self::NoAddress { .. }
+            | Self::Connect { .. }
+            | Self::TimedOut { .. }
+            | Self::Tls { .. }
+            | Self::WebSocket(_)
+            | Self::Setup(_)
+            | Self::Hello(_)
+            | Self::NoWelcome
+            | Self::NotEnrolled => None,
+        }
+    }
+}
+
+/// Whether a goodbye says that this device, or its certificate, is not wanted.
+#[must_use]
+pub fn is_refusal(code: Code) -> bool {
+    match code {
+        Code::Revoked | Code::CertificateExpired => true,
+        Code::Unspecified
+        | Code::ShuttingDown
+        | Code::Replaced
+        | Code::ProtocolError
+        | Code::TimedOut
+        | Code::Version
+        | Code::Overloaded => false,
+    }
+}
+
+/// With TLS 1.3 a client hears of its certificate only after the handshake, when it reads.
+fn is_refusing_alert(error: &io::Error) -> bool {
+    let tls = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+    let Some(rustls::Error::AlertReceived(alert)) = tls else {
+        return false;
+    };
+    matches!(
+        alert,
+        AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied
+            | AlertDescription::CertificateRequired
+    )
+}
+
+/// The addresses to dial: the configured one, or what the name resolves to just now.
+///
+/// # Errors
+/// When there is none.
+pub async fn resolve(server: &Server) -> Result<Vec<SocketAddr>, DialError> {
+    if let Some(address) = server.address {
+        return Ok(vec![address]);
+    }
+    let host = || server.host.clone();
+    let found = timeout(RESOLVE_WITHIN, tokio::net::lookup_host((server.host.as_str(), server.port)))
+        .await
+        .map_err(|_| DialError::TimedOut { step: "resolving the server's name", within: RESOLVE_WITHIN })?
+        .map_err(|source| DialError::Resolve { host: host(), source })?;
+    let addresses: Vec<SocketAddr> = found.take(ADDRESSES_MAX).collect();
+    if addresses.is_empty() { Err(DialError::NoAddress { host: host() }) } else { Ok(addresses) }
+}
+
+/// Connects to the first address that answers.
+///
+/// # Errors
+/// What was wrong with the last one.
+pub async fn connect(addresses: &[SocketAddr]) -> Result<TcpStream, DialError> {
+    let mut failure = DialError::NoAddress { host: "the server".to_owned() };
+    for address in addresses {
+        match timeout(CONNECT_WITHIN, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => {
+                // Messages are small and wanted at once; where it cannot be set, they are a little late.
+                let _ = stream.set_nodelay(true);
+                return Ok(stream);
+            }
+            Ok(Err(source)) => failure = DialError::Connect { address: *address, source },
+            Err(_) => failure = DialError::TimedOut { step: "connecting", within: CONNECT_WITHIN },
+        }
+    }
+    Err(failure)
+}
+
+/// Proves the server, and the device if the configuration has a certificate.
+///
+/// # Errors
+/// When either does not hold.
+pub async fn handshake(
+    stream: TcpStream,
+    name: &ServerName<'static>,
+    config: Arc<ClientConfig>,
+) -> Result<TlsStream<TcpStream>, DialError> {
+    timeout(TLS_WITHIN, TlsConnector::from(config).connect(name.clone(), stream))
+        .await
+        .map_err(|_| DialError::TimedOut { step: "the TLS handshake", within: TLS_WITHIN })?
+        .map_err(|source| DialError::Tls { name: name.to_str().into_owned(), source })
+}
+
+/// All steps up to TLS.
+///
+/// # Errors
+/// Of any step.
+pub async fn secure(
+    server: &Server,
+    name: &ServerName<'static>,
+    config: ClientConfig,
+) -> Result<TlsStream<TcpStream>, DialError> {
+    let addresses = resolve(server).await?;
+    let stream = connect(&addresses).await?;
+    handshake(stream, name, Arc::new(config)).await
+}
+
+/// Opens the WebSocket of a link.
+///
+/// # Errors
+/// When the server refuses, or does not speak the protocol.
+pub async fn websocket(server: &Server, stream: TlsStream<TcpStream>) -> Result<Socket, DialError> {
+    let request = link_request(server).map_err(|error| DialError::WebSocket(error.into()))?;
+    let mut config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(0)
+        .max_write_buffer_size(4 * MESSAGE_BYTES_MAX);
+    config.max_message_size = Some(MESSAGE_BYTES_MAX);
+    config.max_frame_size = Some(MESSAGE_BYTES_MAX);
+    let opened = timeout(WEBSOCKET_WITHIN, tokio_tungstenite::client_async_with_config(request, stream, Some(config)))
+        .await
+        .map_err(|_| DialError::TimedOut { step: "opening the WebSocket", within: WEBSOCKET_WITHIN })?;
+    match opened {
+        Ok((socket, _)) => Ok(socket),
+        Err(tungstenite::Error::Http(response)) => {
+            let body = response.body().as_deref().unwrap_or_default();
+            Err(DialError::Http(Problem::read(response.status(), response.headers(), body)))
+        }
+        Err(error) => Err(DialError::WebSocket(error)),
+    }
+}
+
+fn link_request(server: &Server) -> Result<Request<()>, http::Error> {
+    let authority = authority(&server.server_name, server.port);
+    let uri = Uri::builder().scheme("wss").authority(authority.as_str()).path_and_query(LINK_PATH).build()?;
+    Request::builder()
+        .uri(uri)
+        .header(header::HOST, authority)
+        .header(header::CONNECTION, "Upgrade")
+        .header(header::UPGRADE, "websocket")
+        .header(header::SEC_WEBSOCKET_VERSION, "13")
+        .header(header::SEC_WEBSOCKET_KEY, tungstenite::handshake::client::generate_key())
+        .header(header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL)
+        .header(header::USER_AGENT, crate::machine::AGENT)
+        .body(())
+}
+
+/// Name and port as in a URL.
+#[must_use]
+pub fn authority(name: &ServerName<'_>, port: u16) -> String {
+    let host = name.to_str();
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}

@@ -1,0 +1,289 @@
+//! Looks at everything that a link needs, in the order in which it is needed, and says what to do about what is wrong.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use cloudlink_certs::TrustAnchor;
+use nix::sys::statvfs::statvfs;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::agent::load_anchor;
+use crate::clock::{KnownTime, wall_clock};
+use crate::config::{Argv, Config};
+use crate::dial::{self, DialError};
+use crate::executor::Bus;
+use crate::identity::{Identity, Slot};
+use crate::ledger::Ledger;
+use crate::tls::{self, Bounds};
+use crate::{chain, machine};
+
+/// Less than this under the state directory is too little for the ledger to grow.
+const FREE_BYTES_MIN: u64 = 1024 * 1024;
+
+/// What was found about one thing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    pub about: &'static str,
+    pub verdict: Verdict,
+    pub found: String,
+    /// What to do; empty when all is well.
+    pub advice: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Good,
+    /// It works, or will when something else does.
+    Warning,
+    Bad,
+}
+
+impl Finding {
+    fn good(about: &'static str, found: impl Into<String>) -> Self {
+        Self { about, verdict: Verdict::Good, found: found.into(), advice: String::new() }
+    }
+
+    fn warning(about: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { about, verdict: Verdict::Warning, found: found.into(), advice: advice.into() }
+    }
+
+    fn bad(about: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { about, verdict: Verdict::Bad, found: found.into(), advice: advice.into() }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = match self.verdict {
+            Verdict::Good => "ok  ",
+            Verdict::Warning => "warn",
+            Verdict::Bad => "BAD ",
+        };
+        write!(f, "{verdict}  {:<12} {}", self.about, self.found)?;
+        if !self.advice.is_empty() {
+            write!(f, "\n      {:<12} -> {}", "", self.advice)?;
+        }
+        Ok(())
+    }
+}
+
+/// Looks at everything. Changes nothing, and may be run beside a running agent.
+pub async fn examine(config: &Config, bus: &Bus) -> Vec<Finding> {
+    let mut findings = vec![boot_id(config)];
+    findings.extend(state(&config.state_dir));
+    let identity = identity(config, &mut findings);
+    findings.push(executors(config, bus).await);
+    findings.extend(argvs(config));
+    match load_anchor(config) {
+        Ok(anchor) => {
+            findings.push(Finding::good("ca file", format!("{} root(s)", anchor.roots().len())));
+            let known_time = KnownTime::load(&config.state_dir, tls::authority_made(&anchor));
+            findings.push(clock(&known_time, identity.as_ref()));
+            findings.extend(network(config, &anchor, &known_time, identity.as_ref()).await);
+        }
+        Err(error) => findings.push(Finding::bad(
+            "ca file",
+            format!("{error:#}"),
+            "put the fleet's root certificate (PEM) there; the server writes it with `cloudlinkd pki init`",
+        )),
+    }
+    findings
+}
+
+fn boot_id(config: &Config) -> Finding {
+    match machine::boot_id(&config.boot_id_path) {
+        Ok(boot_id) => Finding::good("boot id", boot_id),
+        Err(error) => Finding::bad(
+            "boot id",
+            format!("{}: {error}", config.boot_id_path.display()),
+            "without it no reboot can be proven: set boot_id_path to a file that changes with each boot",
+        ),
+    }
+}
+
+fn state(state_dir: &Path) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    match statvfs(state_dir) {
+        Ok(disk) => {
+            let free = disk.blocks_available().saturating_mul(disk.fragment_size());
+            let found = format!("{} KiB free under {}", free / 1024, state_dir.display());
+            findings.push(if free < FREE_BYTES_MIN {
+                Finding::bad("disk", found, "make room: with a full disk every command is refused as ledger_full")
+            } else {
+                Finding::good("disk", found)
+            });
+        }
+        Err(error) => {
+            let advice = "it is made by `cloudlink-agent enroll`; check state_dir and who may write there";
+            findings.push(Finding::warning("disk", format!("{}: {error}", state_dir.display()), advice));
+        }
+    }
+    findings.push(match Ledger::inspect(state_dir) {
+        Ok(found) => match found.damage {
+            None => Finding::good(
+                "ledger",
+                format!("{} command(s), {} without receipt, {} bytes", found.entries, found.unreceipted, found.bytes),
+            ),
+            Some(damage) => Finding::bad(
+                "ledger",
+                format!("damaged at byte {} of {}", damage.offset, found.bytes),
+                "every command is refused as ledger_corrupt. Check the disk. Moving the file away lets commands in again, at \
+                 the risk that one of the past runs a second time",
+            ),
+        },
+        Err(error) => Finding::bad("ledger", format!("cannot be read: {error}"), "run doctor as the agent's user"),
+    });
+    findings
+}
+
+fn identity(config: &Config, findings: &mut Vec<Finding>) -> Option<Identity> {
+    match Identity::load(&config.state_dir) {
+        Ok(identity) if identity.is_enrolled() => Some(identity),
+        Ok(_) => {
+            findings.push(Finding::bad(
+                "certificate",
+                "none: the device is not enrolled",
+                "get a token (`cloudlink enroll-token create`) and run `cloudlink-agent enroll --token-file FILE`",
+            ));
+            None
+        }
+        Err(error) => {
+            findings.push(Finding::bad(
+                "certificate",
+                chain(&error),
+                "run doctor as the agent's user; if the file is spoilt, remove it and enroll anew",
+            ));
+            None
+        }
+    }
+}
+
+fn clock(known_time: &KnownTime, identity: Option<&Identity>) -> Finding {
+    let now = wall_clock();
+    let earliest = known_time.earliest();
+    let advice = "set the clock or enable time synchronisation; the agent judges certificates by the server's last time \
+                  until then";
+    if now < earliest {
+        return Finding::warning(
+            "clock",
+            format!("{} is before {}, which has been", shown(now), shown(earliest)),
+            advice,
+        );
+    }
+    if identity.and_then(Identity::ends_at).is_some_and(|ends| now > ends) {
+        let found = format!("{} is after the end of the device's own certificate", shown(now));
+        return Finding::warning("clock", found, format!("if the time is right, enroll anew; otherwise {advice}"));
+    }
+    Finding::good("clock", shown(now))
+}
+
+async fn network(
+    config: &Config,
+    anchor: &TrustAnchor,
+    known_time: &KnownTime,
+    identity: Option<&Identity>,
+) -> Vec<Finding> {
+    let server = &config.server;
+    let mut findings = Vec::new();
+    let addresses = match dial::resolve(server).await {
+        Ok(addresses) => addresses,
+        Err(error) => {
+            let advice = "check server.host and the device's name servers, or set server.address";
+            findings.push(Finding::bad("name", chain(&error), advice));
+            return findings;
+        }
+    };
+    let listed: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    findings.push(Finding::good("name", format!("{} is at {}", server.host, listed.join(", "))));
+    let stream = match dial::connect(&addresses).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            let advice = format!("a firewall must let TCP out to port {} of {}", server.port, server.host);
+            findings.push(Finding::bad("tcp", chain(&error), advice));
+            return findings;
+        }
+    };
+    findings.push(Finding::good("tcp", "connects"));
+    let credential = identity.and_then(|identity| identity.slot(Slot::Next).or(identity.slot(Slot::Current)));
+    let name = if credential.is_some() { &server.server_name } else { &server.enroll_name };
+    let bounds = Bounds { earliest: known_time.earliest(), own_end: identity.and_then(Identity::ends_at) };
+    let secured = match tls::client_config(anchor, credential, bounds) {
+        Ok(tls) => dial::handshake(stream, name, Arc::new(tls)).await,
+        Err(error) => Err(DialError::Setup(error)),
+    };
+    match secured {
+        Ok(stream) => {
+            let ends = stream.get_ref().1.peer_certificates().and_then(|chain| tls::validity(chain.first()?));
+            let ends = ends.map_or_else(String::new, |(_, ends)| format!(", its certificate ends {}", shown(ends)));
+            findings.push(Finding::good("tls", format!("TLS 1.3 with {}{ends}", name.to_str())));
+        }
+        Err(error) => {
+            let advice = "check server.server_name and ca_file; something on the way may also break TLS open, which the \
+                          agent never accepts";
+            findings.push(Finding::bad("tls", chain(&error), advice));
+        }
+    }
+    if let Some(identity) = identity {
+        findings.push(certificate(identity, known_time));
+    }
+    findings
+}
+
+fn certificate(identity: &Identity, known_time: &KnownTime) -> Finding {
+    let Some(credential) = identity.slot(Slot::Current).or(identity.slot(Slot::Next)) else {
+        return Finding::bad("certificate", "none", "enroll the device");
+    };
+    let certificate = &credential.certificate;
+    let found = format!("{} until {}", certificate.identity, shown(certificate.not_after));
+    if known_time.best() > certificate.not_after {
+        return Finding::bad("certificate", format!("{found}: expired"), "enroll anew with a new token");
+    }
+    Finding::good("certificate", found)
+}
+
+async fn executors(config: &Config, bus: &Bus) -> Finding {
+    let by_bus = [
+        ("restart_argv", config.service.restart_argv.is_none() && !config.service.allow.is_empty()),
+        ("reboot_argv", config.power.reboot_argv.is_none()),
+        ("shutdown_argv", config.power.shutdown_argv.is_none()),
+    ];
+    let needed: Vec<&str> = by_bus.iter().filter(|(_, needed)| *needed).map(|(name, _)| *name).collect();
+    if needed.is_empty() {
+        return Finding::good("d-bus", "not needed");
+    }
+    match bus.connect().await {
+        Ok(_) => Finding::good("d-bus", "the system bus answers"),
+        Err(error) => Finding::bad(
+            "d-bus",
+            format!("the system bus does not answer: {error}"),
+            format!("systemd is needed, or a program for each of: {}", needed.join(", ")),
+        ),
+    }
+}
+
+fn argvs(config: &Config) -> Vec<Finding> {
+    let programs: [(&str, Option<&Argv>); 3] = [
+        ("service.restart_argv", config.service.restart_argv.as_ref()),
+        ("power.reboot_argv", config.power.reboot_argv.as_ref()),
+        ("power.shutdown_argv", config.power.shutdown_argv.as_ref()),
+    ];
+    let missing = programs.into_iter().filter_map(|(key, argv)| {
+        let program = &argv?.program;
+        (!is_executable(program)).then(|| {
+            let found = format!("{key}: {} cannot be executed", program.display());
+            Finding::bad("program", found, "install it, or correct the path")
+        })
+    });
+    missing.collect()
+}
+
+fn is_executable(program: &Path) -> bool {
+    program.is_file() && nix::unistd::access(program, nix::unistd::AccessFlags::X_OK).is_ok()
+}
+
+fn shown(at: OffsetDateTime) -> String {
+    let at = at.replace_nanosecond(0).unwrap_or(at);
+    at.format(&Rfc3339).unwrap_or_else(|_| at.to_string())
+}

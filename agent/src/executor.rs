@@ -1,0 +1,140 @@
+//! What commands do to the device. Each executor is real; which one is used is up to the configuration.
+
+mod argv;
+mod systemd;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+pub use self::systemd::Bus;
+use crate::command::{Instruction, Kind};
+use crate::config::{Argv, Config, Power, Service, ServiceName};
+use crate::ledger::{FinalState, Report};
+use crate::metrics::{self, Sampler};
+
+/// How long the restart of a service may take. The server gives up after 180 s.
+const RESTART_WITHIN: Duration = Duration::from_secs(150);
+/// How long a program that begins a reboot or a shutdown may run.
+const POWER_ASKED_WITHIN: Duration = Duration::from_secs(60);
+/// How long a device may still be up after a reboot was begun. The server gives up after 900 s.
+const REBOOT_WITHIN: Duration = Duration::from_secs(600);
+/// How long a device may still be up after a shutdown was begun. The server gives up after 180 s.
+const SHUTDOWN_WITHIN: Duration = Duration::from_secs(150);
+
+/// Carries commands out.
+#[derive(Debug)]
+pub struct Executor {
+    service: Service,
+    power: Power,
+    bus: Bus,
+    sampler: Arc<Mutex<Sampler>>,
+}
+
+/// Why a command that was begun did not work.
+#[derive(Debug)]
+pub struct Failure {
+    /// Stable, snake_case.
+    pub code: &'static str,
+    /// For people.
+    pub message: String,
+    pub data: Option<Value>,
+}
+
+impl Executor {
+    #[must_use]
+    pub fn new(config: &Config, bus: Bus, sampler: Arc<Mutex<Sampler>>) -> Self {
+        Self { service: config.service.clone(), power: config.power.clone(), bus, sampler }
+    }
+
+    /// Whether the configuration lets this service be restarted.
+    #[must_use]
+    pub fn allows(&self, service: &ServiceName) -> bool {
+        self.service.allow.contains(service)
+    }
+
+    /// Does it. A reboot or shutdown that works does not return.
+    pub async fn execute(&self, instruction: &Instruction) -> Report {
+        let done = match instruction {
+            Instruction::CollectMetrics => self.collect_metrics().await,
+            Instruction::RestartService(service) => self.restart(service).await,
+            Instruction::Reboot => self.reboot().await,
+            Instruction::Shutdown => self.shut_down().await,
+        };
+        match done {
+            Ok(data) => Report { data: Some(data), ..Report::without_data(FinalState::Succeeded, "", "") },
+            Err(failure) => failure.into_report(),
+        }
+    }
+
+    async fn collect_metrics(&self) -> Result<Value, Failure> {
+        let sampler = Arc::clone(&self.sampler);
+        let report = tokio::task::spawn_blocking(move || {
+            // A sampler holds nothing that a panic could leave half done.
+            sampler.lock().unwrap_or_else(PoisonError::into_inner).sample()
+        });
+        match report.await {
+            Ok(report) => Ok(metrics::to_json(&report)),
+            Err(_) => Err(Failure::new("internal", "the measurement broke off".to_owned())),
+        }
+    }
+
+    async fn restart(&self, service: &ServiceName) -> Result<Value, Failure> {
+        match &self.service.restart_argv {
+            Some(argv) => argv::run(&argv.for_service(service), RESTART_WITHIN).await,
+            None => systemd::restart(&self.bus, service, RESTART_WITHIN).await,
+        }
+    }
+
+    async fn reboot(&self) -> Result<Value, Failure> {
+        self.ask_for_power(self.power.reboot_argv.as_ref(), systemd::PowerAction::Reboot).await?;
+        tokio::time::sleep(REBOOT_WITHIN).await;
+        Err(still_up(Kind::Reboot, REBOOT_WITHIN))
+    }
+
+    async fn shut_down(&self) -> Result<Value, Failure> {
+        self.ask_for_power(self.power.shutdown_argv.as_ref(), systemd::PowerAction::PowerOff).await?;
+        tokio::time::sleep(SHUTDOWN_WITHIN).await;
+        Err(still_up(Kind::Shutdown, SHUTDOWN_WITHIN))
+    }
+
+    async fn ask_for_power(&self, argv: Option<&Argv>, action: systemd::PowerAction) -> Result<(), Failure> {
+        match argv {
+            Some(argv) => argv::run(argv, POWER_ASKED_WITHIN).await.map(|_| ()),
+            None => systemd::power(&self.bus, action, POWER_ASKED_WITHIN).await,
+        }
+    }
+}
+
+/// What a reboot or a shutdown comes to that left the device up.
+#[must_use]
+pub fn not_done_code(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Reboot => "not_rebooted",
+        Kind::Shutdown => "not_shut_down",
+        Kind::CollectMetrics | Kind::RestartService => "interrupted",
+    }
+}
+
+fn still_up(kind: Kind, within: Duration) -> Failure {
+    Failure::new(
+        not_done_code(kind),
+        format!("the system took the order, but the device was still up after {} s", within.as_secs()),
+    )
+    .with_data(json!({ "waited_seconds": within.as_secs() }))
+}
+
+impl Failure {
+    fn new(code: &'static str, message: String) -> Self {
+        Self { code, message, data: None }
+    }
+
+    fn with_data(self, data: Value) -> Self {
+        Self { data: Some(data), ..self }
+    }
+
+    fn into_report(self) -> Report {
+        Report { data: self.data, ..Report::without_data(FinalState::Failed, self.code, &self.message) }
+    }
+}
