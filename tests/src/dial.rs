@@ -7,6 +7,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use cloudlink_certs::{PrivateKey, TrustAnchor};
+use cloudlink_proto::link::message::{DeviceMessage, Hello, ServerMessage, device_message, server_message};
+use cloudlink_proto::link::{LINK_PATH, SUBPROTOCOL, VERSIONS};
+use futures_util::{SinkExt as _, StreamExt as _};
+use prost::Message as _;
 use rustls::client::Resumption;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
@@ -16,14 +20,10 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 
 use crate::api::install_provider;
-
-/// The path of links (docs/LINK-PROTOCOL.md).
-pub const LINK_PATH: &str = "/v1/link";
-/// The protocol that a WebSocket must speak.
-pub const SUBPROTOCOL: &str = "cloudlink.v1";
 
 /// For the whole of a dial, refusals included.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -74,27 +74,100 @@ pub async fn tls(address: SocketAddr, name: &str, config: ClientConfig) -> anyho
     tokio::time::timeout(LIMIT, dial).await.context("no TLS in time")?
 }
 
-/// A WebSocket of the link protocol, opened as a device does it. An error holds what the server said, if it said anything.
-pub async fn link(
-    address: SocketAddr,
-    name: &str,
-    ca_file: &Path,
-    credentials: &Credentials,
-) -> anyhow::Result<WebSocketStream<TlsStream<TcpStream>>> {
-    let stream = tls(address, name, client_config(ca_file, Some(credentials), &[&TLS13])?).await?;
-    upgrade(name, stream).await
+/// A link, driven by hand: it says what the test says and nothing else, so it does not live long by itself.
+#[derive(Debug)]
+pub struct Link {
+    socket: WebSocketStream<TlsStream<TcpStream>>,
 }
 
-/// Asks for a WebSocket on a connection that is there.
-pub async fn upgrade(
-    name: &str,
-    stream: TlsStream<TcpStream>,
-) -> anyhow::Result<WebSocketStream<TlsStream<TcpStream>>> {
-    let mut request = format!("wss://{name}{LINK_PATH}").into_client_request()?;
-    request.headers_mut().insert("Sec-WebSocket-Protocol", SUBPROTOCOL.try_into()?);
-    let opened = tokio::time::timeout(LIMIT, tokio_tungstenite::client_async(request, stream));
-    let (socket, _) = opened.await.context("no WebSocket in time")??;
-    Ok(socket)
+/// What came over a link.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Heard {
+    Message(server_message::Kind),
+    /// The server closed the WebSocket with this code.
+    Closed(u16),
+    /// The connection is gone, without a word.
+    Cut,
+}
+
+impl Link {
+    /// Opens a WebSocket as a device does it. An error holds what the server said: [`Refusal::of`].
+    pub async fn open(
+        address: SocketAddr,
+        name: &str,
+        ca_file: &Path,
+        credentials: &Credentials,
+    ) -> anyhow::Result<Self> {
+        let stream = tls(address, name, client_config(ca_file, Some(credentials), &[&TLS13])?).await?;
+        Self::upgrade(name, stream).await
+    }
+
+    /// Asks for a WebSocket on a connection that is there.
+    pub async fn upgrade(name: &str, stream: TlsStream<TcpStream>) -> anyhow::Result<Self> {
+        let mut request = format!("wss://{name}{LINK_PATH}").into_client_request()?;
+        request.headers_mut().insert("Sec-WebSocket-Protocol", SUBPROTOCOL.try_into()?);
+        let opened = tokio::time::timeout(LIMIT, tokio_tungstenite::client_async(request, stream));
+        let (socket, _) = opened.await.context("no WebSocket in time")??;
+        Ok(Self { socket })
+    }
+
+    /// Says hello and hears the welcome.
+    pub async fn hello(&mut self, hello: Hello) -> anyhow::Result<Heard> {
+        self.send(device_message::Kind::Hello(hello)).await?;
+        self.hear().await
+    }
+
+    pub async fn send(&mut self, kind: device_message::Kind) -> anyhow::Result<()> {
+        self.send_raw(Message::Binary(DeviceMessage { kind: Some(kind) }.encode_to_vec().into())).await
+    }
+
+    /// Sends whatever it is.
+    pub async fn send_raw(&mut self, message: Message) -> anyhow::Result<()> {
+        Ok(self.socket.send(message).await?)
+    }
+
+    /// The next message, or the end.
+    pub async fn hear(&mut self) -> anyhow::Result<Heard> {
+        loop {
+            let message = tokio::time::timeout(LIMIT, self.socket.next()).await.context("nothing heard in time")?;
+            match message {
+                Some(Ok(Message::Binary(bytes))) => {
+                    let message = ServerMessage::decode(bytes)?;
+                    return Ok(Heard::Message(message.kind.context("the server said nothing that is known")?));
+                }
+                Some(Ok(Message::Close(frame))) => {
+                    return Ok(Heard::Closed(frame.map_or(1005, |frame| frame.code.into())));
+                }
+                Some(Ok(Message::Text(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
+                Some(Err(_)) | None => return Ok(Heard::Cut),
+            }
+        }
+    }
+
+    /// Listens until the server closes; what it says before does not matter.
+    pub async fn hear_the_end(&mut self) -> anyhow::Result<Heard> {
+        loop {
+            match self.hear().await? {
+                Heard::Message(_) => {}
+                end @ (Heard::Closed(_) | Heard::Cut) => return Ok(end),
+            }
+        }
+    }
+}
+
+/// A hello of a device that can do everything.
+#[must_use]
+pub fn hello(boot_id: &str) -> Hello {
+    let capabilities = ["metrics.collect", "service.restart", "device.reboot", "device.shutdown"];
+    Hello {
+        versions: VERSIONS.to_vec(),
+        capabilities: capabilities.map(str::to_owned).into(),
+        boot_id: boot_id.to_owned(),
+        agent: "by-hand/1".to_owned(),
+        os: "a test".to_owned(),
+        hostname: "by-hand".to_owned(),
+        clock_unix_ms: 0,
+    }
 }
 
 /// How a dial was refused.

@@ -133,6 +133,16 @@ impl Fleet {
         text(&self.operator.command(device, &body).await?.success()?, "id")
     }
 
+    /// Waits until the command is in this state.
+    pub async fn reaches(&self, command: &str, state: &str) -> anyhow::Result<Value> {
+        wait_for(&format!("the command to be {state}"), COMMAND_LIMIT, async || {
+            let shown = self.operator.get(&format!("/commands/{command}")).await?;
+            anyhow::ensure!(shown["state"] == state, "{shown}");
+            Ok(shown)
+        })
+        .await
+    }
+
     /// Waits for the command's final state.
     pub async fn finished(&self, command: &str) -> anyhow::Result<Value> {
         wait_for("the end of the command", COMMAND_LIMIT, async || {

@@ -47,9 +47,10 @@ touch "$1/$2"
 kill -KILL "$(cat "$1/agent.pid")"
 "#;
 
-/// `$1`: the machine's directory, `$2`: the service.
+/// `$1`: the machine's directory, `$2`: the service. Takes for as long as it is held up.
 const RESTART: &str = r#"#!/bin/sh
 echo "$2" >> "$1/restarts"
+while [ -e "$1/hold" ]; do sleep 0.05; done
 "#;
 
 /// A device that is, or will be, enrolled.
@@ -157,6 +158,15 @@ filter = "info,cloudlink_agent=debug"
     #[must_use]
     pub fn reboots(&self) -> usize {
         lines(&self.directory.join("boots"))
+    }
+
+    /// Holds restarts of services up: they are begun, and do not end.
+    pub fn hold_restarts(&self) -> anyhow::Result<()> {
+        Ok(std::fs::write(self.directory.join("hold"), "")?)
+    }
+
+    pub fn release_restarts(&self) -> anyhow::Result<()> {
+        Ok(std::fs::remove_file(self.directory.join("hold"))?)
     }
 
     /// How often a service was restarted.

@@ -3,10 +3,12 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use cloudlink_certs::{Authority, PrivateKey};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -21,6 +23,8 @@ pub const ENROLL_NAME: &str = "enroll.localhost";
 
 /// The first start makes a database.
 const READY_LIMIT: Duration = Duration::from_secs(60);
+/// For an orphaned Postgres to go.
+const POSTGRES_LIMIT: Duration = Duration::from_secs(10);
 const OPERATIONS_LIMIT: Duration = Duration::from_secs(5);
 /// Of an answer of the operations port.
 const ANSWER_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -47,9 +51,19 @@ pub struct Server {
     program: Program,
 }
 
-impl Server {
-    /// Starts a server whose files are under `directory`, and waits until it is ready.
-    pub async fn start(directory: &Path, settings: &Settings) -> anyhow::Result<Self> {
+/// A server that is configured, and has not been started.
+#[derive(Debug)]
+pub struct Plan {
+    pub device: SocketAddr,
+    pub people: SocketAddr,
+    pub operations: SocketAddr,
+    directory: PathBuf,
+    set: Vec<String>,
+}
+
+impl Plan {
+    /// Writes the configuration of a server whose files are under `directory`.
+    pub fn new(directory: &Path, settings: &Settings) -> anyhow::Result<Self> {
         let choose = |given: Option<SocketAddr>| given.map_or_else(port::free, Ok);
         let (device, people, operations) =
             (choose(settings.device)?, choose(settings.people)?, choose(settings.operations)?);
@@ -76,12 +90,38 @@ filter = "info,cloudlink_server=debug"
             directory = directory.display(),
         );
         std::fs::write(directory.join("cloudlinkd.toml"), text)?;
-        init_pki(directory, &settings.set)?;
-        let program = run(directory, &settings.set)?;
-        let mut server =
-            Self { device, people, operations, directory: directory.to_owned(), set: settings.set.clone(), program };
+        Ok(Self { device, people, operations, directory: directory.to_owned(), set: settings.set.clone() })
+    }
+
+    #[must_use]
+    pub fn config_file(&self) -> PathBuf {
+        self.directory.join("cloudlinkd.toml")
+    }
+
+    /// Makes the fleet's keys and certificates. Gives back what the program said.
+    pub fn init_pki(&self) -> anyhow::Result<String> {
+        let output = command(&self.directory, &["pki", "init"], &self.set)?.output()?;
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        anyhow::ensure!(output.status.success(), "cloudlinkd pki init: {}: {said}", output.status);
+        Ok(said)
+    }
+
+    /// Starts the server and waits until it is ready.
+    pub async fn start(self) -> anyhow::Result<Server> {
+        let program = run(&self.directory, &self.set)?;
+        let Self { device, people, operations, directory, set } = self;
+        let mut server = Server { device, people, operations, directory, set, program };
         server.ready().await?;
         Ok(server)
+    }
+}
+
+impl Server {
+    /// Starts a server whose files are under `directory`, and waits until it is ready.
+    pub async fn start(directory: &Path, settings: &Settings) -> anyhow::Result<Self> {
+        let plan = Plan::new(directory, settings)?;
+        plan.init_pki()?;
+        plan.start().await
     }
 
     /// Waits until the server says that it is ready.
@@ -148,6 +188,11 @@ filter = "info,cloudlink_server=debug"
         self.program.stop()
     }
 
+    /// Kills it without warning. Its Postgres goes on until the next start, or until this is dropped.
+    pub fn kill(&mut self) -> anyhow::Result<ExitStatus> {
+        self.program.kill()
+    }
+
     /// Starts it again on the same ports and data.
     pub async fn start_again(&mut self) -> anyhow::Result<()> {
         self.program = run(&self.directory, &self.set)?;
@@ -155,17 +200,26 @@ filter = "info,cloudlink_server=debug"
     }
 }
 
-fn init_pki(directory: &Path, set: &[String]) -> anyhow::Result<()> {
-    let output = command(directory, &["pki", "init"], set)?.output()?;
-    anyhow::ensure!(output.status.success(), "pki init: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
+impl Drop for Server {
+    /// A server that was killed could not stop its Postgres.
+    fn drop(&mut self) {
+        let _ = self.program.stop();
+        let pid_file = self.data_dir().join("postgres/data/postmaster.pid");
+        let Ok(text) = std::fs::read_to_string(pid_file) else { return };
+        let Some(pid) = text.lines().next().and_then(|line| line.trim().parse().ok()) else { return };
+        let pid = Pid::from_raw(pid);
+        let end = Instant::now() + POSTGRES_LIMIT;
+        while kill(pid, Signal::SIGQUIT).is_ok() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
 }
 
 fn run(directory: &Path, set: &[String]) -> anyhow::Result<Program> {
     Program::start("cloudlinkd", command(directory, &["run"], set)?, &directory.join("cloudlinkd.log"))
 }
 
-/// `cloudlinkd` with a verb and the server's configuration.
+/// `cloudlinkd` with a verb and the configuration of the server in `directory`.
 pub fn command(directory: &Path, verb: &[&str], set: &[String]) -> anyhow::Result<Command> {
     let mut command = Command::new(binary("cloudlinkd")?);
     command.args(verb).arg("--config").arg(directory.join("cloudlinkd.toml"));

@@ -10,7 +10,7 @@ use cloudlink_tests::cli::Cli;
 use cloudlink_tests::machine::Machine;
 use cloudlink_tests::port;
 use cloudlink_tests::program::binary;
-use cloudlink_tests::server::{Server, Settings};
+use cloudlink_tests::server::{Plan, Server, Settings};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::Command;
@@ -70,7 +70,14 @@ impl Stage {
             operations: choose(ports, &[9090])?,
             set: Vec::new(),
         };
-        let server = Server::start(&directory.path().join("server"), &settings).await?;
+        let plan = Plan::new(&directory.path().join("server"), &settings)?;
+        let config = shown(&plan.config_file())?;
+        type_line("server", &["cloudlinkd", "pki", "init", "--config", &config], None);
+        for line in plan.init_pki()?.lines() {
+            println!("  {line}");
+        }
+        type_line("server", &["cloudlinkd", "run", "--config", &config], None);
+        let server = plan.start().await?;
         let device = Machine::new(&directory.path().join(DEVICE), server.device, &server.ca_file())?;
         let cli = Cli::new(&directory.path().join("cli"));
         std::fs::create_dir(directory.path().join("tokens"))?;
