@@ -18,6 +18,7 @@ mod router;
 mod testing;
 mod v1;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,9 +30,11 @@ pub use self::router::{openapi, router};
 
 use self::command_event::Hub;
 use self::limit::{Buckets, Rate};
-use crate::bus::Bus;
+use crate::bus::{Bus, Hint};
 use crate::metrics::Metrics;
+use crate::model::command::State;
 use crate::store::Store;
+use crate::store::command::CalledBack;
 
 /// The largest body of a request.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -105,6 +108,21 @@ impl Context {
             tokens: Buckets::new(tokens, COUNTED_TOKENS_MAX),
         };
         Self { store, bus, metrics, hub: Arc::new(Hub::new(settings)), limits: Arc::new(limits), stopping }
+    }
+
+    /// Says that commands were called back: those that are over to who waits for them, the others to who serves the link.
+    fn tell_called_back(&self, commands: &[CalledBack]) {
+        for command in commands {
+            if command.is_cancelled {
+                self.metrics.commands.with_label_values(&[command.kind.as_str(), State::Cancelled.name()]).inc();
+                self.bus.send(Hint::CommandChanged(command.command));
+            }
+        }
+        let devices: BTreeSet<_> =
+            commands.iter().filter(|command| !command.is_cancelled).map(|command| command.device).collect();
+        for device in devices {
+            self.bus.send(Hint::CommandsDue(device));
+        }
     }
 
     /// Wakes the streams of events on hints, until the node stops. Without it they still look on their timers.

@@ -3,10 +3,14 @@
 
 pub mod audit;
 pub mod certificate;
+pub mod command;
 pub mod deadline;
+pub mod device;
 pub mod dispatch;
 pub mod enrollment;
+pub mod enrollment_token;
 pub mod first_admin;
+pub mod grant;
 pub mod link;
 pub mod person;
 pub mod report;

@@ -43,16 +43,42 @@ impl Window {
     }
 
     /// The page, of what was fetched.
-    pub(crate) fn page<T>(self, mut items: Vec<T>, position: impl Fn(&T) -> Position) -> Page<T> {
-        let limit = usize::try_from(self.limit).expect("at most LIMIT_MAX");
-        let has_more = items.len() > limit;
-        items.truncate(limit);
-        let next_cursor = if has_more { items.last().map(|item| encode(position(item))) } else { None };
-        Page { items, next_cursor }
+    pub(crate) fn page<T>(self, items: Vec<T>, position: impl Fn(&T) -> Position) -> Page<T> {
+        cut(items, self.limit, |item| encode(position(item)))
     }
 }
 
-pub(crate) fn check_limit(limit: Option<u32>) -> Result<u32, Problem> {
+/// The part that is asked for, of a list that is numbered, newest first.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NumberWindow {
+    limit: u32,
+    pub(crate) before: Option<i64>,
+}
+
+impl NumberWindow {
+    pub(crate) fn new(limit: Option<u32>, cursor: Option<&str>) -> Result<Self, Problem> {
+        let before = cursor.map(|cursor| decode_number(cursor).ok_or_else(foreign_cursor)).transpose()?;
+        Ok(Self { limit: check_limit(limit)?, before })
+    }
+
+    pub(crate) fn fetch_limit(self) -> i64 {
+        i64::from(self.limit) + 1
+    }
+
+    pub(crate) fn page<T>(self, items: Vec<T>, number: impl Fn(&T) -> i64) -> Page<T> {
+        cut(items, self.limit, |item| encode_number(number(item)))
+    }
+}
+
+fn cut<T>(mut items: Vec<T>, limit: u32, cursor: impl Fn(&T) -> String) -> Page<T> {
+    let limit = usize::try_from(limit).expect("at most LIMIT_MAX");
+    let has_more = items.len() > limit;
+    items.truncate(limit);
+    let next_cursor = if has_more { items.last().map(cursor) } else { None };
+    Page { items, next_cursor }
+}
+
+fn check_limit(limit: Option<u32>) -> Result<u32, Problem> {
     let limit = limit.unwrap_or(LIMIT_DEFAULT);
     let is_fine = (1..=LIMIT_MAX).contains(&limit);
     is_fine.then_some(limit).ok_or_else(|| Problem::bad_request(format!("`limit` must be 1 to {LIMIT_MAX}.")))
@@ -69,7 +95,24 @@ fn encode((time, id): Position) -> String {
 }
 
 fn decode(cursor: &str) -> Result<Position, Problem> {
-    decode_bytes(cursor).ok_or_else(|| Problem::bad_request("`cursor` is not one that a list gave. Start without it."))
+    decode_bytes(cursor).ok_or_else(foreign_cursor)
+}
+
+fn foreign_cursor() -> Problem {
+    Problem::bad_request("`cursor` is not one that this list gave. Start without it.")
+}
+
+fn encode_number(number: i64) -> String {
+    let mut bytes = vec![CURSOR_VERSION];
+    bytes.extend(number.to_be_bytes());
+    BASE64URL_NOPAD.encode(&bytes)
+}
+
+fn decode_number(cursor: &str) -> Option<i64> {
+    let bytes = BASE64URL_NOPAD.decode(cursor.as_bytes()).ok()?;
+    let (version, number) = bytes.split_first()?;
+    let number = i64::from_be_bytes(number.try_into().ok()?);
+    (*version == CURSOR_VERSION).then_some(number)
 }
 
 fn decode_bytes(cursor: &str) -> Option<Position> {
@@ -113,6 +156,14 @@ mod tests {
         let page = window.page(vec![1, 2, 3], position);
         assert_eq!(page.items, [1, 2]);
         assert_eq!(page.next_cursor, Some(encode(position(&2))));
+    }
+
+    #[test]
+    fn a_cursor_of_another_kind_of_list_is_refused() {
+        let number = encode_number(7);
+        assert_eq!(decode_number(&number), Some(7));
+        assert!(Window::new(None, Some(&number)).is_err());
+        assert!(NumberWindow::new(None, Some(&encode((OffsetDateTime::UNIX_EPOCH, Uuid::nil())))).is_err());
     }
 
     #[test]

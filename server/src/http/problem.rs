@@ -209,6 +209,18 @@ fn error_chain(error: &dyn Error) -> String {
     text
 }
 
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.detail)
+    }
+}
+
+impl Error for Problem {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.cause.as_deref().map(|cause| cause as _)
+    }
+}
+
 impl IntoResponse for Problem {
     /// The body follows in [`Problem::render`], which knows the request's id.
     fn into_response(self) -> Response {

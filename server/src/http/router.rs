@@ -30,7 +30,37 @@ static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Who may call what. A tenant's user sees its own tenant only; what an operator sees is up to the handler.
 fn table(routes: Routes) -> Routes {
-    routes.admit(&[Admin, Operator, Tenant], routes!(v1::me::show::handler))
+    routes
+        .admit(&[Admin, Operator, Tenant], routes!(v1::me::show::handler))
+        .admit(&[Admin], routes!(v1::tenant::create::handler))
+        .admit(&[Admin], routes!(v1::tenant::list::handler))
+        .admit(&[Admin, Tenant], routes!(v1::tenant::show::handler))
+        .admit(&[Admin, Tenant], routes!(v1::tenant::update::handler))
+        .admit(&[Admin], routes!(v1::person::create::handler))
+        .admit(&[Admin, Tenant], routes!(v1::person::list::handler))
+        .admit(&[Admin], routes!(v1::person::update::handler))
+        .admit(&[Admin, Operator], routes!(v1::token::create::handler))
+        .admit(&[Admin, Operator], routes!(v1::token::list::handler))
+        .admit(&[Admin, Operator], routes!(v1::token::revoke::handler))
+        .admit(&[Admin, Tenant], routes!(v1::enrollment_token::create::handler))
+        .admit(&[Admin, Tenant], routes!(v1::enrollment_token::list::handler))
+        .admit(&[Admin, Operator, Tenant], routes!(v1::device::list::handler))
+        .admit(&[Admin, Operator, Tenant], routes!(v1::device::show::handler))
+        .admit(&[Admin, Tenant], routes!(v1::device::update::handler))
+        .admit(&[Admin, Tenant], routes!(v1::device::revoke::handler))
+        .admit(&[Operator, Tenant], routes!(v1::device::metrics::handler))
+        .admit(&[Tenant], routes!(v1::grant::create::handler))
+        .admit(&[Admin, Operator, Tenant], routes!(v1::grant::list::handler))
+        .admit(&[Admin, Operator, Tenant], routes!(v1::grant::show::handler))
+        .admit(&[Tenant], routes!(v1::grant::revoke::handler))
+        .admit(&[Tenant], routes!(v1::grant::extend::handler))
+        .admit(&[Operator], routes!(v1::command::create::handler))
+        .admit(&[Admin, Operator, Tenant], routes!(v1::command::list::handler))
+        .admit(&[Admin, Operator, Tenant], routes!(v1::command::show::handler))
+        .admit(&[Operator, Tenant], routes!(v1::command::cancel::handler))
+        .admit(&[Admin, Operator, Tenant], routes!(v1::command::event::handler))
+        .admit(&[Admin, Tenant], routes!(v1::audit::list::handler))
+        .admit(&[Admin, Tenant], routes!(v1::audit::export::handler))
 }
 
 /// The API, to be served on the people port.

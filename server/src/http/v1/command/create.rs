@@ -1,0 +1,408 @@
+//! `POST /devices/{id}/commands`: one instruction to one device, under a grant. The check of the grant and the insert are
+//! one statement of the database, with its clock; everything else here explains why nothing came of it.
+
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use cloudlink_proto::ids::{CommandId, DeviceId, GrantId};
+use http::{HeaderName, StatusCode, header};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::bus::Hint;
+use crate::http::Context;
+use crate::http::auth::Caller;
+use crate::http::field::{check_reason, check_seconds};
+use crate::http::problem::{Kind, Problem, respond_as_problem};
+use crate::http::request::{Id, IdempotencyKey, Json, NoQuery};
+use crate::model::audit::Subject;
+use crate::model::command::{
+    Command, Instruction, InstructionError, QUEUE_FOR_MAX, START_WITHIN_DEFAULT, State as CommandState,
+};
+use crate::model::new_id;
+use crate::store::StoreError;
+use crate::store::audit::audit_append;
+use crate::store::command::{KEY_USED, Missing, NewCommand, Obstacle, command_create, command_explain, command_of_key};
+
+/// Says that the command was made by an earlier request with the same key.
+static REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+/// How often a command is tried when what was in the way has gone meanwhile.
+const ATTEMPTS_MAX: usize = 2;
+
+#[derive(Debug, Deserialize, Serialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CommandCreate {
+    /// `metrics.collect`, `service.restart`, `device.reboot` or `device.shutdown`.
+    kind: String,
+    /// What the kind asks for: `{"service": "…"}` for `service.restart`, nothing for the others.
+    #[serde(default)]
+    #[schema(value_type = Option<Object>)]
+    arguments: Value,
+    /// Why, for the device's owner. 1 to 1,024 characters.
+    reason: String,
+    /// Under this grant, and no other; left out: under any that allows it.
+    grant_id: Option<Uuid>,
+    /// How long it may wait for the device to link: 1 to 604,800. Left out: now or never.
+    queue_for_seconds: Option<u64>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RouteError {
+    #[error(transparent)]
+    Instruction(#[from] InstructionError),
+    #[error("no grant allows it: {}", .0.name())]
+    GrantRequired(Missing),
+    #[error("the device has no live link")]
+    NotLinked,
+    #[error("the device is revoked")]
+    DeviceRevoked,
+    #[error("no such device")]
+    DeviceUnknown,
+    #[error("the key was used with another request")]
+    KeyConflict,
+    #[error("grants or links change too fast")]
+    Unsettled,
+    #[error(transparent)]
+    Refused(#[from] Problem),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+respond_as_problem!(RouteError);
+
+impl From<RouteError> for Problem {
+    fn from(error: RouteError) -> Self {
+        match error {
+            RouteError::Instruction(error @ (InstructionError::UnknownKind | InstructionError::ServiceName)) => {
+                Self::unprocessable(format!("The command is not allowed: {error}."))
+            }
+            RouteError::Instruction(error @ InstructionError::Arguments(_)) => {
+                Self::bad_request(format!("`arguments` is malformed: {error}."))
+            }
+            RouteError::GrantRequired(missing) => {
+                Self::new(Kind::GrantRequired, explain(missing)).reason(missing.name())
+            }
+            RouteError::NotLinked => Self::new(
+                Kind::NotLinked,
+                "The device has no live link, and the command is now or never. Try later, or let it wait with `queue_for_seconds`.",
+            ),
+            RouteError::DeviceRevoked => {
+                Self::new(Kind::DeviceRevoked, "The device was revoked. It takes no commands any more.")
+            }
+            RouteError::DeviceUnknown => Self::not_found(),
+            RouteError::KeyConflict => Self::new(
+                Kind::IdempotencyConflict,
+                "You used this Idempotency-Key with another request. Use a new key for a new command.",
+            ),
+            RouteError::Unsettled => Self::new(
+                Kind::Conflict,
+                "Grants or the device's link changed while the command was checked. Nothing was done: ask again.",
+            ),
+            RouteError::Refused(problem) => problem,
+            RouteError::Store(error) => error.into(),
+        }
+    }
+}
+
+const fn explain(missing: Missing) -> &'static str {
+    match missing {
+        Missing::None => "The device's owner has granted nothing for this. Ask the owner for a grant.",
+        Missing::Scope => {
+            "A grant is in force for you on this device, but not for this kind of command. Ask its owner for the scope."
+        }
+        Missing::Ended => "The grant has ended. Ask the device's owner to make a new one.",
+        Missing::Revoked => "The device's owner has revoked the grant. Ask why before you ask for a new one.",
+        Missing::NotStarted => "The grant has not started yet. See its `starts_at`.",
+        Missing::NotNamed => {
+            "A grant is in force for this, but it names other operators. Ask the device's owner to name you."
+        }
+    }
+}
+
+/// Command a device
+///
+/// With `Idempotency-Key`, the same request again answers with the command that the first one made (status 200, header
+/// `Idempotency-Replayed: true`), whatever has become of the grant meanwhile.
+#[utoipa::path(post, path = "/devices/{id}/commands", operation_id = "command_create", tag = "commands",
+    params(("id" = uuid::Uuid, Path), ("Idempotency-Key" = Option<String>, Header)), request_body = CommandCreate,
+    responses((status = 201, body = Command), (status = 200, body = Command, description = "Made by an earlier request")))]
+#[tracing::instrument(name = "http.command.create", skip_all)]
+pub(crate) async fn handler(
+    State(context): State<Context>,
+    caller: Caller,
+    Id(id): Id,
+    _: NoQuery,
+    IdempotencyKey(key): IdempotencyKey,
+    Json(request): Json<CommandCreate>,
+) -> Result<Response, RouteError> {
+    let device = DeviceId::from_uuid(id);
+    let request_hash = request.hash(device);
+    let start_within = request.check()?;
+    let instruction = Instruction::parse(&request.kind, request.arguments)?;
+    let new = NewCommand {
+        id: CommandId::from_uuid(new_id()),
+        operator: caller.person(),
+        actor: caller.actor().to_json(),
+        device,
+        grant: request.grant_id.map(GrantId::from_uuid),
+        instruction: &instruction,
+        reason: &request.reason,
+        start_within,
+        may_queue: request.queue_for_seconds.is_some(),
+        idempotency_key: key.as_deref(),
+        request_hash,
+    };
+    let made = create(&context, &caller, &new).await?;
+    Ok(match made {
+        Made::New(command) => {
+            let kind = instruction.kind().name;
+            context.metrics.commands.with_label_values(&[kind, CommandState::Queued.name()]).inc();
+            context.bus.send(Hint::CommandsDue(device));
+            let location = format!("/api/v1/commands/{}", command.id);
+            (StatusCode::CREATED, [(header::LOCATION, location)], Json(command)).into_response()
+        }
+        Made::Before(command) => ([(REPLAYED.clone(), "true")], Json(command)).into_response(),
+    })
+}
+
+enum Made {
+    New(Command),
+    /// By an earlier request with the same key.
+    Before(Command),
+}
+
+/// One round trip when the grant is there.
+async fn create(context: &Context, caller: &Caller, new: &NewCommand<'_>) -> Result<Made, RouteError> {
+    let mut connection = context.store.connection().await?;
+    for _ in 0..ATTEMPTS_MAX {
+        match command_create(&mut connection, new).await {
+            Ok(Some(command)) => return Ok(Made::New(command)),
+            Ok(None) => {}
+            Err(error) if error.constraint() == Some(KEY_USED) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if let Some(key) = new.idempotency_key
+            && let Some((command, hash)) = command_of_key(&mut connection, new.operator, key).await?
+        {
+            let is_same = hash == new.request_hash;
+            return if is_same { Ok(Made::Before(command)) } else { Err(RouteError::KeyConflict) };
+        }
+        let scope = new.instruction.kind().scope;
+        match command_explain(&mut connection, new.operator, new.device, new.grant, scope).await? {
+            Obstacle::DeviceUnknown => return Err(RouteError::DeviceUnknown),
+            Obstacle::DeviceRevoked => return Err(RouteError::DeviceRevoked),
+            Obstacle::NotLinked => return Err(RouteError::NotLinked),
+            Obstacle::Grant { tenant, missing } => {
+                // The owner of the device sees who tried.
+                let subject = Subject::new("device", new.device.as_uuid());
+                let details =
+                    json!({"kind": new.instruction.kind().name, "reason": new.reason, "missing": missing.name()});
+                audit_append(&mut connection, tenant, &caller.actor(), "command.refused", subject, details).await?;
+                return Err(RouteError::GrantRequired(missing));
+            }
+            Obstacle::Gone => {}
+        }
+    }
+    Err(RouteError::Unsettled)
+}
+
+impl CommandCreate {
+    /// Identifies the request: the same key with another hash is another request.
+    fn hash(&self, device: DeviceId) -> [u8; 32] {
+        let text = json!([device.as_uuid(), self]).to_string();
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
+        digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
+    }
+
+    /// Checks what is not the instruction. Returns how soon the device must begin.
+    fn check(&self) -> Result<Duration, Problem> {
+        check_reason(&self.reason)?;
+        self.queue_for_seconds
+            .map_or(Ok(START_WITHIN_DEFAULT), |seconds| check_seconds("queue_for_seconds", seconds, QUEUE_FOR_MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cloudlink_proto::ids::DeviceId;
+    use http::StatusCode;
+    use serde_json::{Value, json};
+    use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+    use crate::bus::{Heard, Hint};
+    use crate::http::problem::Kind;
+    use crate::http::testing::{Call, Scene, Somebody};
+    use crate::model::new_id;
+
+    fn call(scene: &Scene, somebody: &Somebody, device: DeviceId, body: Value) -> Call {
+        scene.post(&format!("/devices/{device}/commands")).by(somebody).json(body)
+    }
+
+    fn reboot() -> Value {
+        json!({"kind": "device.reboot", "reason": "it hangs"})
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn makes_a_command_under_the_grant(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        scene.link(scene.device).await;
+        let grant = scene.grant(json!({})).await;
+        let mut hints = scene.bus.listen();
+        let body = json!({"kind": "service.restart", "arguments": {"service": "nginx"}, "reason": "it hangs"});
+        let answer = call(&scene, &scene.operator, scene.device, body).send().await;
+        let command = answer.expect(StatusCode::CREATED);
+        assert_eq!(answer.header("location"), format!("/api/v1/commands/{}", command["id"].as_str().unwrap()));
+        assert_eq!((&command["state"], &command["grant_id"]), (&json!("queued"), &json!(grant.to_string())));
+        assert_eq!(command["arguments"], json!({"service": "nginx"}));
+        assert_eq!(hints.hear().await, Heard::Hint(Hint::CommandsDue(scene.device)));
+        assert_eq!(scene.audited(scene.tenant).await, ["grant.created", "command.created"]);
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn without_a_grant_says_what_is_missing(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        scene.link(scene.device).await;
+        let reason = async |changes: Value| {
+            let mut body = reboot();
+            body.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+            let answer = call(&scene, &scene.operator, scene.device, body).send().await;
+            answer.expect_problem(Kind::GrantRequired)["reason"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(reason(json!({})).await, "none");
+        scene.grant(json!({"operator_ids": [scene.colleague.id.to_string()]})).await;
+        assert_eq!(reason(json!({})).await, "not_named");
+        let ended = scene.grant(json!({})).await;
+        let end = "update grants set starts_at = now() - interval '2 hours', ends_at = now() - interval '1 hour' where id = $1";
+        scene.sql(end, ended.as_uuid()).await;
+        assert_eq!(reason(json!({})).await, "ended");
+        let revoked = scene.grant(json!({})).await;
+        scene.post(&format!("/grants/{revoked}/revoke")).by(&scene.customer).send().await.expect(StatusCode::OK);
+        assert_eq!(reason(json!({})).await, "revoked");
+        assert_eq!(reason(json!({"grant_id": ended.to_string()})).await, "ended");
+        assert_eq!(reason(json!({"grant_id": new_id().to_string()})).await, "none");
+        let later = scene.grant(json!({})).await;
+        scene.sql("update grants set starts_at = now() + interval '5 minutes' where id = $1", later.as_uuid()).await;
+        assert_eq!(reason(json!({})).await, "not_started");
+        scene.grant(json!({"scopes": ["metrics:read"]})).await;
+        assert_eq!(reason(json!({})).await, "scope");
+        let audited = scene.audited(scene.tenant).await;
+        assert_eq!(audited.iter().filter(|action| *action == "command.refused").count(), 8);
+        assert!(!audited.contains(&"command.created".to_owned()));
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn a_selector_covers_by_label_and_never_another_tenant(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        scene.link(scene.device).await;
+        scene.link(scene.other_device).await;
+        scene.grant(json!({"device_ids": null, "selector": {"site": "north"}})).await;
+        call(&scene, &scene.operator, scene.device, reboot()).send().await.expect(StatusCode::CREATED);
+        let refused = call(&scene, &scene.operator, scene.other_device, reboot()).send().await;
+        assert_eq!(refused.expect_problem(Kind::GrantRequired)["reason"], "none");
+        assert_eq!(scene.audited(scene.other_tenant).await, ["command.refused"]);
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn is_now_or_never_unless_it_may_wait(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        scene.grant(json!({})).await;
+        call(&scene, &scene.operator, scene.device, reboot()).send().await.expect_problem(Kind::NotLinked);
+        scene.link(scene.device).await;
+        scene.unlink(scene.device).await;
+        call(&scene, &scene.operator, scene.device, reboot()).send().await.expect_problem(Kind::NotLinked);
+        let mut patient = reboot();
+        patient["queue_for_seconds"] = 600.into();
+        let command = call(&scene, &scene.operator, scene.device, patient).send().await.expect(StatusCode::CREATED);
+        assert!(command["expires_at"].as_str() > command["created_at"].as_str());
+        for seconds in [0, 604_801] {
+            let mut body = reboot();
+            body["queue_for_seconds"] = seconds.into();
+            call(&scene, &scene.operator, scene.device, body).send().await.expect_problem(Kind::Unprocessable);
+        }
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn no_command_outlives_its_grant(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        let grant = scene.grant(json!({"duration_seconds": 60})).await;
+        let mut body = reboot();
+        body["queue_for_seconds"] = 604_800.into();
+        let command = call(&scene, &scene.operator, scene.device, body).send().await.expect(StatusCode::CREATED);
+        let grant = scene.get(&format!("/grants/{grant}")).by(&scene.operator).send().await.expect(StatusCode::OK);
+        assert_eq!(command["expires_at"], grant["ends_at"]);
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn a_revoked_or_unknown_device_takes_none(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        scene.grant(json!({})).await;
+        scene.link(scene.device).await;
+        let path = format!("/devices/{}/revoke", scene.device);
+        scene.post(&path).by(&scene.customer).send().await.expect(StatusCode::OK);
+        call(&scene, &scene.operator, scene.device, reboot()).send().await.expect_problem(Kind::DeviceRevoked);
+        let nowhere = DeviceId::from_uuid(new_id());
+        call(&scene, &scene.operator, nowhere, reboot()).send().await.expect_problem(Kind::NotFound);
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn a_key_makes_one_command(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        scene.link(scene.device).await;
+        let grant = scene.grant(json!({})).await;
+        let send =
+            |body: Value| call(&scene, &scene.operator, scene.device, body).header("idempotency-key", "k1").send();
+        let first = send(reboot()).await.expect(StatusCode::CREATED);
+        let again = send(reboot()).await;
+        assert_eq!(again.expect(StatusCode::OK), first);
+        assert_eq!(again.header("idempotency-replayed"), "true");
+        let mut other = reboot();
+        other["reason"] = "something else".into();
+        send(other).await.expect_problem(Kind::IdempotencyConflict);
+        // The answer may have been lost before the grant was revoked: asking again must still tell.
+        scene.post(&format!("/grants/{grant}/revoke")).by(&scene.customer).send().await.expect(StatusCode::OK);
+        assert_eq!(send(reboot()).await.expect(StatusCode::OK)["id"], first["id"]);
+        // Keys belong to people.
+        let refused =
+            call(&scene, &scene.colleague, scene.device, reboot()).header("idempotency-key", "k1").send().await;
+        refused.expect_problem(Kind::GrantRequired);
+        for key in ["", &"k".repeat(129), "a\u{e9}"] {
+            let bad = call(&scene, &scene.operator, scene.device, reboot()).header("idempotency-key", key).send().await;
+            bad.expect_problem(Kind::BadRequest);
+        }
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn requests_with_one_key_at_once_make_one_command(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        scene.link(scene.device).await;
+        scene.grant(json!({})).await;
+        let calls =
+            (0..8).map(|_| call(&scene, &scene.operator, scene.device, reboot()).header("idempotency-key", "k").send());
+        let answers = futures_util::future::join_all(calls).await;
+        assert_eq!(answers.iter().filter(|answer| answer.status == StatusCode::CREATED).count(), 1);
+        let ids: std::collections::BTreeSet<_> = answers.iter().map(|answer| answer.json()["id"].to_string()).collect();
+        assert_eq!(ids.len(), 1);
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn reads_instructions_strictly(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        scene.link(scene.device).await;
+        scene.grant(json!({})).await;
+        let cases = [
+            (json!({"kind": "device.melt", "reason": "r"}), Kind::Unprocessable),
+            (json!({"kind": "service.restart", "arguments": {"service": "a;b"}, "reason": "r"}), Kind::Unprocessable),
+            (json!({"kind": "service.restart", "reason": "r"}), Kind::BadRequest),
+            (json!({"kind": "device.reboot", "arguments": {"force": true}, "reason": "r"}), Kind::BadRequest),
+            (json!({"kind": "device.reboot", "reason": ""}), Kind::Unprocessable),
+            (json!({"kind": "device.reboot", "reason": "\u{1b}[2J"}), Kind::Unprocessable),
+            (json!({"kind": "device.reboot"}), Kind::BadRequest),
+            (json!({"kind": "device.reboot", "reason": "r", "sudo": true}), Kind::BadRequest),
+        ];
+        for (body, kind) in cases {
+            call(&scene, &scene.operator, scene.device, body).send().await.expect_problem(kind);
+        }
+    }
+}

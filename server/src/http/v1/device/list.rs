@@ -1,0 +1,140 @@
+//! `GET /devices`: newest first.
+
+use axum::extract::State;
+use cloudlink_proto::ids::TenantId;
+use uuid::Uuid;
+
+use crate::http::Context;
+use crate::http::auth::Caller;
+use crate::http::page::{Page, Window};
+use crate::http::problem::Problem;
+use crate::http::request::{Json, Query};
+use crate::model::device::Device;
+use crate::store::device::{DeviceFilter, device_list};
+
+/// For the document only: the parser knows no parameter that may come more than once.
+#[derive(Debug, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "describes what is read from pairs")]
+pub(crate) struct DeviceQuery {
+    /// `key:value`; repeat it for devices that have all of several labels.
+    #[param(style = Form, explode)]
+    label: Option<Vec<String>>,
+    /// Only devices that have a live link, or only those that have none.
+    linked: Option<bool>,
+    /// The exact name.
+    name: Option<String>,
+    tenant_id: Option<Uuid>,
+    limit: Option<u32>,
+    cursor: Option<String>,
+}
+
+/// Devices
+#[utoipa::path(get, path = "/devices", operation_id = "device_list", tag = "devices", params(DeviceQuery),
+    responses((status = 200, body = Page<Device>)))]
+#[tracing::instrument(name = "http.device.list", skip_all)]
+pub(crate) async fn handler(
+    State(context): State<Context>,
+    caller: Caller,
+    Query(pairs): Query<Vec<(String, String)>>,
+) -> Result<Json<Page<Device>>, Problem> {
+    let (filter, window) = parse(pairs)?;
+    let mut transaction = context.store.begin(caller.visibility()).await?;
+    let devices = device_list(&mut transaction, &filter, window.after, window.fetch_limit()).await?;
+    Ok(Json(window.page(devices, |device| (device.enrolled_at, device.id))))
+}
+
+fn parse(pairs: Vec<(String, String)>) -> Result<(DeviceFilter, Window), Problem> {
+    let (mut filter, mut limit, mut cursor) = (DeviceFilter::default(), None, None);
+    for (key, value) in pairs {
+        let is_first = match key.as_str() {
+            "label" => {
+                let (key, value) = value.split_once(':').ok_or_else(|| malformed("label"))?;
+                // The same key with two values fits no device: better said than shown as an empty list.
+                filter.labels.0.insert(key.to_owned(), value.to_owned()).is_none()
+            }
+            "linked" => filter.linked.replace(value.parse().map_err(|_| malformed("linked"))?).is_none(),
+            "name" if !value.contains('\0') => filter.name.replace(value).is_none(),
+            "tenant_id" => {
+                let id: TenantId = value.parse().map_err(|_| malformed("tenant_id"))?;
+                filter.tenant.replace(id).is_none()
+            }
+            "limit" => limit.replace(value.parse().map_err(|_| malformed("limit"))?).is_none(),
+            "cursor" => cursor.replace(value).is_none(),
+            _ => return Err(Problem::bad_request("The query has a parameter that this route does not know.")),
+        };
+        if !is_first {
+            return Err(Problem::bad_request(format!("`{key}` comes more than once.")));
+        }
+    }
+    filter.labels.check().map_err(|error| Problem::bad_request(format!("`label` is not allowed: {error}.")))?;
+    Ok((filter, Window::new(limit, cursor.as_deref())?))
+}
+
+fn malformed(parameter: &str) -> Problem {
+    Problem::bad_request(format!("The parameter `{parameter}` is malformed."))
+}
+
+#[cfg(test)]
+mod tests {
+    use cloudlink_proto::ids::DeviceId;
+    use http::StatusCode;
+    use serde_json::json;
+    use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+    use crate::http::problem::Kind;
+    use crate::http::testing::{Scene, Somebody};
+    use crate::model::new_id;
+
+    async fn names(scene: &Scene, somebody: &Somebody, query: &str) -> Vec<String> {
+        let page = scene.get(&format!("/devices{query}")).by(somebody).send().await.expect(StatusCode::OK);
+        let mut names: Vec<_> =
+            page["items"].as_array().unwrap().iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect();
+        names.sort();
+        names
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn filters_by_label_link_and_name(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        let roof = DeviceId::from_uuid(new_id());
+        scene.insert_device(roof, scene.tenant, "roof", json!({"site": "north", "a:b": "ü ="})).await;
+        scene.link(roof).await;
+        for (query, expected) in [
+            ("", &["lobby", "roof"][..]),
+            ("?label=site:north", &["lobby", "roof"]),
+            ("?label=site:north&linked=true", &["roof"]),
+            ("?linked=false", &["lobby"]),
+            ("?name=lobby", &["lobby"]),
+            ("?label=site:south", &[]),
+            ("?label=site:north&label=floor:1", &[]),
+        ] {
+            assert_eq!(names(&scene, &scene.customer, query).await, expected, "{query}");
+        }
+        assert_eq!(names(&scene, &scene.operator, "").await, ["lobby", "roof", "ward"]);
+        let of_tenant = format!("?tenant_id={}", scene.other_tenant);
+        assert_eq!(names(&scene, &scene.operator, &of_tenant).await, ["ward"]);
+        assert!(names(&scene, &scene.customer, &of_tenant).await.is_empty());
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn refuses_queries_that_it_does_not_know(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        let long = format!("?label=a:{}", "x".repeat(64));
+        let many: String = (0..65).map(|n| format!("&label=k{n}:v")).collect();
+        let many = format!("?{}", &many[1..]);
+        for query in [
+            "?label=site",
+            "?label=a:%00",
+            "?name=%00",
+            "?linked=maybe",
+            "?label=a:1&label=a:2",
+            "?lable=a:b",
+            &long,
+            &many,
+        ] {
+            let answer = scene.get(&format!("/devices{query}")).by(&scene.operator).send().await;
+            answer.expect_problem(Kind::BadRequest);
+        }
+    }
+}

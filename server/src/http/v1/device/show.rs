@@ -1,0 +1,59 @@
+//! `GET /devices/{id}`: a device with its certificate and its newest link.
+
+use axum::extract::State;
+use axum::response::IntoResponse;
+use cloudlink_proto::ids::DeviceId;
+
+use crate::http::Context;
+use crate::http::auth::Caller;
+use crate::http::etag::Tag;
+use crate::http::problem::Problem;
+use crate::http::request::{Id, Json, NoQuery};
+use crate::model::device::Device;
+use crate::store::device::device_show;
+
+/// One device
+#[utoipa::path(get, path = "/devices/{id}", operation_id = "device_show", tag = "devices",
+    params(("id" = uuid::Uuid, Path)), responses((status = 200, body = Device, headers(("ETag" = String)))))]
+#[tracing::instrument(name = "http.device.show", skip_all)]
+pub(crate) async fn handler(
+    State(context): State<Context>,
+    caller: Caller,
+    Id(id): Id,
+    _: NoQuery,
+) -> Result<impl IntoResponse, Problem> {
+    let mut transaction = context.store.begin(caller.visibility()).await?;
+    let device = device_show(&mut transaction, DeviceId::from_uuid(id)).await?.ok_or_else(Problem::not_found)?;
+    Ok((Tag::of_version(device.version).header(), Json(device)))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+    use serde_json::{Value, json};
+    use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+    use crate::http::testing::Scene;
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn shows_the_link_and_the_certificate(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        let path = format!("/devices/{}", scene.device);
+        let answer = scene.get(&path).by(&scene.customer).send().await;
+        let device = answer.expect(StatusCode::OK);
+        assert_eq!(answer.header("etag"), "\"1\"");
+        assert_eq!(
+            (&device["name"], &device["state"], &device["link"]),
+            (&json!("lobby"), &json!("active"), &Value::Null)
+        );
+        assert_eq!(device["certificate"]["serial"], scene.device.as_uuid().simple().to_string());
+        scene.link(scene.device).await;
+        let link = &scene.get(&path).by(&scene.operator).send().await.expect(StatusCode::OK)["link"];
+        assert_eq!((&link["state"], &link["epoch"]), (&json!("live"), &json!(1)));
+        assert_eq!((&link["remote_address"], &link["clock_offset_ms"]), (&json!("192.0.2.7"), &json!(12)));
+        assert_eq!(link["capabilities"], json!(["metrics.collect", "device.reboot"]));
+        scene.unlink(scene.device).await;
+        let link = &scene.get(&path).by(&scene.admin).send().await.expect(StatusCode::OK)["link"];
+        assert_eq!((&link["state"], &link["close_reason"]), (&json!("closed"), &json!("gone")));
+    }
+}

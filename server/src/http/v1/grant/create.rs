@@ -1,0 +1,298 @@
+//! `POST /grants`: a tenant lets operators in, until when, to do what, and why.
+
+use axum::extract::State;
+use axum::response::IntoResponse;
+use cloudlink_proto::ids::GrantId;
+use http::StatusCode;
+use serde::Deserialize;
+use serde_json::json;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::clock;
+use crate::http::Context;
+use crate::http::auth::Caller;
+use crate::http::etag::Tag;
+use crate::http::field::{check_reason, check_seconds};
+use crate::http::problem::{Problem, respond_as_problem};
+use crate::http::request::{Json, NoQuery};
+use crate::model::audit::Subject;
+use crate::model::device::{Labels, LabelsError};
+use crate::model::grant::{Grant, GrantState, NAMED_MAX, START_AHEAD_MAX, is_known_scope};
+use crate::model::new_id;
+use crate::store::StoreError;
+use crate::store::audit::audit_append;
+use crate::store::device::device_count;
+use crate::store::grant::{BEYOND_POLICY, ENDS_BEFORE_START, End, NewGrant, grant_create};
+use crate::store::person::person_count_operators;
+use crate::store::tenant::tenant_show;
+
+/// The longest that any policy allows.
+const DURATION_MAX: std::time::Duration = std::time::Duration::from_secs(31_622_400);
+
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct GrantCreate {
+    /// Why, for everybody who reads the audit log later. 1 to 1,024 characters.
+    reason: String,
+    /// What may be done: `metrics:read`, `service:restart`, `device:reboot`, `device:shutdown`.
+    scopes: Vec<String>,
+    /// Who may do it; left out: every operator. Never empty.
+    operator_ids: Option<Vec<Uuid>>,
+    /// On which devices; or else `selector`. Never empty.
+    device_ids: Option<Vec<Uuid>>,
+    /// On all devices that have these labels; or else `device_ids`. Never empty.
+    selector: Option<Labels>,
+    /// Left out, or in the past: from now on.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    starts_at: Option<OffsetDateTime>,
+    /// Until when; or else `duration_seconds`.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    ends_at: Option<OffsetDateTime>,
+    /// How long from its start; or else `ends_at`.
+    duration_seconds: Option<u64>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RouteError {
+    #[error("no scopes, or an unknown one")]
+    Scopes,
+    #[error("an empty list, or too many")]
+    Count(&'static str),
+    #[error("not exactly one of {0} and {1}")]
+    NotOneOf(&'static str, &'static str),
+    #[error("a device that is not the tenant's")]
+    ForeignDevice,
+    #[error("somebody who is no operator")]
+    NoOperator,
+    #[error(transparent)]
+    Labels(#[from] LabelsError),
+    #[error("ends before it starts, or has ended")]
+    Ended,
+    #[error("starts too far ahead")]
+    TooFarAhead,
+    #[error("beyond the policy of {maximum_seconds} seconds")]
+    BeyondPolicy { maximum_seconds: i32 },
+    #[error(transparent)]
+    Refused(#[from] Problem),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+respond_as_problem!(RouteError);
+
+impl From<RouteError> for Problem {
+    fn from(error: RouteError) -> Self {
+        match error {
+            RouteError::Scopes => Self::unprocessable(
+                "`scopes` must name at least one of metrics:read, service:restart, device:reboot, device:shutdown, and nothing else.",
+            ),
+            RouteError::Count(field) => Self::unprocessable(format!(
+                "`{field}` must not be empty, and names at most {NAMED_MAX}. An empty list never means everything."
+            )),
+            RouteError::NotOneOf(one, other) => {
+                Self::unprocessable(format!("Give either `{one}` or `{other}`, not both and not neither."))
+            }
+            RouteError::ForeignDevice => {
+                Self::unprocessable("`device_ids` names a device that your tenant does not have.")
+            }
+            RouteError::NoOperator => Self::unprocessable("`operator_ids` names somebody who is not an operator."),
+            RouteError::Labels(error) => Self::unprocessable(format!("`selector` is not allowed: {error}.")),
+            RouteError::Ended => Self::unprocessable("A grant must end after it starts, and in the future."),
+            RouteError::TooFarAhead => {
+                Self::unprocessable(format!("A grant can start at most {} days ahead.", START_AHEAD_MAX.whole_days()))
+            }
+            RouteError::BeyondPolicy { maximum_seconds } => Self::unprocessable(format!(
+                "Your tenant's policy lets one grant run for at most {maximum_seconds} seconds, from its start to its end."
+            ))
+            .maximum_seconds(maximum_seconds),
+            RouteError::Refused(problem) => problem,
+            RouteError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// Let operators in
+#[utoipa::path(post, path = "/grants", operation_id = "grant_create", tag = "grants", request_body = GrantCreate,
+    responses((status = 201, body = Grant, headers(("ETag" = String)))))]
+#[tracing::instrument(name = "http.grant.create", skip_all)]
+pub(crate) async fn handler(
+    State(context): State<Context>,
+    caller: Caller,
+    _: NoQuery,
+    Json(mut request): Json<GrantCreate>,
+) -> Result<impl IntoResponse, RouteError> {
+    let tenant = caller.tenant().ok_or_else(Problem::not_found)?;
+    let ends_at = request.check()?;
+    let id = GrantId::from_uuid(new_id());
+    let mut transaction = context.store.begin(caller.visibility()).await?;
+    if let Some(ids) = &request.device_ids
+        && !has_all(device_count(&mut transaction, ids).await?, ids)
+    {
+        return Err(RouteError::ForeignDevice);
+    }
+    if let Some(ids) = &request.operator_ids
+        && !has_all(person_count_operators(&mut transaction, ids).await?, ids)
+    {
+        return Err(RouteError::NoOperator);
+    }
+    let maximum_seconds = tenant_show(&mut transaction, tenant).await?.map(|tenant| tenant.grant_max_seconds);
+    let new = NewGrant {
+        id,
+        tenant,
+        created_by: caller.person(),
+        reason: &request.reason,
+        scopes: &request.scopes,
+        operator_ids: request.operator_ids.as_deref(),
+        device_ids: request.device_ids.as_deref(),
+        selector: request.selector.as_ref(),
+        starts_at: request.starts_at,
+        ends_at,
+    };
+    let grant =
+        grant_create(&mut transaction, new).await.map_err(|error| match (error.constraint(), maximum_seconds) {
+            (Some(BEYOND_POLICY), Some(maximum_seconds)) => RouteError::BeyondPolicy { maximum_seconds },
+            (Some(ENDS_BEFORE_START), _) => RouteError::Ended,
+            _ => RouteError::Store(error),
+        })?;
+    if grant.state == GrantState::Ended {
+        return Err(RouteError::Ended);
+    }
+    let (subject, details) = (Subject::new("grant", grant.id), json!(grant));
+    audit_append(&mut transaction, tenant, &caller.actor(), "grant.created", subject, details).await?;
+    context.store.commit(transaction).await?;
+    Ok((StatusCode::CREATED, Tag::of_version(grant.version).header(), Json(grant)))
+}
+
+impl GrantCreate {
+    /// Checks what needs no database, and takes double entries out.
+    fn check(&mut self) -> Result<End, RouteError> {
+        check_reason(&self.reason)?;
+        self.scopes.sort_unstable();
+        self.scopes.dedup();
+        if self.scopes.is_empty() || !self.scopes.iter().all(|scope| is_known_scope(scope)) {
+            return Err(RouteError::Scopes);
+        }
+        check_ids("operator_ids", self.operator_ids.as_mut())?;
+        check_ids("device_ids", self.device_ids.as_mut())?;
+        match (&self.device_ids, &self.selector) {
+            (Some(_), None) => {}
+            (None, Some(selector)) if selector.0.is_empty() => return Err(RouteError::Count("selector")),
+            (None, Some(selector)) => selector.check()?,
+            (Some(_), Some(_)) | (None, None) => return Err(RouteError::NotOneOf("device_ids", "selector")),
+        }
+        // A limit against slips of the pen: this server's own clock is good enough for it.
+        if self.starts_at.is_some_and(|at| at > clock::now() + START_AHEAD_MAX) {
+            return Err(RouteError::TooFarAhead);
+        }
+        match (self.ends_at, self.duration_seconds) {
+            (Some(at), None) => Ok(End::At(at)),
+            (None, Some(seconds)) => Ok(End::After(check_seconds("duration_seconds", seconds, DURATION_MAX)?)),
+            (Some(_), Some(_)) | (None, None) => Err(RouteError::NotOneOf("ends_at", "duration_seconds")),
+        }
+    }
+}
+
+fn check_ids(field: &'static str, ids: Option<&mut Vec<Uuid>>) -> Result<(), RouteError> {
+    let Some(ids) = ids else { return Ok(()) };
+    ids.sort_unstable();
+    ids.dedup();
+    if (1..=NAMED_MAX).contains(&ids.len()) { Ok(()) } else { Err(RouteError::Count(field)) }
+}
+
+fn has_all(count: i64, ids: &[Uuid]) -> bool {
+    usize::try_from(count).is_ok_and(|count| count == ids.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+    use serde_json::{Value, json};
+    use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+    use crate::http::problem::Kind;
+    use crate::http::testing::Scene;
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn makes_a_grant_and_audits_it(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        let body = json!({"reason": "WLAN is down", "scopes": ["device:reboot", "device:reboot"],
+                          "operator_ids": [scene.operator.id.to_string()], "selector": {"site": "north"},
+                          "duration_seconds": 900});
+        let answer = scene.post("/grants").by(&scene.customer).json(body).send().await;
+        let grant = answer.expect(StatusCode::CREATED);
+        assert_eq!(answer.header("etag"), "\"1\"");
+        assert_eq!(grant["state"], "in_force");
+        assert_eq!(grant["scopes"], json!(["device:reboot"]));
+        assert_eq!((&grant["tenant_id"], &grant["device_ids"]), (&json!(scene.tenant.to_string()), &Value::Null));
+        assert_eq!(scene.audited(scene.tenant).await, ["grant.created"]);
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn refuses_what_is_empty_unknown_or_endless(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        let nobody = "00000000-0000-7000-8000-000000000000";
+        // Each with a word that the answer must say.
+        let cases = [
+            (json!({"scopes": []}), "scopes"),
+            (json!({"scopes": ["device:melt"]}), "scopes"),
+            (json!({"device_ids": []}), "device_ids"),
+            (json!({"operator_ids": []}), "operator_ids"),
+            (json!({"operator_ids": [nobody]}), "operator"),
+            (json!({"operator_ids": [scene.customer.id.to_string()]}), "operator"),
+            (json!({"device_ids": [nobody]}), "device"),
+            (json!({"device_ids": [scene.device.to_string(), scene.other_device.to_string()]}), "device"),
+            (json!({"device_ids": null, "selector": {}}), "selector"),
+            (json!({"device_ids": null, "selector": {"site": ""}}), "selector"),
+            (json!({"selector": {"site": "north"}}), "either"),
+            (json!({"device_ids": null}), "either"),
+            (json!({"reason": "  "}), "reason"),
+            (json!({"reason": "a\u{0}b"}), "reason"),
+            (json!({"reason": "x".repeat(1025)}), "reason"),
+            (json!({"duration_seconds": null}), "either"),
+            (json!({"ends_at": "2030-01-01T00:00:00Z"}), "either"),
+            (json!({"duration_seconds": 0}), "duration_seconds"),
+            (json!({"duration_seconds": null, "ends_at": "2020-01-01T00:00:00Z"}), "future"),
+            (json!({"starts_at": "9999-12-31T23:59:59Z"}), "ahead"),
+        ];
+        for (changes, word) in cases {
+            let mut body = json!({"reason": "r", "scopes": ["device:reboot"], "device_ids": [scene.device.to_string()],
+                                  "duration_seconds": 900});
+            body.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+            let problem = scene.post("/grants").by(&scene.customer).json(body).send().await;
+            let problem = problem.expect_problem(Kind::Unprocessable);
+            assert!(problem["detail"].as_str().unwrap().contains(word), "{changes}: {problem}");
+        }
+        assert!(scene.audited(scene.tenant).await.is_empty());
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn the_policy_of_the_tenant_is_the_limit(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        scene.sql("update tenants set grant_max_seconds = 600 where id = $1", scene.tenant.as_uuid()).await;
+        let body = json!({"reason": "r", "scopes": ["device:reboot"], "device_ids": [scene.device.to_string()]});
+        let with = |seconds: u64| {
+            let mut body = body.clone();
+            body["duration_seconds"] = seconds.into();
+            scene.post("/grants").by(&scene.customer).json(body)
+        };
+        with(600).send().await.expect(StatusCode::CREATED);
+        let problem = with(601).send().await.expect_problem(Kind::Unprocessable);
+        assert_eq!(problem["maximum_seconds"], 600);
+        // The far end of what can be written must not break anything.
+        let mut forever = body.clone();
+        forever["ends_at"] = "9999-12-31T23:59:59.999999999Z".into();
+        let problem = scene.post("/grants").by(&scene.customer).json(forever).send().await;
+        assert_eq!(problem.expect_problem(Kind::Unprocessable)["maximum_seconds"], 600);
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn a_start_in_the_past_is_now(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        let id = scene.grant(json!({"starts_at": "2001-01-01T00:00:00+02:00"})).await;
+        let grant = scene.get(&format!("/grants/{id}")).by(&scene.customer).send().await.expect(StatusCode::OK);
+        assert_eq!(grant["state"], "in_force");
+        assert_ne!(grant["starts_at"], Value::Null);
+        assert!(grant["starts_at"].as_str().unwrap() > "2020", "{grant}");
+    }
+}

@@ -1,0 +1,156 @@
+//! `POST /grants/{id}/extend`: a later end, within the tenant's policy. Shorter is what `revoke` is for.
+
+use axum::extract::State;
+use axum::response::IntoResponse;
+use cloudlink_proto::ids::GrantId;
+use serde::Deserialize;
+use serde_json::json;
+use time::OffsetDateTime;
+
+use crate::http::Context;
+use crate::http::auth::Caller;
+use crate::http::etag::{IfMatch, Tag};
+use crate::http::problem::{Kind, Problem, respond_as_problem};
+use crate::http::request::{Id, Json, NoQuery};
+use crate::model::audit::Subject;
+use crate::model::grant::{Grant, GrantState};
+use crate::store::StoreError;
+use crate::store::audit::audit_append;
+use crate::store::grant::{BEYOND_POLICY, grant_extend_in_txn, grant_lock};
+use crate::store::tenant::tenant_show;
+
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct GrantExtend {
+    /// Later than the present end.
+    #[serde(with = "time::serde::rfc3339")]
+    ends_at: OffsetDateTime,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RouteError {
+    #[error("the grant is over")]
+    Over(GrantState),
+    #[error("not later than now")]
+    NotLater,
+    #[error("beyond the policy of {maximum_seconds} seconds")]
+    BeyondPolicy { maximum_seconds: i32 },
+    #[error(transparent)]
+    Refused(#[from] Problem),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+respond_as_problem!(RouteError);
+
+impl From<RouteError> for Problem {
+    fn from(error: RouteError) -> Self {
+        match error {
+            RouteError::Over(state) => {
+                Self::new(Kind::Conflict, format!("The grant is {} already. Make a new one.", state.name()))
+            }
+            RouteError::NotLater => {
+                Self::unprocessable("`ends_at` must be later than the present end. To end a grant sooner, revoke it.")
+            }
+            RouteError::BeyondPolicy { maximum_seconds } => Self::unprocessable(format!(
+                "Your tenant's policy lets one grant run for at most {maximum_seconds} seconds, from its start to its end."
+            ))
+            .maximum_seconds(maximum_seconds),
+            RouteError::Refused(problem) => problem,
+            RouteError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// Let operators in for longer
+#[utoipa::path(post, path = "/grants/{id}/extend", operation_id = "grant_extend", tag = "grants",
+    params(("id" = uuid::Uuid, Path), ("If-Match" = String, Header)), request_body = GrantExtend,
+    responses((status = 200, body = Grant, headers(("ETag" = String)))))]
+#[tracing::instrument(name = "http.grant.extend", skip_all)]
+pub(crate) async fn handler(
+    State(context): State<Context>,
+    caller: Caller,
+    Id(id): Id,
+    _: NoQuery,
+    if_match: IfMatch,
+    Json(request): Json<GrantExtend>,
+) -> Result<impl IntoResponse, RouteError> {
+    let tenant = caller.tenant().ok_or_else(Problem::not_found)?;
+    let id = GrantId::from_uuid(id);
+    let mut transaction = context.store.begin(caller.visibility()).await?;
+    let before = grant_lock(&mut transaction, id).await?.ok_or_else(Problem::not_found)?;
+    if_match.check(&Tag::of_version(before.version))?;
+    if matches!(before.state, GrantState::Ended | GrantState::Revoked) {
+        return Err(RouteError::Over(before.state));
+    }
+    if request.ends_at <= before.ends_at {
+        return Err(RouteError::NotLater);
+    }
+    let maximum_seconds = tenant_show(&mut transaction, tenant).await?.map(|tenant| tenant.grant_max_seconds);
+    let extended = grant_extend_in_txn(&mut transaction, id, request.ends_at).await;
+    let grant = extended.map_err(|error| match (error.constraint(), maximum_seconds) {
+        (Some(BEYOND_POLICY), Some(maximum_seconds)) => RouteError::BeyondPolicy { maximum_seconds },
+        _ => RouteError::Store(error),
+    })?;
+    let subject = Subject::new("grant", grant.id);
+    let details = json!({"ended_at": rfc3339(before.ends_at), "ends_at": rfc3339(grant.ends_at)});
+    audit_append(&mut transaction, tenant, &caller.actor(), "grant.extended", subject, details).await?;
+    context.store.commit(transaction).await?;
+    Ok((Tag::of_version(grant.version).header(), Json(grant)))
+}
+
+fn rfc3339(time: OffsetDateTime) -> Option<String> {
+    time.format(&time::format_description::well_known::Rfc3339).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+    use serde_json::{Value, json};
+    use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+    use crate::http::problem::Kind;
+    use crate::http::testing::{Answer, Scene};
+
+    async fn extend(scene: &Scene, grant: &str, if_match: &str, interval: &'static str) -> Answer {
+        let ends_at: Value =
+            sqlx::query_scalar("select to_jsonb(ends_at + $2::interval) from grants where id = $1::uuid")
+                .bind(grant)
+                .bind(interval)
+                .fetch_one(&scene.root)
+                .await
+                .unwrap();
+        let call = scene.post(&format!("/grants/{grant}/extend")).by(&scene.customer).header("if-match", if_match);
+        call.json(json!({"ends_at": ends_at})).send().await
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn moves_the_end_of_the_version_that_was_read(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        let grant = scene.grant(json!({})).await.to_string();
+        let answer = extend(&scene, &grant, "\"1\"", "1 hour").await;
+        assert_eq!(answer.expect(StatusCode::OK)["version"], 2);
+        assert_eq!(answer.header("etag"), "\"2\"");
+        extend(&scene, &grant, "\"1\"", "1 hour").await.expect_problem(Kind::VersionMismatch);
+        extend(&scene, &grant, "\"2\"", "0").await.expect_problem(Kind::Unprocessable);
+        extend(&scene, &grant, "\"2\"", "-1 minute").await.expect_problem(Kind::Unprocessable);
+        let problem = extend(&scene, &grant, "\"2\"", "30 days").await.expect_problem(Kind::Unprocessable);
+        assert_eq!(problem["maximum_seconds"], 2_592_000);
+        let call = scene.post(&format!("/grants/{grant}/extend")).by(&scene.customer);
+        let body = json!({"ends_at": "2030-01-01T00:00:00Z"});
+        call.json(body).send().await.expect_problem(Kind::VersionRequired);
+        assert_eq!(scene.audited(scene.tenant).await, ["grant.created", "grant.extended"]);
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn what_is_over_stays_over(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        let grant = scene.grant(json!({})).await.to_string();
+        scene.post(&format!("/grants/{grant}/revoke")).by(&scene.customer).send().await.expect(StatusCode::OK);
+        extend(&scene, &grant, "\"2\"", "1 hour").await.expect_problem(Kind::Conflict);
+        let grant = scene.grant(json!({})).await;
+        let end = "update grants set starts_at = now() - interval '2 hours', ends_at = now() - interval '1 hour' where id = $1";
+        scene.sql(end, grant.as_uuid()).await;
+        extend(&scene, &grant.to_string(), "*", "5 hours").await.expect_problem(Kind::Conflict);
+    }
+}

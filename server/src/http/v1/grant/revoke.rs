@@ -1,0 +1,114 @@
+//! `POST /grants/{id}/revoke`: closed from now on. Queued commands under it are cancelled in the same transaction, and
+//! devices that were sent one are told not to begin it. Revoking again changes nothing.
+
+use axum::extract::State;
+use axum::response::IntoResponse;
+use cloudlink_proto::ids::GrantId;
+use serde_json::json;
+
+use crate::http::Context;
+use crate::http::auth::Caller;
+use crate::http::etag::Tag;
+use crate::http::problem::Problem;
+use crate::http::request::{Id, Json, NoQuery};
+use crate::model::audit::Subject;
+use crate::model::grant::Grant;
+use crate::store::audit::audit_append;
+use crate::store::command::{Cancellation, command_cancel_in_txn, command_lock_in_txn};
+use crate::store::grant::{grant_lock, grant_revoke_in_txn};
+
+/// Close what was granted, now
+#[utoipa::path(post, path = "/grants/{id}/revoke", operation_id = "grant_revoke", tag = "grants",
+    params(("id" = uuid::Uuid, Path)), responses((status = 200, body = Grant, headers(("ETag" = String)))))]
+#[tracing::instrument(name = "http.grant.revoke", skip_all)]
+pub(crate) async fn handler(
+    State(context): State<Context>,
+    caller: Caller,
+    Id(id): Id,
+    _: NoQuery,
+) -> Result<impl IntoResponse, Problem> {
+    let tenant = caller.tenant().ok_or_else(Problem::not_found)?;
+    let id = GrantId::from_uuid(id);
+    let mut transaction = context.store.begin(caller.visibility()).await?;
+    // From here on, commands under the grant wait, and find it revoked.
+    let grant = grant_lock(&mut transaction, id).await?.ok_or_else(Problem::not_found)?;
+    if grant.revoked_at.is_some() {
+        return Ok((Tag::of_version(grant.version).header(), Json(grant)));
+    }
+    let grant = grant_revoke_in_txn(&mut transaction, id, caller.person()).await?;
+    let open = command_lock_in_txn(&mut transaction, Cancellation::UnderGrant(id)).await?;
+    let (actor, subject) = (caller.actor(), Subject::new("grant", grant.id));
+    audit_append(&mut transaction, tenant, &actor, "grant.revoked", subject, json!({"reason": grant.reason})).await?;
+    let (code, message) = ("grant_revoked", "the grant was revoked");
+    let called_back = command_cancel_in_txn(&mut transaction, &open, actor.to_json(), code, message).await?;
+    context.store.commit(transaction).await?;
+    context.tell_called_back(&called_back);
+    Ok((Tag::of_version(grant.version).header(), Json(grant)))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+    use serde_json::json;
+    use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+    use uuid::Uuid;
+
+    use crate::bus::{Heard, Hint};
+    use crate::http::problem::Kind;
+    use crate::http::testing::Scene;
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn cancels_what_is_queued_and_calls_back_what_was_sent(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        let grant = scene.grant(json!({})).await;
+        let (queued, sent, running) =
+            (scene.command(json!({})).await, scene.command(json!({})).await, scene.command(json!({})).await);
+        scene.sql("update commands set state = 'sent', sent_at = now() where id = $1", sent).await;
+        scene.sql("update commands set state = 'running', sent_at = now() where id = $1", running).await;
+        let mut hints = scene.bus.listen();
+
+        let path = format!("/grants/{grant}/revoke");
+        let revoked = scene.post(&path).by(&scene.customer).send().await.expect(StatusCode::OK);
+        assert_eq!((&revoked["state"], &revoked["version"]), (&json!("revoked"), &json!(2)));
+
+        let show = async |id: Uuid| {
+            scene.get(&format!("/commands/{id}")).by(&scene.operator).send().await.expect(StatusCode::OK)
+        };
+        let command = show(queued).await;
+        assert_eq!((&command["state"], &command["code"]), (&json!("cancelled"), &json!("grant_revoked")));
+        assert!(command["finished_at"].is_string());
+        let command = show(sent).await;
+        assert_eq!(command["state"], "sent");
+        assert!(command["cancel_requested_at"].is_string());
+        assert!(show(running).await["cancel_requested_at"].is_null(), "what has begun goes on");
+        let heard = [hints.hear().await, hints.hear().await];
+        assert!(heard.contains(&Heard::Hint(Hint::CommandChanged(queued.to_string().parse().unwrap()))));
+        assert!(heard.contains(&Heard::Hint(Hint::CommandsDue(scene.device))));
+        let audited = scene.audited(scene.tenant).await;
+        assert_eq!(audited[4..], ["grant.revoked", "command.finished", "command.cancel_requested"]);
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn revoking_again_changes_nothing(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        let grant = scene.grant(json!({})).await;
+        let path = format!("/grants/{grant}/revoke");
+        let first = scene.post(&path).by(&scene.customer).send().await.expect(StatusCode::OK);
+        let second = scene.post(&path).by(&scene.customer).send().await.expect(StatusCode::OK);
+        assert_eq!(first, second);
+        assert_eq!(scene.audited(scene.tenant).await, ["grant.created", "grant.revoked"]);
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn the_next_command_is_refused(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        scene.link(scene.device).await;
+        let grant = scene.grant(json!({})).await;
+        scene.command(json!({})).await;
+        scene.post(&format!("/grants/{grant}/revoke")).by(&scene.customer).send().await.expect(StatusCode::OK);
+        let body = json!({"kind": "device.reboot", "reason": "once more"});
+        let path = format!("/devices/{}/commands", scene.device);
+        let refused = scene.post(&path).by(&scene.operator).json(body).send().await;
+        assert_eq!(refused.expect_problem(Kind::GrantRequired)["reason"], "revoked");
+    }
+}

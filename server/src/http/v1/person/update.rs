@@ -1,0 +1,114 @@
+//! `PATCH /people/{id}`: keeps somebody out, or lets it in again. What an operator has queued is cancelled with it.
+
+use axum::extract::State;
+use cloudlink_proto::ids::{PersonId, TenantId};
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::http::Context;
+use crate::http::auth::Caller;
+use crate::http::problem::{Kind, Problem, respond_as_problem};
+use crate::http::request::{Id, Json, NoQuery};
+use crate::model::audit::{PLATFORM, Subject};
+use crate::model::person::Person;
+use crate::store::StoreError;
+use crate::store::audit::audit_append;
+use crate::store::command::{Cancellation, command_cancel_in_txn, command_lock_in_txn};
+use crate::store::person::person_set_active;
+
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PersonUpdate {
+    /// False: every token of this person is refused from now on.
+    active: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RouteError {
+    #[error("nobody locks itself out")]
+    Oneself,
+    #[error("no such person")]
+    Unknown,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+respond_as_problem!(RouteError);
+
+impl From<RouteError> for Problem {
+    fn from(error: RouteError) -> Self {
+        match error {
+            RouteError::Oneself => {
+                Self::new(Kind::Conflict, "You would lock yourself out. Let another administrator do it.")
+            }
+            RouteError::Unknown => Self::not_found(),
+            RouteError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// Keep a person out, or let it in
+#[utoipa::path(patch, path = "/people/{id}", operation_id = "person_update", tag = "people",
+    params(("id" = uuid::Uuid, Path)), request_body = PersonUpdate, responses((status = 200, body = Person)))]
+#[tracing::instrument(name = "http.person.update", skip_all)]
+pub(crate) async fn handler(
+    State(context): State<Context>,
+    caller: Caller,
+    Id(id): Id,
+    _: NoQuery,
+    Json(request): Json<PersonUpdate>,
+) -> Result<Json<Person>, RouteError> {
+    let id = PersonId::from_uuid(id);
+    if id == caller.person() && !request.active {
+        return Err(RouteError::Oneself);
+    }
+    let mut transaction = context.store.begin(caller.visibility()).await?;
+    let person = person_set_active(&mut transaction, id, request.active).await?.ok_or(RouteError::Unknown)?;
+    let mut called_back = Vec::new();
+    if !request.active {
+        let open = command_lock_in_txn(&mut transaction, Cancellation::OfPerson(id)).await?;
+        let (actor, code) = (caller.actor().to_json(), "operator_inactive");
+        let message = "the operator who asked for it is no longer active";
+        called_back = command_cancel_in_txn(&mut transaction, &open, actor, code, message).await?;
+    }
+    let (subject, details) = (Subject::new("person", person.id), json!({"name": person.name, "active": person.active}));
+    let chain = person.tenant_id.map_or(PLATFORM, TenantId::from_uuid);
+    audit_append(&mut transaction, chain, &caller.actor(), "person.updated", subject, details).await?;
+    context.store.commit(transaction).await?;
+    context.tell_called_back(&called_back);
+    Ok(Json(person))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+    use serde_json::json;
+    use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+    use crate::http::problem::Kind;
+    use crate::http::testing::Scene;
+    use crate::model::audit::PLATFORM;
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn keeps_somebody_out_at_once(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        scene.grant(json!({})).await;
+        let command = scene.command(json!({})).await;
+        let path = format!("/people/{}", scene.operator.id);
+        let set = |active: bool| scene.patch(&path).by(&scene.admin).json(json!({"active": active})).send();
+        assert_eq!(set(false).await.expect(StatusCode::OK)["active"], false);
+        scene.get("/me").by(&scene.operator).send().await.expect_problem(Kind::Unauthenticated);
+        let shown = scene.get(&format!("/commands/{command}")).by(&scene.admin).send().await.expect(StatusCode::OK);
+        assert_eq!((&shown["state"], &shown["code"]), (&json!("cancelled"), &json!("operator_inactive")));
+        set(true).await.expect(StatusCode::OK);
+        scene.get("/me").by(&scene.operator).send().await.expect(StatusCode::OK);
+        assert_eq!(scene.audited(PLATFORM).await, ["person.updated", "person.updated"]);
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn nobody_locks_itself_out(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        let call = scene.patch(&format!("/people/{}", scene.admin.id)).by(&scene.admin);
+        call.json(json!({"active": false})).send().await.expect_problem(Kind::Conflict);
+    }
+}

@@ -1,0 +1,51 @@
+//! `GET /tenants/{id}`. A tenant's user sees its own.
+
+use axum::extract::State;
+use axum::response::IntoResponse;
+use cloudlink_proto::ids::TenantId;
+
+use crate::http::Context;
+use crate::http::auth::Caller;
+use crate::http::etag::Tag;
+use crate::http::problem::Problem;
+use crate::http::request::{Id, Json, NoQuery};
+use crate::model::tenant::Tenant;
+use crate::store::tenant::tenant_show;
+
+/// One tenant
+#[utoipa::path(get, path = "/tenants/{id}", operation_id = "tenant_show", tag = "tenants",
+    params(("id" = uuid::Uuid, Path)), responses((status = 200, body = Tenant, headers(("ETag" = String)))))]
+#[tracing::instrument(name = "http.tenant.show", skip_all)]
+pub(crate) async fn handler(
+    State(context): State<Context>,
+    caller: Caller,
+    Id(id): Id,
+    _: NoQuery,
+) -> Result<impl IntoResponse, Problem> {
+    let mut transaction = context.store.begin(caller.visibility()).await?;
+    let tenant = tenant_show(&mut transaction, TenantId::from_uuid(id)).await?.ok_or_else(Problem::not_found)?;
+    Ok((tag(&tenant).header(), Json(tenant)))
+}
+
+/// Of what can change.
+pub(super) fn tag(tenant: &Tenant) -> Tag {
+    Tag::of_content(&tenant.grant_max_seconds.to_be_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+    use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+    use crate::http::problem::Kind;
+    use crate::http::testing::Scene;
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn a_tenants_user_sees_its_own_only(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        let path = format!("/tenants/{}", scene.tenant);
+        assert_eq!(scene.get(&path).by(&scene.customer).send().await.expect(StatusCode::OK)["name"], "Hotel");
+        scene.get(&path).by(&scene.admin).send().await.expect(StatusCode::OK);
+        scene.get(&path).by(&scene.other_customer).send().await.expect_problem(Kind::NotFound);
+    }
+}

@@ -1,0 +1,411 @@
+//! Commands as people make, see and call them back. What becomes of them on devices is in `store::dispatch` and
+//! `store::transition`.
+
+use std::time::Duration;
+
+use cloudlink_proto::ids::{CommandId, DeviceId, GrantId, PersonId, TenantId};
+use serde_json::Value;
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::StoreError;
+use crate::model::command::{Command, Instruction, State};
+
+/// The constraint that refuses a second command with the same key of the same person.
+pub const KEY_USED: &str = "commands_requested_by_idempotency_key_key";
+
+struct Row {
+    id: Uuid,
+    tenant_id: Uuid,
+    device_id: Uuid,
+    grant_id: Uuid,
+    requested_by: Uuid,
+    kind: String,
+    arguments: Value,
+    reason: String,
+    state: String,
+    created_at: OffsetDateTime,
+    expires_at: OffsetDateTime,
+    deadline_at: Option<OffsetDateTime>,
+    sent_at: Option<OffsetDateTime>,
+    accepted_at: Option<OffsetDateTime>,
+    finished_at: Option<OffsetDateTime>,
+    cancel_requested_at: Option<OffsetDateTime>,
+    percent: Option<i16>,
+    code: Option<String>,
+    message: Option<String>,
+    data: Option<Value>,
+    proof: Option<Value>,
+    request_hash: Vec<u8>,
+}
+
+impl TryFrom<Row> for Command {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: row.id,
+            tenant_id: row.tenant_id,
+            device_id: row.device_id,
+            grant_id: row.grant_id,
+            requested_by: row.requested_by,
+            kind: row.kind,
+            arguments: row.arguments,
+            reason: row.reason,
+            state: State::named(&row.state).ok_or(StoreError::Inconsistent { table: "commands", column: "state" })?,
+            created_at: row.created_at,
+            expires_at: row.expires_at,
+            deadline_at: row.deadline_at,
+            sent_at: row.sent_at,
+            accepted_at: row.accepted_at,
+            finished_at: row.finished_at,
+            cancel_requested_at: row.cancel_requested_at,
+            percent: row.percent,
+            code: row.code,
+            message: row.message,
+            data: row.data,
+            proof: row.proof,
+        })
+    }
+}
+
+/// A statement that yields commands `c`: the head comes before the columns, the tail after them.
+macro_rules! command_query {
+    ($head:literal, $tail:literal $(, $argument:expr)* $(,)?) => {
+        sqlx::query_as!(
+            Row,
+            $head
+                + r#" c.id as "id!", c.tenant_id as "tenant_id!", c.device_id as "device_id!", c.grant_id as "grant_id!",
+                      c.requested_by as "requested_by!", c.kind as "kind!", c.arguments as "arguments!",
+                      c.reason as "reason!", c.state as "state!", c.created_at as "created_at!",
+                      c.expires_at as "expires_at!", c.deadline_at, c.sent_at, c.accepted_at, c.finished_at,
+                      c.cancel_requested_at, c.percent, c.code, c.message, c.data, c.proof,
+                      c.request_hash as "request_hash!" "#
+                + $tail
+            $(, $argument)*
+        )
+    };
+}
+
+/// A command that somebody asks for.
+#[derive(Clone, Debug)]
+pub struct NewCommand<'a> {
+    pub id: CommandId,
+    pub operator: PersonId,
+    /// Who asks, for the audit log.
+    pub actor: Value,
+    pub device: DeviceId,
+    /// Only under this grant.
+    pub grant: Option<GrantId>,
+    pub instruction: &'a Instruction,
+    pub reason: &'a str,
+    /// How soon the device must begin.
+    pub start_within: Duration,
+    /// Whether it may wait for the device to link.
+    pub may_queue: bool,
+    pub idempotency_key: Option<&'a str>,
+    pub request_hash: [u8; 32],
+}
+
+/// Makes the command if a grant in force allows it at this moment, with its audit entry: one statement, and a transaction
+/// of its own when the connection is in none. `None` if nothing allows it. Fails on [`KEY_USED`].
+pub async fn command_create(
+    connection: &mut PgConnection,
+    command: &NewCommand<'_>,
+) -> Result<Option<Command>, StoreError> {
+    let kind = command.instruction.kind();
+    let run_seconds = i32::try_from(kind.run_within.as_secs()).expect("kinds run for minutes");
+    command_query!(
+        "select",
+        "from (
+            select c as row, audit_append(
+                       (c).tenant_id, $14, 'command.created', jsonb_build_object('kind', 'command', 'id', (c).id),
+                       jsonb_build_object('device_id', (c).device_id, 'grant_id', (c).grant_id, 'kind', (c).kind,
+                                          'arguments', (c).arguments, 'reason', (c).reason,
+                                          'expires_at', (c).expires_at)) as audited
+              from command_create($1, $2, $3, $4, $5, $6, $7, $8, make_interval(secs => $9), $10, $11, $12, $13) c
+            offset 0) r, lateral (select (r.row).*) c
+          where r.audited > 0",
+        command.id.as_uuid(),
+        command.operator.as_uuid(),
+        command.device.as_uuid(),
+        command.grant.map(GrantId::as_uuid),
+        kind.scope,
+        kind.name,
+        command.instruction.arguments(),
+        command.reason,
+        command.start_within.as_secs_f64(),
+        run_seconds,
+        command.may_queue,
+        command.idempotency_key,
+        &command.request_hash[..],
+        command.actor
+    )
+    .fetch_optional(connection)
+    .await?
+    .map(Command::try_from)
+    .transpose()
+}
+
+/// The command that this person made with this key, and the hash of the request that made it.
+pub async fn command_of_key(
+    connection: &mut PgConnection,
+    person: PersonId,
+    key: &str,
+) -> Result<Option<(Command, Vec<u8>)>, StoreError> {
+    let row = command_query!(
+        "select",
+        "from commands c where c.requested_by = $1 and c.idempotency_key = $2",
+        person.as_uuid(),
+        key
+    )
+    .fetch_optional(connection)
+    .await?;
+    let Some(mut row) = row else { return Ok(None) };
+    let hash = std::mem::take(&mut row.request_hash);
+    Ok(Some((row.try_into()?, hash)))
+}
+
+/// Why [`command_create`] made nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    DeviceUnknown,
+    DeviceRevoked,
+    Grant {
+        tenant: TenantId,
+        missing: Missing,
+    },
+    NotLinked,
+    /// Nothing any more: what was in the way has gone.
+    Gone,
+}
+
+/// What is missing of a grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    None,
+    Scope,
+    Ended,
+    Revoked,
+    NotStarted,
+    NotNamed,
+}
+
+impl Missing {
+    const ALL: [Self; 6] = [Self::None, Self::Scope, Self::Ended, Self::Revoked, Self::NotStarted, Self::NotNamed];
+
+    /// Name in the API.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Scope => "scope",
+            Self::Ended => "ended",
+            Self::Revoked => "revoked",
+            Self::NotStarted => "not_started",
+            Self::NotNamed => "not_named",
+        }
+    }
+}
+
+/// Tells what stands in the way of a command: of the grants that come near, the nearest.
+pub async fn command_explain(
+    connection: &mut PgConnection,
+    operator: PersonId,
+    device: DeviceId,
+    grant: Option<GrantId>,
+    scope: &str,
+) -> Result<Obstacle, StoreError> {
+    let row = sqlx::query!(
+        r#"select d.tenant_id, d.state,
+                  exists (select from links l where l.device_id = d.id and l.closed_at is null) as "is_linked!",
+                  (select near.missing
+                     from (select case
+                                    when is_named and has_scope and state = 'in_force' then 'nothing'
+                                    when is_named and state = 'in_force' then 'scope'
+                                    when is_named and has_scope and state = 'scheduled' then 'not_started'
+                                    when is_named and has_scope then state
+                                    when has_scope and state = 'in_force' then 'not_named'
+                                  end as missing,
+                                  over_at
+                             from (select g.operator_ids is null or $2 = any (g.operator_ids) as is_named,
+                                          $4 = any (g.scopes) as has_scope,
+                                          grant_state(g, clock_timestamp()) as state,
+                                          coalesce(g.revoked_at, g.ends_at) as over_at
+                                     from grants g
+                                    where g.tenant_id = d.tenant_id and ($3::uuid is null or g.id = $3)
+                                      and coalesce(d.id = any (g.device_ids), d.labels @> g.selector)) g) near
+                    where near.missing is not null
+                    order by array_position(array['nothing', 'scope', 'not_started', 'revoked', 'ended', 'not_named'],
+                                            case when near.missing = 'ended' then 'revoked' else near.missing end),
+                             near.over_at desc
+                    limit 1) as missing
+             from devices d where d.id = $1"#,
+        device.as_uuid(),
+        operator.as_uuid(),
+        grant.map(GrantId::as_uuid),
+        scope
+    )
+    .fetch_optional(connection)
+    .await?;
+    let Some(row) = row else { return Ok(Obstacle::DeviceUnknown) };
+    if row.state == "revoked" {
+        return Ok(Obstacle::DeviceRevoked);
+    }
+    match row.missing.as_deref() {
+        Some("nothing") if row.is_linked => Ok(Obstacle::Gone),
+        Some("nothing") => Ok(Obstacle::NotLinked),
+        missing => {
+            let named = Missing::ALL.into_iter().find(|known| Some(known.name()) == missing);
+            let tenant = TenantId::from_uuid(row.tenant_id);
+            Ok(Obstacle::Grant { tenant, missing: named.unwrap_or(Missing::None) })
+        }
+    }
+}
+
+pub async fn command_show(connection: &mut PgConnection, id: CommandId) -> Result<Option<Command>, StoreError> {
+    command_query!("select", "from commands c where c.id = $1", id.as_uuid())
+        .fetch_optional(connection)
+        .await?
+        .map(Command::try_from)
+        .transpose()
+}
+
+/// What [`command_list`] looks for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CommandFilter {
+    pub device: Option<DeviceId>,
+    pub grant: Option<GrantId>,
+    pub state: Option<State>,
+}
+
+/// Commands, newest first, after the position given.
+pub async fn command_list(
+    connection: &mut PgConnection,
+    filter: CommandFilter,
+    after: Option<(OffsetDateTime, Uuid)>,
+    limit: i64,
+) -> Result<Vec<Command>, StoreError> {
+    let (after_time, after_id) = after.unzip();
+    command_query!(
+        "select",
+        "from commands c
+          where ($1::uuid is null or c.device_id = $1) and ($2::uuid is null or c.grant_id = $2)
+            and ($3::text is null or c.state = $3)
+            and ($4::timestamptz is null or (c.created_at, c.id) < ($4, $5::uuid))
+          order by c.created_at desc, c.id desc limit $6",
+        filter.device.map(DeviceId::as_uuid),
+        filter.grant.map(GrantId::as_uuid),
+        filter.state.map(State::name),
+        after_time,
+        after_id,
+        limit
+    )
+    .fetch_all(connection)
+    .await?
+    .into_iter()
+    .map(Command::try_from)
+    .collect()
+}
+
+/// Which open commands are to be called back.
+#[derive(Clone, Copy, Debug)]
+pub enum Cancellation {
+    One(CommandId),
+    UnderGrant(GrantId),
+    OfDevice(DeviceId),
+    OfPerson(PersonId),
+}
+
+/// What calling back did to a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CalledBack {
+    pub command: CommandId,
+    pub device: DeviceId,
+    pub kind: String,
+    /// True: it is `cancelled`. False: it was sent, and its device is still to be told.
+    pub is_cancelled: bool,
+}
+
+/// Open commands, locked to be called back.
+#[derive(Debug)]
+pub struct OpenCommands(Vec<Uuid>);
+
+/// Waits for the open commands that have not begun, and keeps them as they are to the end of this transaction. Comes before
+/// anything that writes to the audit log: whoever reports on a command locks it first and the log second, too.
+pub async fn command_lock_in_txn(
+    connection: &mut PgConnection,
+    which: Cancellation,
+) -> Result<OpenCommands, StoreError> {
+    let (one, grant, device, person) = match which {
+        Cancellation::One(id) => (Some(id.as_uuid()), None, None, None),
+        Cancellation::UnderGrant(id) => (None, Some(id.as_uuid()), None, None),
+        Cancellation::OfDevice(id) => (None, None, Some(id.as_uuid()), None),
+        Cancellation::OfPerson(id) => (None, None, None, Some(id.as_uuid())),
+    };
+    let ids = sqlx::query_scalar!(
+        "select id from commands
+          where finished_at is null and state in ('queued', 'sent', 'accepted')
+            and ($1::uuid is null or id = $1) and ($2::uuid is null or grant_id = $2)
+            and ($3::uuid is null or device_id = $3) and ($4::uuid is null or requested_by = $4)
+          order by id for no key update",
+        one,
+        grant,
+        device,
+        person
+    );
+    Ok(OpenCommands(ids.fetch_all(connection).await?))
+}
+
+/// Calls back commands: queued ones are cancelled here and now; for those that were sent it is noted, and whoever serves the
+/// device's link tells it. Each with its entry in the audit log.
+pub async fn command_cancel_in_txn(
+    connection: &mut PgConnection,
+    open: &OpenCommands,
+    actor: Value,
+    code: &str,
+    message: &str,
+) -> Result<Vec<CalledBack>, StoreError> {
+    let rows = sqlx::query!(
+        r#"with before as (
+               select id, state = 'queued' as is_queued, cancel_requested_at is null as is_first from commands
+                where id = any ($1) and state in ('queued', 'sent', 'accepted')
+           ), called as (
+               update commands c
+                  set state = case when is_queued then 'cancelled' else c.state end,
+                      deadline_at = case when is_queued then null else c.deadline_at end,
+                      finished_at = case when is_queued then clock_timestamp() end,
+                      code = case when is_queued then $2 else c.code end,
+                      message = case when is_queued then $3 else c.message end,
+                      cancel_requested_at = coalesce(c.cancel_requested_at, clock_timestamp())
+                 from before b where c.id = b.id
+               returning c.id, c.tenant_id, c.device_id, c.grant_id, c.kind, c.state, c.code, c.message, is_queued, is_first
+           )
+           select id, device_id, kind, is_queued as "is_cancelled!",
+                  case when is_queued then audit_append(
+                      tenant_id, $4, 'command.finished', jsonb_build_object('kind', 'command', 'id', id),
+                      jsonb_build_object('device_id', device_id, 'grant_id', grant_id, 'kind', kind, 'state', state,
+                                         'code', code, 'message', message, 'proof', null))
+                  when is_first then audit_append(
+                      tenant_id, $4, 'command.cancel_requested', jsonb_build_object('kind', 'command', 'id', id),
+                      jsonb_build_object('device_id', device_id, 'grant_id', grant_id, 'kind', kind, 'code', $2))
+                  end as audited
+             from (select * from called order by tenant_id, id) c"#,
+        &open.0,
+        code,
+        message,
+        actor
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| CalledBack {
+            command: CommandId::from_uuid(row.id),
+            device: DeviceId::from_uuid(row.device_id),
+            kind: row.kind,
+            is_cancelled: row.is_cancelled,
+        })
+        .collect())
+}

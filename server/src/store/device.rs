@@ -1,0 +1,253 @@
+//! Devices as people see them. Links and certificates are written by `store::link` and `store::certificate`.
+
+use cloudlink_proto::ids::{DeviceId, PersonId, TenantId};
+use serde_json::Value;
+use sqlx::PgConnection;
+use sqlx::types::Json;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::StoreError;
+use crate::model::device::{Certificate, Device, DeviceMetrics, DeviceState, Labels, Link, LinkState};
+
+/// The constraint that refuses a name that another device of the tenant has.
+pub const NAME_TAKEN: &str = "devices_tenant_id_name_key";
+
+struct Row {
+    id: Uuid,
+    tenant_id: Uuid,
+    name: String,
+    labels: Json<Labels>,
+    state: String,
+    version: i64,
+    enrolled_at: OffsetDateTime,
+    revoked_at: Option<OffsetDateTime>,
+    serial: Option<String>,
+    not_after: Option<OffsetDateTime>,
+    link: Option<Json<LinkRow>>,
+    connected_at: Option<OffsetDateTime>,
+    proven_at: Option<OffsetDateTime>,
+    closed_at: Option<OffsetDateTime>,
+}
+
+/// What of a link comes as JSON, so that one null says that there is none.
+#[derive(serde::Deserialize)]
+struct LinkRow {
+    transport: String,
+    node: String,
+    epoch: i64,
+    remote_address: String,
+    boot_id: String,
+    agent: String,
+    os: String,
+    hostname: String,
+    clock_offset_ms: i64,
+    capabilities: Vec<String>,
+    close_reason: Option<String>,
+}
+
+impl TryFrom<Row> for Device {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        let times = row.connected_at.zip(row.proven_at);
+        let link = row.link.zip(times).map(|(Json(link), (connected_at, proven_at))| Link {
+            transport: link.transport,
+            state: if row.closed_at.is_none() { LinkState::Live } else { LinkState::Closed },
+            node: link.node,
+            epoch: link.epoch,
+            remote_address: link.remote_address,
+            boot_id: link.boot_id,
+            agent: link.agent,
+            os: link.os,
+            hostname: link.hostname,
+            clock_offset_ms: link.clock_offset_ms,
+            capabilities: link.capabilities,
+            connected_at,
+            proven_at,
+            closed_at: row.closed_at,
+            close_reason: link.close_reason,
+        });
+        Ok(Self {
+            id: row.id,
+            tenant_id: row.tenant_id,
+            name: row.name,
+            labels: row.labels.0,
+            state: DeviceState::named(&row.state)
+                .ok_or(StoreError::Inconsistent { table: "devices", column: "state" })?,
+            version: row.version,
+            enrolled_at: row.enrolled_at,
+            revoked_at: row.revoked_at,
+            certificate: row.serial.zip(row.not_after).map(|(serial, not_after)| Certificate { serial, not_after }),
+            link,
+        })
+    }
+}
+
+/// A query over devices `d` and their newest links `l`; the tail says which.
+macro_rules! device_query {
+    ($tail:literal $(, $argument:expr)* $(,)?) => {
+        sqlx::query_as!(
+            Row,
+            r#"select d.id, d.tenant_id, d.name, d.labels as "labels: _", d.state, d.version, d.enrolled_at, d.revoked_at,
+                      c.serial as "serial?", c.not_after as "not_after?",
+                      case when l.device_id is not null then jsonb_build_object(
+                          'transport', l.transport, 'node', l.node, 'epoch', l.epoch,
+                          'remote_address', host(l.remote_address), 'boot_id', l.boot_id, 'agent', l.agent, 'os', l.os,
+                          'hostname', l.hostname, 'clock_offset_ms', l.clock_offset_ms, 'capabilities', l.capabilities,
+                          'close_reason', l.close_reason) end as "link?: Json<LinkRow>",
+                      l.connected_at as "connected_at?", l.proven_at as "proven_at?", l.closed_at as "closed_at?"
+                 from devices d
+                 left join links l on l.device_id = d.id
+                 left join lateral (
+                     select encode(serial, 'hex') as serial, not_after from certificates
+                      where device_id = d.id and state in ('active', 'issued')
+                      order by state = 'active' desc, issued_at desc limit 1) c on true
+            "# + $tail
+            $(, $argument)*
+        )
+    };
+}
+
+pub async fn device_show(connection: &mut PgConnection, id: DeviceId) -> Result<Option<Device>, StoreError> {
+    device_query!("where d.id = $1", id.as_uuid()).fetch_optional(connection).await?.map(Device::try_from).transpose()
+}
+
+/// Like [`device_show`], and nobody else changes it before the end of this transaction.
+pub async fn device_lock(connection: &mut PgConnection, id: DeviceId) -> Result<Option<Device>, StoreError> {
+    device_query!("where d.id = $1 for no key update of d", id.as_uuid())
+        .fetch_optional(connection)
+        .await?
+        .map(Device::try_from)
+        .transpose()
+}
+
+/// What [`device_list`] looks for.
+#[derive(Clone, Debug, Default)]
+pub struct DeviceFilter {
+    pub tenant: Option<TenantId>,
+    pub name: Option<String>,
+    /// Every one of these.
+    pub labels: Labels,
+    pub linked: Option<bool>,
+}
+
+/// Devices, newest first, after the position given.
+pub async fn device_list(
+    connection: &mut PgConnection,
+    filter: &DeviceFilter,
+    after: Option<(OffsetDateTime, Uuid)>,
+    limit: i64,
+) -> Result<Vec<Device>, StoreError> {
+    let (after_time, after_id) = after.unzip();
+    device_query!(
+        "where ($1::uuid is null or d.tenant_id = $1) and ($2::text is null or d.name = $2) and d.labels @> $3
+           and ($4::boolean is null or (l.device_id is not null and l.closed_at is null) = $4)
+           and ($5::timestamptz is null or (d.enrolled_at, d.id) < ($5, $6::uuid))
+         order by d.enrolled_at desc, d.id desc limit $7",
+        filter.tenant.map(TenantId::as_uuid),
+        filter.name,
+        Json(&filter.labels) as _,
+        filter.linked,
+        after_time,
+        after_id,
+        limit
+    )
+    .fetch_all(connection)
+    .await?
+    .into_iter()
+    .map(Device::try_from)
+    .collect()
+}
+
+/// Changes what is given.
+pub async fn device_update(
+    connection: &mut PgConnection,
+    id: DeviceId,
+    name: Option<&str>,
+    labels: Option<&Labels>,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update devices set name = coalesce($2, name), labels = coalesce($3, labels), version = version + 1 where id = $1",
+        id.as_uuid(),
+        name,
+        labels.map(Json) as _
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Refuses the device and every certificate of it from now on. Returns whether this call did it.
+pub async fn device_revoke(connection: &mut PgConnection, id: DeviceId) -> Result<bool, StoreError> {
+    let devices = sqlx::query!(
+        "update devices set state = 'revoked', revoked_at = clock_timestamp(), version = version + 1
+          where id = $1 and state = 'active'",
+        id.as_uuid()
+    )
+    .execute(&mut *connection)
+    .await?;
+    if devices.rows_affected() == 0 {
+        return Ok(false);
+    }
+    sqlx::query!(
+        "update certificates set state = 'revoked', revoked_at = clock_timestamp()
+          where device_id = $1 and state <> 'revoked'",
+        id.as_uuid()
+    )
+    .execute(connection)
+    .await?;
+    Ok(true)
+}
+
+/// How many of these devices the connection may see.
+pub async fn device_count(connection: &mut PgConnection, ids: &[Uuid]) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar!(r#"select count(*) as "count!" from devices where id = any ($1)"#, ids)
+        .fetch_one(connection)
+        .await?)
+}
+
+pub async fn device_metrics_show(
+    connection: &mut PgConnection,
+    id: DeviceId,
+) -> Result<Option<DeviceMetrics>, StoreError> {
+    Ok(sqlx::query_as!(
+        DeviceMetrics,
+        "select device_id, received_at, report from device_metrics where device_id = $1",
+        id.as_uuid()
+    )
+    .fetch_optional(connection)
+    .await?)
+}
+
+/// The newest report, to an operator with a grant in force at this very moment, with the entry in the tenant's audit log:
+/// one statement. `None` without grant or report.
+pub async fn device_metrics_read_under_grant(
+    connection: &mut PgConnection,
+    id: DeviceId,
+    operator: PersonId,
+    actor: Value,
+    scope: &str,
+) -> Result<Option<DeviceMetrics>, StoreError> {
+    Ok(sqlx::query_as!(
+        DeviceMetrics,
+        r#"select r.device_id as "device_id!", r.received_at as "received_at!", r.report as "report!" from (
+               select m.device_id, m.received_at, m.report,
+                      audit_append(d.tenant_id, $4, 'metrics.read', jsonb_build_object('kind', 'device', 'id', d.id),
+                                   jsonb_build_object('grant_id', g.id, 'received_at', m.received_at)) as audited
+                 from devices d
+                 join device_metrics m on m.device_id = d.id
+                 join lateral (select g.id from grants g
+                                where grant_covers(g, d, $2, $3) and grant_in_force(g, clock_timestamp())
+                                order by g.ends_at desc limit 1) g on true
+                where d.id = $1
+               offset 0) r
+            where r.audited > 0"#,
+        id.as_uuid(),
+        operator.as_uuid(),
+        scope,
+        actor
+    )
+    .fetch_optional(connection)
+    .await?)
+}
