@@ -32,6 +32,8 @@ mod renew;
 mod report;
 mod request;
 mod statement;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 use std::net::IpAddr;

@@ -1,0 +1,166 @@
+//! The device port over real sockets, with real certificates, a real database and the device's end of `proto::link`.
+
+mod connect;
+mod fleet;
+mod peer;
+mod revoke;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cloudlink_certs::{Authority, DeviceIdentity, Serial, TrustDomain, Validity};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls_pki_types::PrivateKeyDer;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, PgPool};
+use tokio::net::TcpListener;
+use tokio::time::{Instant, sleep};
+
+use super::{Links, Parts, Tls, accept};
+use crate::bus::Bus;
+use crate::config::{Certificate, Device, Link};
+use crate::lifecycle::Shutdown;
+use crate::metrics::Metrics;
+use crate::store::Store;
+use crate::{clock, tasks};
+
+const SERVER_NAME: &str = "link.test";
+const ENROLL_NAME: &str = "enroll.link.test";
+const TRUST_DOMAIN: &str = "fleet.test";
+/// Far above what anything takes here, even on a busy machine: what runs into it hangs.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A device port that runs in this process.
+struct Port {
+    address: SocketAddr,
+    links: Links,
+    bus: Bus,
+    metrics: Arc<Metrics>,
+    authority: Arc<Authority>,
+    shutdown: Shutdown,
+    /// As the owner of the database: for what other parts of the server do.
+    database: PgPool,
+}
+
+/// What a test may set otherwise.
+struct Settings {
+    device: Device,
+    link: Link,
+    certificate: Certificate,
+    /// What the port reaches the database by.
+    database: PgConnectOptions,
+}
+
+impl Port {
+    async fn start(database: PgConnectOptions) -> Self {
+        Self::start_with(database, |_| {}).await
+    }
+
+    async fn start_with(database: PgConnectOptions, change: impl FnOnce(&mut Settings)) -> Self {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let mut settings = Settings {
+            device: Device::default(),
+            link: Link::default(),
+            certificate: Certificate::default(),
+            database: database.clone(),
+        };
+        change(&mut settings);
+
+        let authority = Arc::new(new_authority());
+        let (chain, key) = server_certificate(&authority);
+        let server = CertifiedKey::new(chain, rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).unwrap());
+        let tls = Tls::new(
+            authority.certificate_der().clone(),
+            Arc::new(SingleCertAndKey::from(server)),
+            ENROLL_NAME,
+            settings.device.resumption_seconds.duration(),
+        )
+        .unwrap();
+        let pool = PgPoolOptions::new().max_connections(6).acquire_timeout(Duration::from_secs(2));
+        let (bus, metrics, shutdown) = (Bus::new(), Arc::new(Metrics::new()), Shutdown::new());
+        let links = Links::new(Parts {
+            node: "node-1".to_owned(),
+            trust_domain: trust_domain(),
+            device: settings.device,
+            link: settings.link,
+            certificate: settings.certificate,
+            store: Store::new(pool, settings.database),
+            bus: bus.clone(),
+            metrics: Arc::clone(&metrics),
+            authority: Arc::clone(&authority),
+            tls,
+        });
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tasks::start(&links, &shutdown);
+        shutdown.tasks.spawn(accept::run(links.clone(), listener, shutdown.clone()));
+        let database = PgPoolOptions::new().max_connections(3).connect_with(database).await.unwrap();
+        Self { address, links, bus, metrics, authority, shutdown, database }
+    }
+
+    /// One value of the database, as text.
+    async fn ask(&self, sql: &str) -> Option<String> {
+        sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_optional(&self.database).await.unwrap().flatten()
+    }
+
+    /// Waits until the database answers this.
+    async fn until(&self, sql: &str, expected: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = self.ask(sql).await;
+            if answer.as_deref() == Some(expected) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{sql}: {answer:?} instead of {expected:?}");
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn run(&self, sql: &str) {
+        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&self.database).await.unwrap();
+    }
+
+    /// The value of a metric, by its whole name with labels.
+    fn metric(&self, name: &str) -> u64 {
+        let text = self.metrics.render().unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map_or(0, |value| value.parse().unwrap())
+    }
+
+    /// Waits until a metric has this value.
+    async fn until_metric(&self, name: &str, expected: u64) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.metric(name) != expected {
+            assert!(Instant::now() < deadline, "{name} is {} instead of {expected}", self.metric(name));
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+fn trust_domain() -> TrustDomain {
+    TRUST_DOMAIN.parse().unwrap()
+}
+
+fn new_authority() -> Authority {
+    let validity = Validity::starting_at(clock::now(), time::Duration::days(3650)).unwrap();
+    Authority::create(peer::new_key(), "Fleet of the tests", new_serial(), validity).unwrap()
+}
+
+fn new_serial() -> Serial {
+    Serial::from_random(*uuid::Uuid::new_v4().as_bytes())
+}
+
+fn server_certificate(
+    authority: &Authority,
+) -> (Vec<rustls_pki_types::CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    let key = peer::new_key();
+    let names = [SERVER_NAME.parse().unwrap(), ENROLL_NAME.parse().unwrap()];
+    let validity = Validity::starting_at(clock::now(), time::Duration::days(90)).unwrap();
+    let certificate = authority.issue_server(&key.public_key(), &names, new_serial(), validity).unwrap();
+    (vec![certificate], key.as_pkcs8_der().clone_key().into())
+}
+
+fn identity(fleet: &fleet::Fleet, device: uuid::Uuid) -> DeviceIdentity {
+    DeviceIdentity { trust_domain: trust_domain(), tenant: fleet.tenant, device }
+}

@@ -1,0 +1,291 @@
+//! Who gets a link, and what becomes of the one before.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cloudlink_certs::Validity;
+use cloudlink_proto::link::message::goodbye::Code;
+use cloudlink_proto::link::message::{Hello, MetricsReport};
+use rustls::HandshakeKind;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use uuid::Uuid;
+
+use super::fleet::{Fleet, Issue};
+use super::peer::{Credentials, DialError, Peer};
+use super::{Port, SERVER_NAME, clock, new_authority, peer};
+use crate::config::Seconds;
+
+fn days(days: i64) -> Validity {
+    Validity::starting_at(clock::now(), time::Duration::days(days)).unwrap()
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_device_with_a_known_certificate_gets_a_link(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let fleet = Fleet::new(&port).await;
+    let device = fleet.device(&port).await;
+    let mut link = Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
+    assert_eq!(
+        (link.admission.device_id.as_uuid(), link.admission.tenant_id.as_uuid(), link.admission.epoch),
+        (device.id, fleet.tenant, 1)
+    );
+    assert_eq!(port.links.live(), 1);
+    let row = format!(
+        "select concat_ws(' ', epoch, node, transport, boot_id, agent, hostname, capabilities, remote_address, closed_at)
+           from links where device_id = '{}'",
+        device.id
+    );
+    let expected = "1 node-1 websocket boot-1 test/1 gateway {metrics.collect,device.reboot} 127.0.0.1";
+    assert_eq!(port.ask(&row).await.as_deref(), Some(expected));
+    assert_eq!(
+        port.ask(&format!("select state from certificates where device_id = '{}'", device.id)).await.as_deref(),
+        Some("active")
+    );
+
+    link.socket.close(None).await.unwrap();
+    port.until(&format!("select close_reason from links where device_id = '{}'", device.id), "device_closed").await;
+    assert_eq!(port.links.live(), 0);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn the_key_exchange_is_post_quantum(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let device = Fleet::new(&port).await.device(&port).await;
+    let stream = peer::dial_tls(&port, &device.credentials, SERVER_NAME).await.unwrap();
+    let group = stream.get_ref().1.negotiated_key_exchange_group().unwrap().name();
+    assert_eq!(group, rustls::NamedGroup::X25519MLKEM768);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_second_link_replaces_the_first(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let device = Fleet::new(&port).await.device(&port).await;
+    let mut first = Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
+    let second = Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
+    assert_eq!(second.admission.epoch, 2);
+    assert_eq!(first.ended().await, Code::Replaced);
+    port.until_metric(r#"cloudlink_links_closed_total{reason="replaced",transport="websocket"}"#, 1).await;
+    let open = format!("select concat_ws(' ', epoch, closed_at) from links where device_id = '{}'", device.id);
+    assert_eq!(port.ask(&open).await.as_deref(), Some("2"), "the end of the first closed the second's row");
+    assert_eq!(port.links.live(), 1);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_certificate_of_another_authority_ends_in_the_handshake(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let fleet = Fleet::new(&port).await;
+    let stranger = new_authority();
+    let issue = Issue { authority: &stranger, validity: days(90), is_known: true };
+    let device = fleet.device_with(&port, issue).await;
+    assert!(matches!(Peer::dial(&port, &device.credentials, "boot-1").await, Err(DialError::Tls(_))));
+    port.until_metric(r#"cloudlink_device_handshake_failures_total{reason="certificate_invalid"}"#, 1).await;
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn an_expired_and_a_not_yet_valid_certificate_end_in_the_handshake(
+    _: PgPoolOptions,
+    database: PgConnectOptions,
+) {
+    let port = Port::start(database).await;
+    let fleet = Fleet::new(&port).await;
+    let (now, day) = (clock::now(), time::Duration::days(1));
+    for validity in [Validity::new(now - day * 2, now - day), Validity::new(now + day, now + day * 2)] {
+        let issue = Issue { authority: &port.authority, validity: validity.unwrap(), is_known: true };
+        let device = fleet.device_with(&port, issue).await;
+        assert!(matches!(Peer::dial(&port, &device.credentials, "boot-1").await, Err(DialError::Tls(_))));
+    }
+    port.until_metric(r#"cloudlink_device_handshake_failures_total{reason="certificate_invalid"}"#, 2).await;
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn no_certificate_and_a_servers_certificate_end_in_the_handshake(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    assert!(matches!(Peer::dial(&port, &Credentials::none(&port), "boot-1").await, Err(DialError::Tls(_))));
+    port.until_metric(r#"cloudlink_device_handshake_failures_total{reason="certificate_missing"}"#, 1).await;
+
+    let key = peer::new_key();
+    let names = ["somebody.test".parse().unwrap()];
+    let certificate =
+        port.authority.issue_server(&key.public_key(), &names, super::new_serial(), days(1)).unwrap();
+    let credentials = Credentials::new(&port, &certificate, &key);
+    assert!(matches!(Peer::dial(&port, &credentials, "boot-1").await, Err(DialError::Tls(_))));
+    port.until_metric(r#"cloudlink_device_handshake_failures_total{reason="certificate_invalid"}"#, 1).await;
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_certificate_that_the_database_does_not_know_is_refused(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let fleet = Fleet::new(&port).await;
+    let issue = Issue { authority: &port.authority, validity: days(90), is_known: false };
+    let device = fleet.device_with(&port, issue).await;
+    let refused = Peer::dial(&port, &device.credentials, "boot-1").await.err().unwrap();
+    assert_eq!(refused.problem(), (403, "certificate_unknown"));
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_certificate_that_names_another_device_than_the_database_is_refused(
+    _: PgPoolOptions,
+    database: PgConnectOptions,
+) {
+    let port = Port::start(database).await;
+    let fleet = Fleet::new(&port).await;
+    let (device, other) = (fleet.device(&port).await, fleet.device(&port).await);
+    port.run(&format!("update certificates set device_id = '{}' where device_id = '{}'", other.id, device.id)).await;
+    let refused = Peer::dial(&port, &device.credentials, "boot-1").await.err().unwrap();
+    assert_eq!(refused.problem(), (403, "certificate_unknown"));
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_link_ends_with_its_certificate(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let fleet = Fleet::new(&port).await;
+    let now = clock::now();
+    let validity = Validity::new(now - time::Duration::hours(1), now + time::Duration::seconds(3)).unwrap();
+    let device = fleet.device_with(&port, Issue { authority: &port.authority, validity, is_known: true }).await;
+    let mut link = Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
+    assert_eq!(link.ended().await, Code::CertificateExpired);
+    // The session of that certificate cannot be resumed either.
+    let refused = Peer::dial(&port, &device.credentials, "boot-1").await.err().unwrap();
+    assert!(matches!(refused, DialError::Tls(_)) || refused.problem() == (403, "certificate_expired"), "{refused:?}");
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_session_is_resumed_and_gets_a_link(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let device = Fleet::new(&port).await.device(&port).await;
+    let first = Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
+    assert_eq!(first.socket.get_ref().get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
+    let second = Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
+    assert_eq!(second.socket.get_ref().get_ref().1.handshake_kind(), Some(HandshakeKind::Resumed));
+    assert_eq!(second.admission.epoch, 2);
+    port.until_metric(r#"cloudlink_device_handshakes_total{kind="resumed"}"#, 1).await;
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn no_session_is_resumed_when_resumption_is_off(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start_with(database, |settings| settings.device.resumption_seconds = Seconds(0)).await;
+    let device = Fleet::new(&port).await.device(&port).await;
+    for _ in 0..2 {
+        let link = Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
+        assert_eq!(link.socket.get_ref().get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
+    }
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn one_device_too_many_is_told_to_come_back_later(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start_with(database, |settings| settings.device.links_max = 1).await;
+    let fleet = Fleet::new(&port).await;
+    let (one, other) = (fleet.device(&port).await, fleet.device(&port).await);
+    let _link = Peer::dial(&port, &one.credentials, "boot-1").await.unwrap();
+    let refused = Peer::dial(&port, &other.credentials, "boot-1").await.err().unwrap();
+    assert_eq!(refused.problem(), (503, "overloaded"));
+    let DialError::Http { headers, .. } = refused else { panic!() };
+    assert_eq!(headers["retry-after"], "60");
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn two_machines_that_take_turns_with_one_certificate_are_suspected(
+    _: PgPoolOptions,
+    database: PgConnectOptions,
+) {
+    let port = Port::start(database).await;
+    let fleet = Fleet::new(&port).await;
+    let device = fleet.device(&port).await;
+    let suspicions = format!(
+        "select count(*)::text from audit where tenant_id = '{}' and action = 'link.clone_suspected'",
+        fleet.tenant
+    );
+    for boot in ["boot-a", "boot-a", "boot-b"] {
+        Peer::dial(&port, &device.credentials, boot).await.unwrap();
+    }
+    assert_eq!(port.ask(&suspicions).await.as_deref(), Some("0"), "a reboot is no clone");
+    for boot in ["boot-a", "boot-b", "boot-a"] {
+        Peer::dial(&port, &device.credentials, boot).await.unwrap();
+    }
+    port.until(&suspicions, "1").await;
+    assert_eq!(port.metric("cloudlink_link_clones_suspected_total"), 1);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_device_clock_that_is_years_off_is_recorded_and_nothing_more(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let device = Fleet::new(&port).await.device(&port).await;
+    let offset = format!("select (clock_offset_ms / 86400000 / 365)::text from links where device_id = '{}'", device.id);
+    for (clock_unix_ms, years) in [(0, -56..=-50), (u64::MAX, 1_000_000..=i64::MAX)] {
+        let hello = Hello { boot_id: "boot-1".to_owned(), clock_unix_ms, ..Hello::default() };
+        Peer::dial_with(&port, &device.credentials, hello).await.unwrap();
+        let recorded: i64 = port.ask(&offset).await.unwrap().parse().unwrap();
+        assert!(years.contains(&recorded), "{recorded}");
+    }
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn text_with_nul_is_stored_with_a_mark_in_its_place(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let device = Fleet::new(&port).await.device(&port).await;
+    let hello = Hello { boot_id: "a\0b".to_owned(), hostname: "\0".to_owned(), ..Hello::default() };
+    Peer::dial_with(&port, &device.credentials, hello).await.unwrap();
+    let row = format!("select concat(boot_id, '|', hostname) from links where device_id = '{}'", device.id);
+    assert_eq!(port.ask(&row).await.as_deref(), Some("a\u{fffd}b|\u{fffd}"));
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn the_newest_report_and_the_last_sign_of_life_are_stored(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let device = Fleet::new(&port).await.device(&port).await;
+    let mut link = Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
+    for uptime in [1, 2] {
+        link.send(MetricsReport { uptime_seconds: Some(uptime), ..MetricsReport::default() }).await;
+    }
+    let report = format!("select report::text from device_metrics where device_id = '{}'", device.id);
+    port.until(&report, r#"{"uptime_seconds": 2}"#).await;
+    let proven = format!("select (proven_at > connected_at)::text from links where device_id = '{}'", device.id);
+    port.until(&proven, "true").await;
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn links_of_an_earlier_life_of_the_node_are_closed_at_its_start(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database.clone()).await;
+    let fleet = Fleet::new(&port).await;
+    let (device, other) = (fleet.device(&port).await, fleet.device(&port).await);
+    for gateway in [&device, &other] {
+        Peer::dial(&port, &gateway.credentials, "boot-1").await.unwrap();
+    }
+    // As a crash would leave it: another node's row stays.
+    port.run(&format!("update links set closed_at = null, close_reason = null, node = 'node-1' where device_id = '{}'", device.id)).await;
+    port.run(&format!("update links set closed_at = null, close_reason = null, node = 'node-2', epoch = 9 where device_id = '{}'", other.id)).await;
+    let _next = Port::start(database).await;
+    let reason = |id: Uuid| format!("select coalesce(close_reason, 'live') from links where device_id = '{id}'");
+    port.until(&reason(device.id), "node_restarted").await;
+    assert_eq!(port.ask(&reason(other.id)).await.as_deref(), Some("live"));
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_silent_device_is_given_up(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start_with(database, |settings| {
+        settings.link.ping_interval_seconds = Seconds(1);
+        settings.link.max_missed_pings = 2;
+    })
+    .await;
+    let device = Fleet::new(&port).await.device(&port).await;
+    let link = Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
+    // Half open: the socket is there, and nobody reads it.
+    let reason = format!("select close_reason from links where device_id = '{}'", device.id);
+    port.until(&reason, "timed_out").await;
+    drop(link);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_storm_of_devices_gets_its_links(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Arc::new(Port::start(database).await);
+    let fleet = Fleet::new(&port).await;
+    let mut dialling = tokio::task::JoinSet::new();
+    for _ in 0..40 {
+        let credentials = fleet.device(&port).await.credentials;
+        let port = Arc::clone(&port);
+        dialling.spawn(async move { Peer::dial(&port, &credentials, "boot-1").await.unwrap() });
+    }
+    let links = tokio::time::timeout(Duration::from_secs(60), dialling.join_all()).await.unwrap();
+    assert_eq!((links.len(), port.links.live()), (40, 40));
+    assert_eq!(port.ask("select count(*)::text from links where closed_at is null").await.as_deref(), Some("40"));
+}
