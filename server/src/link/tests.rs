@@ -1,5 +1,6 @@
 //! The device port over real sockets, with real certificates, a real database and the device's end of `proto::link`.
 
+mod command;
 mod connect;
 mod fleet;
 mod peer;
@@ -41,6 +42,20 @@ struct Port {
     shutdown: Shutdown,
     /// As the owner of the database: for what other parts of the server do.
     database: PgPool,
+}
+
+/// Ends what runs, so that the test's database can be dropped.
+impl Drop for Port {
+    fn drop(&mut self) {
+        self.shutdown.soft.cancel();
+        self.shutdown.hard.cancel();
+        let pools = [self.database.clone(), self.links.0.store.pool().clone()];
+        tokio::spawn(async move {
+            for pool in pools {
+                pool.close().await;
+            }
+        });
+    }
 }
 
 /// What a test may set otherwise.

@@ -82,10 +82,7 @@ async fn a_certificate_of_another_authority_ends_in_the_handshake(_: PgPoolOptio
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
-async fn an_expired_and_a_not_yet_valid_certificate_end_in_the_handshake(
-    _: PgPoolOptions,
-    database: PgConnectOptions,
-) {
+async fn an_expired_and_a_not_yet_valid_certificate_end_in_the_handshake(_: PgPoolOptions, database: PgConnectOptions) {
     let port = Port::start(database).await;
     let fleet = Fleet::new(&port).await;
     let (now, day) = (clock::now(), time::Duration::days(1));
@@ -105,8 +102,7 @@ async fn no_certificate_and_a_servers_certificate_end_in_the_handshake(_: PgPool
 
     let key = peer::new_key();
     let names = ["somebody.test".parse().unwrap()];
-    let certificate =
-        port.authority.issue_server(&key.public_key(), &names, super::new_serial(), days(1)).unwrap();
+    let certificate = port.authority.issue_server(&key.public_key(), &names, super::new_serial(), days(1)).unwrap();
     let credentials = Credentials::new(&port, &certificate, &key);
     assert!(matches!(Peer::dial(&port, &credentials, "boot-1").await, Err(DialError::Tls(_))));
     port.until_metric(r#"cloudlink_device_handshake_failures_total{reason="certificate_invalid"}"#, 1).await;
@@ -184,10 +180,7 @@ async fn one_device_too_many_is_told_to_come_back_later(_: PgPoolOptions, databa
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
-async fn two_machines_that_take_turns_with_one_certificate_are_suspected(
-    _: PgPoolOptions,
-    database: PgConnectOptions,
-) {
+async fn two_machines_that_take_turns_with_one_certificate_are_suspected(_: PgPoolOptions, database: PgConnectOptions) {
     let port = Port::start(database).await;
     let fleet = Fleet::new(&port).await;
     let device = fleet.device(&port).await;
@@ -210,7 +203,8 @@ async fn two_machines_that_take_turns_with_one_certificate_are_suspected(
 async fn a_device_clock_that_is_years_off_is_recorded_and_nothing_more(_: PgPoolOptions, database: PgConnectOptions) {
     let port = Port::start(database).await;
     let device = Fleet::new(&port).await.device(&port).await;
-    let offset = format!("select (clock_offset_ms / 86400000 / 365)::text from links where device_id = '{}'", device.id);
+    let offset =
+        format!("select (clock_offset_ms / 86400000 / 365)::text from links where device_id = '{}'", device.id);
     for (clock_unix_ms, years) in [(0, -56..=-50), (u64::MAX, 1_000_000..=i64::MAX)] {
         let hello = Hello { boot_id: "boot-1".to_owned(), clock_unix_ms, ..Hello::default() };
         Peer::dial_with(&port, &device.credentials, hello).await.unwrap();
@@ -252,8 +246,16 @@ async fn links_of_an_earlier_life_of_the_node_are_closed_at_its_start(_: PgPoolO
         Peer::dial(&port, &gateway.credentials, "boot-1").await.unwrap();
     }
     // As a crash would leave it: another node's row stays.
-    port.run(&format!("update links set closed_at = null, close_reason = null, node = 'node-1' where device_id = '{}'", device.id)).await;
-    port.run(&format!("update links set closed_at = null, close_reason = null, node = 'node-2', epoch = 9 where device_id = '{}'", other.id)).await;
+    port.run(&format!(
+        "update links set closed_at = null, close_reason = null, node = 'node-1' where device_id = '{}'",
+        device.id
+    ))
+    .await;
+    port.run(&format!(
+        "update links set closed_at = null, close_reason = null, node = 'node-2', epoch = 9 where device_id = '{}'",
+        other.id
+    ))
+    .await;
     let _next = Port::start(database).await;
     let reason = |id: Uuid| format!("select coalesce(close_reason, 'live') from links where device_id = '{id}'");
     port.until(&reason(device.id), "node_restarted").await;

@@ -58,7 +58,8 @@ impl Fleet {
     pub(super) async fn device_with(&self, port: &Port, issue: Issue<'_>) -> Gateway {
         let id = Uuid::now_v7();
         let tenant = self.tenant;
-        port.run(&format!("insert into devices (id, tenant_id, name) values ('{id}', '{tenant}', 'device {id}')")).await;
+        port.run(&format!("insert into devices (id, tenant_id, name) values ('{id}', '{tenant}', 'device {id}')"))
+            .await;
         let (serial, credentials) = self.certificate(port, id, issue).await;
         Gateway { id, serial, credentials }
     }
@@ -66,10 +67,8 @@ impl Fleet {
     /// One more certificate of a device, as a renewal would give.
     pub(super) async fn certificate(&self, port: &Port, device: Uuid, issue: Issue<'_>) -> (String, Credentials) {
         let (key, serial) = (new_key(), new_serial());
-        let certificate = issue
-            .authority
-            .issue_device(&request(&key), &identity(self, device), serial, issue.validity)
-            .unwrap();
+        let certificate =
+            issue.authority.issue_device(&request(&key), &identity(self, device), serial, issue.validity).unwrap();
         let hex = HEXLOWER.encode(serial.as_bytes());
         if issue.is_known {
             self.record(port, device, &hex, &certificate).await;
@@ -112,6 +111,29 @@ impl Fleet {
         arguments: Value,
         start_within_seconds: u32,
     ) -> CommandId {
+        let id = self.insert(port, device, kind, arguments, start_within_seconds).await;
+        port.bus.send(Hint::CommandsDue(DeviceId::from_uuid(device)));
+        id
+    }
+
+    pub(super) async fn command_without_hint(
+        &self,
+        port: &Port,
+        device: Uuid,
+        kind: &str,
+        arguments: Value,
+    ) -> CommandId {
+        self.insert(port, device, kind, arguments, 600).await
+    }
+
+    async fn insert(
+        &self,
+        port: &Port,
+        device: Uuid,
+        kind: &str,
+        arguments: Value,
+        start_within_seconds: u32,
+    ) -> CommandId {
         let id = Uuid::now_v7();
         let kind = crate::model::command::Instruction::kind_named(kind).unwrap();
         let made: i64 = sqlx::query_scalar(
@@ -130,7 +152,6 @@ impl Fleet {
         .await
         .unwrap();
         assert_eq!(made, 1, "no grant allows it");
-        port.bus.send(Hint::CommandsDue(DeviceId::from_uuid(device)));
         CommandId::from_uuid(id)
     }
 }

@@ -10,7 +10,7 @@ use cloudlink_certs::PrivateKey;
 use cloudlink_proto::ids::{CommandId, DeviceId, TenantId};
 use cloudlink_proto::link::message::command_status::State;
 use cloudlink_proto::link::message::goodbye::Code;
-use cloudlink_proto::link::message::{CommandStatus, Hello};
+use cloudlink_proto::link::message::{CommandStatus, Hello, RestartService};
 use cloudlink_proto::link::{Admission, Close, Device, FromServer, LINK_PATH, SUBPROTOCOL, Session, ToServer};
 use futures_util::{SinkExt, StreamExt};
 use http::{HeaderMap, HeaderValue};
@@ -238,6 +238,10 @@ pub(super) fn status(command: CommandId, state: State) -> CommandStatus {
     CommandStatus { id: command.to_wire(), state: state.into(), ..CommandStatus::default() }
 }
 
+pub(super) fn restart(service: &str) -> RestartService {
+    RestartService { service: service.to_owned() }
+}
+
 /// Sends a request as it is, and gives status and body.
 pub(super) async fn request(
     port: &Port,
@@ -256,9 +260,7 @@ pub(super) async fn request(
     let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|code| code.parse().ok()).unwrap_or(0);
     let headers = lines
         .filter_map(|line| line.split_once(": "))
-        .map(|(name, value)| {
-            (http::HeaderName::try_from(name).unwrap(), HeaderValue::from_str(value).unwrap())
-        })
+        .map(|(name, value)| (http::HeaderName::try_from(name).unwrap(), HeaderValue::from_str(value).unwrap()))
         .collect();
     Ok((status, headers, Bytes::from(body.to_owned())))
 }
