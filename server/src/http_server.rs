@@ -236,3 +236,128 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for IdleStream<S> {
         self.stream.is_write_vectored()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::task::JoinHandle;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(600);
+    const SHORT: Duration = Duration::from_millis(50);
+    /// Far below `LONG`: what fails is a bound that was not kept.
+    const PATIENCE: Duration = Duration::from_secs(30);
+    const BOUNDS: Bounds = Bounds { connections_max: 8, handshake: LONG, header: LONG, idle: LONG };
+
+    struct Running {
+        address: SocketAddr,
+        shutdown: Shutdown,
+        accepting: JoinHandle<()>,
+    }
+
+    async fn serve(bounds: Bounds) -> Running {
+        let slow = || async {
+            sleep(SHORT).await;
+            "slow"
+        };
+        let router = Router::new().route("/", get(|| async { "hello" })).route("/slow", get(slow));
+        let server = HttpServer { name: "test", router, tls: None, bounds, figures: None };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, shutdown) = (listener.local_addr().unwrap(), Shutdown::new());
+        let accepting = tokio::spawn(server.run(listener, shutdown.clone()));
+        Running { address, shutdown, accepting }
+    }
+
+    async fn connect(running: &Running, send: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(running.address).await.unwrap();
+        stream.write_all(send.as_bytes()).await.unwrap();
+        stream
+    }
+
+    /// All that comes until the other side closes.
+    async fn rest(mut stream: TcpStream) -> String {
+        let mut bytes = Vec::new();
+        // A reset is an end as well.
+        let _ = timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("the other side closes");
+        String::from_utf8(bytes).unwrap()
+    }
+
+    fn get_request(path: &str, more: &str) -> String {
+        format!("GET {path} HTTP/1.1\r\nHost: test\r\n{more}\r\n")
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_is_closed_after_the_time_for_a_head() {
+        let running = serve(Bounds { header: SHORT, ..BOUNDS }).await;
+        assert_eq!(rest(connect(&running, "").await).await, "");
+    }
+
+    #[tokio::test]
+    async fn who_sends_its_head_too_slowly_is_closed() {
+        let running = serve(Bounds { header: SHORT, ..BOUNDS }).await;
+        let answer = rest(connect(&running, "GET / HTTP/1.1\r\nHost:").await).await;
+        assert!(!answer.contains("200 OK"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn a_connection_on_which_nothing_moves_is_closed() {
+        let running = serve(Bounds { idle: SHORT, ..BOUNDS }).await;
+        let answer = rest(connect(&running, &get_request("/", "")).await).await;
+        assert!(answer.ends_with("hello"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn connections_beyond_the_most_are_closed_at_once_and_free_places_are_given_again() {
+        let running = serve(Bounds { connections_max: 1, ..BOUNDS }).await;
+        let mut first = connect(&running, &get_request("/", "")).await;
+        let mut answer = [0; 15];
+        first.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+        assert_eq!(rest(connect(&running, &get_request("/", "")).await).await, "");
+
+        drop(first);
+        let until = Instant::now() + PATIENCE;
+        while !rest(connect(&running, &get_request("/", "Connection: close\r\n")).await).await.ends_with("hello") {
+            assert!(Instant::now() < until, "the place was never free again");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_head_that_is_too_large_is_refused() {
+        let running = serve(BOUNDS).await;
+        let large = format!("X-Large: {}\r\n", "x".repeat(HEAD_BYTES_MAX as usize));
+        let answer = rest(connect(&running, &get_request("/", &large)).await).await;
+        assert!(!answer.contains("200 OK"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn a_soft_stop_lets_requests_end_and_closes_idle_connections() {
+        let running = serve(BOUNDS).await;
+        let mut idle = connect(&running, &get_request("/", "")).await;
+        let mut answer = [0; 15];
+        idle.read_exact(&mut answer).await.unwrap();
+        let slow = connect(&running, &get_request("/slow", "")).await;
+        // The request is in the server's hands when a later one has been answered.
+        let later = rest(connect(&running, &get_request("/", "Connection: close\r\n")).await).await;
+        assert!(later.ends_with("hello"), "{later}");
+
+        assert!(running.shutdown.run(PATIENCE, SHORT, std::future::pending()).await);
+        running.accepting.await.unwrap();
+        assert!(rest(slow).await.ends_with("slow"));
+        assert!(rest(idle).await.ends_with("hello"));
+        assert!(TcpStream::connect(running.address).await.is_err(), "the port is closed");
+    }
+
+    #[tokio::test]
+    async fn a_hard_stop_cuts_what_is_under_way() {
+        let running = serve(BOUNDS).await;
+        let half = connect(&running, "GET / HTTP/1.1\r\n").await;
+        let later = rest(connect(&running, &get_request("/", "Connection: close\r\n")).await).await;
+        assert!(later.ends_with("hello"), "{later}");
+        assert!(running.shutdown.run(SHORT, PATIENCE, std::future::pending()).await);
+        assert_eq!(rest(half).await, "");
+    }
+}
