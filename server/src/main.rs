@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use cloudlink_server::config::{self, Config, Faults, Loaded, Sources};
+use cloudlink_server::metrics::Metrics;
 use cloudlink_server::{app, clock, pki, telemetry};
 
 /// The server that devices dial.
@@ -26,6 +27,8 @@ enum Verb {
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigVerb),
+    /// Print docs/METRICS.md.
+    Metrics,
 }
 
 #[derive(Debug, Subcommand)]
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Verb::Run(args) => run(args),
         Verb::Pki(PkiVerb::Init(args)) => pki_init(args),
         Verb::Config(verb) => config(verb),
+        Verb::Metrics => print(&Metrics::new().reference()),
     };
     done.unwrap_or_else(|failure| {
         let _ = writeln!(std::io::stderr(), "cloudlinkd: {failure:#}");
@@ -96,8 +100,7 @@ fn pki_init(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let config = args.load()?.config;
     let made = pki::init(&config, clock::now())?;
     let (ca, server) = (made.ca_certificate.display(), made.server_certificate.display());
-    writeln!(std::io::stdout(), "fleet CA:            {ca}\nserver certificate:  {server}")?;
-    Ok(ExitCode::SUCCESS)
+    print(&format!("fleet CA:            {ca}\nserver certificate:  {server}\n"))
 }
 
 fn config(verb: ConfigVerb) -> anyhow::Result<ExitCode> {
@@ -112,6 +115,10 @@ fn config(verb: ConfigVerb) -> anyhow::Result<ExitCode> {
         ConfigVerb::Show(args) => Config::show(&args.load()?.shown),
         ConfigVerb::Reference => config::reference(),
     };
+    print(&text)
+}
+
+fn print(text: &str) -> anyhow::Result<ExitCode> {
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }

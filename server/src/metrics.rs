@@ -3,6 +3,9 @@
 //!
 //! The registry is this struct's own, so that tests and several nodes in one process do not share figures.
 
+use std::cell::RefCell;
+use std::fmt::Write as _;
+
 use prometheus::core::Collector;
 use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -18,6 +21,19 @@ const COMMAND_BUCKETS_SECONDS: &[f64] =
 /// An HTTP request or a query.
 const REQUEST_BUCKETS_SECONDS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+const REFERENCE_HEAD: &str = "\
+# Metrics of cloudlinkd
+
+<!-- Made by `cloudlinkd metrics`; a test compares. -->
+
+`GET /metrics` on the operations port, in Prometheus' text format. Labels come from closed sets: none ever holds an id, a name,
+or anything else that a peer chooses. What is worth an alert is in [OPERATIONS.md](OPERATIONS.md). The process itself is under
+`process_*` (memory, processor time, open files).
+
+| name | kind | labels | what it is |
+|---|---|---|---|
+";
 
 /// Why a connection to the device port did not become a link. The values of the label `reason`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +108,7 @@ impl Failure {
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    descriptions: Vec<Description>,
 
     /// `transport`: links that are live now.
     pub links_live: IntGaugeVec,
@@ -153,12 +170,14 @@ pub struct Metrics {
     pub task_failures: IntCounterVec,
     /// Seconds since the start.
     pub uptime_seconds: Gauge,
+    /// `version`: always 1.
+    build_info: IntGaugeVec,
 }
 
 impl Metrics {
     #[must_use]
     pub fn new() -> Self {
-        let registry = Registry::new();
+        let registry = Registering::default();
         let metrics = Self {
             links_live: gauges(&registry, "cloudlink_links_live", "Links that are live now.", &["transport"]),
             links_opened: counters(
@@ -289,10 +308,16 @@ impl Metrics {
                 "Runs of a background task that failed.",
                 &["task"],
             ),
-            uptime_seconds: register(&registry, Gauge::new("cloudlink_uptime_seconds", "Seconds since the start.")),
-            registry,
+            uptime_seconds: register(
+                &registry,
+                "gauge",
+                Gauge::new("cloudlink_uptime_seconds", "Seconds since the start."),
+            ),
+            build_info: gauges(&registry, "cloudlink_build_info", "1; the labels say what runs.", &["version"]),
+            descriptions: registry.descriptions.into_inner(),
+            registry: registry.registry,
         };
-        metrics.describe_build();
+        metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         metrics.begin_at_zero();
         metrics.register_process();
         metrics
@@ -313,10 +338,15 @@ impl Metrics {
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 
-    /// Every metric's name, for the documentation.
+    /// The text of docs/METRICS.md.
     #[must_use]
-    pub fn names(&self) -> Vec<String> {
-        self.registry.gather().iter().map(|family| family.name().to_owned()).collect()
+    pub fn reference(&self) -> String {
+        let mut text = REFERENCE_HEAD.to_owned();
+        for Description { name, kind, labels, help } in &self.descriptions {
+            let labels = labels.iter().map(|label| format!("`{label}`")).collect::<Vec<_>>().join(", ");
+            let _ = writeln!(text, "| `{name}` | {kind} | {labels} | {help} |");
+        }
+        text
     }
 
     /// A rate over a series that appears with its first failure misses that failure.
@@ -332,11 +362,6 @@ impl Metrics {
         }
     }
 
-    fn describe_build(&self) {
-        let info = gauges(&self.registry, "cloudlink_build_info", "1; the labels say what runs.", &["version"]);
-        info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-    }
-
     fn register_process(&self) {
         let process = prometheus::process_collector::ProcessCollector::for_self();
         self.registry.register(Box::new(process)).expect("nothing else is named process_*");
@@ -349,33 +374,60 @@ impl Default for Metrics {
     }
 }
 
-fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
-    register(registry, IntCounter::new(name, help))
+/// One metric, as the documentation shows it.
+#[derive(Debug)]
+struct Description {
+    name: String,
+    kind: &'static str,
+    labels: Vec<String>,
+    help: String,
 }
 
-fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-    register(registry, IntCounterVec::new(Opts::new(name, help), labels))
+/// A registry that remembers what was registered: a family without a series yet is not in what it gathers.
+#[derive(Default)]
+struct Registering {
+    registry: Registry,
+    descriptions: RefCell<Vec<Description>>,
 }
 
-fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
-    register(registry, IntGauge::new(name, help))
+fn counter(registry: &Registering, name: &str, help: &str) -> IntCounter {
+    register(registry, "counter", IntCounter::new(name, help))
 }
 
-fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-    register(registry, IntGaugeVec::new(Opts::new(name, help), labels))
+fn counters(registry: &Registering, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    register(registry, "counter", IntCounterVec::new(Opts::new(name, help), labels))
 }
 
-fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {
-    register(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())))
+fn gauge(registry: &Registering, name: &str, help: &str) -> IntGauge {
+    register(registry, "gauge", IntGauge::new(name, help))
 }
 
-fn histograms(registry: &Registry, name: &str, help: &str, buckets: &[f64], labels: &[&str]) -> HistogramVec {
-    register(registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels))
+fn gauges(registry: &Registering, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    register(registry, "gauge", IntGaugeVec::new(Opts::new(name, help), labels))
 }
 
-fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: prometheus::Result<C>) -> C {
+fn histogram(registry: &Registering, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+    register(registry, "histogram", Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())))
+}
+
+fn histograms(registry: &Registering, name: &str, help: &str, buckets: &[f64], labels: &[&str]) -> HistogramVec {
+    let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+    register(registry, "histogram", HistogramVec::new(options, labels))
+}
+
+fn register<C: Collector + Clone + 'static>(
+    registering: &Registering,
+    kind: &'static str,
+    collector: prometheus::Result<C>,
+) -> C {
     let collector = collector.expect("names and labels are constants of the right form");
-    registry.register(Box::new(collector.clone())).expect("each name is registered once");
+    registering.registry.register(Box::new(collector.clone())).expect("each name is registered once");
+    registering.descriptions.borrow_mut().extend(collector.desc().into_iter().map(|described| Description {
+        name: described.fq_name.clone(),
+        kind,
+        labels: described.variable_labels.clone(),
+        help: described.help.clone(),
+    }));
     collector
 }
 
@@ -389,6 +441,14 @@ mod tests {
         one.enrollments.inc();
         assert!(one.render().unwrap().contains("cloudlink_enrollments_total 1\n"));
         assert!(other.render().unwrap().contains("cloudlink_enrollments_total 0\n"));
+    }
+
+    #[test]
+    fn the_reference_is_what_the_code_says() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/METRICS.md");
+        let committed = std::fs::read_to_string(path).unwrap();
+        let current = Metrics::new().reference();
+        assert!(committed == current, "run `cargo run -p cloudlink-server -- metrics > docs/METRICS.md`");
     }
 
     #[test]
