@@ -169,6 +169,68 @@ async fn a_server_waits_for_a_database_that_is_not_there_yet() -> anyhow::Result
 }
 
 #[tokio::test]
+async fn a_server_runs_on_a_database_of_somebody_else_through_its_absences() -> anyhow::Result<()> {
+    let (_directory, mut other) = start().await?;
+    as_owner(&other, "create database elsewhere").await?;
+    let socket = other.data_dir().join("postgres/run").canonicalize()?;
+    let url = |login| format!("postgres://{login}@localhost/elsewhere?host={}", socket.display());
+    let set =
+        [format!("database.url={}", url("cloudlink_server")), format!("database.migrate_url={}", url("postgres"))];
+
+    let directory = fleet::directory()?;
+    write_config(&directory, "")?;
+    assert!(server::command(directory.path(), &["pki", "init"], &[])?.output()?.status.success());
+    let by_hand = [set.as_slice(), &["database.migrate=false".to_owned()]].concat();
+    let output = server::command(directory.path(), &["run"], &by_hand)?.output()?;
+    assert_eq!(output.status.code(), Some(1), "a schema that is not there is refused: {}", told(&output));
+
+    let settings = Settings { set: set.into(), ..Settings::default() };
+    let mut server = Server::start(&directory.path().join("server"), &settings).await?;
+    assert!(!server.data_dir().join("postgres").exists(), "no Postgres of its own");
+    let admin = admin(&server)?;
+    let before = admin.get("/me").await?;
+
+    other.stop()?;
+    wait_for("a server without its database", LIMIT, async || {
+        let (status, body) = server.operations("/readyz").await?;
+        anyhow::ensure!(status == 503, "{status}: {body}");
+        Ok(())
+    })
+    .await?;
+    let answer = admin.call(reqwest::Method::GET, "/me", &[], None).await?;
+    assert_eq!((answer.status.as_u16(), answer.problem()), (503, "unavailable"));
+    assert!(answer.headers.contains_key("retry-after"));
+
+    other.start_again().await?;
+    server.ready().await?;
+    assert_eq!(admin.get("/me").await?, before);
+
+    assert!(server.stop()?.success());
+    let output = server::command(&directory_of(&server), &["config", "show"], &by_hand)?.output()?;
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("elsewhere"), "addresses are secret");
+    Ok(())
+}
+
+#[tokio::test]
+async fn people_are_spoken_to_in_tls_1_3_only() -> anyhow::Result<()> {
+    let (_directory, server) = start().await?;
+    let connect = |version| {
+        std::process::Command::new("openssl")
+            .args(["s_client", version, "-verify_return_error", "-CAfile"])
+            .arg(server.ca_file())
+            .args(["-verify_hostname", "localhost", "-connect", &server.people.to_string()])
+            .stdin(std::process::Stdio::null())
+            .output()
+    };
+    let new = connect("-tls1_3")?;
+    assert!(new.status.success(), "{}", told(&new));
+    let old = connect("-tls1_2")?;
+    assert!(!old.status.success());
+    assert!(told(&old).contains("alert protocol version"), "{}", told(&old));
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_stopping_server_says_so_and_a_second_signal_ends_it_at_once() -> anyhow::Result<()> {
     let (_directory, mut server) = start_with(&["shutdown.soft_seconds=600"]).await?;
     // A connection whose handshake never comes holds the soft stop.
