@@ -216,7 +216,7 @@ async fn make_first_admin(store: &Store, data_dir: &Path) -> anyhow::Result<()> 
         file::replace(&path, token.expose().as_bytes(), file::PRIVATE)
             .with_context(|| format!("cannot write {}", path.display()))?;
         transaction.commit().await.map_err(StoreError::from)?;
-        tracing::info!(?path, "made the first administrator: the token is in the file");
+        tracing::info!(path = %path.display(), "made the first administrator: the token is in the file");
     }
     Ok(())
 }

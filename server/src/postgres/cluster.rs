@@ -85,7 +85,7 @@ impl Cluster {
     /// Makes the cluster, and writes who may connect.
     pub(super) async fn create_if_missing(&self, binaries: &Binaries) -> Result<(), ClusterError> {
         if self.version()?.is_none() {
-            tracing::info!(directory = ?self.data_dir(), version = binaries.version, "making a cluster of Postgres");
+            tracing::info!(directory = %self.data_dir().display(), version = binaries.version, "making a cluster of Postgres");
             self.create(binaries).await?;
         }
         self.write_access()
