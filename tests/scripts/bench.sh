@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-tests/scripts/prepare.sh bench
+tests/scripts/prepare.sh peers
 SQLX_OFFLINE=true cargo build --release --locked -p cloudlink-server -p cloudlink-agent -p cloudlink-cli -p cloudlink-tests --bins >&2
 # The load generator holds ten thousand links.
 ulimit -n "$(ulimit -H -n)"

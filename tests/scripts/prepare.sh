@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that are lacking, and nothing when none is: prepare.sh [bench]
+# Installs the Debian packages that are lacking, and nothing when none is: prepare.sh [peers]
 set -euo pipefail
 
 # Where Debian keeps server programs, which is not on everybody's PATH.
@@ -12,7 +12,7 @@ main() {
     have jq || lacking+=(jq)
     have openssl || lacking+=(openssl)
     have_postgres || lacking+=(postgresql)
-    if [ "${1:-}" = bench ]; then
+    if [ "${1:-}" = peers ]; then
         have mosquitto || lacking+=(mosquitto)
         have nats-server || lacking+=(nats-server)
     fi

@@ -5,7 +5,7 @@ cd "$(dirname "$0")/../.."
 . tests/scripts/step.sh
 
 main() {
-    step "install what is lacking" tests/scripts/prepare.sh
+    step "install what is lacking" tests/scripts/prepare.sh peers
     step "format" cargo fmt --all --check
     step "dependency rules" tests/scripts/check-dependencies.sh
     step "lints and queries" tests/scripts/with-postgres.sh tests/scripts/lint.sh

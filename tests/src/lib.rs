@@ -6,13 +6,18 @@
 //!
 //! Start reading at [`fleet`]: most tests need nothing else. Each file under `tests/` is one journey.
 //!
+//! [`load`] is the load generator, [`bench`] what is measured with it.
+//!
 //! Waits are level-triggered, bounded and named: [`poll::wait_for`].
 
 pub mod api;
+pub mod bench;
 pub mod cli;
+pub mod clock;
 pub mod dial;
 pub mod enroll;
 pub mod fleet;
+pub mod load;
 pub mod machine;
 pub mod poll;
 pub mod port;

@@ -1,0 +1,11 @@
+//! The benchmarks: what a link costs beside other servers, and how fast a command is.
+//!
+//! Each one starts what it measures in a process of its own, loads it from this one, and writes [`report::Line`]s. What a
+//! server takes is read from `/proc`, so that all are measured by the same yardstick from outside.
+
+pub mod command;
+pub mod connect;
+pub mod peer;
+pub mod report;
+pub mod seed;
+pub mod usage;

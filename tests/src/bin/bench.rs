@@ -1,0 +1,101 @@
+//! Runs the benchmarks.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use cloudlink_tests::api::install_provider;
+use cloudlink_tests::bench::connect::Cost;
+use cloudlink_tests::bench::peer::Peer;
+use cloudlink_tests::bench::report::{Line, Report};
+use cloudlink_tests::bench::usage::Process;
+use cloudlink_tests::bench::{command, connect, seed};
+use cloudlink_tests::clock;
+use cloudlink_tests::fleet::Fleet as People;
+use cloudlink_tests::load::{Fleet, Protocol, Swarm};
+
+const MEMORY_KB_MAX: f64 = 12.0;
+const CPU_MS_MAX: f64 = 0.9;
+const LATENCY_P50_MS_MAX: f64 = 5.0;
+const LATENCY_P99_MS_MAX: f64 = 25.0;
+/// Commands that are not counted: connections to the API and to the database are made.
+const COMMANDS_WARM_UP: usize = 100;
+
+/// What a link costs beside other servers, and how fast a command is. One JSON object a line.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Devices to connect.
+    #[arg(long, default_value_t = 10_000)]
+    links: usize,
+    /// Commands, one after another.
+    #[arg(long, default_value_t = 1_000)]
+    commands: usize,
+    /// Commands at the same time.
+    #[arg(long, default_value_t = 1_000)]
+    parallel: usize,
+    /// Commands in all, that many at the same time.
+    #[arg(long, default_value_t = 10_000)]
+    parallel_commands: usize,
+    /// Where the results are kept.
+    #[arg(long, default_value = "target/bench")]
+    out: PathBuf,
+    /// Exit with 1 when a goal is missed.
+    #[arg(long)]
+    strict: bool,
+}
+
+#[tokio::main]
+async fn main() -> Result<ExitCode> {
+    install_provider();
+    let arguments = Arguments::parse();
+    let mut report = Report::create(&arguments.out)?;
+    let now = clock::now();
+
+    let mut people = People::start().await.context("cannot start cloudlinkd")?;
+    let fleet = Arc::new(seed::devices(&people, arguments.links, now).await?);
+    let target = connect::target(people.server.device, &fleet)?;
+    let process = Process::new(people.server.program().pid());
+    let (cost, mut swarm) = connect::measure(process, &target, &fleet, Protocol::Link).await?;
+
+    for peer in Peer::ALL {
+        let peer_cost = connect::measure_peer(peer, &fleet, now).await?;
+        add_connect(&mut report, &cost, peer, &peer_cost)?;
+    }
+    let database_ms = cost.descendants_cpu.as_secs_f64() * 1000.0;
+    report.add(&Line::new("connect", "database_cpu_per_connect", database_ms, "ms"))?;
+
+    measure_commands(&mut report, &people, &fleet, &mut swarm, &arguments).await?;
+    swarm.stop().await;
+    Ok(if arguments.strict && report.missed() > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn add_connect(report: &mut Report, cost: &Cost, peer: Peer, peer_cost: &Cost) -> Result<()> {
+    let kb = |cost: &Cost| cost.memory_bytes / 1000.0;
+    let memory = Line::new("connect", "memory_per_idle_link", kb(cost), "kB");
+    report.add(&memory.beside(peer.name(), kb(peer_cost)).with_goal(MEMORY_KB_MAX))?;
+    let ms = |cost: &Cost| cost.cpu.as_secs_f64() * 1000.0;
+    let cpu = Line::new("connect", "cpu_per_connect", ms(cost), "ms");
+    report.add(&cpu.beside(peer.name(), ms(peer_cost)).with_goal(CPU_MS_MAX))
+}
+
+async fn measure_commands(
+    report: &mut Report,
+    people: &People,
+    fleet: &Fleet,
+    swarm: &mut Swarm,
+    arguments: &Arguments,
+) -> Result<()> {
+    seed::grant(people).await?;
+    let operator = &people.operator;
+    command::latencies(operator, fleet, swarm, COMMANDS_WARM_UP).await?;
+    let latencies = command::latencies(operator, fleet, swarm, arguments.commands).await?;
+    let percentile_ms = |share| command::percentile(&latencies, share).as_secs_f64() * 1000.0;
+    report.add(&Line::new("command", "latency_p50", percentile_ms(0.5), "ms").with_goal(LATENCY_P50_MS_MAX))?;
+    report.add(&Line::new("command", "latency_p99", percentile_ms(0.99), "ms").with_goal(LATENCY_P99_MS_MAX))?;
+
+    command::throughput(operator, fleet, swarm, arguments.parallel, arguments.parallel).await?;
+    let rate = command::throughput(operator, fleet, swarm, arguments.parallel_commands, arguments.parallel).await?;
+    report.add(&Line::new("command", "parallel_throughput", rate, "commands/s"))
+}
