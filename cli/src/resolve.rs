@@ -186,7 +186,7 @@ fn unknown<T: Named>(all: &List<T>, text: &str) -> String {
     let advice = match (names.is_empty(), all.has_more) {
         (false, _) => format!("Did you mean {}?", names.join(" or ")),
         (true, true) => "List them, or give its id.".to_owned(),
-        (true, false) => format!("You see {} {}(s).", all.items.len(), T::NOUN),
+        (true, false) => format!("You see {} of them.", all.items.len()),
     };
     format!("there is no {} `{text}`, or none that you may see\n{advice}", T::NOUN)
 }
