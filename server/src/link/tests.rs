@@ -2,9 +2,13 @@
 
 mod command;
 mod connect;
+mod enroll;
 mod fleet;
+mod input;
 mod peer;
+mod renew;
 mod revoke;
+mod stop;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
