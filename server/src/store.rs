@@ -64,9 +64,13 @@ impl From<sqlx::Error> for StoreError {
     )]
     fn from(error: sqlx::Error) -> Self {
         let unavailable = match &error {
-            sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
-                true
-            }
+            sqlx::Error::Io(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed
+            // What stands in front of a database that is away may take a connection, and break off in the middle of it.
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::Protocol(_) => true,
             // 57P01 to 57P03: the server stops, crashed, or is not yet up; 08xxx: the connection broke; 53300: no slot left.
             sqlx::Error::Database(error) => {
                 error.code().is_some_and(|code| code.starts_with("57P0") || code.starts_with("08") || code == "53300")

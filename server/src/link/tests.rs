@@ -2,6 +2,7 @@
 
 mod command;
 mod connect;
+mod database;
 mod enroll;
 mod fleet;
 mod input;

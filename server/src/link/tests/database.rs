@@ -1,0 +1,188 @@
+//! The database goes away and comes back.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cloudlink_proto::link::message::MetricsReport;
+use cloudlink_proto::link::message::command_status::State;
+use cloudlink_proto::link::message::goodbye::Code;
+use serde_json::json;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use super::Port;
+use super::fleet::Fleet;
+use super::peer::{DialError, Peer, dial_socket};
+use crate::config::Seconds;
+
+/// Stands between the port and the database, and can be cut.
+struct Relay {
+    address: SocketAddr,
+    is_up: Arc<watch::Sender<bool>>,
+}
+
+impl Relay {
+    async fn start(database: &PgConnectOptions) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let is_up = Arc::new(watch::Sender::new(true));
+        let (host, port) = (database.get_host().to_owned(), database.get_port());
+        let state = Arc::clone(&is_up);
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let mut down = state.subscribe();
+                if !*down.borrow() {
+                    continue;
+                }
+                let Ok(mut far) = TcpStream::connect((host.as_str(), port)).await else { continue };
+                tokio::spawn(async move {
+                    tokio::select! {
+                        _ = copy_bidirectional(&mut near, &mut far) => {}
+                        _ = down.wait_for(|is_up| !is_up) => {}
+                    }
+                });
+            }
+        });
+        Self { address, is_up }
+    }
+
+    fn cut(&self) {
+        self.is_up.send_replace(false);
+    }
+
+    fn mend(&self) {
+        self.is_up.send_replace(true);
+    }
+}
+
+async fn start(database: PgConnectOptions) -> (Port, Relay) {
+    let relay = Relay::start(&database).await;
+    let port = Port::start_with(database.clone(), |settings| {
+        settings.database = database.host("127.0.0.1").port(relay.address.port());
+        settings.link.reconcile_interval_seconds = Seconds(1);
+    })
+    .await;
+    (port, relay)
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn links_stay_up_and_what_they_report_is_stored_once_when_it_is_back(
+    _: PgPoolOptions,
+    database: PgConnectOptions,
+) {
+    let (port, relay) = start(database).await;
+    let fleet = Fleet::new(&port).await;
+    let device = fleet.device(&port).await;
+    fleet.grant(&port, device.id, 600).await;
+    let mut link = Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
+    let id = fleet.command(&port, device.id, "metrics.collect", json!({})).await;
+    link.command().await;
+    relay.cut();
+    for state in [State::Accepted, State::Running, State::Succeeded] {
+        link.report(id, state).await;
+    }
+    link.send(MetricsReport { uptime_seconds: Some(7), ..MetricsReport::default() }).await;
+    // Nothing is receipted that is not stored.
+    link.hears_nothing_for(Duration::from_secs(1)).await;
+    let state = format!("select state from commands where id = '{id}'");
+    assert_eq!(port.ask(&state).await.as_deref(), Some("sent"));
+    relay.mend();
+    assert_eq!(link.receipt().await, id);
+    assert_eq!(port.ask(&state).await.as_deref(), Some("succeeded"));
+    let finished = "select count(*)::text from audit where action = 'command.finished'";
+    assert_eq!(port.ask(finished).await.as_deref(), Some("1"));
+    port.until("select report::text from device_metrics", r#"{"uptime_seconds": 7}"#).await;
+    assert_eq!(port.links.live(), 1);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn no_link_comes_up_without_it_and_the_device_is_told_when_to_try_again(
+    _: PgPoolOptions,
+    database: PgConnectOptions,
+) {
+    let (port, relay) = start(database).await;
+    let device = Fleet::new(&port).await.device(&port).await;
+    drop(Peer::dial(&port, &device.credentials, "boot-1").await.unwrap());
+    let waiting = dial_socket(&port, &device.credentials).await.unwrap();
+    relay.cut();
+    let refused = Peer::dial(&port, &device.credentials, "boot-1").await.err().unwrap();
+    assert_eq!(refused.problem(), (503, "unavailable"));
+    let DialError::Http { headers, .. } = refused else { panic!() };
+    assert_eq!(headers["retry-after"], "5");
+    // It was admitted, and there is nobody to give it an epoch.
+    let refused = Peer::say_hello(waiting, "boot-1").await.err().unwrap();
+    let DialError::Goodbye(close) = refused else { panic!("{refused:?}") };
+    assert_eq!((close.code, close.retry_after), (Code::Overloaded, Duration::from_secs(5)));
+    relay.mend();
+    port.until_metric("cloudlink_links_live{transport=\"websocket\"}", 0).await;
+    let link = async {
+        loop {
+            if let Ok(link) = Peer::dial(&port, &device.credentials, "boot-1").await {
+                return link;
+            }
+        }
+    };
+    tokio::time::timeout(super::PATIENCE, link).await.expect("links come up again");
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_link_that_ends_without_it_is_closed_when_it_is_back(_: PgPoolOptions, database: PgConnectOptions) {
+    let (port, relay) = start(database).await;
+    let device = Fleet::new(&port).await.device(&port).await;
+    let link = Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
+    relay.cut();
+    drop(link);
+    port.until_metric("cloudlink_links_live{transport=\"websocket\"}", 0).await;
+    let reason = format!("select coalesce(close_reason, 'live') from links where device_id = '{}'", device.id);
+    assert_eq!(port.ask(&reason).await.as_deref(), Some("live"));
+    relay.mend();
+    port.until(&reason, "lost").await;
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn what_became_due_without_it_is_sent_when_it_is_back(_: PgPoolOptions, database: PgConnectOptions) {
+    let (port, relay) = start(database).await;
+    let fleet = Fleet::new(&port).await;
+    let device = fleet.device(&port).await;
+    fleet.grant(&port, device.id, 600).await;
+    let mut link = Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
+    relay.cut();
+    // As another node would: this one's hint leads nowhere.
+    let id = fleet.command(&port, device.id, "metrics.collect", json!({})).await;
+    link.hears_nothing_for(Duration::from_millis(500)).await;
+    relay.mend();
+    assert_eq!(link.command().await.0, id);
+    link.report(id, State::Succeeded).await;
+    assert_eq!(link.receipt().await, id);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_revocation_that_was_made_without_it_is_acted_on_when_it_is_back(
+    _: PgPoolOptions,
+    database: PgConnectOptions,
+) {
+    let (port, relay) = start(database).await;
+    let device = Fleet::new(&port).await.device(&port).await;
+    let mut link = Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
+    relay.cut();
+    port.run("update devices set state = 'revoked', revoked_at = clock_timestamp()").await;
+    link.hears_nothing_for(Duration::from_secs(1)).await;
+    relay.mend();
+    assert_eq!(link.ended().await, Code::Revoked);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_device_that_reports_without_end_is_sent_away(_: PgPoolOptions, database: PgConnectOptions) {
+    let (port, relay) = start(database).await;
+    let device = Fleet::new(&port).await.device(&port).await;
+    let mut link = Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
+    relay.cut();
+    for _ in 0..66 {
+        let id = cloudlink_proto::ids::CommandId::from_uuid(uuid::Uuid::now_v7());
+        link.report(id, State::Failed).await;
+    }
+    assert_eq!(link.ended().await, Code::Overloaded);
+}
