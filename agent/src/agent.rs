@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::renewal::Renewal;
-use crate::backoff::{Backoff, PROVEN_FOR, about, jitter};
+use crate::backoff::{Backoff, about, jitter};
 use crate::clock::{self, KnownTime};
 use crate::config::Config;
 use crate::desk::Desk;
@@ -238,9 +238,7 @@ impl Agent {
             }
             FromServer::Reconnect { after, reason } => {
                 tracing::info!(after_ms = after.as_millis(), reason = ?shown(&reason), "asked to dial anew");
-                if self.link.as_ref().is_some_and(|link| link.proven_for() >= PROVEN_FOR) {
-                    self.backoff.reset();
-                }
+                self.backoff.link_ended(self.link.as_ref().map_or(Duration::ZERO, Link::proven_for));
                 if !matches!(self.dialling, Dialling::Now(..)) {
                     self.dialling = Dialling::At(now + after.min(RETRY_AFTER_MAX));
                 }
@@ -263,9 +261,7 @@ impl Agent {
         );
         self.renewal.link_lost();
         self.report_due = None;
-        if proven_for >= PROVEN_FOR {
-            self.backoff.reset();
-        }
+        self.backoff.link_ended(proven_for);
         let refused = dial::is_refusal(close.code);
         if refused || matches!(self.dialling, Dialling::Not) {
             let retry_after = Some(close.retry_after).filter(|after| !after.is_zero());

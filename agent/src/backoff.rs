@@ -7,9 +7,9 @@ use aws_lc_rs::rand;
 /// The first attempt after a loss comes within this.
 const FIRST: Duration = Duration::from_secs(1);
 /// The longest wait.
-pub const WAIT_MAX: Duration = Duration::from_secs(300);
+const WAIT_MAX: Duration = Duration::from_secs(300);
 /// How long traffic must have been proven on a link before its loss counts as the first one.
-pub const PROVEN_FOR: Duration = Duration::from_secs(60);
+const PROVEN_FOR: Duration = Duration::from_secs(60);
 
 /// How often it went wrong in a row.
 #[derive(Debug, Default)]
@@ -25,9 +25,12 @@ impl Backoff {
         ceiling.mul_f64(jitter.clamp(0.0, 1.0))
     }
 
-    /// Begins anew: to be called when traffic was proven for [`PROVEN_FOR`].
-    pub fn reset(&mut self) {
-        self.failures = 0;
+    /// Begins anew if traffic was proven for [`PROVEN_FOR`] on the link. A server that takes a link and drops it would be
+    /// hammered otherwise.
+    pub fn link_ended(&mut self, proven_for: Duration) {
+        if proven_for >= PROVEN_FOR {
+            self.failures = 0;
+        }
     }
 }
 
@@ -53,14 +56,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_up_to_the_longest_and_begin_anew() {
+    fn waits_double_up_to_the_longest() {
         let mut backoff = Backoff::default();
         let ceilings: Vec<u64> = (0..12).map(|_| backoff.next(1.0).as_secs()).collect();
         assert_eq!(ceilings, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]);
-        backoff.reset();
-        assert_eq!(backoff.next(0.5), Duration::from_millis(500));
         let mut tired = Backoff { failures: u32::MAX };
         assert_eq!((tired.next(1.0), tired.next(0.0)), (WAIT_MAX, Duration::ZERO));
+    }
+
+    #[test]
+    fn only_a_minute_of_proven_traffic_makes_waits_short_again() {
+        let mut backoff = Backoff { failures: 8 };
+        backoff.link_ended(Duration::from_secs(59));
+        assert_eq!(backoff.next(1.0), Duration::from_secs(256));
+        backoff.link_ended(Duration::from_secs(60));
+        assert_eq!(backoff.next(0.5), Duration::from_millis(500));
     }
 
     #[test]

@@ -103,17 +103,16 @@ impl DialError {
     }
 }
 
-/// Whether a goodbye says that this device, or its certificate, is not wanted.
+/// Whether a goodbye says that this device, its certificate or its software is not wanted: somebody must act first.
 #[must_use]
 pub fn is_refusal(code: Code) -> bool {
     match code {
-        Code::Revoked | Code::CertificateExpired => true,
+        Code::Revoked | Code::CertificateExpired | Code::Version => true,
         Code::Unspecified
         | Code::ShuttingDown
         | Code::Replaced
         | Code::ProtocolError
         | Code::TimedOut
-        | Code::Version
         | Code::Overloaded => false,
     }
 }

@@ -36,8 +36,9 @@ use crate::disk;
 pub const ID_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The most ids that are kept. When all of them are younger than [`ID_KEPT`], new commands are refused with `ledger_full`.
 pub const ENTRIES_MAX: usize = 100_000;
-/// The most final reports that wait for their receipt. Beyond, new commands are refused with `ledger_full`.
-pub const UNRECEIPTED_MAX: usize = 256;
+/// The most final reports that wait for their receipt. Beyond, new commands are refused with `ledger_full`. All of them are told
+/// at the beginning of a link, and a server stores only so many at a time.
+pub const UNRECEIPTED_MAX: usize = 32;
 /// The largest ledger that is read. Beyond, it counts as damaged.
 const FILE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Files smaller than this are not worth compacting.

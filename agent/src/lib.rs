@@ -1,4 +1,12 @@
 //! The device side of Cloudlink.
+//!
+//! An [`agent`](agent::Agent) keeps one [`link`] up and lets a [`desk`] work: it decides which command may be begun, writes it to
+//! the [`ledger`] first, and has the [`executor`] carry it out. Around that: [`identity`] and its renewal, [`tls`] with a
+//! clock that may be wrong ([`clock`]), [`enroll`], [`metrics`] and [`doctor`]. The command line in `main.rs` is thin.
+//!
+//! Start reading at [`desk`] for what happens to a command, and at [`agent`] for what happens to a link.
+//!
+//! The library serves the command line and its tests; nothing else is to depend on it.
 
 pub mod agent;
 pub mod backoff;

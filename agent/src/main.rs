@@ -15,6 +15,7 @@ use cloudlink_agent::doctor::{self, Verdict};
 use cloudlink_agent::enroll::{EnrollError, Token, enroll};
 use cloudlink_agent::executor::Bus;
 use cloudlink_agent::identity::Identity;
+use cloudlink_agent::problem::shown;
 use cloudlink_agent::{chain, tls};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -170,7 +171,12 @@ async fn enroll_patiently(
         attempts += 1;
         let error = match enroll(&config.server, &anchor, &known_time, identity, token).await {
             Ok(enrolled) => {
-                tracing::info!(device.id = ?enrolled.device_id, tenant.id = ?enrolled.tenant_id, "enrolled");
+                tracing::info!(device.id = ?shown(&enrolled.device_id), tenant.id = ?shown(&enrolled.tenant_id), "enrolled");
+                print(&format!(
+                    "enrolled as device {} of tenant {}",
+                    shown(&enrolled.device_id),
+                    shown(&enrolled.tenant_id)
+                ));
                 return Ok(Ok(()));
             }
             Err(error) => error,

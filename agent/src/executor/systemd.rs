@@ -120,3 +120,172 @@ fn refused(error: &zbus::Error) -> Failure {
     }
     Failure::new("dbus_error", format!("cannot talk to systemd over D-Bus: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Child, Command, Stdio};
+    use std::sync::{Arc, Mutex};
+
+    use zbus::object_server::SignalEmitter;
+    use zbus::{ObjectPath, interface};
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(30);
+
+    /// A bus of this test alone.
+    struct PrivateBus {
+        daemon: Child,
+        address: String,
+        _dir: tempfile::TempDir,
+    }
+
+    impl PrivateBus {
+        /// `None`, with a word on it, where there is no daemon.
+        fn start() -> Option<Self> {
+            let dir = tempfile::tempdir().unwrap();
+            let address = format!("unix:path={}/bus", dir.path().display());
+            let daemon = Command::new("dbus-daemon")
+                .args(["--session", "--nofork", "--nopidfile", "--print-address", "--address", &address])
+                .stdout(Stdio::piped())
+                .spawn();
+            let Ok(mut daemon) = daemon else {
+                println!("skipped: there is no dbus-daemon");
+                return None;
+            };
+            let mut address = String::new();
+            BufReader::new(daemon.stdout.take().unwrap()).read_line(&mut address).unwrap();
+            Some(Self { daemon, address: address.trim().to_owned(), _dir: dir })
+        }
+
+        fn bus(&self) -> Bus {
+            Bus::At(self.address.clone())
+        }
+
+        fn builder(&self) -> zbus::connection::Builder<'_> {
+            zbus::connection::Builder::address(self.address.as_str())
+        }
+    }
+
+    impl Drop for PrivateBus {
+        fn drop(&mut self) {
+            let _ = self.daemon.kill();
+            let _ = self.daemon.wait();
+        }
+    }
+
+    type Calls = Arc<Mutex<Vec<String>>>;
+
+    /// systemd, as far as it is asked.
+    struct Systemd {
+        calls: Calls,
+    }
+
+    #[interface(name = "org.freedesktop.systemd1.Manager")]
+    impl Systemd {
+        fn subscribe(&self) {
+            self.calls.lock().unwrap().push("Subscribe".to_owned());
+        }
+
+        async fn restart_unit(
+            &self,
+            name: String,
+            mode: String,
+            #[zbus(signal_emitter)] emitter: SignalEmitter<'_>,
+        ) -> zbus::fdo::Result<OwnedObjectPath> {
+            self.calls.lock().unwrap().push(format!("RestartUnit {name} {mode}"));
+            let result = match name.as_str() {
+                "web.service" => "done",
+                "broken.service" => "failed",
+                "slow.service" => return Ok(job(3)),
+                _ => return Err(zbus::fdo::Error::Failed(format!("Unit {name} not found."))),
+            };
+            // Another job, and then this one: over before its name is known to the caller.
+            Self::job_removed(&emitter, 1, job(1).as_ref(), "other.service", "failed").await?;
+            Self::job_removed(&emitter, 2, job(2).as_ref(), &name, result).await?;
+            Ok(job(2))
+        }
+
+        #[zbus(signal)]
+        async fn job_removed(
+            emitter: &SignalEmitter<'_>,
+            id: u32,
+            job: ObjectPath<'_>,
+            unit: &str,
+            result: &str,
+        ) -> zbus::Result<()>;
+    }
+
+    fn job(number: u32) -> OwnedObjectPath {
+        OwnedObjectPath::try_from(format!("/org/freedesktop/systemd1/job/{number}")).unwrap()
+    }
+
+    /// logind, as far as it is asked.
+    struct Logind {
+        calls: Calls,
+    }
+
+    #[interface(name = "org.freedesktop.login1.Manager")]
+    impl Logind {
+        fn reboot(&self, interactive: bool) {
+            self.calls.lock().unwrap().push(format!("Reboot {interactive}"));
+        }
+
+        fn power_off(&self, interactive: bool) -> zbus::fdo::Result<()> {
+            self.calls.lock().unwrap().push(format!("PowerOff {interactive}"));
+            Err(zbus::fdo::Error::AccessDenied("an inhibitor is in the way".to_owned()))
+        }
+    }
+
+    async fn restart_named(bus: &Bus, name: &str, within: Duration) -> Result<Value, Failure> {
+        restart(bus, &ServiceName::parse(name).unwrap(), within).await
+    }
+
+    #[tokio::test]
+    async fn a_service_is_restarted_and_the_jobs_result_is_waited_for() {
+        let Some(private) = PrivateBus::start() else { return };
+        let calls = Calls::default();
+        let systemd = Systemd { calls: Arc::clone(&calls) };
+        let path = "/org/freedesktop/systemd1";
+        let served = private.builder().name("org.freedesktop.systemd1").serve_at(path, systemd).build().await.unwrap();
+        let bus = private.bus();
+
+        let done = restart_named(&bus, "web", SOON).await.unwrap();
+        assert_eq!(done, json!({"unit": "web.service", "job_result": "done"}));
+        assert_eq!(*calls.lock().unwrap(), ["Subscribe", "RestartUnit web.service replace"]);
+
+        let broken = restart_named(&bus, "broken.service", SOON).await.unwrap_err();
+        assert_eq!((broken.code, &broken.data.unwrap()["job_result"]), ("job_failed", &json!("failed")));
+
+        let absent = restart_named(&bus, "absent", SOON).await.unwrap_err();
+        assert_eq!(absent.code, "dbus_error");
+        assert!(absent.message.contains("Unit absent.service not found."), "{}", absent.message);
+
+        let slow = restart_named(&bus, "slow", Duration::from_millis(300)).await.unwrap_err();
+        assert_eq!(slow.code, "timeout");
+        drop(served);
+    }
+
+    #[tokio::test]
+    async fn logind_is_asked_for_power_and_may_refuse() {
+        let Some(private) = PrivateBus::start() else { return };
+        let calls = Calls::default();
+        let logind = Logind { calls: Arc::clone(&calls) };
+        let path = "/org/freedesktop/login1";
+        let served = private.builder().name("org.freedesktop.login1").serve_at(path, logind).build().await.unwrap();
+        power(&private.bus(), PowerAction::Reboot, SOON).await.unwrap();
+        let refused = power(&private.bus(), PowerAction::PowerOff, SOON).await.unwrap_err();
+        assert_eq!(refused.code, "dbus_error");
+        assert!(refused.message.contains("an inhibitor is in the way"), "{}", refused.message);
+        assert_eq!(*calls.lock().unwrap(), ["Reboot false", "PowerOff false"]);
+        drop(served);
+    }
+
+    #[tokio::test]
+    async fn a_bus_that_is_not_there_is_a_failed_command() {
+        let bus = Bus::At("unix:path=/nowhere/at/all".to_owned());
+        assert_eq!(restart_named(&bus, "web", SOON).await.unwrap_err().code, "dbus_error");
+        assert_eq!(power(&bus, PowerAction::Reboot, SOON).await.unwrap_err().code, "dbus_error");
+    }
+}

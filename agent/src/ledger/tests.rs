@@ -19,6 +19,11 @@ fn report(state: FinalState) -> Report {
     Report { state, code: "c".to_owned(), message: "m".to_owned(), data: Some(json!({"exit_status": 1})) }
 }
 
+/// In memory where that can be had: these tests write and sync thousands of files.
+fn quick_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 fn content(dir: &tempfile::TempDir) -> Vec<u8> {
     std::fs::read(dir.path().join(FILE_NAME)).unwrap()
 }
@@ -107,7 +112,7 @@ fn reports_without_receipt_are_bounded() {
 
 #[test]
 fn a_flipped_bit_anywhere_but_in_a_torn_end_refuses_new_commands_and_forgets_nothing_else() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = quick_dir();
     let mut ledger = Ledger::open(dir.path()).unwrap();
     for number in 1..=3 {
         ledger.accept(intent(number, 0)).unwrap();
@@ -200,12 +205,12 @@ fn take(device: &mut Device, step: Step) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(12))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     /// The power fails while the last step is being written: any part of what that step added may be missing.
     #[test]
     fn no_command_runs_twice_whatever_crashes(steps in proptest::collection::vec(step(), 1..16)) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = quick_dir();
         let mut device = Device { ledger: Ledger::open(dir.path()).unwrap(), runs: Vec::new() };
         let (last, before) = steps.split_last().unwrap();
         before.iter().for_each(|step| take(&mut device, *step));
@@ -220,7 +225,7 @@ proptest! {
             runs.truncate(runs_before);
             // What was begun had its intent on the disk, so it is not among what this crash lost.
             runs.extend(device.runs[runs_before..].iter().filter(|(_, bytes)| *bytes <= cut as u64));
-            let crashed = tempfile::tempdir().unwrap();
+            let crashed = quick_dir();
             std::fs::write(crashed.path().join(FILE_NAME), &written[..cut]).unwrap();
             let ledger = Ledger::open(crashed.path()).unwrap();
             prop_assert_eq!(ledger.damage(), None, "cut at {}", cut);

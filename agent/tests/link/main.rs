@@ -1,0 +1,12 @@
+//! The agent against a server of the link protocol, over real sockets.
+
+#[cfg(test)]
+mod command_line;
+#[cfg(test)]
+mod enrollment;
+#[cfg(test)]
+mod server;
+#[cfg(test)]
+mod session;
+#[cfg(test)]
+mod trust;

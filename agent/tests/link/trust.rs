@@ -1,0 +1,91 @@
+//! Which servers are trusted, and at what time that is judged.
+
+use std::sync::Arc;
+
+use cloudlink_agent::agent::load_anchor;
+use cloudlink_agent::dial::{self, DialError};
+use cloudlink_agent::tls::{self, Bounds};
+use cloudlink_certs::Validity;
+use rstest::rstest;
+use time::OffsetDateTime;
+
+use crate::server::{Device, Fleet, NEVER, TestServer, in_days};
+
+async fn secured(server: &TestServer, device: &Device, bounds: Bounds) -> Result<(), DialError> {
+    let anchor = load_anchor(&device.config).unwrap();
+    let config = tls::client_config(&anchor, None, bounds).unwrap();
+    assert_eq!(device.config.server.address, Some(server.address));
+    dial::secure(&device.config.server, &device.config.server.enroll_name, config).await.map(|_| ())
+}
+
+fn no_bounds() -> Bounds {
+    Bounds { earliest: OffsetDateTime::UNIX_EPOCH, own_end: None }
+}
+
+fn tls_fault(secured: Result<(), DialError>) -> String {
+    match secured {
+        Err(DialError::Tls { source, .. }) => source.to_string(),
+        other => panic!("expected TLS to fail, got {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_server_of_another_fleet_or_name_is_never_trusted() {
+    let server = TestServer::start(Arc::new(Fleet::new()), NEVER).await;
+    let mut device = Device::new(&server);
+    secured(&server, &device, no_bounds()).await.unwrap();
+
+    let name = std::mem::replace(&mut device.config.server.enroll_name, "other.test".try_into().unwrap());
+    assert!(tls_fault(secured(&server, &device, no_bounds()).await).contains("not valid for name"));
+    device.config.server.enroll_name = name;
+
+    let stranger = Device::new(&TestServer::start(Arc::new(Fleet::new()), NEVER).await);
+    device = Device { config: device.config, ..stranger };
+    device.config.server.ca_file = device.path("ca.pem");
+    // Also not when the device's clock is proven wrong.
+    for earliest in [OffsetDateTime::UNIX_EPOCH, in_days(1)] {
+        let bounds = Bounds { earliest, own_end: None };
+        let said = tls_fault(secured(&server, &device, bounds).await);
+        // The other fleet's authority has the same name and another key.
+        assert!(said.contains("BadSignature"), "{said}");
+    }
+}
+
+#[rstest]
+#[case::valid(-1, 30, None, None)]
+#[case::expired(-30, -1, None, Some("expired"))]
+#[case::not_yet_valid(1, 30, None, Some("not valid yet"))]
+#[case::clock_behind_the_known_time(100, 190, Some(150), None)]
+#[case::clock_behind_and_the_server_renewed(100, 190, Some(50), None)]
+#[case::expired_by_the_known_time(-1, 100, Some(150), Some("expired"))]
+#[tokio::test]
+async fn the_servers_certificate_is_judged_at_a_time_that_can_be(
+    #[case] begins_in_days: i64,
+    #[case] ends_in_days: i64,
+    #[case] earliest_in_days: Option<i64>,
+    #[case] fault: Option<&str>,
+) {
+    let validity = Validity::new(in_days(begins_in_days), in_days(ends_in_days)).unwrap();
+    let server = TestServer::start_with(Arc::new(Fleet::new()), NEVER, validity).await;
+    let device = Device::new(&server);
+    let earliest = earliest_in_days.map_or(OffsetDateTime::UNIX_EPOCH, in_days);
+    let secured = secured(&server, &device, Bounds { earliest, own_end: None }).await;
+    match fault {
+        None => secured.unwrap(),
+        Some(fault) => {
+            let said = tls_fault(secured);
+            assert!(said.contains(fault), "{said:?} does not say {fault:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_clock_beyond_the_devices_own_certificate_is_not_believed() {
+    let validity = Validity::new(in_days(-90), in_days(-1)).unwrap();
+    let server = TestServer::start_with(Arc::new(Fleet::new()), NEVER, validity).await;
+    let device = Device::new(&server);
+    let bounds = Bounds { earliest: in_days(-60), own_end: Some(in_days(-30)) };
+    secured(&server, &device, bounds).await.expect("the clock is ahead: the certificate was valid when last proven");
+    let bounds = Bounds { earliest: in_days(-60), own_end: Some(in_days(30)) };
+    assert!(tls_fault(secured(&server, &device, bounds).await).contains("expired"), "the clock is plausible");
+}
