@@ -82,7 +82,8 @@ impl FromStr for Span {
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut rest = self.0;
-        for (name, unit) in UNITS {
+        // No weeks: limits are thought of in days.
+        for (name, unit) in UNITS.into_iter().filter(|(name, _)| *name != 'w') {
             if rest >= unit {
                 write!(f, "{}{name}", rest / unit)?;
                 rest %= unit;
@@ -128,6 +129,12 @@ mod tests {
     #[case("18446744073709551615w", ParseSpanError::TooLong)]
     fn refuses_what_cannot_be_meant(#[case] text: &str, #[case] error: ParseSpanError) {
         assert_eq!(text.parse::<Span>(), Err(error));
+    }
+
+    #[test]
+    fn writes_days_rather_than_weeks() {
+        assert_eq!("30d".parse::<Span>().unwrap().to_string(), "30d");
+        assert_eq!("90m".parse::<Span>().unwrap().to_string(), "1h30m");
     }
 
     proptest! {

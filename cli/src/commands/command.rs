@@ -134,7 +134,7 @@ fn verdict(command: &model::Command) -> Result<(), Failure> {
 fn sentence(command: &model::Command, device: &str) -> String {
     let mut text = format!("{} on {device}: {}", what(command), command.state);
     if let Some(at) = command.finished_at {
-        text += &format!(" after {}", rough(at.duration_since(command.created_at)));
+        text += &format!(" after {}", took(at.duration_since(command.created_at)));
     }
     if let Some(proof) = command.proof.as_ref().filter(|_| command.has_succeeded()) {
         text += &format!(", proven by {}", proof_words(proof));
@@ -144,6 +144,11 @@ fn sentence(command: &model::Command, device: &str) -> String {
         text += &format!(": {}", why.join(": "));
     }
     text
+}
+
+/// `0.3 s` for what is over in no time, else like any other span.
+fn took(span: jiff::SignedDuration) -> String {
+    if span.as_secs().abs() < 10 { format!("{:.1} s", span.as_secs_f64()) } else { rough(span) }
 }
 
 fn what(command: &model::Command) -> String {
@@ -228,7 +233,7 @@ fn is_empty(data: &Value) -> bool {
 
 /// A command's structured result, one line a value.
 pub(crate) fn data_table(data: &Value) -> Table {
-    let mut table = Table::new(&["MEASURE", "VALUE"]).whole(0);
+    let mut table = Table::new(&["RESULT", "VALUE"]).whole(0);
     if let Some(fields) = data.as_object() {
         for (name, value) in fields {
             table.row(vec![name.clone().into(), measure(name, value).into()]);
@@ -241,10 +246,17 @@ pub(crate) fn data_table(data: &Value) -> Table {
 
 /// A value in the unit that its name ends with, as people read it.
 fn measure(name: &str, value: &Value) -> String {
-    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let text = match value.as_str() {
+        Some(text) => text.to_owned(),
+        None if value.is_null() => "-".to_owned(),
+        None => value.to_string(),
+    };
     let Some(number) = value.as_f64() else { return text };
     if name.ends_with("_bytes") {
         return bytes(number);
+    }
+    if name.ends_with("_ms") {
+        return format!("{text} ms");
     }
     if name.ends_with("_percent") {
         return format!("{number:.1} %");
@@ -299,7 +311,7 @@ mod tests {
         let refused = json!({"finished_at": "2026-11-21T14:00:01Z", "code": "not_allowed", "message": "nginx is not on the list"});
         assert_eq!(
             sentence(&command("refused", refused), "gw-1"),
-            "service.restart nginx on gw-1: refused after 1 s: not_allowed: nginx is not on the list"
+            "service.restart nginx on gw-1: refused after 1.0 s: not_allowed: nginx is not on the list"
         );
     }
 
@@ -322,16 +334,18 @@ mod tests {
     fn measures_are_shown_in_units_that_people_read() {
         let data = json!({
             "cpu_percent": 3.25, "memory_used_bytes": 1_610_612_736_u64, "disk_used_bytes": 12, "load_1m": 0.5,
-            "temperature_celsius": 51.25, "uptime_seconds": 7200, "note": "a\u{1b}b", "count": 3,
+            "temperature_celsius": 51.25, "uptime_seconds": 7200, "duration_ms": 15, "signal": null, "note": "a\u{1b}b", "count": 3,
         });
         insta::assert_snapshot!(data_table(&data).render(false, None), @r"
-        MEASURE              VALUE
+        RESULT               VALUE
         count                3
         cpu_percent          3.2 %
         disk_used_bytes      12 B
+        duration_ms          15 ms
         load_1m              0.50
         memory_used_bytes    1.5 GiB
         note                 a\u{1b}b
+        signal               -
         temperature_celsius  51.2 °C
         uptime_seconds       2 h
         ");

@@ -63,14 +63,15 @@ impl Here {
     }
 }
 
-/// The one unit that says it best: `14 min`.
+/// The one unit that says it best: `14 min`. Rounded down where minutes count, so that nobody relies on a minute that is not
+/// there; else to the nearest, so that 90 days do not read as 89 a moment later.
 #[must_use]
 pub(crate) fn rough(span: SignedDuration) -> String {
     match span.as_secs().saturating_abs() {
         seconds if seconds < MINUTE => format!("{seconds} s"),
         seconds if seconds < HOUR => format!("{} min", seconds / MINUTE),
-        seconds if seconds < 2 * DAY => format!("{} h", seconds / HOUR),
-        seconds => format!("{} days", seconds / DAY),
+        seconds if seconds < 2 * DAY => format!("{} h", seconds.saturating_add(HOUR / 2) / HOUR),
+        seconds => format!("{} days", seconds.saturating_add(DAY / 2) / DAY),
     }
 }
 
@@ -95,8 +96,10 @@ mod tests {
     #[case("2026-11-21T13:59:57Z", "3 s ago")]
     #[case("2026-11-21T14:14:59Z", "in 14 min")]
     #[case("2026-11-21T13:00:00Z", "1 h ago")]
-    #[case("2026-11-23T13:59:59Z", "in 47 h")]
+    #[case("2026-11-23T13:29:59Z", "in 47 h")]
+    #[case("2026-11-23T13:59:59Z", "in 48 h")]
     #[case("2026-11-23T14:00:00Z", "in 2 days")]
+    #[case("2027-02-19T13:59:59Z", "in 90 days")]
     #[case("2020-11-21T14:00:00Z", "2191 days ago")]
     fn tells_how_far_away_a_time_is(#[case] time: &str, #[case] expected: &str) {
         assert_eq!(here("UTC0").relative(at(time)), expected);
