@@ -15,7 +15,7 @@ mod problem;
 mod request;
 mod router;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod v1;
 
 use std::collections::BTreeSet;

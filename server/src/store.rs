@@ -21,10 +21,13 @@ pub mod transition;
 
 use cloudlink_proto::ids::TenantId;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Executor, PgConnection, PgPool, Postgres, Transaction};
+use sqlx::{Connection, Executor, PgConnection, PgPool, Postgres, Transaction};
 
 /// The schema that this binary needs.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
+
+/// A pooled connection that was idle for longer is tried before it is used.
+const TRUST_IDLE_FOR: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Why the database did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -100,12 +103,23 @@ impl Store {
     /// Prepares a pool whose every connection acts as the role `cloudlink_app`. Connects when first used.
     #[must_use]
     pub fn new(pool: PgPoolOptions, database: PgConnectOptions) -> Self {
-        let pool = pool.after_connect(|connection, _| {
-            Box::pin(async move {
-                connection.execute("set role cloudlink_app").await?;
-                Ok(())
+        let pool = pool
+            .after_connect(|connection, _| {
+                Box::pin(async move {
+                    connection.execute("set role cloudlink_app").await?;
+                    Ok(())
+                })
             })
-        });
+            // A connection that was busy a moment ago works: asking it first would cost each request a round trip.
+            .test_before_acquire(false)
+            .before_acquire(|connection, meta| {
+                Box::pin(async move {
+                    if meta.idle_for > TRUST_IDLE_FOR {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            });
         Self { pool: pool.connect_lazy_with(database) }
     }
 
@@ -145,3 +159,6 @@ impl Store {
 pub async fn migrate(owner: &mut PgConnection) -> Result<(), sqlx::migrate::MigrateError> {
     MIGRATOR.run_direct(None, owner, false).await
 }
+
+#[cfg(test)]
+mod tests;

@@ -67,7 +67,13 @@ fn table(routes: Routes) -> Routes {
 pub fn router(context: Context) -> Router {
     let (api, document) = table(Routes::new(Some(context.clone()))).finish();
     let document = Bytes::from(serde_json::to_vec(&document).expect("the document is plain data"));
-    api.route("/openapi.json", get(move || async move { ([(header::CONTENT_TYPE, "application/json")], document) }))
+    let document = get(move || async move { ([(header::CONTENT_TYPE, "application/json")], document) });
+    wrap(api.route("/openapi.json", document), context)
+}
+
+/// Puts around the routes what holds for every request, known or not.
+fn wrap(routes: Router<Context>, context: Context) -> Router {
+    routes
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(from_fn(limit_time))
         .layer(CatchPanicLayer::new())
@@ -186,3 +192,6 @@ fn set_headers(headers: &mut HeaderMap, request_id: &str) {
         headers.insert(name, HeaderValue::from_static(value));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -186,6 +186,11 @@ impl Scene {
         Call { router: self.router.clone(), request }
     }
 
+    /// The same scene behind other routes.
+    pub(crate) fn behind(self, router: Router) -> Self {
+        Self { router, ..self }
+    }
+
     /// The actions in a tenant's audit log, oldest first.
     pub(crate) async fn audited(&self, tenant: TenantId) -> Vec<String> {
         let actions = sqlx::query_scalar("select action from audit where tenant_id = $1 order by seq");
@@ -193,14 +198,14 @@ impl Scene {
     }
 }
 
-/// Makes somebody with a token that is valid for an hour.
+/// Makes somebody with a token that is valid for a day.
 pub(crate) async fn create_somebody(store: &Store, name: &str, role: Role, tenant: Option<TenantId>) -> Somebody {
     let (id, token_id) = (PersonId::from_uuid(new_id()), TokenId::from_uuid(new_id()));
     let token = Token::generate(Purpose::Api);
     let mut transaction = store.begin(Visibility::All).await.unwrap();
     person_create(&mut transaction, id, name, role, tenant).await.unwrap();
-    let hour = Duration::from_secs(3600);
-    token_create(&mut transaction, token_id, id, "test", token.hash(), hour).await.unwrap();
+    let day = Duration::from_secs(24 * 3600);
+    token_create(&mut transaction, token_id, id, "test", token.hash(), day).await.unwrap();
     store.commit(transaction).await.unwrap();
     Somebody { id, token_id, token: token.expose().to_owned() }
 }

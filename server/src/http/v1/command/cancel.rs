@@ -58,10 +58,12 @@ pub(crate) async fn handler(
     let command = command_show(&mut transaction, id).await?.ok_or(RouteError::Unknown)?;
     context.store.commit(transaction).await?;
     context.tell_called_back(&called_back);
-    match command.state {
-        CommandState::Cancelled => Ok((StatusCode::OK, Json(command))),
-        _ if !called_back.is_empty() => Ok((StatusCode::ACCEPTED, Json(command))),
-        state => Err(RouteError::Begun(state)),
+    if command.state == CommandState::Cancelled {
+        Ok((StatusCode::OK, Json(command)))
+    } else if called_back.is_empty() {
+        Err(RouteError::Begun(command.state))
+    } else {
+        Ok((StatusCode::ACCEPTED, Json(command)))
     }
 }
 

@@ -68,7 +68,7 @@ mod tests {
         assert_eq!(ids(&scene, &scene.operator, "/grants").await, both);
         assert_eq!(ids(&scene, &scene.customer, "/grants").await, both);
         assert_eq!(ids(&scene, &scene.admin, "/grants").await, both);
-        assert_eq!(ids(&scene, &scene.colleague, "/grants").await, [ours.clone()]);
+        assert_eq!(ids(&scene, &scene.colleague, "/grants").await, std::slice::from_ref(&ours));
         assert!(ids(&scene, &scene.other_customer, "/grants").await.is_empty());
         // The selector fits a device of another tenant: that is not covered.
         let foreign = format!("/grants?device_id={}", scene.other_device);

@@ -1,0 +1,505 @@
+//! What holds for the whole API: its contract, who is refused, and the shape of every error.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use axum::extract::ConnectInfo;
+use http::Method;
+use http::StatusCode;
+use serde_json::{Value, json};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::*;
+use crate::http::Settings;
+use crate::http::problem::Kind;
+use crate::http::testing::{Call, Scene, create_somebody};
+use crate::secret::{Purpose, Token};
+
+/// One operation of the document.
+struct Route {
+    method: Method,
+    path: String,
+    id: String,
+    operation: Value,
+}
+
+impl Route {
+    fn all() -> Vec<Self> {
+        let document = serde_json::to_value(openapi()).unwrap();
+        let mut routes = Vec::new();
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                let id = operation["operationId"].as_str().unwrap().to_owned();
+                let method = method.to_uppercase().parse().unwrap();
+                routes.push(Self { method, path: path.clone(), id, operation: operation.clone() });
+            }
+        }
+        assert!(routes.len() >= 30, "the document has lost its routes");
+        routes
+    }
+
+    fn roles(&self) -> Vec<Role> {
+        let names = self.operation["x-roles"].as_array();
+        let names = names.unwrap_or_else(|| panic!("{} does not say who may call it", self.id));
+        assert!(!names.is_empty(), "{} is open to nobody", self.id);
+        names.iter().map(|name| Role::named(name.as_str().unwrap()).unwrap()).collect()
+    }
+
+    /// A well-formed request for the thing with this id.
+    fn call(&self, scene: &Scene, id: &str) -> Call {
+        let call = scene.call_raw(self.method.clone(), &self.path.replace("{id}", id)).header("if-match", "*");
+        if self.operation["requestBody"].is_null() { call } else { call.json(body_of(&self.id)) }
+    }
+}
+
+/// A body that each operation takes.
+fn body_of(operation: &str) -> Value {
+    match operation {
+        "tenant_create" => json!({"name": "New"}),
+        "tenant_update" => json!({"grant_max_seconds": 600}),
+        "person_create" => json!({"name": "new", "role": "operator"}),
+        "person_update" => json!({"active": true}),
+        "token_create" => json!({"name": "new"}),
+        "enrollment_token_create" => json!({"device_name": "new"}),
+        "device_update" => json!({"name": "new"}),
+        "grant_create" => {
+            json!({"reason": "r", "scopes": ["device:reboot"], "selector": {"a": "b"}, "duration_seconds": 60})
+        }
+        "grant_extend" => json!({"ends_at": "2030-01-01T00:00:00Z"}),
+        "command_create" => json!({"kind": "device.reboot", "reason": "r"}),
+        other => panic!("{other} takes a body: say here which"),
+    }
+}
+
+#[test]
+fn the_document_is_the_committed_one() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/openapi.json");
+    let generated: Value = serde_json::to_value(openapi()).unwrap();
+    assert_eq!(generated["openapi"], "3.1.0");
+    let text = serde_json::to_string_pretty(&generated).unwrap() + "\n";
+    if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let committed = std::fs::read_to_string(&path).unwrap_or_default();
+    let is_same = serde_json::from_str::<Value>(&committed).is_ok_and(|committed| committed == generated);
+    assert!(
+        is_same,
+        "docs/openapi.json is not what the code says: run this test with UPDATE_SNAPSHOTS=1, and read the diff"
+    );
+}
+
+#[test]
+fn every_operation_says_who_may_call_it_and_how_it_fails() {
+    let mut ids = std::collections::BTreeSet::new();
+    for route in Route::all() {
+        route.roles();
+        assert!(ids.insert(route.id.clone()), "{} is the name of two operations", route.id);
+        assert_eq!(route.operation["security"], json!([{"token": []}]), "{}", route.id);
+        let problem = &route.operation["responses"]["default"]["content"]["application/problem+json"]["schema"]["$ref"];
+        assert_eq!(problem, "#/components/schemas/ProblemDetails", "{}", route.id);
+        assert!(route.path.starts_with("/api/v1/"), "{}", route.path);
+    }
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn the_document_is_open_to_anybody(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let answer = scene.call_raw(Method::GET, "/openapi.json").send().await;
+    assert_eq!(answer.expect(StatusCode::OK), serde_json::to_value(openapi()).unwrap());
+}
+
+/// The headers of those who are nobody to us.
+async fn strangers(scene: &Scene) -> Vec<(&'static str, Option<String>)> {
+    let bearer = |token: &str| Some(format!("Bearer {token}"));
+    let mut strangers = vec![
+        ("no token", None),
+        ("junk", bearer("junk")),
+        ("an empty token", Some("Bearer ".to_owned())),
+        ("a well-formed token that nobody has", bearer(Token::generate(Purpose::Api).expose())),
+        ("a token for another purpose", bearer(Token::generate(Purpose::Enrollment).expose())),
+        ("another scheme", Some(format!("Basic {}", scene.admin.token))),
+        ("no scheme", Some(scene.admin.token.clone())),
+        ("two tokens in one", Some(format!("Bearer {} {}", scene.admin.token, scene.admin.token))),
+    ];
+    for (name, statement) in [
+        ("expired", "update api_tokens set expires_at = now() - interval '1 second' where person_id = $1"),
+        ("revoked", "update api_tokens set revoked_at = now() where person_id = $1"),
+        ("inactive", "update people set active = false where id = $1"),
+    ] {
+        for role in Role::ALL {
+            let tenant = (role == Tenant).then_some(scene.tenant);
+            let somebody = create_somebody(&scene.store, &format!("{name} {}", role.name()), role, tenant).await;
+            scene.sql(statement, somebody.id.as_uuid()).await;
+            strangers.push((name, bearer(&somebody.token)));
+        }
+    }
+    strangers
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn every_route_refuses_strangers(pool: PgPoolOptions, database: PgConnectOptions) {
+    let settings = Settings { failures_burst: 1_000_000, ..Settings::default() };
+    let scene = Scene::with_settings(pool, database, settings).await;
+    let strangers = strangers(&scene).await;
+    for route in Route::all() {
+        for (who, header) in &strangers {
+            let mut call = route.call(&scene, &scene.device.to_string());
+            if let Some(header) = header {
+                call = call.header("authorization", header);
+            }
+            let answer = call.send().await;
+            assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{} lets {who} in", route.id);
+            answer.expect_problem(Kind::Unauthenticated);
+            assert_eq!(answer.header("www-authenticate"), "Bearer");
+        }
+        // One good and one bad header are no better than a bad one.
+        let call = route.call(&scene, &scene.device.to_string()).by(&scene.admin).by(&scene.operator);
+        call.send().await.expect_problem(Kind::Unauthenticated);
+    }
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn every_route_refuses_the_roles_that_it_does_not_name(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let before = everything(&scene).await;
+    for route in Route::all() {
+        let roles = route.roles();
+        for (role, somebody) in [(Admin, &scene.admin), (Operator, &scene.operator), (Tenant, &scene.customer)] {
+            if roles.contains(&role) {
+                continue;
+            }
+            let answer = route.call(&scene, &scene.device.to_string()).by(somebody).send().await;
+            assert_eq!(answer.status, StatusCode::FORBIDDEN, "{} lets {role:?} in: {}", route.id, answer.text);
+            answer.expect_problem(Kind::Forbidden);
+        }
+    }
+    assert_eq!(everything(&scene).await, before, "a refused request changed something");
+}
+
+/// Every row that a route could write.
+async fn everything(scene: &Scene) -> Value {
+    sqlx::query_scalar(
+        "select jsonb_build_object('tenants', (select jsonb_agg(t order by id) from tenants t),
+            'people', (select jsonb_agg(t order by id) from people t),
+            'tokens', (select jsonb_agg(to_jsonb(t) - 'last_used_at' order by id) from api_tokens t),
+            'enrollment', (select jsonb_agg(t order by id) from enrollment_tokens t),
+            'devices', (select jsonb_agg(t order by id) from devices t),
+            'grants', (select jsonb_agg(t order by id) from grants t),
+            'commands', (select jsonb_agg(t order by id) from commands t),
+            'audit', (select jsonb_agg(t order by seq) from audit t))",
+    )
+    .fetch_one(&scene.root)
+    .await
+    .unwrap()
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn to_a_tenant_nothing_of_another_exists(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let grant = scene.grant(json!({})).await.to_string();
+    let command = scene.command(json!({})).await.to_string();
+    let of = |path: &str| match path.split('/').nth(3).unwrap() {
+        "tenants" => scene.tenant.to_string(),
+        "devices" => scene.device.to_string(),
+        "grants" => grant.clone(),
+        "commands" => command.clone(),
+        other => panic!("say here what of /{other} belongs to the tenant"),
+    };
+    let before = everything(&scene).await;
+    let mut checked = 0;
+    for route in Route::all().into_iter().filter(|route| route.roles().contains(&Tenant)) {
+        if !route.path.contains("{id}") {
+            continue;
+        }
+        let answer = route.call(&scene, &of(&route.path)).by(&scene.other_customer).send().await;
+        assert_eq!(answer.status, StatusCode::NOT_FOUND, "{} shows another's: {}", route.id, answer.text);
+        let problem = answer.expect_problem(Kind::NotFound);
+        // The same as for what is nowhere: an answer must not tell that it exists.
+        let nowhere = route.call(&scene, &new_id().to_string()).by(&scene.other_customer).send().await;
+        assert_eq!(nowhere.expect_problem(Kind::NotFound)["detail"], problem["detail"], "{}", route.id);
+        checked += 1;
+    }
+    assert!(checked >= 10);
+    assert_eq!(everything(&scene).await, before, "a tenant changed what is another's");
+    // Lists hold nothing of others either.
+    for route in Route::all().into_iter().filter(|route| route.id.ends_with("_list") && route.roles().contains(&Tenant))
+    {
+        let page = route.call(&scene, "").by(&scene.other_customer).send().await.expect(StatusCode::OK);
+        let text = page.to_string();
+        for id in [scene.tenant.to_string(), scene.device.to_string(), grant.clone(), command.clone()] {
+            assert!(!text.contains(&id), "{} shows {id}", route.id);
+        }
+    }
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn every_error_is_problem_details(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let admin = &scene.admin;
+    let problem = async |call: Call, kind: Kind| call.by(admin).send().await.expect_problem(kind);
+    problem(scene.get("/nowhere"), Kind::NotFound).await;
+    problem(scene.call_raw(Method::GET, "/"), Kind::NotFound).await;
+    problem(scene.get("/devices/"), Kind::NotFound).await;
+    problem(scene.get("/devices/../me"), Kind::NotFound).await;
+    problem(scene.get("/devices/%ff%fe"), Kind::BadRequest).await;
+    problem(scene.get("/devices/%00"), Kind::BadRequest).await;
+    problem(scene.get("/devices/..%2f..%2fme"), Kind::BadRequest).await;
+    problem(scene.get(&format!("/devices/{}", scene.device.as_uuid().simple())), Kind::BadRequest).await;
+    problem(scene.get("/me?x=1"), Kind::BadRequest).await;
+    problem(scene.post("/tenants").body("application/json", "{"), Kind::BadRequest).await;
+    problem(scene.post("/tenants").body("application/json", vec![0xff, 0xfe]), Kind::BadRequest).await;
+    problem(scene.post("/tenants").body("application/json", r#"{"name":"x"}{"name":"y"}"#), Kind::BadRequest).await;
+    problem(scene.post("/tenants").body("application/json", "[".repeat(60_000)), Kind::BadRequest).await;
+    problem(scene.post("/tenants").body("text/plain", r#"{"name":"x"}"#), Kind::BadRequest).await;
+    problem(scene.post("/tenants").json(json!({"name": "x", "unknown": 1})), Kind::BadRequest).await;
+    problem(scene.post("/tenants"), Kind::BadRequest).await;
+    let huge = json!({"name": "x".repeat(BODY_BYTES_MAX)});
+    problem(scene.post("/tenants").json(huge), Kind::TooLarge).await;
+    let answer = scene.call(Method::DELETE, "/devices").by(admin).send().await;
+    answer.expect_problem(Kind::MethodNotAllowed);
+    assert_eq!(answer.header("allow"), "GET,HEAD");
+    let long = problem(scene.post("/tenants").json(json!({("x".repeat(10_000)): 1})), Kind::BadRequest).await;
+    assert!(long["detail"].as_str().unwrap().chars().count() <= 500, "what a caller sends is not sent back at length");
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_fault_of_ours_tells_nothing_of_the_inside(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let panics = get(|| async {
+        if true {
+            panic!("the secret inside")
+        }
+    });
+    let scene_context = scene.context.clone();
+    let scene = scene.behind(wrap(Router::new().route("/panic", panics), scene_context));
+    let answer = scene.call_raw(Method::GET, "/panic").send().await;
+    answer.expect_problem(Kind::Internal);
+    assert!(!answer.text.contains("secret"));
+    // A row that this binary cannot read is the same kind of fault.
+    let Scene { context, .. } = &scene;
+    sqlx::query("alter table devices drop constraint devices_state_check, drop constraint devices_check")
+        .execute(&scene.root)
+        .await
+        .unwrap();
+    scene.sql("update devices set state = 'melted' where id = $1", scene.device.as_uuid()).await;
+    let api = router(context.clone());
+    let scene = scene.behind(api);
+    let answer = scene.get("/devices").by(&scene.admin).send().await;
+    answer.expect_problem(Kind::Internal);
+    assert!(!answer.text.contains("melted") && !answer.text.contains("devices"), "{}", answer.text);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_route_outside_the_table_fails_closed(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let api = Router::new().route("/leak", get(v1::device::list::handler));
+    let context = scene.context.clone();
+    let scene = scene.behind(wrap(api, context));
+    let call = scene.call_raw(Method::GET, "/leak").by(&scene.admin);
+    call.send().await.expect_problem(Kind::Unauthenticated);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn request_ids_are_echoed_when_they_are_sane(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let id_for = async |given: Option<&str>| {
+        let mut call = scene.get("/nowhere");
+        if let Some(given) = given {
+            call = call.header("x-request-id", given);
+        }
+        let answer = call.send().await;
+        answer.expect_problem(Kind::NotFound);
+        answer.header("x-request-id").to_owned()
+    };
+    assert_eq!(id_for(Some("deploy-7.a_b")).await, "deploy-7.a_b");
+    for given in [None, Some(""), Some("a b"), Some("a\"b"), Some("{\"a\":1}"), Some(&"x".repeat(65))] {
+        let id = id_for(given).await;
+        assert_eq!(id.len(), 36, "{given:?} was taken");
+    }
+    assert_ne!(id_for(None).await, id_for(None).await);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn every_answer_has_the_headers_that_protect_browsers(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    for call in [scene.get("/me").by(&scene.admin), scene.get("/nowhere"), scene.call_raw(Method::GET, "/openapi.json")]
+    {
+        let answer = call.send().await;
+        assert_eq!(answer.header("x-content-type-options"), "nosniff");
+        assert_eq!(answer.header("cache-control"), "no-store");
+        assert_eq!(answer.header("content-security-policy"), "default-src 'none'; frame-ancestors 'none'");
+        assert!(answer.header("strict-transport-security").starts_with("max-age="));
+    }
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn requests_are_counted_by_route_and_never_by_path(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let before = scene.context.metrics.render().unwrap();
+    assert!(!before.contains("/api/v1/devices/{id}"));
+    scene.get(&format!("/devices/{}", scene.device)).by(&scene.admin).send().await.expect(StatusCode::OK);
+    scene.get("/nowhere/to/be/found").send().await.expect_problem(Kind::NotFound);
+    let text = scene.context.metrics.render().unwrap();
+    assert!(text.contains(r#"cloudlink_http_requests_total{route="/api/v1/devices/{id}",status="2xx"} 1"#), "{text}");
+    assert!(text.contains(r#"{route="unmatched",status="4xx"} 1"#));
+    assert!(!text.contains("found") && !text.contains(&scene.device.to_string()));
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_token_is_used_only_so_often(pool: PgPoolOptions, database: PgConnectOptions) {
+    let settings = Settings { token_requests_per_second: 1, token_requests_burst: 3, ..Settings::default() };
+    let scene = Scene::with_settings(pool, database, settings).await;
+    for _ in 0..3 {
+        scene.get("/me").by(&scene.operator).send().await.expect(StatusCode::OK);
+    }
+    let answer = scene.get("/me").by(&scene.operator).send().await;
+    answer.expect_problem(Kind::TooManyRequests);
+    assert_eq!(answer.header("retry-after"), "1");
+    scene.get("/me").by(&scene.colleague).send().await.expect(StatusCode::OK);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn an_address_that_fails_too_often_is_refused_unread(pool: PgPoolOptions, database: PgConnectOptions) {
+    let settings = Settings { failures_burst: 3, ..Settings::default() };
+    let scene = Scene::with_settings(pool, database, settings).await;
+    let from =
+        |call: Call, last: u8| call.extension(ConnectInfo(SocketAddr::from((Ipv4Addr::new(192, 0, 2, last), 40_000))));
+    let junk = || scene.get("/me").header("authorization", "Bearer junk");
+    for _ in 0..3 {
+        from(scene.get("/me").by(&scene.admin), 1).send().await.expect(StatusCode::OK);
+        from(junk(), 1).send().await.expect_problem(Kind::Unauthenticated);
+    }
+    let answer = from(scene.get("/me").by(&scene.admin), 1).send().await;
+    answer.expect_problem(Kind::TooManyRequests);
+    let wait: u64 = answer.header("retry-after").parse().unwrap();
+    assert!((1..=4).contains(&wait), "{wait}");
+    from(scene.get("/me").by(&scene.admin), 2).send().await.expect(StatusCode::OK);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn the_use_of_a_token_is_noted_once_a_minute(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let used_at = async || -> Option<time::OffsetDateTime> {
+        let used_at = sqlx::query_scalar("select last_used_at from api_tokens where id = $1");
+        used_at.bind(scene.operator.token_id.as_uuid()).fetch_one(&scene.root).await.unwrap()
+    };
+    let use_it = || async { scene.get("/me").by(&scene.operator).send().await.expect(StatusCode::OK) };
+    assert_eq!(used_at().await, None);
+    use_it().await;
+    let first = used_at().await;
+    assert!(first.is_some());
+    use_it().await;
+    assert_eq!(used_at().await, first);
+    let age = "update api_tokens set last_used_at = last_used_at - interval '61 seconds' where id = $1";
+    scene.sql(age, scene.operator.token_id.as_uuid()).await;
+    use_it().await;
+    assert!(used_at().await > first);
+}
+
+/// A way to the database that can be cut.
+struct Relay {
+    address: SocketAddr,
+    server: (String, u16),
+    task: JoinHandle<()>,
+}
+
+impl Relay {
+    async fn open(server: (String, u16), port: u16) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let target = server.clone();
+        let task = tokio::spawn(async move {
+            // Dropped with the task: every connection is cut.
+            let mut connections = JoinSet::new();
+            loop {
+                let (mut client, _) = listener.accept().await.unwrap();
+                let target = target.clone();
+                connections.spawn(async move {
+                    let mut server = TcpStream::connect(target).await.unwrap();
+                    let _ = copy_bidirectional(&mut client, &mut server).await;
+                });
+            }
+        });
+        Self { address, server, task }
+    }
+
+    async fn cut(&mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
+    }
+
+    async fn mend(self) -> Self {
+        Self::open(self.server, self.address.port()).await
+    }
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_database_that_goes_away_is_told_and_comes_back(pool: PgPoolOptions, database: PgConnectOptions) {
+    let mut relay = Relay::open((database.get_host().to_owned(), database.get_port()), 0).await;
+    let database = database.host("127.0.0.1").port(relay.address.port());
+    let scene = Scene::new(pool.acquire_timeout(Duration::from_millis(500)), database).await;
+    let list = || scene.get("/devices").by(&scene.operator).send();
+    list().await.expect(StatusCode::OK);
+    relay.cut().await;
+    for _ in 0..3 {
+        let answer = list().await;
+        answer.expect_problem(Kind::Unavailable);
+        assert_eq!(answer.header("retry-after"), "3");
+    }
+    let _relay = relay.mend().await;
+    let back = async {
+        while list().await.status != StatusCode::OK {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), back).await.expect("the API did not come back with its database");
+}
+
+/// Shifts the clock of the database, for connections that are made from now on.
+async fn shift_clock(root: &sqlx::PgPool, by: &str) {
+    let name: String = sqlx::query_scalar("select current_database()").fetch_one(root).await.unwrap();
+    for statement in [
+        "create schema shifted".to_owned(),
+        "grant usage on schema shifted to public".to_owned(),
+        format!(
+            "create function shifted.clock_timestamp() returns timestamptz language sql volatile
+                 as $$ select pg_catalog.clock_timestamp() + interval '{by}' $$"
+        ),
+        format!(r#"alter database "{name}" set search_path = shifted, pg_catalog, public"#),
+        "alter function command_create set search_path = shifted, pg_catalog, public, pg_temp".to_owned(),
+    ] {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(root).await.unwrap();
+    }
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn the_clock_of_the_database_decides(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool.clone(), database.clone()).await;
+    scene.link(scene.device).await;
+    let grant = scene.grant(json!({"duration_seconds": 900})).await;
+    let command = json!({"kind": "device.reboot", "reason": "r"});
+    let path = format!("/devices/{}/commands", scene.device);
+    scene.post(&path).by(&scene.operator).json(command.clone()).send().await.expect(StatusCode::CREATED);
+
+    shift_clock(&scene.root, "16 minutes").await;
+    let store = crate::store::Store::new(pool.clone(), database.clone());
+    let context =
+        Context::new(store, scene.bus.clone(), Default::default(), Settings::default(), scene.stopping.clone());
+    let scene = scene.behind(router(context));
+    let refused = scene.post(&path).by(&scene.operator).json(command).send().await;
+    assert_eq!(refused.expect_problem(Kind::GrantRequired)["reason"], "ended");
+    let shown = scene.get(&format!("/grants/{grant}")).by(&scene.customer).send().await.expect(StatusCode::OK);
+    assert_eq!(shown["state"], "ended");
+
+    sqlx::raw_sql("drop schema shifted cascade").execute(&scene.root).await.unwrap();
+    shift_clock(&scene.root, "25 hours").await;
+    let store = crate::store::Store::new(pool, database);
+    let context =
+        Context::new(store, scene.bus.clone(), Default::default(), Settings::default(), scene.stopping.clone());
+    let scene = scene.behind(router(context));
+    scene.get("/me").by(&scene.operator).send().await.expect_problem(Kind::Unauthenticated);
+}

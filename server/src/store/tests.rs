@@ -1,0 +1,276 @@
+//! What the database itself holds against a server with faults: the rights of its roles, and the rows that they see.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures_util::future::{join, join_all};
+use http::StatusCode;
+use serde_json::json;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Row};
+use uuid::Uuid;
+
+use super::*;
+use crate::http::testing::Scene;
+
+/// Tables that hold a tenant's rows: all with a tenant_id, and the tenants themselves.
+async fn tables_of_tenants(scene: &Scene) -> Vec<(String, &'static str)> {
+    let mut tables: Vec<(String, &str)> = sqlx::query_scalar(
+        "select c.relname::text from pg_class c join pg_attribute a on a.attrelid = c.oid
+          where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p') and a.attname = 'tenant_id'
+            and not a.attisdropped order by 1",
+    )
+    .fetch_all(&scene.root)
+    .await
+    .unwrap()
+    .into_iter()
+    .map(|table| (table, "tenant_id"))
+    .collect();
+    assert!(tables.len() >= 11, "{tables:?}");
+    tables.push(("tenants".to_owned(), "id"));
+    tables
+}
+
+/// Rows of both tenants in every table that has a tenant_id.
+async fn fill(scene: &Scene) {
+    scene.grant(json!({})).await;
+    scene.command(json!({})).await;
+    let body =
+        json!({"reason": "r", "scopes": ["device:reboot"], "selector": {"site": "north"}, "duration_seconds": 600});
+    scene.post("/grants").by(&scene.other_customer).json(body).send().await.expect(StatusCode::CREATED);
+    let body = json!({"kind": "device.reboot", "reason": "r", "queue_for_seconds": 60});
+    let path = format!("/devices/{}/commands", scene.other_device);
+    scene.post(&path).by(&scene.operator).json(body).send().await.expect(StatusCode::CREATED);
+    for somebody in [&scene.customer, &scene.other_customer] {
+        let body = json!({"device_name": "new"});
+        scene.post("/enrollment-tokens").by(somebody).json(body).send().await.expect(StatusCode::CREATED);
+    }
+    for device in [scene.device, scene.other_device] {
+        scene.link(device).await;
+        scene.sql("insert into device_boots (device_id, tenant_id, boot_id) select id, tenant_id, 'b' from devices where id = $1", device.as_uuid()).await;
+        scene.sql("insert into device_metrics (device_id, tenant_id, received_at, report) select id, tenant_id, now(), '{}' from devices where id = $1", device.as_uuid()).await;
+    }
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn every_table_of_tenants_has_row_level_security(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let open: Vec<String> = sqlx::query_scalar(
+        "select c.relname::text from pg_class c
+          where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p') and not c.relrowsecurity
+            and (exists (select from pg_attribute a where a.attrelid = c.oid and a.attname in ('tenant_id', 'person_id'))
+                 or has_table_privilege('cloudlink_tenant', c.oid, 'select'))",
+    )
+    .fetch_all(&scene.root)
+    .await
+    .unwrap();
+    assert!(open.is_empty(), "without row-level security: {open:?}");
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_query_without_a_where_shows_one_tenant(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    fill(&scene).await;
+    let mut seen = 0;
+    for (table, column) in tables_of_tenants(&scene).await {
+        let everything = format!("select {column} as tenant from {table}");
+        let all: Vec<Option<Uuid>> =
+            sqlx::query_scalar(AssertSqlSafe(everything.clone())).fetch_all(&scene.root).await.unwrap();
+        assert!(all.contains(&Some(scene.other_tenant.as_uuid())), "{table} has no row to be hidden: fill() lacks it");
+        let mut transaction = scene.store.begin(Visibility::Tenant(scene.tenant)).await.unwrap();
+        match sqlx::query_scalar(AssertSqlSafe(everything)).fetch_all(&mut *transaction).await {
+            Ok(tenants) => {
+                let tenants: Vec<Option<Uuid>> = tenants;
+                assert!(tenants.contains(&Some(scene.tenant.as_uuid())), "{table} hides the tenant's own");
+                // Operators belong to no tenant, and may be named in grants.
+                let is_fine = |tenant: &Option<Uuid>| {
+                    *tenant == Some(scene.tenant.as_uuid()) || (table == "people" && tenant.is_none())
+                };
+                assert!(tenants.iter().all(is_fine), "{table} shows another tenant's rows: {tenants:?}");
+                seen += 1;
+            }
+            Err(error) => assert_eq!(code(&error), "42501", "{table}: {error}"),
+        }
+    }
+    assert!(seen >= 10);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn without_a_tenant_the_tenants_role_sees_nothing(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    fill(&scene).await;
+    for (table, column) in tables_of_tenants(&scene).await {
+        let mut transaction = scene.store.begin(Visibility::All).await.unwrap();
+        transaction.execute("set local role cloudlink_tenant").await.unwrap();
+        let query = format!("select count(*) from {table} where {column} is not null");
+        match sqlx::query(AssertSqlSafe(query)).fetch_one(&mut *transaction).await {
+            Ok(row) => assert_eq!(row.get::<i64, _>(0), 0, "{table}"),
+            Err(error) => assert_eq!(code(&error), "42501", "{table}: {error}"),
+        }
+    }
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_connection_forgets_its_tenant_with_the_transaction(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool.max_connections(1), database).await;
+    let transaction = scene.store.begin(Visibility::Tenant(scene.tenant)).await.unwrap();
+    drop(transaction);
+    let mut connection = scene.store.connection().await.unwrap();
+    let row = sqlx::query("select current_user::text, current_tenant()").fetch_one(&mut *connection).await.unwrap();
+    assert_eq!((row.get::<String, _>(0), row.get::<Option<Uuid>, _>(1)), ("cloudlink_app".to_owned(), None));
+}
+
+fn code(error: &sqlx::Error) -> String {
+    error.as_database_error().and_then(|error| error.code()).unwrap_or_default().into_owned()
+}
+
+/// Runs a statement as a role of the server, and returns the code of its error.
+async fn attempt(scene: &Scene, visibility: Visibility, statement: &str) -> String {
+    let mut transaction = scene.store.begin(visibility).await.unwrap();
+    let result = sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut *transaction).await;
+    result.map_or_else(|error| code(&error), |done| format!("{} rows", done.rows_affected()))
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn no_role_of_the_server_makes_commands_or_history_by_itself(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    fill(&scene).await;
+    let statements = [
+        "insert into commands select * from commands",
+        "delete from commands",
+        "truncate commands",
+        "alter table commands disable trigger user",
+        "insert into audit select * from audit",
+        "update audit set entry = 'x'",
+        "delete from audit",
+        "truncate audit",
+        "alter table audit disable trigger user",
+        "drop trigger audit_is_append_only on audit",
+        "insert into audit_chains select * from audit_chains",
+        "update audit_chains set hash = ''",
+        "delete from audit_chains",
+        "delete from grants",
+        "delete from devices",
+        "delete from tenants",
+        "create table leak (id integer)",
+        "create or replace function grant_in_force(g grants, at timestamptz) returns boolean language sql as 'select true'",
+    ];
+    for visibility in [Visibility::All, Visibility::Tenant(scene.tenant)] {
+        for statement in statements {
+            assert_eq!(attempt(&scene, visibility, statement).await, "42501", "{visibility:?} may {statement}");
+        }
+    }
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn on_behalf_of_a_tenant_nothing_of_another_changes(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    fill(&scene).await;
+    let (own, other) = (scene.tenant, scene.other_tenant);
+    let visibility = Visibility::Tenant(own);
+    // Not allowed at all.
+    for statement in [
+        "select * from api_tokens".to_owned(),
+        "update people set active = false".to_owned(),
+        "insert into tenants (id, name) values (gen_random_uuid(), 'x')".to_owned(),
+        "update tenants set name = 'x'".to_owned(),
+        "update commands set grant_id = grant_id".to_owned(),
+        format!("update devices set tenant_id = '{other}'"),
+        "select command_create(null, null, null, null, null, null, null, null, null, null, null, null, null)"
+            .to_owned(),
+        format!("select audit_append('{other}', '{{}}', 'x', '{{}}', '{{}}')"),
+        format!("select audit_append('{}', '{{}}', 'x', '{{}}', '{{}}')", Uuid::nil()),
+        format!(
+            "insert into enrollment_tokens (id, tenant_id, created_by, secret_hash, device_name, expires_at)
+                 values (gen_random_uuid(), '{other}', '{}', sha256('x'), 'x', now())",
+            scene.customer.id
+        ),
+        format!("update grants set tenant_id = '{other}'"),
+    ] {
+        assert_eq!(attempt(&scene, visibility, &statement).await, "42501", "may {statement}");
+    }
+    // Allowed, on its own rows.
+    for (statement, rows) in [
+        ("update tenants set grant_max_seconds = 60", 1),
+        ("update devices set name = name", 1),
+        ("update grants set reason = 'x'", 1),
+        ("update commands set code = 'x'", 1),
+        ("update certificates set state = state", 1),
+    ] {
+        assert_eq!(attempt(&scene, visibility, statement).await, format!("{rows} rows"), "{statement}");
+    }
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn what_is_final_stays_as_it_is(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    scene.grant(json!({})).await;
+    let id = scene.command(json!({})).await;
+    scene.post(&format!("/commands/{id}/cancel")).by(&scene.operator).send().await.expect(StatusCode::OK);
+    let revive = "update commands set state = 'queued', finished_at = null, deadline_at = now() + interval '1 hour'";
+    assert_eq!(attempt(&scene, Visibility::All, revive).await, "23514");
+}
+
+/// Whatever comes first, a command is refused, or it is cancelled with its grant.
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_revoked_grant_leaves_nothing_queued(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let path = format!("/devices/{}/commands", scene.device);
+    let body = json!({"kind": "device.reboot", "reason": "r", "queue_for_seconds": 600});
+    let (mut made, mut refused) = (0, 0);
+    for round in 0..12 {
+        let grant = scene.grant(json!({})).await;
+        let answered = AtomicUsize::new(0);
+        let commands = join_all((0..16).map(|_| async {
+            let answer = scene.post(&path).by(&scene.operator).json(body.clone()).send().await;
+            answered.fetch_add(1, Ordering::Relaxed);
+            answer
+        }));
+        let revocation = async {
+            // In the midst of the commands, later from round to round.
+            while answered.load(Ordering::Relaxed) < round {
+                tokio::task::yield_now().await;
+            }
+            scene.post(&format!("/grants/{grant}/revoke")).by(&scene.customer).send().await.expect(StatusCode::OK);
+        };
+        let ((), answers) = join(revocation, commands).await;
+        made += answers.iter().filter(|answer| answer.status == StatusCode::CREATED).count();
+        refused += answers.iter().filter(|answer| answer.status == StatusCode::FORBIDDEN).count();
+        assert!(answers.iter().all(|answer| matches!(answer.status.as_u16(), 201 | 403)), "{answers:?}");
+        let open: i64 = sqlx::query_scalar("select count(*) from commands where state <> 'cancelled'")
+            .fetch_one(&scene.root)
+            .await
+            .unwrap();
+        assert_eq!(open, 0, "round {round}");
+    }
+    assert!(made > 0 && refused > 0, "the two never met: {made} made, {refused} refused");
+    let cancelled: i64 = sqlx::query_scalar("select count(*) from commands").fetch_one(&scene.root).await.unwrap();
+    assert_eq!(usize::try_from(cancelled).unwrap(), made);
+    let audited = scene.audited(scene.tenant).await;
+    let count = |action: &str| audited.iter().filter(|audited| *audited == action).count();
+    assert_eq!((count("command.created"), count("command.finished")), (made, made));
+    assert_eq!(count("command.refused"), refused);
+}
+
+/// Nothing that the API asks on every command may need to read a whole table.
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn making_a_command_stays_cheap_with_many_grants_and_devices(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    scene.link(scene.device).await;
+    sqlx::raw_sql(AssertSqlSafe(format!(
+        "insert into tenants (id, name) select gen_random_uuid(), 'tenant ' || n from generate_series(1, 200) n;
+         insert into grants (id, tenant_id, created_by, reason, scopes, selector, starts_at, ends_at, policy_max_seconds)
+             select gen_random_uuid(), t.id, '{0}', 'r', '{{device:reboot}}', '{{\"a\": \"b\"}}', now() - interval '2 h', now() - interval '1 h', 0
+               from tenants t, generate_series(1, 100);
+         insert into devices (id, tenant_id, name) select gen_random_uuid(), t.id, 'device ' || n from tenants t, generate_series(1, 100) n;
+         analyze;", scene.customer.id)))
+        .execute(&scene.root)
+        .await
+        .unwrap();
+    let plan: Vec<String> = sqlx::query_scalar(AssertSqlSafe(format!(
+        "explain select g.id from devices d join grants g on grant_covers(g, d, '{}', 'device:reboot') and grant_in_force(g, clock_timestamp())
+          where d.id = '{}' and d.state = 'active' order by g.ends_at desc limit 1 for share of g", scene.operator.id, scene.device)))
+        .fetch_all(&scene.root)
+        .await
+        .unwrap();
+    assert!(!plan.iter().any(|line| line.contains("Seq Scan")), "{plan:#?}");
+}
