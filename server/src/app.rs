@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use tokio_util::task::TaskTracker;
 
 use crate::bus::Bus;
 use crate::config::{Config, Database};
@@ -99,15 +99,17 @@ struct Node {
 impl Node {
     async fn run(self, ports: Ports, addresses: Addresses, signals: &mut StopSignals) -> anyhow::Result<()> {
         let shutdown = Shutdown::new();
+        // However this ends: what was started is told.
+        let _stopped = (shutdown.soft.clone().drop_guard(), shutdown.hard.clone().drop_guard());
         let readiness = Arc::new(Readiness::new(Arc::clone(&self.metrics)));
         // These serve and watch until the very end, so that the stop can be seen; nobody waits for them.
-        let until_hard = Shutdown { soft: shutdown.hard.clone(), hard: shutdown.hard.clone(), ..Shutdown::new() };
-        let mut vital = JoinSet::new();
-        vital.spawn(operations::server(Arc::clone(&readiness)).run(ports.operations.listen()?, until_hard.clone()));
+        let until_hard = Shutdown { soft: shutdown.hard.clone(), tasks: TaskTracker::new(), ..shutdown.clone() };
+        let operations = operations::server(Arc::clone(&readiness));
+        until_hard.spawn_vital("operations port", operations.run(ports.operations.listen()?, until_hard.clone()));
 
         let Some(store) = before_signal(signals, self.open_store(&addresses)).await? else { return Ok(()) };
         let probe = Probe::new(addresses.server);
-        vital.spawn(Arc::clone(&readiness).watch_database(probe, until_hard.soft));
+        until_hard.spawn_vital("database watch", Arc::clone(&readiness).watch_database(probe, until_hard.soft.clone()));
         let bus = Bus::new();
         let api = http::Context::new(
             store.clone(),
@@ -116,14 +118,15 @@ impl Node {
             people::settings(&self.config.people),
             shutdown.soft.clone(),
         );
-        shutdown.tasks.spawn(api.clone().follow_hints());
-        shutdown.tasks.spawn(self.pki.clone().keep_fresh(Arc::clone(&self.metrics), shutdown.soft.clone()));
+        shutdown.spawn_vital("event hints", api.clone().follow_hints());
+        let fresh = self.pki.clone().keep_fresh(Arc::clone(&self.metrics), shutdown.soft.clone());
+        shutdown.spawn_vital("certificate watch", fresh);
         let certificate = Arc::clone(&self.pki.server);
         let people = people::server(&self.config.people, certificate, http::router(api), &self.metrics);
-        vital.spawn(people.run(ports.people.listen()?, shutdown.clone()));
+        shutdown.spawn_vital("people port", people.run(ports.people.listen()?, shutdown.clone()));
         let links = self.links(store.clone(), bus)?;
         tasks::start(&links, &shutdown);
-        vital.spawn(link::accept::run(links, ports.device.listen()?, shutdown.clone()));
+        shutdown.spawn_vital("device port", link::accept::run(links, ports.device.listen()?, shutdown.clone()));
         readiness.running(store.clone());
         tracing::info!(node = %self.config.node, version = env!("CARGO_PKG_VERSION"), "the node is up");
 
@@ -132,7 +135,7 @@ impl Node {
                 tracing::info!(signal, "stopping");
                 None
             }
-            ended = vital.join_next() => Some(anyhow::anyhow!("a vital part ended: {ended:?}")),
+            () = shutdown.failed.cancelled() => Some(anyhow::anyhow!("a part that it cannot do without has ended")),
         };
         readiness.stopping();
         let limits = &self.config.shutdown;

@@ -16,12 +16,24 @@ pub struct Shutdown {
     pub hard: CancellationToken,
     /// Every task that must be over before the process ends.
     pub tasks: TaskTracker,
+    /// A part that the node cannot do without has ended.
+    pub failed: CancellationToken,
 }
 
 impl Shutdown {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Runs a part that the node cannot do without. If it ends or panics before the soft stop, [`Self::failed`] tells: a node
+    /// that half works is worse than one that is started again.
+    pub fn spawn_vital(&self, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
+        let vital = Vital { name, soft: self.soft.clone(), failed: self.failed.clone() };
+        self.tasks.spawn(async move {
+            let _vital = vital;
+            part.await;
+        });
     }
 
     /// Stops: softly for at most `soft`, then hard for at most `hard`. `sooner` ends the soft stage early.
@@ -36,6 +48,22 @@ impl Shutdown {
         }
         self.hard.cancel();
         tokio::time::timeout(hard, self.tasks.wait()).await.is_ok()
+    }
+}
+
+/// Dropped when its part ends, by a panic as well.
+struct Vital {
+    name: &'static str,
+    soft: CancellationToken,
+    failed: CancellationToken,
+}
+
+impl Drop for Vital {
+    fn drop(&mut self) {
+        if !self.soft.is_cancelled() {
+            tracing::error!(part = self.name, "a part that the node cannot do without has ended");
+            self.failed.cancel();
+        }
     }
 }
 
@@ -104,6 +132,22 @@ mod tests {
         let hard = shutdown.hard.clone();
         shutdown.tasks.spawn(async move { hard.cancelled().await });
         assert!(stop(&shutdown, LONG, LONG, tokio::time::sleep(SHORT)).await);
+    }
+
+    #[tokio::test]
+    async fn a_vital_part_that_panics_is_told() {
+        let shutdown = Shutdown::new();
+        shutdown.spawn_vital("part", async { panic!("as a fault of ours would") });
+        tokio::time::timeout(PATIENCE, shutdown.failed.cancelled()).await.expect("the failure is told");
+    }
+
+    #[tokio::test]
+    async fn a_vital_part_that_ends_in_the_stop_has_not_failed() {
+        let shutdown = Shutdown::new();
+        let soft = shutdown.soft.clone();
+        shutdown.spawn_vital("part", async move { soft.cancelled().await });
+        assert!(stop(&shutdown, LONG, LONG, std::future::pending()).await);
+        assert!(!shutdown.failed.is_cancelled());
     }
 
     #[tokio::test]

@@ -10,8 +10,8 @@ use crate::link::{Links, dispatch};
 
 /// Starts every task; each ends by itself at the soft stop.
 pub fn start(links: &Links, shutdown: &Shutdown) {
-    shutdown.tasks.spawn(dispatch::run(links.clone(), shutdown.clone()));
-    shutdown.tasks.spawn(deadline::run(links.clone(), shutdown.clone()));
-    shutdown.tasks.spawn(presence::run(links.clone(), shutdown.clone()));
-    shutdown.tasks.spawn(revocation::run(links.clone(), shutdown.clone()));
+    shutdown.spawn_vital("dispatch", dispatch::run(links.clone(), shutdown.clone()));
+    shutdown.spawn_vital("deadline", deadline::run(links.clone(), shutdown.clone()));
+    shutdown.spawn_vital("presence", presence::run(links.clone(), shutdown.clone()));
+    shutdown.spawn_vital("revocation", revocation::run(links.clone(), shutdown.clone()));
 }
