@@ -258,6 +258,23 @@ async fn a_stopping_server_says_so_and_a_second_signal_ends_it_at_once() -> anyh
 }
 
 #[tokio::test]
+async fn a_database_that_does_not_stop_is_killed_and_recovers() -> anyhow::Result<()> {
+    let (_directory, mut server) = start_with(&["postgres.stop_timeout_seconds=1"]).await?;
+    let before = admin(&server)?.get("/me").await?;
+    kill(postmaster(&server)?, Signal::SIGSTOP)?;
+    assert!(server.stop()?.success());
+    wait_for("the end of the processes without their postmaster", LIMIT, async || {
+        let residents = residents(&server)?;
+        anyhow::ensure!(residents.is_empty(), "{residents:?}");
+        Ok(())
+    })
+    .await?;
+    server.start_again().await?;
+    assert_eq!(admin(&server)?.get("/me").await?, before);
+    Ok(())
+}
+
+#[tokio::test]
 async fn two_servers_do_not_share_a_data_directory() -> anyhow::Result<()> {
     let (_directory, server) = start().await?;
     let output = server::command(&directory_of(&server), &["run"], &[])?.output()?;
