@@ -17,8 +17,8 @@ use crate::server::{Server, Settings};
 
 /// From switching a device on, or from a change, until the server shows it.
 pub const LINK_LIMIT: Duration = Duration::from_secs(20);
-/// Until a command has reached its final state.
-pub const COMMAND_LIMIT: Duration = Duration::from_secs(30);
+/// Until a command has reached its final state. A shutdown is believed when the device has stayed away for 45 s.
+pub const COMMAND_LIMIT: Duration = Duration::from_secs(90);
 
 /// Fields are dropped in this order: the server before the directory that its files are in.
 #[derive(Debug)]

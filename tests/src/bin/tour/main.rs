@@ -9,6 +9,7 @@ mod demo;
 mod stage;
 mod up;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -27,12 +28,16 @@ struct Line {
     free_ports: bool,
 }
 
-#[derive(Clone, Copy, Debug, clap::Subcommand)]
+#[derive(Clone, Debug, clap::Subcommand)]
 enum Verb {
     /// The main job, from enrollment to the end of the grant; leaves nothing running
     Demo,
     /// A server with one device, until Ctrl-C; writes target/up.env
-    Up,
+    Up {
+        /// Where to write, as shell variables, what there is; by default target/up.env
+        #[arg(long, value_name = "FILE")]
+        environment: Option<PathBuf>,
+    },
 }
 
 #[tokio::main]
@@ -42,7 +47,7 @@ async fn main() -> ExitCode {
     let ports = if line.free_ports { Ports::Free } else { Ports::Usual };
     // What is interrupted is dropped, and dropping it stops what it started.
     let told = tokio::select! {
-        told = Box::pin(run(line.verb, ports)) => told.map(|()| false),
+        told = Box::pin(run(line.verb.clone(), ports)) => told.map(|()| false),
         interrupted = interrupted() => interrupted.map(|()| true),
     };
     match (told, line.verb) {
@@ -50,7 +55,7 @@ async fn main() -> ExitCode {
         (Ok(true), verb) => {
             println!("\nEverything is stopped and removed.");
             // That is how `up` ends, but not how `demo` does.
-            if matches!(verb, Verb::Up) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            if matches!(verb, Verb::Up { .. }) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         (Err(error), _) => {
             println!("\nThe tour ends here: {error:#}");
@@ -62,7 +67,7 @@ async fn main() -> ExitCode {
 async fn run(verb: Verb, ports: Ports) -> anyhow::Result<()> {
     match verb {
         Verb::Demo => Box::pin(demo::run(ports)).await,
-        Verb::Up => Box::pin(up::run(ports)).await,
+        Verb::Up { environment } => Box::pin(up::run(ports, environment)).await,
     }
 }
 

@@ -116,7 +116,7 @@ impl Stage {
         let (config, token) = (shown(&self.device.config_file())?, shown(&token_file)?);
         type_line("device", &["cloudlink-agent", "enroll", "--config", &config, "--token-file", &token], None);
         let mut command = Command::new(binary("cloudlink-agent")?);
-        command.args(["enroll", "--config", &config, "--token-file", &token]);
+        command.args(["enroll", "--config", &config, "--token-file", &token]).env("NO_COLOR", "1");
         let (status, _) = watch(command).await?;
         anyhow::ensure!(status.success(), "the device could not be enrolled");
         type_line("device", &["cloudlink-agent", "run", "--config", &config], None);

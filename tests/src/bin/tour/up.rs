@@ -18,13 +18,13 @@ use crate::stage::{DEVICE, Person, Ports, Stage, chapter};
 /// How often to look whether everything still runs.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-pub(crate) async fn run(ports: Ports) -> anyhow::Result<()> {
+pub(crate) async fn run(ports: Ports, environment: Option<PathBuf>) -> anyhow::Result<()> {
     chapter("A fleet", "The same as in `make demo`.");
     let mut stage = Stage::set(ports).await?;
     stage.people().await?;
     stage.enroll().await?;
     let device = text(&wait_for_link(&stage).await?, "id")?;
-    let environment = Environment::write(&variables(&stage, &device)?)?;
+    let environment = Environment::write(environment.map_or_else(usual_path, Ok)?, &variables(&stage, &device)?)?;
     tell(&stage, &device, &environment.path);
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
@@ -89,17 +89,20 @@ fn tell(stage: &Stage, device: &str, environment: &Path) {
     chapter("It is up", &text);
 }
 
-/// `target/up.env`, there for as long as what it tells of.
+fn usual_path() -> anyhow::Result<PathBuf> {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the crate is in the workspace")?;
+    std::fs::create_dir_all(workspace.join("target"))?;
+    Ok(workspace.join("target/up.env"))
+}
+
+/// `up.env`, there for as long as what it tells of.
 #[derive(Debug)]
 struct Environment {
     path: PathBuf,
 }
 
 impl Environment {
-    fn write(variables: &[(&'static str, String)]) -> anyhow::Result<Self> {
-        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the crate is in the workspace")?;
-        let path = workspace.join("target/up.env");
-        std::fs::create_dir_all(workspace.join("target"))?;
+    fn write(path: PathBuf, variables: &[(&'static str, String)]) -> anyhow::Result<Self> {
         let mut text = String::new();
         for (name, value) in variables {
             writeln!(text, "export {name}='{}'", value.replace('\'', r"'\''"))?;
