@@ -35,6 +35,8 @@ use crate::{chain, machine};
 const REFUSED_RETRY: Duration = Duration::from_secs(15 * 60);
 /// How soon a renewed certificate is used that failed for another reason than being refused.
 const NEXT_RETRY: Duration = Duration::from_secs(15 * 60);
+/// A time to dial that the server gave is kept without a link if it is not later than this.
+const SLOT_MAX: Duration = Duration::from_secs(300);
 /// A renewed certificate is tried out within this.
 const TRY_NEXT_WITHIN: Duration = Duration::from_secs(5);
 /// The first report of a link comes within this, so that a fleet that comes back does not report as one.
@@ -71,15 +73,24 @@ type Opening = Pin<Box<dyn Future<Output = Result<Link, DialError>> + Send>>;
 
 enum Dialling {
     Not,
-    At(Instant),
+    At(Instant, Reason),
     Now(Slot, Opening),
+}
+
+/// Why it is dialled at that time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reason {
+    /// The server asked for it: it holds also when the present link is lost before.
+    Asked,
+    /// The agent's own plan, which a lost link overturns.
+    Own,
 }
 
 impl std::fmt::Debug for Dialling {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Not => "Not",
-            Self::At(_) => "At",
+            Self::At(..) => "At",
             Self::Now(..) => "Now",
         })
     }
@@ -120,7 +131,7 @@ impl Agent {
 
     /// Runs until it is told to stop. Nothing that the server or the network does ends it.
     pub async fn run(mut self, stop: CancellationToken) {
-        self.dialling = Dialling::At(Instant::now());
+        self.dialling = Dialling::At(Instant::now(), Reason::Own);
         loop {
             self.begin_commands().await;
             let wake = self.poll_timeout();
@@ -189,7 +200,7 @@ impl Agent {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        let dial_at = if let Dialling::At(at) = self.dialling { Some(at) } else { None };
+        let dial_at = if let Dialling::At(at, _) = self.dialling { Some(at) } else { None };
         let renew_at = self.renewal.poll_timeout().filter(|_| self.link.is_some());
         let report_at = self.report_due.filter(|_| self.measuring.is_none());
         [dial_at, renew_at, report_at, self.desk.poll_timeout()].into_iter().flatten().min()
@@ -198,7 +209,7 @@ impl Agent {
     fn handle_timeout(&mut self, now: Instant) {
         let late = self.desk.handle_timeout(now);
         self.tell_all(late);
-        if matches!(self.dialling, Dialling::At(at) if at <= now) {
+        if matches!(self.dialling, Dialling::At(at, _) if at <= now) {
             self.dial();
         }
         if self.link.is_some() && self.renewal.poll_timeout().is_some_and(|at| at <= now) {
@@ -240,7 +251,7 @@ impl Agent {
                 tracing::info!(after_ms = after.as_millis(), reason = ?shown(&reason), "asked to dial anew");
                 self.backoff.link_ended(self.link.as_ref().map_or(Duration::ZERO, Link::proven_for));
                 if !matches!(self.dialling, Dialling::Now(..)) {
-                    self.dialling = Dialling::At(now + after.min(RETRY_AFTER_MAX));
+                    self.dialling = Dialling::At(now + after.min(RETRY_AFTER_MAX), Reason::Asked);
                 }
             }
             // The session takes one welcome only, and keeps goodbyes to itself.
@@ -248,9 +259,9 @@ impl Agent {
         }
     }
 
-    /// Ids are kept by this; zero, as long as no server was heard, keeps them longest.
+    /// What ids are kept by. Never ahead of the time: a device whose clock jumps must not forget.
     fn server_unix_ms(&self) -> u64 {
-        self.known_time.server_now().map_or(0, clock::unix_ms)
+        clock::unix_ms(self.known_time.earliest())
     }
 
     fn handle_closed(&mut self, close: &Close) {
@@ -263,9 +274,14 @@ impl Agent {
         self.report_due = None;
         self.backoff.link_ended(proven_for);
         let refused = dial::is_refusal(close.code);
-        if refused || matches!(self.dialling, Dialling::Not) {
-            let retry_after = Some(close.retry_after).filter(|after| !after.is_zero());
-            self.dial_later(refused, retry_after);
+        let planned = match self.dialling {
+            Dialling::Not => false,
+            Dialling::At(at, Reason::Asked) => at <= Instant::now() + SLOT_MAX,
+            Dialling::At(_, Reason::Own) => false,
+            Dialling::Now(..) => true,
+        };
+        if refused || !planned {
+            self.dial_later(refused, Some(close.retry_after).filter(|after| !after.is_zero()));
         }
     }
 
@@ -277,7 +293,7 @@ impl Agent {
             None => self.backoff.next(jitter()),
         };
         tracing::info!(wait_ms = wait.as_millis(), "dialling again later");
-        self.dialling = Dialling::At(Instant::now() + wait);
+        self.dialling = Dialling::At(Instant::now() + wait, Reason::Own);
     }
 
     fn dial(&mut self) {
@@ -316,7 +332,7 @@ impl Agent {
             self.next_failed = true;
             self.next_refused |= refused;
             // The present certificate is tried at once: it is not what was refused.
-            self.dialling = Dialling::At(Instant::now() + Duration::from_secs(1).mul_f64(jitter()));
+            self.dialling = Dialling::At(Instant::now() + Duration::from_secs(1).mul_f64(jitter()), Reason::Own);
             return;
         }
         self.next_failed = self.next_refused;
@@ -348,7 +364,7 @@ impl Agent {
             Slot::Current if self.next_refused => self.identity.discard_next(),
             Slot::Current => {
                 if self.identity.slot(Slot::Next).is_some() {
-                    self.dialling = Dialling::At(now + about(NEXT_RETRY, jitter()));
+                    self.dialling = Dialling::At(now + about(NEXT_RETRY, jitter()), Reason::Own);
                 }
                 Ok(())
             }
@@ -399,7 +415,7 @@ async fn next_event(link: &mut Option<Link>) -> Event {
 async fn opened(dialling: &mut Dialling) -> (Slot, Result<Link, DialError>) {
     match dialling {
         Dialling::Now(slot, opening) => (*slot, opening.await),
-        Dialling::Not | Dialling::At(_) => std::future::pending().await,
+        Dialling::Not | Dialling::At(..) => std::future::pending().await,
     }
 }
 

@@ -160,10 +160,13 @@ impl Desk {
         let report = refusal.report();
         tracing::warn!(command.id = %id, code = report.code, reason = report.message, "refused a command");
         let progress = Progress::Reported(report.clone());
-        if refusal.is_lasting()
-            && let Err(error) = self.ledger.refuse(id, server_unix_ms, report)
-        {
-            tracing::warn!(error = chain(&error), "the ledger did not take a refusal");
+        match refusal.memory() {
+            Memory::Disk => {
+                if let Err(error) = self.ledger.refuse(id, server_unix_ms, report) {
+                    tracing::warn!(error = chain(&error), "the ledger did not take a refusal");
+                }
+            }
+            Memory::Volatile => self.ledger.refuse_in_memory(id, server_unix_ms, report),
         }
         status(id, &progress)
     }
@@ -298,12 +301,19 @@ enum Refusal {
     Ledger(AcceptError),
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Memory {
+    Disk,
+    /// The disk is to blame.
+    Volatile,
+}
+
 impl Refusal {
-    /// Whether the same command may not be taken later either. What the disk is to blame for cannot be put on it.
-    fn is_lasting(&self) -> bool {
+    /// Where it is remembered that the same command is not to be taken later either.
+    fn memory(&self) -> Memory {
         match self {
-            Self::UnknownKind | Self::NotAllowed | Self::Expired | Self::Cancelled | Self::Busy(_) => true,
-            Self::LedgerCorrupt | Self::Ledger(_) => false,
+            Self::UnknownKind | Self::NotAllowed | Self::Expired | Self::Cancelled | Self::Busy(_) => Memory::Disk,
+            Self::LedgerCorrupt | Self::Ledger(_) => Memory::Volatile,
         }
     }
 

@@ -13,7 +13,7 @@
 mod entry;
 mod record;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -220,6 +220,13 @@ impl Ledger {
         self.record(Record::Refused { id, at_unix_ms: server_unix_ms, report }, Durability::Buffered)
     }
 
+    /// The same where the disk is known to be full: what room there is belongs to the reports of what is under way.
+    pub fn refuse_in_memory(&mut self, id: CommandId, server_unix_ms: u64, report: Report) {
+        if self.entry(id).is_none() && !self.is_crowded() {
+            self.entries.apply(Record::Refused { id, at_unix_ms: server_unix_ms, report });
+        }
+    }
+
     /// Remembers that a command was begun.
     ///
     /// # Errors
@@ -272,6 +279,9 @@ impl Ledger {
         self.bytes = content.len() as u64;
         self.bytes_after_compaction = self.bytes;
         self.entries = entries;
+        if let Err(error) = self.reserve() {
+            tracing::warn!(%error, "no room is reserved for the reports of what is under way");
+        }
         Ok(())
     }
 
@@ -280,10 +290,11 @@ impl Ledger {
         if self.entries.len() >= ENTRIES_MAX && self.damage.is_none() {
             self.compact(server_unix_ms).map_err(AcceptError::Disk)?;
         }
-        if self.entries.len() >= ENTRIES_MAX || self.unreceipted().len() >= UNRECEIPTED_MAX {
-            return Err(AcceptError::Crowded);
-        }
-        Ok(())
+        if self.is_crowded() { Err(AcceptError::Crowded) } else { Ok(()) }
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.entries.len() >= ENTRIES_MAX || self.unreceipted().len() >= UNRECEIPTED_MAX
     }
 
     /// Reserves room for the reports of all that is unfinished, and of one more.

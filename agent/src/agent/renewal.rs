@@ -8,7 +8,7 @@ use cloudlink_proto::link::message::{CertificateIssued, CertificateRequest};
 use rustls_pki_types::CertificateDer;
 use tokio::time::Instant;
 
-use super::{Agent, Dialling, TRY_NEXT_WITHIN};
+use super::{Agent, Dialling, Reason, TRY_NEXT_WITHIN};
 use crate::backoff::jitter;
 use crate::chain;
 use crate::identity::{self, Slot};
@@ -112,7 +112,7 @@ impl Agent {
         }
         tracing::info!("a new certificate is here: trying it out on a new link");
         if matches!(self.dialling, Dialling::Not) {
-            self.dialling = Dialling::At(now + TRY_NEXT_WITHIN.mul_f64(jitter()));
+            self.dialling = Dialling::At(now + TRY_NEXT_WITHIN.mul_f64(jitter()), Reason::Own);
         }
     }
 }

@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use cloudlink_proto::link::message::{CollectMetrics, Reboot, RestartService, Shutdown, command};
@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::*;
 use crate::config::Config;
 use crate::executor::Bus;
+use crate::ledger::tests::SmallDisk;
 use crate::metrics::Sampler;
 
 /// A device whose services and power are scripts that write down each run.
@@ -40,6 +41,10 @@ impl Device {
     }
 
     fn start_with(&self, boot_id: &str, body: &str) -> Desk {
+        self.start_on(self.dir.path(), boot_id, body)
+    }
+
+    fn start_on(&self, state_dir: &Path, boot_id: &str, body: &str) -> Desk {
         let (restart, reboot, halt) =
             (self.script("restart", body), self.script("reboot", "exit 0"), self.script("halt", "exit 3"));
         let config = Config::parse(&format!(
@@ -49,7 +54,7 @@ impl Device {
         ))
         .unwrap();
         let executor = Executor::new(&config, Bus::System, Arc::new(Mutex::new(Sampler::new())));
-        Desk::new(Ledger::open(self.dir.path()).unwrap(), executor, boot_id.to_owned())
+        Desk::new(Ledger::open(state_dir).unwrap(), executor, boot_id.to_owned())
     }
 }
 
@@ -285,4 +290,24 @@ async fn a_damaged_ledger_refuses_everything_and_begins_nothing() {
         );
     }
     assert_eq!((begin(&mut desk), device.runs()), (None, vec![]));
+}
+
+#[tokio::test]
+async fn with_a_full_disk_commands_are_refused_and_stay_so_when_there_is_room_again() {
+    let Some(disk) = SmallDisk::mount(256 * 1024) else {
+        println!("skipped: mounting a small disk needs root");
+        return;
+    };
+    let device = Device::new();
+    let mut desk = device.start_on(disk.path(), "boot-1", "exit 0");
+    deliver(&mut desk, 1, restart("web"));
+    disk.fill();
+    let full = (command_status::State::Refused, "ledger_full");
+    assert_eq!(told(&deliver(&mut desk, 2, restart("db"))), full);
+    begin(&mut desk);
+    assert_eq!(told(&end(&mut desk).await).0, command_status::State::Succeeded);
+    disk.empty();
+    assert_eq!(told(&deliver(&mut desk, 2, restart("db"))), full, "what was refused is not run later");
+    assert_eq!(told(&deliver(&mut desk, 3, restart("db"))).0, command_status::State::Accepted);
+    assert_eq!(device.runs(), ["restart web"]);
 }

@@ -43,14 +43,19 @@ pub(super) async fn run(argv: &Argv, within: Duration) -> Result<Value, Failure>
     }
     let heard_by = Instant::now() + OUTPUT_AFTER_EXIT;
     let data = |status: Option<ExitStatus>, stdout: Output, stderr: Output| {
-        json!({
-            "exit_status": status.and_then(|status| status.code()),
-            "signal": status.and_then(|status| status.signal()),
+        let mut data = json!({
             "stdout": stdout.text(),
             "stderr": stderr.text(),
             "truncated": stdout.truncated || stderr.truncated,
             "duration_ms": u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
-        })
+        });
+        if let Some(code) = status.and_then(|status| status.code()) {
+            data["exit_status"] = code.into();
+        }
+        if let Some(signal) = status.and_then(|status| status.signal()) {
+            data["signal"] = signal.into();
+        }
+        data
     };
     let stdout = stdout.until(heard_by).await;
     let stderr = stderr.until(heard_by).await;

@@ -263,12 +263,12 @@ fn a_full_disk_lets_nothing_begin_and_what_was_begun_can_still_be_reported() {
 }
 
 /// A file system of a few pages.
-struct SmallDisk {
+pub(crate) struct SmallDisk {
     dir: tempfile::TempDir,
 }
 
 impl SmallDisk {
-    fn mount(bytes: usize) -> Option<Self> {
+    pub(crate) fn mount(bytes: usize) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let options = format!("size={bytes}");
         let mounted = std::process::Command::new("mount")
@@ -279,17 +279,17 @@ impl SmallDisk {
         mounted.then_some(Self { dir })
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    fn fill(&self) {
+    pub(crate) fn fill(&self) {
         use std::io::Write;
         let mut file = File::create(self.path().join("filler")).unwrap();
         while file.write_all(&[1; 1024]).is_ok() {}
     }
 
-    fn empty(&self) {
+    pub(crate) fn empty(&self) {
         std::fs::remove_file(self.path().join("filler")).unwrap();
     }
 }

@@ -273,6 +273,21 @@ async fn falls_back_when_the_new_certificate_is_refused_and_asks_for_another() {
 }
 
 #[tokio::test]
+async fn a_new_certificate_that_failed_without_being_refused_is_tried_again_with_the_next_link() {
+    let (mut server, device, agent, mut link) = linked(DUE).await;
+    let before = serial_in(&device.slot("current"));
+    server.refuse_next(Refusal::Http { status: "500 Internal Server Error", headers: "", body: "" });
+    issue(&server, &mut link).await;
+    let again = server.link().await;
+    assert_eq!(again.certificate.serial, before);
+    let renewed = serial_in(&device.slot("next"));
+    again.order(Order::Cut).await;
+    assert_eq!(server.link().await.certificate.serial, renewed);
+    eventually("it is the current one", || serial_in(&device.slot("current")) == renewed).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn a_certificate_of_another_key_or_device_is_not_taken() {
     let (_server, device, agent, mut link) = linked(DUE).await;
     let Incoming::Message(FromDevice::CertificateRequest(_)) = link.next().await else { panic!("expected a request") };
