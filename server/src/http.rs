@@ -38,8 +38,6 @@ use crate::store::command::CalledBack;
 
 /// The largest body of a request.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
-/// The longest that a request may take until its answer begins, the reading of its body included.
-pub const REQUEST_WITHIN: Duration = Duration::from_secs(20);
 /// Addresses whose failed authentications are counted apart. Beyond that, strangers share one count.
 const FAILING_ADDRESSES_MAX: usize = 16_384;
 /// Tokens whose requests are counted apart. Beyond that, further tokens share one count.
@@ -48,6 +46,8 @@ const COUNTED_TOKENS_MAX: usize = 16_384;
 /// What can be set about the API.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
+    /// The longest that a request may take until its answer begins, the reading of its body included. Default 20 s.
+    pub request_within: Duration,
     /// Requests a second that one token may make on and on. Default 1,000: a script gone wild is stopped, a rollout is not.
     pub token_requests_per_second: u32,
     /// Requests that one token may make at once. Default 4,000.
@@ -66,6 +66,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            request_within: Duration::from_secs(20),
             token_requests_per_second: 1000,
             token_requests_burst: 4000,
             failures_burst: 20,
@@ -87,6 +88,7 @@ pub struct Context {
     metrics: Arc<Metrics>,
     hub: Arc<Hub>,
     limits: Arc<Limits>,
+    request_within: Duration,
     stopping: CancellationToken,
 }
 
@@ -107,7 +109,8 @@ impl Context {
             failures: Buckets::new(failures, FAILING_ADDRESSES_MAX),
             tokens: Buckets::new(tokens, COUNTED_TOKENS_MAX),
         };
-        Self { store, bus, metrics, hub: Arc::new(Hub::new(settings)), limits: Arc::new(limits), stopping }
+        let hub = Arc::new(Hub::new(settings));
+        Self { store, bus, metrics, hub, limits: Arc::new(limits), request_within: settings.request_within, stopping }
     }
 
     /// Says that commands were called back: those that are over to who waits for them, the others to who serves the link.

@@ -32,7 +32,7 @@ const TRUST_IDLE_FOR: std::time::Duration = std::time::Duration::from_secs(1);
 /// Why the database did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// It cannot be reached, or is starting or stopping: ask again.
+    /// It cannot be reached, is starting or stopping, or somebody holds a row for too long: ask again.
     #[error("the database is not available")]
     Unavailable(#[source] sqlx::Error),
     /// Anything else: a fault of ours.
@@ -74,14 +74,19 @@ impl From<sqlx::Error> for StoreError {
             // What stands in front of a database that is away may take a connection, and break off in the middle of it.
             | sqlx::Error::Tls(_)
             | sqlx::Error::Protocol(_) => true,
-            // 57P01 to 57P03: the server stops, crashed, or is not yet up; 08xxx: the connection broke; 53300: no slot left.
-            sqlx::Error::Database(error) => {
-                error.code().is_some_and(|code| code.starts_with("57P0") || code.starts_with("08") || code == "53300")
-            }
+            sqlx::Error::Database(error) => error.code().is_some_and(|code| is_retryable_code(&code)),
             _ => false,
         };
         if unavailable { Self::Unavailable(error) } else { Self::Query(error) }
     }
+}
+
+fn is_retryable_code(code: &str) -> bool {
+    // The server stops, crashed, or is not yet up; the connection broke.
+    code.starts_with("57P0")
+        || code.starts_with("08")
+        // No slot left; too long a statement; too long a wait for a lock; two transactions waited for one another.
+        || matches!(code, "53300" | "57014" | "55P03" | "40P01")
 }
 
 /// Whose rows a transaction may see.

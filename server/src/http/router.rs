@@ -3,7 +3,7 @@
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 use utoipa_axum::routes;
 
 use super::problem::{Problem, ProblemDetails};
-use super::{BODY_BYTES_MAX, Context, REQUEST_WITHIN, auth, v1};
+use super::{BODY_BYTES_MAX, Context, auth, v1};
 use crate::model::new_id;
 use crate::model::person::Role::{self, Admin, Operator, Tenant};
 
@@ -75,7 +75,7 @@ pub fn router(context: Context) -> Router {
 fn wrap(routes: Router<Context>, context: Context) -> Router {
     routes
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .layer(from_fn(limit_time))
+        .layer(from_fn_with_state(context.clone(), limit_time))
         .layer(CatchPanicLayer::new())
         .layer(from_fn_with_state(context.clone(), finish))
         .with_state(context)
@@ -145,8 +145,8 @@ fn frame() -> OpenApi {
 }
 
 /// Answers in time, whatever the handler waits for.
-async fn limit_time(request: Request, next: Next) -> Response {
-    match tokio::time::timeout(REQUEST_WITHIN, next.run(request)).await {
+async fn limit_time(State(context): State<Context>, request: Request, next: Next) -> Response {
+    match tokio::time::timeout(context.request_within, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Problem::unavailable().into_response(),
     }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use cloudlink_proto::ids::DeviceId;
 use futures_util::future::{join, join_all};
 use http::StatusCode;
 use serde_json::json;
@@ -201,6 +202,19 @@ async fn on_behalf_of_a_tenant_nothing_of_another_changes(pool: PgPoolOptions, d
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn waiting_for_too_long_is_worth_another_try(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let mut holder = scene.store.begin(Visibility::All).await.unwrap();
+    super::tenant::tenant_lock(&mut holder, scene.tenant).await.unwrap();
+    for limit in ["set local lock_timeout = '50ms'", "set local statement_timeout = '50ms'"] {
+        let mut transaction = scene.store.begin(Visibility::All).await.unwrap();
+        transaction.execute(limit).await.unwrap();
+        let error = super::tenant::tenant_lock(&mut transaction, scene.tenant).await.unwrap_err();
+        assert!(error.is_retryable(), "{limit}: {error:?}");
+    }
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
 async fn what_is_final_stays_as_it_is(pool: PgPoolOptions, database: PgConnectOptions) {
     let scene = Scene::new(pool, database).await;
     scene.grant(json!({})).await;
@@ -249,6 +263,47 @@ async fn a_revoked_grant_leaves_nothing_queued(pool: PgPoolOptions, database: Pg
     let count = |action: &str| audited.iter().filter(|audited| *audited == action).count();
     assert_eq!((count("command.created"), count("command.finished")), (made, made));
     assert_eq!(count("command.refused"), refused);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_revoked_device_and_a_shut_out_operator_leave_nothing_queued(
+    pool: PgPoolOptions,
+    database: PgConnectOptions,
+) {
+    let scene = Scene::new(pool, database).await;
+    scene.grant(json!({"device_ids": null, "selector": {"site": "north"}})).await;
+    let body = json!({"kind": "device.reboot", "reason": "r", "queue_for_seconds": 600});
+    let mut created = 0;
+    for round in 0..8 {
+        let device = DeviceId::from_uuid(crate::model::new_id());
+        scene.insert_device(device, scene.tenant, &format!("device {round}"), json!({"site": "north"})).await;
+        let path = format!("/devices/{device}/commands");
+        let answered = AtomicUsize::new(0);
+        let commands = join_all((0..12).map(|_| async {
+            let answer = scene.post(&path).by(&scene.operator).json(body.clone()).send().await;
+            answered.fetch_add(1, Ordering::Relaxed);
+            answer
+        }));
+        let closing = async {
+            while answered.load(Ordering::Relaxed) < round {
+                tokio::task::yield_now().await;
+            }
+            if round % 2 == 0 {
+                scene.post(&format!("/devices/{device}/revoke")).by(&scene.customer).send().await
+            } else {
+                let path = format!("/people/{}", scene.operator.id);
+                scene.patch(&path).by(&scene.admin).json(json!({"active": false})).send().await
+            }
+        };
+        let (closed, answers) = join(closing, commands).await;
+        closed.expect(StatusCode::OK);
+        created += answers.iter().filter(|answer| answer.status == StatusCode::CREATED).count();
+        let open = sqlx::query_scalar("select count(*) from commands where state <> 'cancelled'");
+        let open: i64 = open.fetch_one(&scene.root).await.unwrap();
+        assert_eq!(open, 0, "round {round}");
+        scene.sql("update people set active = true where id = $1", scene.operator.id.as_uuid()).await;
+    }
+    assert!(created > 0, "the two never met");
 }
 
 /// Nothing that the API asks on every command may need to read a whole table.

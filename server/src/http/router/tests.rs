@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::ConnectInfo;
 use http::Method;
 use http::StatusCode;
@@ -18,6 +19,8 @@ use crate::http::Settings;
 use crate::http::problem::Kind;
 use crate::http::testing::{Call, Scene, create_somebody};
 use crate::secret::{Purpose, Token};
+use crate::store::Visibility;
+use crate::store::tenant::tenant_lock;
 
 /// One operation of the document.
 struct Route {
@@ -291,6 +294,46 @@ async fn a_fault_of_ours_tells_nothing_of_the_inside(pool: PgPoolOptions, databa
     let answer = scene.get("/devices").by(&scene.admin).send().await;
     answer.expect_problem(Kind::Internal);
     assert!(!answer.text.contains("melted") && !answer.text.contains("devices"), "{}", answer.text);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn whoever_is_slow_is_told_in_time(pool: PgPoolOptions, database: PgConnectOptions) {
+    let settings = Settings { request_within: Duration::from_millis(200), ..Settings::default() };
+    let scene = Scene::with_settings(pool, database, settings).await;
+    // A body that never comes.
+    let body = Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::io::Error>>());
+    let call = scene.post("/tenants").by(&scene.admin).body("application/json", body);
+    call.send().await.expect_problem(Kind::Unavailable);
+    // A row that somebody else holds.
+    let mut holder = scene.store.begin(Visibility::All).await.unwrap();
+    tenant_lock(&mut holder, scene.tenant).await.unwrap();
+    let update = || {
+        let call = scene.patch(&format!("/tenants/{}", scene.tenant)).by(&scene.customer).header("if-match", "*");
+        call.json(json!({"grant_max_seconds": 600})).send()
+    };
+    update().await.expect_problem(Kind::Unavailable);
+    drop(holder);
+    let freed = async {
+        while update().await.status != StatusCode::OK {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), freed).await.expect("the row stays locked");
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn headers_that_come_twice_or_in_another_encoding_are_refused(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let path = format!("/devices/{}/commands", scene.device);
+    let body = json!({"kind": "device.reboot", "reason": "r"});
+    let call = || scene.post(&path).by(&scene.operator).json(body.clone());
+    let twice = call().header("idempotency-key", "a").header("idempotency-key", "b");
+    twice.send().await.expect_problem(Kind::BadRequest);
+    call().header("idempotency-key", "\u{fc}").send().await.expect_problem(Kind::BadRequest);
+    let patch = scene.patch(&format!("/devices/{}", scene.device)).by(&scene.customer).json(json!({"name": "x"}));
+    patch.header("if-match", "\u{fc}").send().await.expect_problem(Kind::BadRequest);
+    let call = scene.get("/me").header("authorization", &format!("Bearer \u{fc}{}", scene.admin.token));
+    call.send().await.expect_problem(Kind::Unauthenticated);
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
