@@ -25,7 +25,7 @@ impl Backoff {
         ceiling.mul_f64(jitter.clamp(0.0, 1.0))
     }
 
-    /// Begins anew if traffic was proven for [`PROVEN_FOR`] on the link. A server that takes a link and drops it would be
+    /// Begins anew if traffic was proven for `PROVEN_FOR` on the link. A server that takes a link and drops it would be
     /// hammered otherwise.
     pub fn link_ended(&mut self, proven_for: Duration) {
         if proven_for >= PROVEN_FOR {

@@ -1,6 +1,6 @@
 //! What the device has promised and done: the reason why no command runs twice.
 //!
-//! An append-only file of checksummed lines (see [`record`]). The intent to run a command is on the disk before the command
+//! An append-only file of checksummed lines (see `record`). The intent to run a command is on the disk before the command
 //! is begun, and what is found there after a crash is never begun again. The file ends in one of three ways:
 //!
 //! * whole: normal;

@@ -9,7 +9,7 @@
 //!   dispatch ──┘                                     conn: drives proto's session <──────────────────┘
 //! ```
 //!
-//! A device has one link: the newest epoch. The database says which that is, the [`registry`] ends the older one, and every
+//! A device has one link: the newest epoch. The database says which that is, the `registry` ends the older one, and every
 //! later write names its epoch and does nothing for an older one.
 //!
 //! A link that is up stays up while the database is away: what its device reports waits (bounded) and is receipted once it

@@ -6,7 +6,7 @@
 //!
 //! Start reading at [`fleet`]: most tests need nothing else. Each file under `tests/` is one journey.
 //!
-//! [`load`] is the load generator, [`bench`] what is measured with it.
+//! [`load`] is the load generator, [`mod@bench`] what is measured with it.
 //!
 //! Waits are level-triggered, bounded and named: [`poll::wait_for`].
 

@@ -151,9 +151,9 @@ async fn a_request_that_is_no_link_is_answered_with_a_problem(_: PgPoolOptions, 
     let version = "sec-websocket-version: 13\r\n";
     let key = "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n";
     let cases = [
-        (format!("GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n"), 404, "not_found"),
-        (format!("GET /v1/link/../link HTTP/1.1\r\nhost: x\r\n\r\n"), 404, "not_found"),
-        (format!("POST /v1/enroll HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"), 404, "not_found"),
+        ("GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n".to_owned(), 404, "not_found"),
+        ("GET /v1/link/../link HTTP/1.1\r\nhost: x\r\n\r\n".to_owned(), 404, "not_found"),
+        ("POST /v1/enroll HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n".to_owned(), 404, "not_found"),
         (format!("POST {LINK_PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"), 405, "method_not_allowed"),
         (format!("GET {LINK_PATH} HTTP/1.1\r\nhost: x\r\n\r\n"), 426, "upgrade_required"),
         (format!("GET {LINK_PATH} HTTP/1.1\r\nhost: x\r\n{upgrade}{key}\r\n"), 426, "upgrade_required"),
