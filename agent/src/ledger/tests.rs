@@ -262,6 +262,21 @@ fn a_full_disk_lets_nothing_begin_and_what_was_begun_can_still_be_reported() {
     ledger.accept(intent(2, 0)).expect("there is room again");
 }
 
+#[test]
+fn room_for_the_report_of_what_is_under_way_survives_a_compaction() {
+    let Some(disk) = SmallDisk::mount(256 * 1024) else {
+        println!("skipped: mounting a small disk needs root");
+        return;
+    };
+    let mut ledger = Ledger::open(disk.path()).unwrap();
+    ledger.accept(intent(1, 0)).unwrap();
+    ledger.begin(id(1)).unwrap();
+    ledger.compact(1_000).unwrap();
+    disk.fill();
+    let long = Report { data: Some(json!("x".repeat(30_000))), ..report(FinalState::Succeeded) };
+    ledger.finish(id(1), long).expect("room was reserved");
+}
+
 /// A file system of a few pages.
 pub(crate) struct SmallDisk {
     dir: tempfile::TempDir,
