@@ -51,7 +51,7 @@ pub use tls::{Tls, TlsError};
 use batch::Batch;
 use limit::{Allowance, Gate};
 use registry::Registry;
-pub(crate) use registry::{Ending, Handle, Order};
+pub(crate) use registry::{Ending, Handle, Order, Unproven};
 use report::Reports;
 use statement::{Closes, Hellos, Standings, Transitions};
 

@@ -100,22 +100,20 @@ fn admit(shared: &Arc<Shared>, stream: TcpStream, remote: IpAddr, shutdown: &Shu
     let Some(pass) = shared.strangers.enter(remote, Instant::now()) else {
         return shared.refuse(Failure::Overload, remote);
     };
-    shutdown.tasks.spawn(serve(Arc::clone(shared), stream, remote, pass, shutdown.clone()));
+    shutdown.tasks.spawn(Box::pin(serve(Arc::clone(shared), stream, remote, pass, shutdown.clone())));
 }
 
-/// One connection, from its first byte to its last. The parts before the link are boxed, so that the task of an idle link
-/// holds no room for them.
+/// One connection, from its first byte to its link, which goes on in a task of its own: that of an idle link is to hold no
+/// room for what came before.
 async fn serve(shared: Arc<Shared>, stream: TcpStream, remote: IpAddr, pass: Pass, shutdown: Shutdown) {
-    shared.metrics.connections_unauthenticated.set(shared.strangers.total().into());
+    shared.metrics.connections_unauthenticated.inc();
     let link = tokio::select! {
         () = shutdown.soft.cancelled() => None,
-        link = Box::pin(establish(&shared, stream, remote, pass)) => link,
+        link = establish(&shared, stream, remote, pass) => link,
     };
-    shared.metrics.connections_unauthenticated.set(shared.strangers.total().into());
-    let hard = shutdown.hard.clone();
-    drop(shutdown);
+    shared.metrics.connections_unauthenticated.dec();
     if let Some(link) = link {
-        conn::run(link, hard).await;
+        shutdown.tasks.spawn(conn::run(link, shutdown.hard.clone()));
     }
 }
 

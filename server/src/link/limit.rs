@@ -97,7 +97,8 @@ impl Gate {
     }
 
     /// Those inside now.
-    pub(crate) fn total(&self) -> u32 {
+    #[cfg(test)]
+    fn total(&self) -> u32 {
         self.lock().total
     }
 

@@ -26,8 +26,9 @@ use crate::metrics::Failure;
 use crate::store::dispatch::LinkKey;
 use crate::store::link::{NewLink, OpenedLink, link_suspect_clone};
 
-/// What a WebSocket reads at once. A link is idle most of its life, and keeps this much all the time.
-const READ_BUFFER_BYTES: usize = 1024;
+/// What a WebSocket takes from TLS at once. A link is idle most of its life, and keeps this much all the time; a message
+/// that is longer gets the room that it needs.
+const READ_BUFFER_BYTES: usize = 256;
 /// How long a device waits that cannot be welcomed.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// How often one device is suspected at most.

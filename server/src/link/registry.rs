@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::store::dispatch::{ClaimedCommand, LinkKey};
+use crate::store::link::ProvenLink;
 
 /// What the rest of the node tells a link to do.
 #[derive(Debug)]
@@ -51,6 +52,8 @@ pub(crate) struct Handle {
     wake: Notify,
     /// Milliseconds from the registry's start.
     heard_ms: AtomicU64,
+    /// As much of it as is in the database.
+    proven_ms: AtomicU64,
 }
 
 /// Without an allocation while it is empty.
@@ -114,6 +117,26 @@ impl Handle {
     }
 }
 
+/// A sign of life that is to be written.
+#[derive(Debug)]
+pub(crate) struct Unproven {
+    handle: Arc<Handle>,
+    heard_ms: u64,
+    heard_ms_ago: u64,
+}
+
+impl Unproven {
+    pub(crate) fn row(&self) -> ProvenLink {
+        let LinkKey { device_id, epoch } = self.handle.key;
+        ProvenLink { device_id, epoch, heard_ms_ago: self.heard_ms_ago }
+    }
+
+    /// It is in the database.
+    pub(crate) fn written(&self) {
+        self.handle.proven_ms.store(self.heard_ms, Ordering::Relaxed);
+    }
+}
+
 /// The links of this node. At most `links_max` devices.
 #[derive(Debug)]
 pub(crate) struct Registry {
@@ -143,6 +166,7 @@ impl Registry {
             mailbox: Mutex::default(),
             wake: Notify::new(),
             heard_ms: AtomicU64::new(self.since_start_ms(now)),
+            proven_ms: AtomicU64::new(self.since_start_ms(now)),
         });
         let mut links = self.links();
         match links.get(&key.device_id) {
@@ -182,9 +206,21 @@ impl Registry {
         handle.heard_ms.store(self.since_start_ms(now), Ordering::Relaxed);
     }
 
-    /// When the link was last heard of.
-    pub(crate) fn heard_at(&self, handle: &Handle) -> Instant {
-        self.started + Duration::from_millis(handle.heard_ms.load(Ordering::Relaxed))
+    /// The links that were heard of since that was last written.
+    pub(crate) fn unproven(&self, now: Instant) -> Vec<Unproven> {
+        let now_ms = self.since_start_ms(now);
+        self.all()
+            .into_iter()
+            .filter_map(|handle| {
+                let heard_ms = handle.heard_ms.load(Ordering::Relaxed);
+                let heard_ms_ago = now_ms.saturating_sub(heard_ms);
+                (heard_ms != handle.proven_ms.load(Ordering::Relaxed)).then_some(Unproven {
+                    handle,
+                    heard_ms,
+                    heard_ms_ago,
+                })
+            })
+            .collect()
     }
 
     fn since_start_ms(&self, now: Instant) -> u64 {

@@ -68,6 +68,13 @@ pub(super) enum DialError {
 }
 
 impl DialError {
+    pub(super) fn in_tls(&self) -> &io::Error {
+        match self {
+            Self::Tls(error) => error,
+            other @ (Self::Http { .. } | Self::Goodbye(_)) => panic!("not in TLS, but {other:?}"),
+        }
+    }
+
     pub(super) fn problem(&self) -> (u16, &str) {
         match self {
             Self::Http { status, problem, .. } => {
