@@ -38,6 +38,6 @@ pub async fn first_admin_create(transaction: &mut PgConnection, token: TokenHash
     let actor = Actor::Server { name: "cloudlinkd".to_owned() };
     let subject = Subject::new("person", person.as_uuid());
     let details = json!({"name": NAME, "role": Role::Admin.name(), "first": true});
-    audit_append(transaction, PLATFORM, &actor, "person.create", subject, details).await?;
+    audit_append(transaction, PLATFORM, &actor, "person.created", subject, details).await?;
     Ok(true)
 }
