@@ -89,7 +89,7 @@ fn table(entries: &[Answer<AuditEntry>], here: &Here) -> Table {
         table.row(vec![
             value.seq.to_string().into(),
             at.map_or_else(|| text(&entry["at"]), |at| here.local(at)).into(),
-            text(&entry["actor"]["name"]).into(),
+            actor(&entry["actor"]).into(),
             text(&entry["action"]).into(),
             format!("{} {}", text(&entry["subject"]["kind"]), text(&entry["subject"]["id"])).into(),
             details(&entry["details"]).into(),
@@ -98,11 +98,25 @@ fn table(entries: &[Answer<AuditEntry>], here: &Here) -> Table {
     table
 }
 
-/// `reason=stuck service=nginx`
+/// People by their name; what is no person says so: `device gw-1`, `server`.
+fn actor(actor: &Value) -> String {
+    let kind = text(&actor["kind"]);
+    let name = [&actor["name"], &actor["id"]].into_iter().map(text).find(|name| !name.is_empty()).unwrap_or_default();
+    if name.is_empty() || name == kind {
+        return kind;
+    }
+    if kind == "person" { name } else { format!("{kind} {name}") }
+}
+
+/// `reason=stuck service=nginx`; what is empty says nothing and is left out.
 fn details(details: &Value) -> String {
     let Some(fields) = details.as_object() else { return text(details) };
-    let field = |(name, value)| format!("{name}={}", text(value));
-    fields.iter().map(field).collect::<Vec<_>>().join(" ")
+    let filled = fields.iter().map(|(name, value)| (name, text(value))).filter(|(_, value)| !is_empty(value));
+    filled.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
+}
+
+fn is_empty(value: &str) -> bool {
+    matches!(value, "" | "{}" | "[]")
 }
 
 /// A JSON string as its text, another value as JSON, nothing as nothing.
@@ -221,4 +235,30 @@ fn summary(verified: &Verified, here: &Here) -> String {
         time(verified.last.at),
         verified.head
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(json!({"kind": "person", "id": "p-1", "name": "tina"}), "tina")]
+    #[case(json!({"kind": "person", "id": "p-1", "name": ""}), "p-1")]
+    #[case(json!({"kind": "device", "id": "d-1", "name": "gw-1"}), "device gw-1")]
+    #[case(json!({"kind": "device", "id": "d-1", "name": ""}), "device d-1")]
+    #[case(json!({"kind": "device", "id": "d-1"}), "device d-1")]
+    #[case(json!({"kind": "server", "id": null, "name": ""}), "server")]
+    #[case(json!({"kind": "server", "id": null, "name": "node-1"}), "server node-1")]
+    #[case(Value::Null, "")]
+    fn says_who_did_it_also_when_nobody_did(#[case] entry: Value, #[case] expected: &str) {
+        assert_eq!(actor(&entry), expected);
+    }
+
+    #[test]
+    fn leaves_out_details_that_say_nothing() {
+        let entry = json!({"code": "", "arguments": {}, "revoked_at": null, "reason": "stuck", "percent": 0});
+        assert_eq!(details(&entry), "percent=0 reason=stuck");
+    }
 }

@@ -234,7 +234,7 @@ mod tests {
         };
         assert_eq!(text(-3), "clock  right (off by -3 ms)");
         assert_eq!(text(-7_200_000), "clock  2 h behind");
-        assert_eq!(text(90_000), "clock  1 min ahead");
+        assert_eq!(text(90_000), "clock  2 min ahead");
         assert_eq!(text(i64::MIN).split_whitespace().last(), Some("behind"), "whatever a device claims");
     }
 }

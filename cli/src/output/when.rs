@@ -26,10 +26,12 @@ impl Here {
         }
     }
 
-    /// `2026-11-21 15:04:05 +01:00`: for tables.
+    /// `2026-11-21 15:04:05 +01:00`, or `… UTC` where that is the same: for tables.
     #[must_use]
     pub(crate) fn local(&self, at: Timestamp) -> String {
-        at.to_zoned(self.zone.clone()).strftime("%Y-%m-%d %H:%M:%S %:z").to_string()
+        let local = at.to_zoned(self.zone.clone());
+        let format = if local.offset().is_zero() { "%Y-%m-%d %H:%M:%S UTC" } else { "%Y-%m-%d %H:%M:%S %:z" };
+        local.strftime(format).to_string()
     }
 
     /// `2026-11-21 15:04:05 +01:00 (14:04:05 UTC, in 14 min)`: where it matters.
@@ -63,15 +65,19 @@ impl Here {
     }
 }
 
-/// The one unit that says it best: `14 min`. Rounded down where minutes count, so that nobody relies on a minute that is not
-/// there; else to the nearest, so that 90 days do not read as 89 a moment later.
+/// The one unit that says it best, to the nearest: 15 minutes that were granted just now are `15 min`, not 14.
 #[must_use]
 pub(crate) fn rough(span: SignedDuration) -> String {
-    match span.as_secs().saturating_abs() {
-        seconds if seconds < MINUTE => format!("{seconds} s"),
-        seconds if seconds < HOUR => format!("{} min", seconds / MINUTE),
-        seconds if seconds < 2 * DAY => format!("{} h", seconds.saturating_add(HOUR / 2) / HOUR),
-        seconds => format!("{} days", seconds.saturating_add(DAY / 2) / DAY),
+    let seconds = span.as_secs().saturating_abs();
+    let nearest = |unit: i64| seconds.saturating_add(unit / 2) / unit;
+    if seconds < MINUTE {
+        format!("{seconds} s")
+    } else if nearest(MINUTE) < 60 {
+        format!("{} min", nearest(MINUTE))
+    } else if nearest(HOUR) < 48 {
+        format!("{} h", nearest(HOUR))
+    } else {
+        format!("{} days", nearest(DAY))
     }
 }
 
@@ -94,10 +100,14 @@ mod tests {
     #[case("2026-11-21T14:00:00Z", "now")]
     #[case("2026-11-21T14:00:00.9Z", "now")]
     #[case("2026-11-21T13:59:57Z", "3 s ago")]
-    #[case("2026-11-21T14:14:59Z", "in 14 min")]
+    #[case("2026-11-21T14:14:29Z", "in 14 min")]
+    #[case("2026-11-21T14:14:59.9Z", "in 15 min")]
+    #[case("2026-11-21T14:59:29Z", "in 59 min")]
+    #[case("2026-11-21T14:59:59Z", "in 1 h")]
+    #[case("2026-11-22T13:59:59Z", "in 24 h")]
     #[case("2026-11-21T13:00:00Z", "1 h ago")]
     #[case("2026-11-23T13:29:59Z", "in 47 h")]
-    #[case("2026-11-23T13:59:59Z", "in 48 h")]
+    #[case("2026-11-23T13:59:59Z", "in 2 days")]
     #[case("2026-11-23T14:00:00Z", "in 2 days")]
     #[case("2027-02-19T13:59:59Z", "in 90 days")]
     #[case("2020-11-21T14:00:00Z", "2191 days ago")]
@@ -131,5 +141,6 @@ mod tests {
     fn does_not_say_utc_twice() {
         assert_eq!(here("UTC0").full(at("2026-11-21T14:14:05Z")), "2026-11-21 14:14:05 UTC (in 14 min)");
         assert_eq!(here("UTC0").short(at("2026-11-21T14:14:05Z")), "14:14 UTC, in 14 min");
+        assert_eq!(here("UTC0").local(at("2026-11-21T14:14:05Z")), "2026-11-21 14:14:05 UTC");
     }
 }
