@@ -59,7 +59,7 @@ async fn an_operator_may_act_while_and_only_while_the_customer_allows_it() -> an
     );
     let (ends_at, grant) = (moment(&grant, "ends_at")?, text(&grant, "id")?);
     let shown = tenant.says(0, &["grant", "show", &grant]).await?.stdout;
-    for part in ["in force", "gw-1", "operator", "UTC", "in 14 min"] {
+    for part in ["in force", "gw-1", "operator", "UTC", "in 15 min"] {
         ensure!(shown.contains(part), "{part:?} is not in {shown}");
     }
 
