@@ -41,6 +41,9 @@ pub(super) type Socket = WebSocketStream<TlsStream<TcpStream>>;
 
 /// Reports of one device that wait to be stored. A device that has more is sent away, and says them again later.
 const WORK_MAX: usize = 64;
+/// How long a report of progress waits for the next one: most commands are over by then, and cost one statement instead of
+/// three. Final reports do not wait.
+const PROGRESS_WAIT: Duration = Duration::from_millis(3);
 /// How long a device may take to read what it is sent.
 const WRITE_WITHIN: Duration = Duration::from_secs(10);
 /// How long it may take when the link is to end.
@@ -72,8 +75,20 @@ pub(super) struct Link {
 enum Work {
     /// What the boot id says about open commands.
     ProveBoot,
-    Report(Transition),
+    Report {
+        transition: Transition,
+        not_before: Instant,
+    },
     Renew(Bytes),
+}
+
+impl Work {
+    fn not_before(&self) -> Option<Instant> {
+        match self {
+            Self::Report { not_before, .. } => Some(*not_before),
+            Self::ProveBoot | Self::Renew(_) => None,
+        }
+    }
 }
 
 /// What came of it.
@@ -129,9 +144,9 @@ impl Link {
                 return doing;
             }
             if doing.is_none() {
-                doing = self.work.pop_front().map(|work| self.begin(*work));
+                doing = self.take_work(Instant::now()).map(|work| self.begin(*work));
             }
-            let deadline = self.session.poll_timeout().map_or(self.expires_at, |at| self.expires_at.min(at.into()));
+            let deadline = self.deadline(doing.is_none());
             tokio::select! {
                 biased;
                 () = self.handle.woken() => self.follow_orders(),
@@ -143,6 +158,23 @@ impl Link {
                 () = sleep_until(deadline) => self.time_passed(),
             }
         }
+    }
+
+    /// The first work that need not wait.
+    fn take_work(&mut self, now: Instant) -> Option<Box<Work>> {
+        let ready = self.work.iter().position(|work| work.not_before().is_none_or(|not_before| not_before <= now))?;
+        let work = self.work.remove(ready);
+        if self.work.is_empty() {
+            self.work = VecDeque::new();
+        }
+        work
+    }
+
+    /// When something is to be done that nobody asks for.
+    fn deadline(&self, may_begin: bool) -> Instant {
+        let work = self.work.iter().filter(|_| may_begin).filter_map(|work| work.not_before());
+        let session = self.session.poll_timeout().map(Instant::from);
+        work.chain(session).fold(self.expires_at, Instant::min)
     }
 
     /// Sends what the session has to say. Costs nothing if that is nothing.
@@ -234,15 +266,20 @@ impl Link {
             percent: status.percent.and_then(|percent| u8::try_from(percent).ok()),
             data: data_of(&status.data_json),
         };
+        let now = Instant::now();
+        let not_before = if target.is_final() { now } else { now + PROGRESS_WAIT };
         // Only the newest state of a command is worth a statement.
         let waiting = self.work.iter_mut().find_map(|work| match work.as_mut() {
-            Work::Report(waiting) if waiting.command_id == id => Some(waiting),
-            Work::Report(_) | Work::ProveBoot | Work::Renew(_) => None,
+            Work::Report { transition, not_before } if transition.command_id == id => Some((transition, not_before)),
+            Work::Report { .. } | Work::ProveBoot | Work::Renew(_) => None,
         });
         match waiting {
-            Some(waiting) if !waiting.target.is_final() => *waiting = transition,
+            Some((waiting, due)) if !waiting.target.is_final() => {
+                *waiting = transition;
+                *due = not_before.min(*due);
+            }
             Some(_) => {}
-            None => self.push(Work::Report(transition)),
+            None => self.push(Work::Report { transition, not_before }),
         }
     }
 
@@ -265,7 +302,7 @@ impl Link {
                     Done::BootProven
                 })
             }
-            Work::Report(transition) => Box::pin(async move {
+            Work::Report { transition, .. } => Box::pin(async move {
                 let (command_id, target) = (transition.command_id, transition.target);
                 let applied = apply(&shared, &transition).await;
                 Done::Reported { command_id, target, applied }

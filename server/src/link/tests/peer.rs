@@ -60,7 +60,7 @@ pub(super) fn new_key() -> PrivateKey {
 #[derive(Debug)]
 pub(super) enum DialError {
     /// The server ended the connection during or after the TLS handshake.
-    Tls(#[expect(dead_code, reason = "shown when a test fails")] io::Error),
+    Tls(io::Error),
     /// The server answered something else than an upgrade.
     Http { status: u16, problem: serde_json::Value, headers: HeaderMap },
     /// The server said goodbye.
