@@ -1,6 +1,7 @@
 //! The agent: keeps one link up, renews the certificate, reports metrics, and lets the desk work.
 
 mod renewal;
+mod trial;
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::renewal::Renewal;
+use self::trial::Trial;
 use crate::backoff::{Backoff, about, jitter};
 use crate::clock::{self, KnownTime};
 use crate::config::Config;
@@ -60,10 +62,7 @@ pub struct Agent {
     link: Option<Link>,
     dialling: Dialling,
     backoff: Backoff,
-    /// The last attempt with the next certificate went wrong: the present one has its turn.
-    next_failed: bool,
-    /// The server refused the next certificate.
-    next_refused: bool,
+    trial: Trial,
     renewal: Renewal,
     report_due: Option<Instant>,
     measuring: Option<JoinHandle<MetricsReport>>,
@@ -121,8 +120,7 @@ impl Agent {
             link: None,
             dialling: Dialling::Not,
             backoff: Backoff::default(),
-            next_failed: false,
-            next_refused: false,
+            trial: Trial::default(),
             renewal: Renewal::default(),
             report_due: None,
             measuring: None,
@@ -297,13 +295,8 @@ impl Agent {
     }
 
     fn dial(&mut self) {
-        let slot = if self.identity.slot(Slot::Current).is_none()
-            || (self.identity.slot(Slot::Next).is_some() && !self.next_failed)
-        {
-            Slot::Next
-        } else {
-            Slot::Current
-        };
+        let has = |slot| self.identity.slot(slot).is_some();
+        let slot = self.trial.slot(has(Slot::Current), has(Slot::Next));
         let bounds = Bounds { earliest: self.known_time.earliest(), own_end: self.identity.ends_at() };
         let credential = self.identity.slot(slot);
         let config = match credential {
@@ -327,15 +320,11 @@ impl Agent {
     fn handle_dial_error(&mut self, slot: Slot, error: &DialError) {
         let refused = error.is_refusal();
         tracing::warn!(error = chain(error), refused, slot = ?slot, "no link");
-        let fallback = slot == Slot::Next && self.identity.slot(Slot::Current).is_some();
-        if fallback {
-            self.next_failed = true;
-            self.next_refused |= refused;
+        if self.trial.failed(slot, refused, self.identity.slot(Slot::Current).is_some()) {
             // The present certificate is tried at once: it is not what was refused.
             self.dialling = Dialling::At(Instant::now() + Duration::from_secs(1).mul_f64(jitter()), Reason::Own);
             return;
         }
-        self.next_failed = self.next_refused;
         self.dial_later(refused, error.retry_after());
     }
 
@@ -359,9 +348,10 @@ impl Agent {
 
     /// The server has taken the certificate of this slot.
     fn settle_slots(&mut self, slot: Slot, now: Instant) {
+        let give_up = self.trial.welcomed(slot, now);
         let settled = match slot {
             Slot::Next => self.identity.promote(),
-            Slot::Current if self.next_refused => self.identity.discard_next(),
+            Slot::Current if give_up => self.identity.discard_next(),
             Slot::Current => {
                 if self.identity.slot(Slot::Next).is_some() {
                     self.dialling = Dialling::At(now + about(NEXT_RETRY, jitter()), Reason::Own);
@@ -372,8 +362,6 @@ impl Agent {
         if let Err(error) = settled {
             tracing::warn!(error = chain(&error), "the certificates cannot be put in order");
         }
-        self.next_failed = false;
-        self.next_refused = false;
     }
 
     fn measure(&mut self) {

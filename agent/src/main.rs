@@ -1,5 +1,6 @@
 //! The command line of the agent.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -216,7 +217,8 @@ fn stop_on_signal() -> anyhow::Result<CancellationToken> {
 
 fn start_log(config: &Config) {
     let filter = tracing_subscriber::EnvFilter::new(&config.log.filter);
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     match config.log.format {
         LogFormat::Human => log.init(),
         LogFormat::Json => log.json().init(),

@@ -53,14 +53,14 @@ impl Renewal {
 impl Agent {
     /// Sets when to look at the certificate next.
     pub(super) fn schedule_renewal(&mut self, now: Instant) {
-        self.renewal = match self.renewal_in() {
+        self.renewal = match self.renewal_in(now) {
             Some(wait) => Renewal::At(now + wait.min(LOOK_EVERY)),
             None => Renewal::Not,
         };
     }
 
     /// `None` while a renewed one waits to be tried out.
-    fn renewal_in(&self) -> Option<Duration> {
+    fn renewal_in(&self, now: Instant) -> Option<Duration> {
         if self.identity.slot(Slot::Next).is_some() {
             return None;
         }
@@ -68,7 +68,7 @@ impl Agent {
         let at = renew_at(certificate.not_before, certificate.not_after, jitter_of(&certificate.serial));
         // The device's own clock may be off by years: the server's counts.
         let wait = at - self.known_time.best();
-        Some(Duration::try_from(wait).unwrap_or(Duration::ZERO))
+        Some(Duration::try_from(wait).unwrap_or(Duration::ZERO).max(self.trial.ask_after(now)))
     }
 
     /// Asks for a certificate if it is time; gives up on an answer that did not come.
@@ -79,7 +79,7 @@ impl Agent {
             self.renewal = Renewal::At(now + ASK_AGAIN_AFTER);
             return;
         }
-        if self.renewal_in() != Some(Duration::ZERO) {
+        if self.renewal_in(now) != Some(Duration::ZERO) {
             return self.schedule_renewal(now);
         }
         match self.ask_for_certificate() {

@@ -273,6 +273,23 @@ async fn falls_back_when_the_new_certificate_is_refused_and_asks_for_another() {
 }
 
 #[tokio::test]
+async fn a_server_that_refuses_each_certificate_that_it_issues_is_left_in_peace() {
+    let (mut server, device, agent, mut link) = linked(DUE).await;
+    let next = device.slot("next");
+    for _ in 0..2 {
+        issue(&server, &mut link).await;
+        eventually("the new certificate is in its slot", || next.exists()).await;
+        server.refuse_serial(&serial_in(&next));
+        link = server.link().await;
+        eventually("the refused one is gone", || !next.exists()).await;
+    }
+    link.send(instruct(1, restart())).await;
+    // The first thing to be heard, rather than another request.
+    receive_states(&mut link, &[Accepted, Begun, Succeeded]).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn a_new_certificate_that_failed_without_being_refused_is_tried_again_with_the_next_link() {
     let (mut server, device, agent, mut link) = linked(DUE).await;
     let before = serial_in(&device.slot("current"));
