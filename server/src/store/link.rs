@@ -13,6 +13,9 @@ use super::StoreError;
 use super::transition::{Applied, Durability, Source, Transition, kinds_proven_by_boot, transition_apply};
 use crate::model::command::State;
 
+/// Boots of one device that are remembered, newest first: a device that invents them fills no table.
+const BOOTS_MAX: i64 = 256;
+
 /// A device that said hello.
 #[derive(Clone, Debug, Serialize)]
 pub struct NewLink {
@@ -97,6 +100,12 @@ pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Resu
                select device_id, tenant_id, boot_id from admitted order by device_id
                    on conflict do nothing
            ),
+           forgotten as (
+               delete from device_boots b using admitted a
+                where b.device_id = a.device_id
+                  and b.seen_at < (select seen_at from device_boots o where o.device_id = a.device_id
+                                    order by seen_at desc offset $2 limit 1)
+           ),
            activated as (
                update certificates c set state = 'active', used_at = clock_timestamp()
                  from admitted a where a.certificate_state = 'issued' and c.serial = a.serial and c.state = 'issued'
@@ -116,6 +125,7 @@ pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Resu
                   p.closed_at is null as "previous_was_live!"
              from opened o left join links p on p.device_id = o.device_id"#,
         Json(links) as _,
+        BOOTS_MAX,
     )
     .fetch_all(connection)
     .await?;

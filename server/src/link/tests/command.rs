@@ -16,6 +16,7 @@ use super::Port;
 use super::fleet::{Fleet, Gateway};
 use super::peer::{Peer, status};
 use crate::bus::Hint;
+use crate::store::dispatch::{LinkKey, dispatch_claim};
 
 /// A device with a link, and a grant for it.
 async fn linked(port: &Port) -> (Fleet, Gateway, Peer) {
@@ -357,4 +358,71 @@ async fn many_commands_at_once_each_end_once(_: PgPoolOptions, database: PgConne
     }
     let finished = "select count(*)::text from audit where action = 'command.finished'";
     assert_eq!(port.ask(finished).await.as_deref(), Some("40"));
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn of_two_claims_at_once_one_gets_the_command_and_an_older_epoch_gets_none(
+    _: PgPoolOptions,
+    database: PgConnectOptions,
+) {
+    let port = Port::start(database).await;
+    let fleet = Fleet::new(&port).await;
+    let device = fleet.device(&port).await;
+    fleet.grant(&port, device.id, 600).await;
+    for _ in 0..2 {
+        drop(Peer::dial(&port, &device.credentials, "boot-1").await.unwrap());
+    }
+    // Nobody but this test serves the link now.
+    port.until("select (closed_at is not null)::text from links", "true").await;
+    port.run("update links set closed_at = null, close_reason = null, node = 'node-2'").await;
+    let id = fleet.command_without_hint(&port, device.id, "metrics.collect", json!({})).await;
+    let (store, device_id) = (port.links.0.store.clone(), device.device_id());
+    let claim = |epoch| {
+        let store = store.clone();
+        async move {
+            let link = LinkKey { device_id, epoch };
+            dispatch_claim(&mut store.connection().await.unwrap(), &[link]).await.unwrap().commands
+        }
+    };
+    assert!(claim(1).await.is_empty(), "an older epoch has nothing to send");
+    let claimed = futures_util::future::join_all((0..5).map(|_| claim(2))).await.concat();
+    assert_eq!(claimed.iter().map(|command| command.command_id).collect::<Vec<_>>(), [id]);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn nothing_is_claimed_without_a_grant_in_force_or_for_a_revoked_device(
+    _: PgPoolOptions,
+    database: PgConnectOptions,
+) {
+    let port = Port::start_with(database, |settings| {
+        settings.link.reconcile_interval_seconds = crate::config::Seconds(1);
+    })
+    .await;
+    let (fleet, device, mut link) = linked(&port).await;
+    // As if its hint and the revocation had crossed.
+    port.run(&format!("update grants set revoked_at = clock_timestamp(), revoked_by = '{}'", fleet.user)).await;
+    let grant = fleet.grant(&port, device.id, 600).await;
+    let id = fleet.command_without_hint(&port, device.id, "metrics.collect", json!({})).await;
+    let sql =
+        format!("update grants set revoked_at = clock_timestamp(), revoked_by = '{}' where id = '{grant}'", fleet.user);
+    port.run(&sql).await;
+    port.bus.send(Hint::CommandsDue(device.device_id()));
+    link.hears_nothing_for(Duration::from_millis(300)).await;
+    port.until(&column(id, "concat(state, ' ', code)"), "cancelled grant_revoked").await;
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_device_that_invents_boots_fills_no_table(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let fleet = Fleet::new(&port).await;
+    let device = fleet.device(&port).await;
+    port.run(&format!(
+        "insert into device_boots (device_id, tenant_id, boot_id, seen_at)
+         select '{}', '{}', 'boot ' || n, now() - n * interval '1 hour' from generate_series(1, 1000) n",
+        device.id, fleet.tenant
+    ))
+    .await;
+    let _link = Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
+    let left: u32 = port.ask("select count(*)::text from device_boots").await.unwrap().parse().unwrap();
+    assert!((256..=258).contains(&left), "{left}");
 }

@@ -233,6 +233,8 @@ async fn the_newest_report_and_the_last_sign_of_life_are_stored(_: PgPoolOptions
     }
     let report = format!("select report::text from device_metrics where device_id = '{}'", device.id);
     port.until(&report, r#"{"uptime_seconds": 2}"#).await;
+    // The next sign of life is another one even on a clock of milliseconds.
+    link.send(MetricsReport { uptime_seconds: Some(3), ..MetricsReport::default() }).await;
     let proven = format!("select (proven_at > connected_at)::text from links where device_id = '{}'", device.id);
     port.until(&proven, "true").await;
 }
