@@ -8,14 +8,13 @@ use std::fs::Permissions;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::program::{Program, binary};
+use crate::program::{Program, binary, bound};
 use crate::server::{ENROLL_NAME, SERVER_NAME};
 
 /// The service that may be restarted.
@@ -104,7 +103,7 @@ filter = "info,cloudlink_agent=debug"
         let token_file = self.directory.join("token");
         std::fs::write(&token_file, token)?;
         let log = self.directory.join("enroll.log");
-        let mut command = Command::new(binary("cloudlink-agent")?);
+        let mut command = bound(binary("cloudlink-agent")?);
         command.arg("enroll").arg("--config").arg(self.config_file()).arg("--token-file").arg(&token_file);
         let mut program = Program::start("cloudlink-agent enroll", command, &log)?;
         let status = program.wait(ENROLL_LIMIT)?.context("the agent did not enroll in time")?;
@@ -115,7 +114,7 @@ filter = "info,cloudlink_agent=debug"
 
     /// Switches the machine on.
     pub fn power_on(&mut self) -> anyhow::Result<()> {
-        let mut command = Command::new(self.directory.join("power-on"));
+        let mut command = bound(self.directory.join("power-on"));
         command.current_dir(&self.directory).arg(binary("cloudlink-agent")?).arg(self.config_file());
         self.running = Some(Program::start("cloudlink-agent", command, &self.directory.join("agent.log"))?);
         Ok(())

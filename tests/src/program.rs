@@ -1,5 +1,6 @@
 //! A program that runs until it is no longer needed.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::unix::process::CommandExt as _;
@@ -26,6 +27,14 @@ pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
     let path = directory.join(name);
     anyhow::ensure!(path.is_file(), "{} is not built: cargo build --workspace --bins", path.display());
     Ok(path)
+}
+
+/// A command of this program, which gets SIGTERM when the thread that starts it ends: a test runner that is killed drops
+/// nothing.
+pub fn bound(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "TERM", "--"]).arg(program);
+    command
 }
 
 /// A running program. Dropped, it is stopped, and killed if it does not.

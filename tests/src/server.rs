@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 
 use crate::poll::wait_for;
 use crate::port;
-use crate::program::{Program, binary};
+use crate::program::{Program, binary, bound};
 
 /// The name that devices dial; its address is always given, so it need not resolve.
 pub const SERVER_NAME: &str = "localhost";
@@ -221,7 +221,7 @@ fn run(directory: &Path, set: &[String]) -> anyhow::Result<Program> {
 
 /// `cloudlinkd` with a verb and the configuration of the server in `directory`.
 pub fn command(directory: &Path, verb: &[&str], set: &[String]) -> anyhow::Result<Command> {
-    let mut command = Command::new(binary("cloudlinkd")?);
+    let mut command = bound(binary("cloudlinkd")?);
     command.args(verb).arg("--config").arg(directory.join("cloudlinkd.toml"));
     for assignment in set {
         command.arg("--set").arg(assignment);
