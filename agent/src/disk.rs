@@ -2,7 +2,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -28,6 +28,8 @@ pub enum StateDirError {
     Lock { path: PathBuf, source: io::Error },
     #[error("another agent is running on {}", path.display())]
     InUse { path: PathBuf },
+    #[error("everybody may write to {}: run `chmod 700` on it", path.display())]
+    Open { path: PathBuf },
 }
 
 impl StateDir {
@@ -41,6 +43,11 @@ impl StateDir {
             .mode(0o700)
             .create(path)
             .map_err(|source| StateDirError::Create { path: path.to_owned(), source })?;
+        // Whoever can replace the ledger or the key can let a command run twice, or be this device.
+        let mode = std::fs::metadata(path).map(|metadata| metadata.permissions().mode());
+        if mode.map_err(|source| StateDirError::Create { path: path.to_owned(), source })? & 0o002 != 0 {
+            return Err(StateDirError::Open { path: path.to_owned() });
+        }
         let lock_path = path.join("lock");
         let file = OpenOptions::new()
             .create(true)
@@ -138,8 +145,6 @@ fn temporary_beside(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]
@@ -163,6 +168,18 @@ mod tests {
         assert!(matches!(StateDir::open(&path), Err(StateDirError::InUse { .. })));
         drop(first);
         StateDir::open(&path).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_everybody_may_write_to_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |mode| std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+        for open in [0o777, 0o1777, 0o702] {
+            mode(open);
+            assert!(matches!(StateDir::open(dir.path()), Err(StateDirError::Open { .. })), "{open:o}");
+        }
+        mode(0o755);
+        StateDir::open(dir.path()).unwrap();
     }
 
     #[test]

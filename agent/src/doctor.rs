@@ -218,6 +218,9 @@ async fn network(
             let ends = stream.get_ref().1.peer_certificates().and_then(|chain| tls::validity(chain.first()?));
             let ends = ends.map_or_else(String::new, |(_, ends)| format!(", its certificate ends {}", shown(ends)));
             findings.push(Finding::good("tls", format!("TLS 1.3 with {}{ends}", name.to_str())));
+            if credential.is_some() {
+                findings.push(admission(dial::websocket(server, stream).await));
+            }
         }
         Err(error) => {
             let advice = "check server.server_name and ca_file; something on the way may also break TLS open, which the \
@@ -229,6 +232,25 @@ async fn network(
         findings.push(certificate(identity, known_time));
     }
     findings
+}
+
+/// Whether the server lets this device in. Without a `Hello` no link begins, so a running agent keeps its own.
+fn admission(opened: Result<dial::Socket, DialError>) -> Finding {
+    let about = "admission";
+    match opened {
+        Ok(_) => Finding::good(about, "the server lets this device in"),
+        Err(error) if error.is_refusal() => Finding::bad(
+            about,
+            chain(&error),
+            "the server does not want this certificate. Ask whoever runs it: the device may be revoked, or its key used \
+             elsewhere. To begin anew, take away current.pem and next.pem, and enroll with a new token",
+        ),
+        Err(error) => Finding::warning(
+            about,
+            chain(&error),
+            "the server cannot let anybody in just now, or is none. Try again later",
+        ),
+    }
 }
 
 fn certificate(identity: &Identity, known_time: &KnownTime) -> Finding {

@@ -130,7 +130,11 @@ async fn enroll_command(config: &Config, token_file: &std::path::Path) -> anyhow
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
             say(&format!("cloudlink-agent: not enrolled: {}", chain(&error)));
-            Ok(ExitCode::from(if error.is_retryable() { EXIT_UNAVAILABLE } else { EXIT_REFUSED }))
+            if !error.is_retryable() {
+                return Ok(ExitCode::from(EXIT_REFUSED));
+            }
+            say("  `cloudlink-agent doctor` with the same --config tells what is in the way");
+            Ok(ExitCode::from(EXIT_UNAVAILABLE))
         }
     }
 }

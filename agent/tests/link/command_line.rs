@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::task::spawn_blocking;
 
-use crate::server::{Device, Fleet, NEVER, TOKEN, TestServer, YOUNG};
+use crate::server::{Device, Fleet, NEVER, Refusal, TOKEN, TestServer, YOUNG};
 
 fn agent(device: &Device, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cloudlink-agent"));
@@ -85,6 +85,13 @@ async fn doctor_says_what_is_wrong_and_what_to_do() {
     let (status, said) = run(agent(&device, &["doctor"])).await;
     assert_eq!(status, Some(0), "{said}");
     assert!(said.contains("TLS 1.3 with link.test"), "{said}");
+    assert!(said.contains("the server lets this device in"), "{said}");
+
+    let body = r#"{"type":"urn:cloudlink:problem:device_revoked","title":"No","detail":"it is revoked"}"#;
+    server.refuse_next(Refusal::Http { status: "403 Forbidden", headers: "", body });
+    let (status, said) = run(agent(&device, &["doctor"])).await;
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("BAD   admission") && said.contains("it is revoked"), "{said}");
 
     std::fs::write(device.config.state_dir.join("ledger"), "spoilt\n").unwrap();
     std::fs::remove_file(device.path("boot_id")).unwrap();

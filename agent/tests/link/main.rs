@@ -5,6 +5,8 @@ mod command_line;
 #[cfg(test)]
 mod enrollment;
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod server;
 #[cfg(test)]
 mod session;

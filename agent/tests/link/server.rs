@@ -226,6 +226,14 @@ impl ServerLink {
         }
     }
 
+    /// The next message; pending when there is no more.
+    pub(crate) async fn message(&mut self) -> FromDevice {
+        match self.incoming.recv().await {
+            Some(Incoming::Message(message)) => message,
+            Some(Incoming::Closed(_)) | None => std::future::pending().await,
+        }
+    }
+
     pub(crate) async fn metrics(&mut self) -> cloudlink_proto::link::message::MetricsReport {
         loop {
             let incoming = timeout(SOON, self.incoming.recv()).await.expect("something in time").unwrap();
