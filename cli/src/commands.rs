@@ -27,7 +27,7 @@ use crate::output::{Output, plain};
 /// Reach devices inside customers' buildings, while and only while their owners allow it
 #[derive(Debug, Parser)]
 #[command(name = "cloudlink", disable_version_flag = true, after_long_help = EXIT_CODES, after_help = "Exit codes: see --help")]
-#[command(propagate_version = false, max_term_width = 100)]
+#[command(propagate_version = false, max_term_width = 100, arg_required_else_help = true)]
 pub(crate) struct Line {
     #[command(flatten)]
     global: Global,

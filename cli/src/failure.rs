@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use crate::client::Problem;
+use crate::duration::Span;
 use crate::output::plain;
 
 /// The list that `--help` and docs/CLI.md show.
@@ -89,7 +90,7 @@ impl Failure {
             return Some(crate::output::json_text(&object));
         }
         let request_id = request_id.map(|id| format!("request id: {id}"));
-        let indented = [detail, self.hint().map(str::to_owned), request_id];
+        let indented = [detail, self.hint(), request_id];
         let mut report = format!("error: {}", plain(&title));
         for line in indented.iter().flatten().flat_map(|text| text.lines()) {
             report += &format!("\n  {}", plain(line));
@@ -110,23 +111,31 @@ impl Failure {
         }
     }
 
-    fn hint(&self) -> Option<&'static str> {
-        match self {
-            Self::Unreachable { .. } => Some("Check the address and the network, or try again later."),
+    fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Unreachable { .. } => "Check the address and the network, or try again later.",
             Self::Refused(problem) => match problem.kind() {
-                "unauthenticated" => Some("Sign in: cloudlink login"),
-                "version_mismatch" => Some("Run the command again: it starts from the newest version."),
-                "not_linked" => Some("To wait for the device: --queue-for 10m"),
-                _ => None,
+                "unauthenticated" => "Sign in: cloudlink login",
+                "version_mismatch" => "Run the command again: it starts from the newest version.",
+                "not_linked" => "To wait for the device: --queue-for 10m",
+                "unprocessable" => return longest(problem),
+                _ => return None,
             },
             Self::Usage(_)
             | Self::NotSignedIn(_)
             | Self::NotFound(_)
             | Self::Ended
             | Self::OutputClosed
-            | Self::Other(_) => None,
-        }
+            | Self::Other(_) => return None,
+        };
+        Some(hint.to_owned())
     }
+}
+
+/// What would be allowed, as it is typed.
+fn longest(problem: &Problem) -> Option<String> {
+    let span = Span::of_seconds(problem.json["maximum_seconds"].as_u64()?)?;
+    Some(format!("That is {span}: --for {span}"))
 }
 
 fn problem_exit_code(problem: &Problem) -> u8 {
@@ -231,6 +240,13 @@ mod tests {
             refused("not_linked", 409).report(false).unwrap(),
             "error: No\n  Because.\\u{1b}[2J\n  To wait for the device: --queue-for 10m\n  request id: r-1"
         );
+    }
+
+    #[test]
+    fn says_how_long_a_grant_may_be_as_it_is_typed() {
+        let json = json!({"type": "urn:cloudlink:problem:unprocessable", "title": "No", "maximum_seconds": 2_592_000});
+        let failure = Failure::Refused(Box::new(Problem::from_json(422, json)));
+        assert_eq!(failure.report(false).unwrap(), "error: No\n  That is 30d: --for 30d");
     }
 
     #[test]

@@ -25,17 +25,19 @@ pub(crate) async fn run(ports: Ports, environment: Option<PathBuf>) -> anyhow::R
     stage.enroll().await?;
     let device = text(&wait_for_link(&stage).await?, "id")?;
     let environment = Environment::write(environment.map_or_else(usual_path, Ok)?, &variables(&stage, &device)?)?;
-    tell(&stage, &device, &environment.path);
+    tell(&stage, &device, &token(&stage, Person::Customer)?, &environment.path);
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         stage.server.program().ensure_running()?;
     }
 }
 
+fn token(stage: &Stage, person: Person) -> anyhow::Result<String> {
+    Ok(std::fs::read_to_string(stage.token_file(person))?.trim().to_owned())
+}
+
 /// The variables that everybody may use, in this order.
 fn variables(stage: &Stage, device: &str) -> anyhow::Result<Vec<(&'static str, String)>> {
-    let token =
-        |person| -> anyhow::Result<String> { Ok(std::fs::read_to_string(stage.token_file(person))?.trim().to_owned()) };
     let identity = stage.device.state_dir().join("current.pem").display().to_string();
     let (api, ca) = (stage.server.api_url(), stage.server.ca_file().display().to_string());
     Ok(vec![
@@ -47,9 +49,9 @@ fn variables(stage: &Stage, device: &str) -> anyhow::Result<Vec<(&'static str, S
         // Certificate and key stand in one file.
         ("DEVICE_CERT", identity.clone()),
         ("DEVICE_KEY", identity),
-        ("OPERATOR_TOKEN", token(Person::Operator)?),
-        ("TENANT_TOKEN", token(Person::Customer)?),
-        ("ADMIN_TOKEN", token(Person::Admin)?),
+        ("OPERATOR_TOKEN", token(stage, Person::Operator)?),
+        ("TENANT_TOKEN", token(stage, Person::Customer)?),
+        ("ADMIN_TOKEN", token(stage, Person::Admin)?),
         ("CLOUDLINK", binary("cloudlink")?.display().to_string()),
         // What the command line itself reads.
         ("CLOUDLINK_API", api),
@@ -58,13 +60,13 @@ fn variables(stage: &Stage, device: &str) -> anyhow::Result<Vec<(&'static str, S
     ])
 }
 
-fn tell(stage: &Stage, device: &str, environment: &Path) {
+fn tell(stage: &Stage, device: &str, token: &str, environment: &Path) {
     let text = format!(
         "devices dial    {device_address}   (server name localhost)
          people call     {api}
          operations      http://{operations}/metrics
          demo device     {DEVICE}   {device}
-         tokens          {admin}, {customer}, {operator}
+         login token     {token}   (the customer's; the others are in the file below)
 
          In another terminal:
 
@@ -81,9 +83,6 @@ fn tell(stage: &Stage, device: &str, environment: &Path) {
         device_address = stage.server.device,
         api = stage.server.api_url(),
         operations = stage.server.operations,
-        admin = stage.token_file(Person::Admin).display(),
-        customer = stage.token_file(Person::Customer).display(),
-        operator = stage.token_file(Person::Operator).display(),
         environment = environment.display(),
     );
     chapter("It is up", &text);
