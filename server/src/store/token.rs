@@ -1,4 +1,5 @@
-//! API tokens. No role of a tenant sees this table: whoever reads it here asks for rows by their person.
+//! API tokens. On behalf of a tenant, row-level security shows those of the tenant's people: whoever asks for rows here names
+//! the person as well.
 
 use cloudlink_proto::ids::{PersonId, TenantId, TokenId};
 use sqlx::PgConnection;

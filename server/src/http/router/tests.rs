@@ -208,6 +208,7 @@ async fn to_a_tenant_nothing_of_another_exists(pool: PgPoolOptions, database: Pg
     let of = |path: &str| match path.split('/').nth(3).unwrap() {
         "tenants" => scene.tenant.to_string(),
         "devices" => scene.device.to_string(),
+        "tokens" => scene.customer.token_id.to_string(),
         "grants" => grant.clone(),
         "commands" => command.clone(),
         other => panic!("say here what of /{other} belongs to the tenant"),

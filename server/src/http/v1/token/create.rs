@@ -111,8 +111,9 @@ mod tests {
     use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
     use crate::http::problem::Kind;
-    use crate::http::testing::Scene;
+    use crate::http::testing::{Scene, Somebody, create_somebody};
     use crate::model::new_id;
+    use crate::model::person::Role;
 
     #[sqlx::test(migrator = "crate::store::MIGRATOR")]
     async fn the_secret_works_and_is_stored_nowhere(pool: PgPoolOptions, database: PgConnectOptions) {
@@ -142,5 +143,32 @@ mod tests {
             let body = json!({"name": "n", "expires_in_seconds": seconds});
             scene.post("/tokens").by(&scene.admin).json(body).send().await.expect_problem(Kind::Unprocessable);
         }
+    }
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn a_tenants_user_rules_its_own_and_no_other(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        let colleague = create_somebody(&scene.store, "theo", Role::Tenant, Some(scene.tenant)).await;
+        let made = scene.post("/tokens").by(&scene.customer).json(json!({"name": "robot"})).send().await;
+        let made = made.expect(StatusCode::CREATED);
+        let robot = Somebody { token: made["token"].as_str().unwrap().to_owned(), ..scene.customer.clone() };
+        assert_eq!(scene.get("/me").by(&robot).send().await.expect(StatusCode::OK)["token_id"], made["id"]);
+        let page = scene.get("/tokens").by(&robot).send().await.expect(StatusCode::OK);
+        let ids: Vec<_> = page["items"].as_array().unwrap().iter().map(|token| token["id"].clone()).collect();
+        assert_eq!(ids, [made["id"].clone(), json!(scene.customer.token_id.to_string())]);
+
+        for other in [&colleague, &scene.other_customer, &scene.operator, &scene.admin] {
+            let body = json!({"name": "n", "person_id": other.id.to_string()});
+            scene.post("/tokens").by(&scene.customer).json(body).send().await.expect_problem(Kind::Forbidden);
+            let list = format!("/tokens?person_id={}", other.id);
+            scene.get(&list).by(&scene.customer).send().await.expect_problem(Kind::Forbidden);
+            let revoke = format!("/tokens/{}/revoke", other.token_id);
+            scene.post(&revoke).by(&scene.customer).send().await.expect_problem(Kind::NotFound);
+            scene.get("/me").by(other).send().await.expect(StatusCode::OK);
+        }
+
+        let revoke = format!("/tokens/{}/revoke", made["id"].as_str().unwrap());
+        scene.post(&revoke).by(&scene.customer).send().await.expect(StatusCode::OK);
+        scene.get("/me").by(&robot).send().await.expect_problem(Kind::Unauthenticated);
+        assert_eq!(scene.audited(scene.tenant).await, ["token.created", "token.revoked"]);
     }
 }

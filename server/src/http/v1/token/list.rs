@@ -38,8 +38,8 @@ pub(crate) async fn handler(
     if person != caller.person() && caller.role() != Role::Admin {
         return Err(Problem::new(Kind::Forbidden, "You can see your own tokens only."));
     }
-    let mut connection = context.store.connection().await?;
-    let tokens = token_list(&mut connection, person, window.after, window.fetch_limit()).await?;
+    let mut transaction = context.store.begin(caller.visibility()).await?;
+    let tokens = token_list(&mut transaction, person, window.after, window.fetch_limit()).await?;
     Ok(Json(window.page(tokens, |token| (token.created_at, token.id))))
 }
 
