@@ -171,6 +171,18 @@ async fn on_behalf_of_a_tenant_nothing_of_another_changes(pool: PgPoolOptions, d
     // Not allowed at all.
     for statement in [
         "select * from api_tokens".to_owned(),
+        "select secret_hash from api_tokens".to_owned(),
+        "update api_tokens set expires_at = now()".to_owned(),
+        "update api_tokens set person_id = person_id".to_owned(),
+        format!(
+            "insert into api_tokens (id, person_id, name, secret_hash, expires_at)
+             values (gen_random_uuid(), '{}', 'x', sha256('x'), now())",
+            scene.other_customer.id
+        ),
+        "update enrollment_tokens set used_at = null, device_id = null".to_owned(),
+        "update grants set policy_max_seconds = 2147483647".to_owned(),
+        "update grants set scopes = '{device:reboot}'".to_owned(),
+        "update grants set reason = 'x'".to_owned(),
         "update people set active = false".to_owned(),
         "insert into tenants (id, name) values (gen_random_uuid(), 'x')".to_owned(),
         "update tenants set name = 'x'".to_owned(),
@@ -193,7 +205,8 @@ async fn on_behalf_of_a_tenant_nothing_of_another_changes(pool: PgPoolOptions, d
     for (statement, rows) in [
         ("update tenants set grant_max_seconds = 60", 1),
         ("update devices set name = name", 1),
-        ("update grants set reason = 'x'", 1),
+        ("update grants set ends_at = ends_at", 1),
+        ("update api_tokens set revoked_at = null", 1),
         ("update commands set code = 'x'", 1),
         ("update certificates set state = state", 1),
     ] {
@@ -328,4 +341,41 @@ async fn making_a_command_stays_cheap_with_many_grants_and_devices(pool: PgPoolO
         .await
         .unwrap();
     assert!(!plan.iter().any(|line| line.contains("Seq Scan")), "{plan:#?}");
+}
+
+/// Whoever was put out stays out, whatever a query of the server does.
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_revocation_is_final(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let grant = scene.grant(json!({})).await;
+    let token = scene.post("/tokens").by(&scene.customer).json(json!({"name": "n"})).send().await;
+    let token = token.expect(StatusCode::CREATED)["id"].as_str().unwrap().to_owned();
+    for path in [
+        format!("/grants/{grant}/revoke"),
+        format!("/devices/{}/revoke", scene.device),
+        format!("/tokens/{token}/revoke"),
+    ] {
+        scene.post(&path).by(&scene.customer).send().await.expect(StatusCode::OK);
+    }
+    for visibility in [Visibility::All, Visibility::Tenant(scene.tenant)] {
+        for statement in [
+            "update grants set revoked_at = null, revoked_by = null where revoked_at is not null",
+            "update grants set revoked_at = now() + interval '1 hour' where revoked_at is not null",
+            "update devices set state = 'active', revoked_at = null where state = 'revoked'",
+            "update certificates set state = 'active', revoked_at = null where state = 'revoked'",
+            "update api_tokens set revoked_at = null where revoked_at is not null",
+        ] {
+            assert_eq!(attempt(&scene, visibility, statement).await, "23514", "{visibility:?} may {statement}");
+        }
+    }
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_tenants_transaction_without_its_tenant_writes_no_history(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let mut transaction = scene.store.begin(Visibility::All).await.unwrap();
+    transaction.execute("set local role cloudlink_tenant").await.unwrap();
+    let append = format!("select audit_append('{}', '{{}}', 'x', '{{}}', '{{}}')", scene.tenant);
+    let error = sqlx::raw_sql(AssertSqlSafe(append)).execute(&mut *transaction).await.unwrap_err();
+    assert_eq!(code(&error), "42501");
 }
