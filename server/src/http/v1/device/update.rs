@@ -144,6 +144,10 @@ mod tests {
         for body in [json!({"labels": {"k": 1}}), json!({"labels": []}), json!({"state": "revoked"})] {
             update(&scene, "*", body).await.expect_problem(Kind::BadRequest);
         }
+        // As many and as long as is promised, whatever the script.
+        let most: serde_json::Map<_, _> =
+            (0..64).map(|n| (format!("{n:02}{}", "\u{1d11e}".repeat(61)), json!("\u{1d11e}".repeat(63)))).collect();
+        update(&scene, "*", json!({"labels": most})).await.expect(StatusCode::OK);
         let body = json!({"labels": {"k": "x".repeat(70_000)}});
         update(&scene, "*", body).await.expect_problem(Kind::TooLarge);
     }
