@@ -93,10 +93,10 @@ impl Handle {
 
     /// Waits until the link is told to end.
     pub(super) async fn ended(&self) -> Ending {
+        // This takes wake-ups that are not for it, and may be dropped at any time.
+        let _rewake = Rewake(self);
         loop {
             if let Some(ending) = self.ending() {
-                // For whoever waits next.
-                self.wake.notify_one();
                 return ending;
             }
             self.wake.notified().await;
@@ -134,6 +134,20 @@ impl Unproven {
     /// It is in the database.
     pub(crate) fn written(&self) {
         self.handle.proven_ms.store(self.heard_ms, Ordering::Relaxed);
+    }
+}
+
+/// Leaves a wake-up for whoever waits next, if there is something in the mailbox.
+struct Rewake<'a>(&'a Handle);
+
+impl Drop for Rewake<'_> {
+    fn drop(&mut self) {
+        let mailbox = self.0.mailbox();
+        let has_mail = mailbox.ending.is_some() || !mailbox.orders.is_empty();
+        drop(mailbox);
+        if has_mail {
+            self.0.wake.notify_one();
+        }
     }
 }
 
@@ -285,5 +299,16 @@ mod tests {
         handle.end(Ending::REVOKED);
         assert_eq!(handle.ended().await, Ending::REVOKED);
         tokio::time::timeout(Duration::from_secs(5), handle.woken()).await.expect("woken again");
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_the_end_keeps_no_order_from_being_seen() {
+        let registry = Registry::new(10, 8);
+        let handle = enter(&registry, key(1, 1));
+        let writing = tokio::time::timeout(Duration::from_millis(20), handle.ended());
+        let ordering = async { handle.order(Order::Callback(CommandId::from_uuid(Uuid::nil()), "")) };
+        let (ended, ()) = tokio::join!(writing, ordering);
+        assert!(ended.is_err());
+        tokio::time::timeout(Duration::from_secs(5), handle.woken()).await.expect("woken by the order");
     }
 }
