@@ -86,6 +86,9 @@ impl Readiness {
             };
             let was_up = self.metrics.database_up.get() == 1;
             self.metrics.database_up.set(up.into());
+            if let Some(store) = self.store.get() {
+                store.doubt(!up);
+            }
             match (was_up, up) {
                 (true, false) => tracing::error!("the database went away: links stay up, requests get a 503"),
                 (false, true) => tracing::info!("the database is there"),

@@ -19,15 +19,24 @@ pub mod tenant;
 pub mod token;
 pub mod transition;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use cloudlink_proto::ids::TenantId;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, Executor, PgConnection, PgPool, Postgres, Transaction};
+use tokio::time::timeout;
 
 /// The schema that this binary needs.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
 
 /// A pooled connection that was idle for longer is tried before it is used.
-const TRUST_IDLE_FOR: std::time::Duration = std::time::Duration::from_secs(1);
+const TRUST_IDLE_FOR: Duration = Duration::from_secs(1);
+/// How long a connection may take to answer that comes back to the pool while the database seems to be away.
+const RELEASE_WITHIN: Duration = Duration::from_secs(2);
+/// How long an answer may take, unless it is said otherwise: more than Postgres gives a statement by default.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Why the database did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -81,12 +90,13 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
+/// Whether an SQLSTATE tells of the state that the database is in, and not of the statement.
 fn is_retryable_code(code: &str) -> bool {
-    // The server stops, crashed, or is not yet up; the connection broke.
-    code.starts_with("57P0")
-        || code.starts_with("08")
-        // No slot left; too long a statement; too long a wait for a lock; two transactions waited for one another.
-        || matches!(code, "53300" | "57014" | "55P03" | "40P01")
+    // 08: the connection broke. 40: two transactions waited for one another. 53: no slot, memory or disk left. 57: it stopped,
+    // crashed, is not yet up, or the statement took too long. 58: an error of its host.
+    ["08", "40", "53", "57", "58"].iter().any(|class| code.starts_with(class))
+        // Too long a wait for a lock, too long a transaction; a standby, which somebody is about to promote.
+        || matches!(code, "55P03" | "25P03" | "25P04" | "25006")
 }
 
 /// Whose rows a transaction may see.
@@ -102,12 +112,17 @@ pub enum Visibility {
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: PgPool,
+    /// How long an answer may take, beyond which the connection is taken to be dead.
+    patience: Duration,
+    is_in_doubt: Arc<AtomicBool>,
 }
 
 impl Store {
     /// Prepares a pool whose every connection acts as the role `cloudlink_app`. Connects when first used.
     #[must_use]
     pub fn new(pool: PgPoolOptions, database: PgConnectOptions) -> Self {
+        let is_in_doubt = Arc::new(AtomicBool::new(false));
+        let in_doubt = Arc::clone(&is_in_doubt);
         let pool = pool
             .after_connect(|connection, _| {
                 Box::pin(async move {
@@ -124,8 +139,35 @@ impl Store {
                     }
                     Ok(true)
                 })
+            })
+            // The pool tries each connection that comes back, for however long: dead ones would fill all its places.
+            .after_release(move |connection, _| {
+                let is_in_doubt = in_doubt.load(Ordering::Relaxed);
+                Box::pin(async move {
+                    if is_in_doubt && !matches!(timeout(RELEASE_WITHIN, connection.ping()).await, Ok(Ok(()))) {
+                        return Err(sqlx::Error::PoolTimedOut);
+                    }
+                    Ok(true)
+                })
             });
-        Self { pool: pool.connect_lazy_with(database) }
+        Self { pool: pool.connect_lazy_with(database), patience: PATIENCE, is_in_doubt }
+    }
+
+    /// With another limit to how long an answer may take. Must be above the database's own limit for a statement.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
+    /// Says whether the database seems to be away: connections are then looked at more closely.
+    pub fn doubt(&self, is_in_doubt: bool) {
+        self.is_in_doubt.store(is_in_doubt, Ordering::Relaxed);
+    }
+
+    /// Waits for what the database does, but not for ever: one that is cut off, or whose host is gone, says nothing at all.
+    /// For whoever has no other limit; the API's requests have one.
+    pub async fn within<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        timeout(self.patience, work).await.unwrap_or(Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)))
     }
 
     /// Begins a transaction that sees what `visibility` says.

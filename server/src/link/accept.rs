@@ -73,7 +73,7 @@ pub async fn run(links: Links, listener: TcpListener, shutdown: Shutdown) {
 async fn close_earlier_life(shared: &Shared) {
     loop {
         let closed = async { link_close_node(&mut *shared.store.connection().await?, &shared.node).await };
-        match closed.await {
+        match shared.store.within(closed).await {
             Ok(0) => return,
             Ok(closed) => return tracing::info!(links = closed, "closed links of an earlier life of this node"),
             Err(error) => {

@@ -81,7 +81,7 @@ async fn run<S: Statement>(statement: S, store: Store, mut waiting: mpsc::Receiv
 
 async fn answer<S: Statement>(statement: &S, store: &Store, batch: Vec<Waiting<S>>) {
     let (questions, replies): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-    match statement.ask(store, &questions).await {
+    match store.within(statement.ask(store, &questions)).await {
         Ok(answers) => {
             debug_assert_eq!(answers.len(), questions.len());
             for (reply, answer) in replies.into_iter().zip(answers) {
@@ -92,7 +92,7 @@ async fn answer<S: Statement>(statement: &S, store: &Store, batch: Vec<Waiting<S
         Err(error) if !error.is_retryable() && questions.len() > 1 => {
             // One question spoils the statement for all: each gets its own.
             for (question, reply) in questions.iter().zip(replies) {
-                let answer = statement.ask(store, std::slice::from_ref(question)).await;
+                let answer = store.within(statement.ask(store, std::slice::from_ref(question))).await;
                 let _ = reply.send(match answer {
                     Ok(answers) => answers.into_iter().next().ok_or(Unanswered::Fault),
                     Err(error) => Err(unanswered::<S>(&error)),

@@ -510,7 +510,7 @@ async fn prove_boot(shared: &Shared, handle: &Handle, boot_id: &str) {
             transaction.commit().await?;
             Ok::<_, StoreError>(ended)
         };
-        match proven.await {
+        match shared.store.within(proven).await {
             Ok(ended) => {
                 for (command_id, applied) in ended {
                     applied_to_metrics(shared, applied);

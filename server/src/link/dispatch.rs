@@ -89,11 +89,14 @@ impl Due {
         let mut links: HashSet<LinkKey> =
             self.devices.drain().filter_map(|device| Some(shared.registry.find(device)?.key)).collect();
         if std::mem::take(&mut self.everything) {
-            links.extend(dispatch_list(&mut *shared.store.connection().await?, &shared.node).await?);
+            let store = &shared.store;
+            let due = async { dispatch_list(&mut *store.connection().await?, &shared.node).await };
+            links.extend(store.within(due).await?);
         }
         let links: Vec<LinkKey> = links.into_iter().collect();
         for links in links.chunks(LINKS_PER_CLAIM) {
-            let dispatch = dispatch_claim(&mut *shared.store.connection().await?, links).await?;
+            let store = &shared.store;
+            let dispatch = store.within(async { dispatch_claim(&mut *store.connection().await?, links).await }).await?;
             let is_partial = i64::try_from(dispatch.commands.len()).is_ok_and(|claimed| claimed >= CLAIM_MAX);
             if is_partial {
                 self.devices.extend(links.iter().map(|link| link.device_id));

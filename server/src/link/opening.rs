@@ -169,7 +169,7 @@ async fn suspect_clone(shared: &Shared, opened: &OpenedLink, boot_id: &str, host
         "was_live": previous.was_live,
     });
     let written = async { link_suspect_clone(&mut *shared.store.connection().await?, opened, &details).await };
-    if let Err(error) = written.await {
+    if let Err(error) = shared.store.within(written).await {
         shared.clones.forget(opened.device_id);
         tracing::warn!(error = &error as &dyn std::error::Error, "cannot record the suspicion of a clone");
     }

@@ -61,7 +61,7 @@ pub(super) async fn renew(shared: &Shared, tenant: TenantId, device: DeviceId, c
         };
         certificate_renew(&mut *shared.store.connection().await?, record).await
     };
-    match recorded.await {
+    match shared.store.within(recorded).await {
         Ok(Renewal::Recorded) => {
             shared.metrics.certificate_renewals.inc();
             Renewed::Issued(certificate)

@@ -70,6 +70,8 @@ struct Settings {
     certificate: Certificate,
     /// What the port reaches the database by.
     database: PgConnectOptions,
+    /// How long it waits for an answer of the database.
+    statement_within: Duration,
 }
 
 impl Port {
@@ -84,6 +86,7 @@ impl Port {
             link: Link::default(),
             certificate: Certificate::default(),
             database: database.clone(),
+            statement_within: Duration::from_secs(15),
         };
         change(&mut settings);
 
@@ -105,7 +108,7 @@ impl Port {
             device: settings.device,
             link: settings.link,
             certificate: settings.certificate,
-            store: Store::new(pool, settings.database),
+            store: Store::new(pool, settings.database).with_patience(settings.statement_within),
             bus: bus.clone(),
             metrics: Arc::clone(&metrics),
             authority: Arc::clone(&authority),

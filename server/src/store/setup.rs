@@ -12,6 +12,8 @@ use crate::config;
 
 /// How long one attempt to reach the database may take.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// How long an answer may take beyond the time that Postgres gives a statement.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// A transaction in which nothing happens for so long is ended by Postgres, so that it cannot hold locks for ever.
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(60);
 
@@ -86,7 +88,7 @@ pub fn store(config: &config::Database, node: &str, options: PgConnectOptions) -
         .acquire_timeout(config.acquire_timeout_seconds.duration())
         .idle_timeout(config.idle_timeout_seconds.duration())
         .max_lifetime(config.lifetime_seconds.duration());
-    Store::new(pool, options)
+    Store::new(pool, options).with_patience(config.statement_timeout_seconds.duration() + ANSWER_WITHIN)
 }
 
 /// Whether a Postgres takes connections there.

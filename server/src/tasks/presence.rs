@@ -43,7 +43,7 @@ async fn store_reports(shared: &Shared) -> Result<(), StoreError> {
     while let Some(taken) = shared.reports.take(ROWS_MAX) {
         let rows = taken.rows(Instant::now());
         let stored = async { report_upsert(&mut *shared.store.connection().await?, &rows).await };
-        if let Err(error) = stored.await {
+        if let Err(error) = shared.store.within(stored).await {
             if error.is_retryable() {
                 shared.reports.put_back(taken);
             }
@@ -57,7 +57,8 @@ async fn store_reports(shared: &Shared) -> Result<(), StoreError> {
 async fn store_proofs(shared: &Shared) -> Result<(), StoreError> {
     for links in shared.registry.unproven(Instant::now()).chunks(ROWS_MAX) {
         let rows: Vec<_> = links.iter().map(Unproven::row).collect();
-        link_prove(&mut *shared.store.connection().await?, &rows).await?;
+        let store = &shared.store;
+        store.within(async { link_prove(&mut *store.connection().await?, &rows).await }).await?;
         links.iter().for_each(Unproven::written);
     }
     Ok(())

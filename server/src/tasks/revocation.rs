@@ -34,7 +34,7 @@ pub(super) async fn run(links: Links, shutdown: Shutdown) {
             },
             _ = tick.tick() => {}
         }
-        if let Err(error) = cut(&shared, &mut seen_at).await {
+        if let Err(error) = shared.store.within(cut(&shared, &mut seen_at)).await {
             shared.metrics.task_failures.with_label_values(&[NAME]).inc();
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot look for revocations");
         }
