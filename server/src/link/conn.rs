@@ -14,7 +14,10 @@ use cloudlink_proto::link::message::goodbye::Code;
 use cloudlink_proto::link::message::{
     CertificateIssued, CertificateRefused, Command, CommandCancel, CommandReceipt, CommandStatus, command_status,
 };
-use cloudlink_proto::link::{CLOSE_WITHIN, FromDevice, Party, SendError, Server, Session, ToDevice, Violation};
+use cloudlink_proto::link::{
+    CLOSE_WITHIN, FromDevice, Party, REASON_BYTES_MAX, STRING_BYTES_MAX, SendError, Server, Session, ToDevice,
+    Violation,
+};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -227,8 +230,8 @@ impl Link {
         self.send(Command {
             id: command.command_id.to_wire(),
             start_within_ms: u64::try_from(command.start_within.as_millis()).unwrap_or(u64::MAX),
-            requested_by: command.requested_by,
-            reason: command.reason,
+            requested_by: cut_to(command.requested_by, STRING_BYTES_MAX),
+            reason: cut_to(command.reason, REASON_BYTES_MAX),
             grant_id: command.grant_id.to_wire(),
             kind: Some(command.instruction.to_wire()),
         });
@@ -559,6 +562,12 @@ fn state_of(state: command_status::State) -> Option<State> {
 
 /// Text of a device as Postgres can store it: without NUL, and nothing if it is empty.
 fn text_of(text: String) -> Option<String> {
+/// Text of people as a device takes it. People count characters, devices bytes; what is lost is for show only.
+fn cut_to(mut text: String, bytes_max: usize) -> String {
+    text.truncate(text.floor_char_boundary(bytes_max));
+    text
+}
+
     (!text.is_empty()).then(|| text.replace('\0', "\u{fffd}"))
 }
 
