@@ -372,7 +372,8 @@ impl Link {
         tracing::debug!(device = %self.handle.key.device_id, epoch = self.handle.key.epoch, reason, "a link has ended");
 
         let shared = Arc::clone(&self.shared);
-        let link = ClosedLink { device_id: self.handle.key.device_id, epoch: self.handle.key.epoch, reason };
+        let is_loss = matches!(reason, "lost" | "device_closed" | "timed_out");
+        let link = ClosedLink { device_id: self.handle.key.device_id, epoch: self.handle.key.epoch, reason, is_loss };
         let stored = async {
             // Nothing of an older epoch would be taken.
             if reason != "replaced" {
@@ -532,8 +533,9 @@ async fn prove_boot(shared: &Shared, handle: &Handle, boot_id: &str) {
 }
 
 /// Closes the link's row, however long the database is away: presence is never wrong for longer than need be.
-async fn close_row(shared: &Shared, link: ClosedLink) {
+async fn close_row(shared: &Shared, mut link: ClosedLink) {
     while shared.closes.ask(link).await == Err(Unanswered::Unavailable) {
+        link.is_loss = false;
         sleep(STORE_RETRY).await;
     }
 }
@@ -560,14 +562,14 @@ fn state_of(state: command_status::State) -> Option<State> {
     }
 }
 
-/// Text of a device as Postgres can store it: without NUL, and nothing if it is empty.
-fn text_of(text: String) -> Option<String> {
 /// Text of people as a device takes it. People count characters, devices bytes; what is lost is for show only.
 fn cut_to(mut text: String, bytes_max: usize) -> String {
     text.truncate(text.floor_char_boundary(bytes_max));
     text
 }
 
+/// Text of a device as Postgres can store it: without NUL, and nothing if it is empty.
+fn text_of(text: String) -> Option<String> {
     (!text.is_empty()).then(|| text.replace('\0', "\u{fffd}"))
 }
 

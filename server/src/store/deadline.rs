@@ -12,18 +12,31 @@ use super::StoreError;
 use super::transition::{Applied, Durability, Source, Transition, transition_apply};
 use crate::model::command::{Instruction, Proof, State};
 
+/// How the loss of a link is judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Watch {
+    /// How long a device that was told to shut down may take to come back with the same boot, which shows that it did not.
+    pub grace: Duration,
+    /// For how long, up to now, devices could come back. A loss before that proves nothing: the device may have knocked.
+    pub watched_for: Duration,
+}
+
+/// How long after the grace a loss may still be judged, by whichever node has watched for long enough.
+const UNDECIDED_FOR: Duration = Duration::from_secs(15);
+
 /// Commands that one sweep ends. Whoever gets as many sweeps again.
 pub const SWEEP_MAX: i64 = 256;
 
 /// Ends, within the caller's transaction, what is over at this moment by the database's clock:
 /// * queued, and the grant has ended: cancelled; queued and expired: expired;
-/// * a shutdown whose link was lost `shutdown_grace` ago, and no link of the device since: succeeded;
-/// * sent, accepted or running past the deadline: unconfirmed.
+/// * a shutdown whose link was lost longer ago than the grace, with no link of the device since, while it could have come
+///   back all the time: succeeded;
+/// * sent, accepted or running past the deadline: unconfirmed, unless the loss of the link may still prove it.
 ///
 /// Several nodes may sweep at once: what one has locked, another passes over.
 pub async fn deadline_sweep_in_txn(
     connection: &mut PgConnection,
-    shutdown_grace: Duration,
+    watch: Watch,
 ) -> Result<Vec<(CommandId, Applied)>, StoreError> {
     let kinds_proven_by_loss: Vec<String> = Instruction::KINDS
         .into_iter()
@@ -32,9 +45,10 @@ pub async fn deadline_sweep_in_txn(
         .collect();
     let rows = sqlx::query!(
         r#"with over as (
-               select id, null::timestamptz as lost_at from commands
-                where finished_at is null and deadline_at <= clock_timestamp()
-                  and (link_lost_at is null or kind <> all ($1))
+               select c.id, null::timestamptz as lost_at from commands c
+                where c.finished_at is null and c.deadline_at <= clock_timestamp()
+                  and (c.link_lost_at is null or c.kind <> all ($1)
+                       or c.link_lost_at <= clock_timestamp() - make_interval(secs => $2::float8 + $5::float8))
                union
                select c.id, null from commands c join grants g on g.id = c.grant_id
                 where c.finished_at is null and c.state = 'queued' and not grant_in_force(g, clock_timestamp())
@@ -42,18 +56,22 @@ pub async fn deadline_sweep_in_txn(
                select c.id, c.link_lost_at from commands c
                 where c.finished_at is null and c.state = 'running' and c.kind = any ($1)
                   and c.link_lost_at <= clock_timestamp() - make_interval(secs => $2)
+                  and c.link_lost_at >= clock_timestamp() - make_interval(secs => $4)
                   and not exists (select from links l where l.device_id = c.device_id and l.closed_at is null)
            )
            select c.id, c.state, o.lost_at as "lost_at?", g.revoked_at is not null as "is_revoked!",
                   grant_in_force(g, clock_timestamp()) as "is_in_force!"
-             from over o join commands c on c.id = o.id join grants g on g.id = c.grant_id
+             from (select id, max(lost_at) as lost_at from over group by id) o
+             join commands c on c.id = o.id join grants g on g.id = c.grant_id
             where c.finished_at is null
             order by c.id
             limit $3
               for update of c skip locked"#,
         &kinds_proven_by_loss,
-        shutdown_grace.as_secs_f64(),
+        watch.grace.as_secs_f64(),
         SWEEP_MAX,
+        watch.watched_for.as_secs_f64(),
+        UNDECIDED_FOR.as_secs_f64(),
     )
     .fetch_all(&mut *connection)
     .await?;

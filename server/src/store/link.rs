@@ -162,24 +162,29 @@ fn epoch(column: i64) -> Result<u64, StoreError> {
 
 /// What the boot id of a new link says about the device's open commands, in the caller's transaction: one that another boot
 /// proves has succeeded; a shutdown whose boot is back has not happened yet. Gives the commands that ended.
+///
+/// Only a boot that was never seen before the command was sent proves anything: another may be a clone's.
 pub async fn link_prove_boot_in_txn(
     connection: &mut PgConnection,
     device_id: DeviceId,
     boot_id: &str,
 ) -> Result<Vec<(CommandId, Applied)>, StoreError> {
     let rows = sqlx::query!(
-        r#"select id, boot_id as "boot_id!", link_lost_at is not null as "link_lost!"
-             from commands
-            where device_id = $1 and finished_at is null and state in ('accepted', 'running')
-              and kind = any($2) and boot_id is not null
-            order by id
+        r#"select c.id, c.boot_id as "boot_id!", c.link_lost_at is not null as "link_lost!",
+                  exists (select from device_boots b
+                           where b.device_id = c.device_id and b.boot_id = $3 and b.seen_at > c.sent_at) as "is_new!"
+             from commands c
+            where c.device_id = $1 and c.finished_at is null and c.state in ('accepted', 'running')
+              and c.kind = any($2) and c.boot_id is not null
+            order by c.id
               for update"#,
         device_id.as_uuid(),
         &kinds_proven_by_boot() as &[String],
+        boot_id,
     )
     .fetch_all(&mut *connection)
     .await?;
-    let (same, other): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.boot_id == boot_id);
+    let (other, same): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.is_new);
     let back: Vec<Uuid> = same.into_iter().filter(|row| row.link_lost).map(|row| row.id).collect();
     if !back.is_empty() {
         sqlx::query!("update commands set link_lost_at = null where id = any($1)", &back)
@@ -213,6 +218,8 @@ pub struct ClosedLink {
     pub device_id: DeviceId,
     pub epoch: u64,
     pub reason: &'static str,
+    /// The device went by itself, just now. A link that this server ended, or whose end is written late, proves nothing.
+    pub is_loss: bool,
 }
 
 /// Closes the rows that still belong to these links. A shutdown that was running is then proven by the loss, unless the
@@ -221,10 +228,11 @@ pub async fn link_close(connection: &mut PgConnection, links: &[ClosedLink]) -> 
     let devices: Vec<Uuid> = links.iter().map(|link| link.device_id.as_uuid()).collect();
     let epochs: Vec<i64> = links.iter().map(|link| link.epoch.cast_signed()).collect();
     let reasons: Vec<String> = links.iter().map(|link| link.reason.to_owned()).collect();
+    let losses: Vec<bool> = links.iter().map(|link| link.is_loss).collect();
     let closed = sqlx::query_scalar!(
         r#"with ended as materialized (
-               select l.device_id, l.epoch, t.reason
-                 from unnest($1::uuid[], $2::bigint[], $3::text[]) as t(device_id, epoch, reason)
+               select l.device_id, l.epoch, t.reason, t.is_loss
+                 from unnest($1::uuid[], $2::bigint[], $3::text[], $4::boolean[]) as t(device_id, epoch, reason, is_loss)
                  join links l on l.device_id = t.device_id and l.epoch = t.epoch and l.closed_at is null
                 order by l.device_id
                   for update of l
@@ -232,44 +240,35 @@ pub async fn link_close(connection: &mut PgConnection, links: &[ClosedLink]) -> 
            closed as (
                update links l set closed_at = clock_timestamp(), close_reason = e.reason
                  from ended e where l.device_id = e.device_id
-               returning l.device_id
+               returning l.device_id, e.is_loss
            ),
            lost as (
                update commands c set link_lost_at = clock_timestamp()
                  from closed d
-                where c.device_id = d.device_id and c.finished_at is null and c.state = 'running'
+                where c.device_id = d.device_id and d.is_loss and c.finished_at is null and c.state = 'running'
                   and c.link_lost_at is null
            )
            select count(*) as "closed!" from closed"#,
         &devices,
         &epochs,
         &reasons,
+        &losses,
     )
     .fetch_one(connection)
     .await?;
     Ok(closed.unsigned_abs())
 }
 
-/// Closes what an earlier life of this node left open.
+/// Closes what an earlier life of this node left open. That says nothing about the devices: the node was away, not they.
 pub async fn link_close_node(connection: &mut PgConnection, node: &str) -> Result<u64, StoreError> {
-    let closed = sqlx::query_scalar!(
-        r#"with closed as (
-               update links set closed_at = clock_timestamp(), close_reason = 'node_restarted'
-                where node = $1 and closed_at is null
-               returning device_id
-           ),
-           lost as (
-               update commands c set link_lost_at = clock_timestamp()
-                 from closed d
-                where c.device_id = d.device_id and c.finished_at is null and c.state = 'running'
-                  and c.link_lost_at is null
-           )
-           select count(*) as "closed!" from closed"#,
+    let closed = sqlx::query!(
+        "update links set closed_at = clock_timestamp(), close_reason = 'node_restarted'
+          where node = $1 and closed_at is null",
         node,
     )
-    .fetch_one(connection)
+    .execute(connection)
     .await?;
-    Ok(closed.unsigned_abs())
+    Ok(closed.rows_affected())
 }
 
 /// A live link, heard of this long ago.

@@ -136,8 +136,8 @@ pub async fn transition_apply(
                select c.id, c.tenant_id, c.device_id, c.grant_id, c.kind, c.state as before, c.finished_at is not null as was_final,
                       a.device_id as reported_by, a.code, a.message, a.percent, a.data,
                       a.device_id is null or a.device_id = c.device_id as is_own,
-                      a.epoch is null or (c.sent_epoch <= a.epoch and exists (
-                          select from links l where l.device_id = c.device_id and l.epoch = a.epoch)) as is_current,
+                      a.epoch is null or coalesce(c.sent_epoch <= a.epoch, false) and exists (
+                          select from links l where l.device_id = c.device_id and l.epoch = a.epoch) as is_current,
                       a.target as asked, unproven, a.is_final as asked_final,
                       extract(epoch from clock_timestamp() - c.created_at)::float8 as age_seconds,
                       case when unproven then 'running' else a.target end as target,
@@ -152,7 +152,9 @@ pub async fn transition_apply(
                 cross join lateral (select c.kind = any($3) as needs_boot) n
                 cross join lateral (
                     select a.device_id is not null and needs_boot and a.target = 'succeeded'
-                           and c.boot_id is not distinct from a.boot_id as unproven) u
+                           and not exists (select from device_boots b
+                                            where b.device_id = c.device_id and b.boot_id = a.boot_id
+                                              and b.seen_at > c.sent_at) as unproven) u
                 order by c.id
                   for update of c
            ),

@@ -16,6 +16,7 @@ use super::Port;
 use super::fleet::{Fleet, Gateway};
 use super::peer::{Peer, status};
 use crate::bus::Hint;
+use crate::store::deadline::{Watch, deadline_sweep_in_txn};
 use crate::store::dispatch::{LinkKey, dispatch_claim};
 
 /// A device with a link, and a grant for it.
@@ -175,8 +176,11 @@ async fn the_loss_of_the_link_proves_a_shutdown_unless_the_same_boot_comes_back(
     drop(link);
     port.until(&column(id, "link_lost_at is not null"), "true").await;
     // The grace passes.
-    port.run(&format!("update commands set link_lost_at = link_lost_at - interval '1 hour' where id = '{id}'")).await;
-    port.until(&column(id, "concat(state, ' ', proof ->> 'kind')"), "succeeded link_lost").await;
+    let mut connection = port.database.acquire().await.unwrap();
+    let watch = Watch { grace: Duration::ZERO, watched_for: Duration::from_secs(3600) };
+    assert_eq!(deadline_sweep_in_txn(&mut connection, watch).await.unwrap().len(), 1);
+    let row = port.ask(&column(id, "concat(state, ' ', proof ->> 'kind')")).await;
+    assert_eq!(row.as_deref(), Some("succeeded link_lost"));
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
@@ -425,4 +429,121 @@ async fn a_device_that_invents_boots_fills_no_table(_: PgPoolOptions, database: 
     let _link = Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
     let left: u32 = port.ask("select count(*)::text from device_boots").await.unwrap().parse().unwrap();
     assert!((256..=258).contains(&left), "{left}");
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn what_people_wrote_at_length_is_cut_to_what_a_device_takes(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let (fleet, device, mut link) = linked(&port).await;
+    let id = fleet.command_without_hint(&port, device.id, "metrics.collect", json!({})).await;
+    // As long as the API allows, in characters.
+    port.run(&format!(
+        "update people set name = repeat('\u{20ac}', 128) where id = '{}';
+         update commands set reason = repeat('\u{20ac}', 1024) where id = '{id}'",
+        fleet.operator
+    ))
+    .await;
+    port.bus.send(Hint::CommandsDue(device.device_id()));
+    let (sent, command) = link.command().await;
+    assert_eq!(sent, id);
+    assert_eq!((command.requested_by.chars().count(), command.reason.chars().count()), (256 / 3, 1024 / 3));
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_report_that_met_a_lock_is_stored_once_the_lock_is_gone(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start_with(database, |settings| {
+        settings.database = settings.database.clone().options([("lock_timeout", "100")]);
+    })
+    .await;
+    let (fleet, device, mut link) = linked(&port).await;
+    let id = fleet.command(&port, device.id, "metrics.collect", json!({})).await;
+    link.command().await;
+    // Somebody is slow with the tenant's audit log.
+    let mut slow = port.database.begin().await.unwrap();
+    sqlx::query("select audit_append($1, '{}', 'slow', '{}', '{}')")
+        .bind(fleet.tenant)
+        .execute(&mut *slow)
+        .await
+        .unwrap();
+    link.report(id, State::Succeeded).await;
+    link.hears_nothing_for(Duration::from_millis(500)).await;
+    slow.rollback().await.unwrap();
+    assert_eq!(link.receipt().await, id);
+    assert_eq!(port.ask(&column(id, "state")).await.as_deref(), Some("succeeded"));
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_boot_that_was_there_before_proves_no_reboot(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let fleet = Fleet::new(&port).await;
+    let device = fleet.device(&port).await;
+    fleet.grant(&port, device.id, 600).await;
+    // Two machines use one certificate.
+    drop(Peer::dial(&port, &device.credentials, "clone").await.unwrap());
+    let mut link = Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
+    let id = fleet.command(&port, device.id, "device.reboot", json!({})).await;
+    link.command().await;
+    link.report(id, State::Accepted).await;
+    port.until(&column(id, "state"), "accepted").await;
+    let mut clone = Peer::dial(&port, &device.credentials, "clone").await.unwrap();
+    clone.hears_nothing_for(Duration::from_millis(300)).await;
+    assert_eq!(port.ask(&column(id, "state")).await.as_deref(), Some("accepted"));
+    clone.report(id, State::Succeeded).await;
+    port.until(&column(id, "state"), "running").await;
+    drop(clone);
+    let _link = Peer::dial(&port, &device.credentials, "boot-2").await.unwrap();
+    port.until(&column(id, "concat(state, ' ', proof ->> 'after')"), "succeeded boot-2").await;
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_loss_that_the_server_caused_proves_no_shutdown(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database.clone()).await;
+    let (fleet, device, mut link) = linked(&port).await;
+    let id = fleet.command(&port, device.id, "device.shutdown", json!({})).await;
+    link.command().await;
+    link.report(id, State::Running).await;
+    port.until(&column(id, "state"), "running").await;
+    port.shutdown.soft.cancel();
+    assert_eq!(link.ended().await, Code::ShuttingDown);
+    drop(link);
+    let closed = format!("select close_reason from links where device_id = '{}'", device.id);
+    port.until(&closed, "shutting_down").await;
+    assert_eq!(port.ask(&column(id, "link_lost_at is null")).await.as_deref(), Some("true"));
+
+    // As a crash would leave it.
+    port.run("update links set closed_at = null, close_reason = null").await;
+    let port = Port::start(database).await;
+    port.until(&closed, "node_restarted").await;
+    assert_eq!(port.ask(&column(id, "link_lost_at is null")).await.as_deref(), Some("true"));
+    port.run(&format!("update commands set deadline_at = clock_timestamp() where id = '{id}'")).await;
+    port.until(&column(id, "state"), "unconfirmed").await;
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_loss_before_the_server_could_take_links_proves_no_shutdown(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database.clone()).await;
+    let (fleet, device, mut link) = linked(&port).await;
+    let id = fleet.command(&port, device.id, "device.shutdown", json!({})).await;
+    link.command().await;
+    link.report(id, State::Running).await;
+    drop(link);
+    port.until(&column(id, "link_lost_at is not null"), "true").await;
+    // The server was down for an hour: the device may have knocked all the time.
+    drop(port);
+    let port = Port::start(database).await;
+    port.run(&format!("update commands set link_lost_at = link_lost_at - interval '1 hour' where id = '{id}'")).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(port.ask(&column(id, "state")).await.as_deref(), Some("running"));
+    port.run(&format!("update commands set deadline_at = clock_timestamp() where id = '{id}'")).await;
+    port.until(&column(id, "state"), "unconfirmed").await;
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_report_on_a_command_that_was_never_sent_is_stale(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let (fleet, device, mut link) = linked(&port).await;
+    // The owner of a device knows what is queued for it.
+    let id = fleet.command_without_hint(&port, device.id, "metrics.collect", json!({})).await;
+    link.report(id, State::Succeeded).await;
+    port.until_metric(r#"cloudlink_link_reports_refused_total{reason="stale"}"#, 1).await;
 }

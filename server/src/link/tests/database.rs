@@ -22,6 +22,7 @@ use crate::config::Seconds;
 struct Relay {
     address: SocketAddr,
     is_up: Arc<watch::Sender<bool>>,
+    is_stalled: Arc<watch::Sender<bool>>,
 }
 
 impl Relay {
@@ -29,8 +30,10 @@ impl Relay {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let is_up = Arc::new(watch::Sender::new(true));
+        let is_stalled = Arc::new(watch::Sender::new(false));
         let (host, port) = (database.get_host().to_owned(), database.get_port());
         let state = Arc::clone(&is_up);
+        let stalled = Arc::clone(&is_stalled);
         tokio::spawn(async move {
             while let Ok((mut near, _)) = listener.accept().await {
                 let mut down = state.subscribe();
@@ -38,19 +41,31 @@ impl Relay {
                     continue;
                 }
                 let Ok(mut far) = TcpStream::connect((host.as_str(), port)).await else { continue };
+                let mut stall = stalled.subscribe();
+                let was_stalled = *stall.borrow_and_update();
                 tokio::spawn(async move {
-                    tokio::select! {
-                        _ = copy_bidirectional(&mut near, &mut far) => {}
-                        _ = down.wait_for(|is_up| !is_up) => {}
+                    let is_stalled = tokio::select! {
+                        _ = copy_bidirectional(&mut near, &mut far) => false,
+                        _ = down.wait_for(|is_up| !is_up) => false,
+                        is_stalled = async { stall.wait_for(|is| *is && !was_stalled).await.is_ok() } => is_stalled,
+                    };
+                    if is_stalled {
+                        // It stays as it is, whatever comes later.
+                        std::future::pending::<()>().await;
                     }
                 });
             }
         });
-        Self { address, is_up }
+        Self { address, is_up, is_stalled }
     }
 
     fn cut(&self) {
         self.is_up.send_replace(false);
+    }
+
+    /// Keeps connections open, and lets nothing through: as a host that is gone, or a firewall that forgot.
+    fn stall(&self) {
+        self.is_stalled.send_replace(true);
     }
 
     fn mend(&self) {
@@ -185,4 +200,51 @@ async fn a_device_that_reports_without_end_is_sent_away(_: PgPoolOptions, databa
         link.report(id, State::Failed).await;
     }
     assert_eq!(link.ended().await, Code::Overloaded);
+}
+
+/// New connections work again while the old ones are dead: what a failover looks like from here.
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn connections_that_went_dead_hold_up_nothing_for_long(_: PgPoolOptions, database: PgConnectOptions) {
+    let relay = Relay::start(&database).await;
+    let port = Port::start_with(database.clone(), |settings| {
+        settings.database = database.host("127.0.0.1").port(relay.address.port());
+        settings.link.reconcile_interval_seconds = Seconds(1);
+        settings.statement_within = Duration::from_secs(1);
+    })
+    .await;
+    let fleet = Fleet::new(&port).await;
+    let device = fleet.device(&port).await;
+    fleet.grant(&port, device.id, 600).await;
+    let mut link = Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
+    let id = fleet.command(&port, device.id, "metrics.collect", json!({})).await;
+    link.command().await;
+    relay.stall();
+    port.links.0.store.doubt(true);
+    link.report(id, State::Succeeded).await;
+    assert_eq!(link.receipt().await, id);
+    let next = fleet.command_without_hint(&port, device.id, "metrics.collect", json!({})).await;
+    assert_eq!(link.command().await.0, next);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_loss_that_is_noted_late_proves_no_shutdown(_: PgPoolOptions, database: PgConnectOptions) {
+    let (port, relay) = start(database).await;
+    let fleet = Fleet::new(&port).await;
+    let device = fleet.device(&port).await;
+    fleet.grant(&port, device.id, 600).await;
+    let mut link = Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
+    let id = fleet.command(&port, device.id, "device.shutdown", json!({})).await;
+    link.command().await;
+    link.report(id, State::Running).await;
+    let state = format!("select state from commands where id = '{id}'");
+    port.until(&state, "running").await;
+    // The device may be knocking all the while.
+    relay.cut();
+    drop(link);
+    port.until_metric("cloudlink_links_live{transport=\"websocket\"}", 0).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    relay.mend();
+    port.until("select close_reason from links", "lost").await;
+    let lost = format!("select (link_lost_at is null)::text from commands where id = '{id}'");
+    assert_eq!(port.ask(&lost).await.as_deref(), Some("true"));
 }
