@@ -331,6 +331,13 @@ impl Agent {
     fn handle_welcome(&mut self, slot: Slot, link: Link) {
         let now = Instant::now();
         let admission = link.admission;
+        let own = self.identity.slot(slot).map(|credential| credential.certificate.identity.device);
+        if own != Some(admission.device_id.as_uuid()) {
+            // Its commands would be another device's.
+            tracing::error!(device.id = %admission.device_id, "the server takes this device for another one");
+            tokio::spawn(async move { link.close(Code::ProtocolError, "that is another device").await });
+            return self.dial_later(true, None);
+        }
         self.known_time.learn(admission.clock_unix_ms, link.server_certificate_ends);
         tracing::info!(
             device.id = %admission.device_id, tenant.id = %admission.tenant_id, link.epoch = admission.epoch, slot = ?slot, "link open",

@@ -5,7 +5,7 @@ use std::process::{Child, Command as Process, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cloudlink_proto::ids::CommandId;
+use cloudlink_proto::ids::{CommandId, DeviceId};
 use cloudlink_proto::link::FromDevice;
 use cloudlink_proto::link::message::command_status::State;
 use cloudlink_proto::link::message::goodbye::Code;
@@ -149,4 +149,18 @@ async fn a_chain_beyond_the_limits_ends_the_link_and_is_not_stored() {
     }
     server.link().await;
     assert!(!device.slot("next").exists());
+}
+
+#[tokio::test]
+async fn a_server_that_takes_the_device_for_another_one_is_left_and_not_obeyed() {
+    let mut server = TestServer::start(Arc::new(Fleet::new()), NEVER).await;
+    server.mistake_for(DeviceId::from_uuid(Uuid::from_u128(4711)));
+    let device = Device::enrolled(&server, YOUNG.0, YOUNG.1);
+    let _agent = Killed::start(&device);
+    let mut link = server.link().await;
+    link.send(restart(1, "web")).await;
+    let close = link.closed().await;
+    assert_eq!((close.code, close.message.as_str()), (Code::ProtocolError, "that is another device"));
+    server.no_link_within(Duration::from_secs(2)).await;
+    assert!(!device.path("restarts").exists());
 }

@@ -104,6 +104,8 @@ struct Plan {
     refusals: VecDeque<Refusal>,
     /// Whoever comes with this certificate is refused.
     refused_serial: Option<Vec<u8>>,
+    /// Whom each device is taken for.
+    mistaken_for: Option<DeviceId>,
     /// What was issued for the token: the key, and the certificate.
     enrolled: Option<(Vec<u8>, CertificateDer<'static>)>,
     dialled: Vec<Instant>,
@@ -192,6 +194,10 @@ impl TestServer {
 
     pub(crate) fn refuse_serial(&self, serial: &[u8]) {
         self.plan.lock().unwrap().refused_serial = Some(serial.to_vec());
+    }
+
+    pub(crate) fn mistake_for(&self, device: DeviceId) {
+        self.plan.lock().unwrap().mistaken_for = Some(device);
     }
 
     /// When the device has dialled, in order.
@@ -409,7 +415,7 @@ fn admission(shared: &Shared, certificate: &DeviceCertificate) -> Admission {
     let mut plan = shared.plan.lock().unwrap();
     plan.epoch += 1;
     Admission {
-        device_id: DeviceId::from_uuid(certificate.identity.device),
+        device_id: plan.mistaken_for.unwrap_or(DeviceId::from_uuid(certificate.identity.device)),
         tenant_id: TenantId::from_uuid(certificate.identity.tenant),
         epoch: plan.epoch,
         clock_unix_ms: clock::unix_ms(clock::wall_clock()),
