@@ -152,6 +152,7 @@ impl Agent {
     /// Lets commands that are under way end, and says goodbye. A reboot is not waited for.
     async fn stop(mut self) {
         tracing::info!("stopping");
+        self.desk.stop();
         let deadline = Instant::now() + STOP_WITHIN;
         while self.desk.is_at_work() {
             tokio::select! {

@@ -33,6 +33,7 @@ pub struct Desk {
     waiting: VecDeque<Waiting>,
     running: Vec<Running>,
     tasks: JoinSet<(CommandId, Report)>,
+    stopping: bool,
 }
 
 /// A command that was accepted and not begun.
@@ -76,6 +77,7 @@ impl Desk {
             waiting: VecDeque::new(),
             running: Vec::new(),
             tasks: JoinSet::new(),
+            stopping: false,
         };
         if let Some(damage) = desk.ledger.damage() {
             tracing::error!(
@@ -144,6 +146,9 @@ impl Desk {
         }
         if self.waiting.len() >= WAITING_MAX {
             return Err(Refusal::Busy("too many commands wait on the device"));
+        }
+        if self.stopping {
+            return Err(Refusal::Busy("the agent is stopping"));
         }
         if self.power_is_coming() {
             return Err(Refusal::Busy("the device is about to reboot or shut down"));
@@ -264,6 +269,11 @@ impl Desk {
         self.running.retain(|running| running.id != id);
         tracing::info!(command.id = %id, state = ?report.state, code = report.code, reason = ?report.message, "a command ended");
         self.finish(id, report)
+    }
+
+    /// Takes nothing from now on: what would be promised in the last seconds would only be told as interrupted.
+    pub fn stop(&mut self) {
+        self.stopping = true;
     }
 
     /// Whether something runs that is worth waiting for before the agent stops: a reboot is not.

@@ -72,7 +72,7 @@ async fn receive_states(link: &mut ServerLink, expected: &[command_status::State
     last
 }
 
-use command_status::State::{Accepted, Failed, Running as Begun, Succeeded};
+use command_status::State::{Accepted, Failed, Refused, Running as Begun, Succeeded};
 
 #[tokio::test]
 async fn says_who_it_is_and_reports_metrics_at_the_servers_interval() {
@@ -136,6 +136,9 @@ async fn a_stop_waits_for_what_is_under_way_and_reports_it() {
     std::fs::write(device.path("restart"), "sleep 1; exit 4\n").unwrap();
     link.send(instruct(1, restart())).await;
     receive_states(&mut link, &[Accepted, Begun]).await;
+    agent.stop.cancel();
+    link.send(instruct(2, restart())).await;
+    assert_eq!(receive_states(&mut link, &[Refused]).await.code, "busy", "nothing is promised in the last seconds");
     agent.stop().await;
     assert_eq!(receive_states(&mut link, &[Failed]).await.code, "exit_status");
     assert_eq!(link.closed().await.code, Code::ShuttingDown);
