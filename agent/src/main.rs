@@ -121,7 +121,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 async fn enroll_command(config: &Config, token_file: &std::path::Path) -> anyhow::Result<ExitCode> {
     let token = Token::read(token_file)?;
     let state_dir = StateDir::open(&config.state_dir)?;
-    let mut identity = Identity::load(state_dir.path())?;
+    let mut identity = load_identity(&state_dir)?;
     if identity.is_enrolled() {
         print("already enrolled");
         return Ok(ExitCode::SUCCESS);
@@ -142,7 +142,7 @@ async fn enroll_command(config: &Config, token_file: &std::path::Path) -> anyhow
 async fn run_command(config: Config, token_file: Option<PathBuf>) -> anyhow::Result<ExitCode> {
     let stop = stop_on_signal()?;
     let state_dir = StateDir::open(&config.state_dir)?;
-    let mut identity = Identity::load(state_dir.path())?;
+    let mut identity = load_identity(&state_dir)?;
     if !identity.is_enrolled() {
         let token_file = token_file.context("the device is not enrolled: give --token-file, or run `enroll` first")?;
         let token = Token::read(&token_file)?;
@@ -158,6 +158,11 @@ async fn run_command(config: Config, token_file: Option<PathBuf>) -> anyhow::Res
     drop(identity);
     Box::pin(Agent::new(config, state_dir, Bus::System)?.run(stop)).await;
     Ok(ExitCode::SUCCESS)
+}
+
+fn load_identity(state_dir: &StateDir) -> anyhow::Result<Identity> {
+    Identity::load(state_dir.path())
+        .with_context(|| format!("cannot read the device's key and certificate in {}", state_dir.path().display()))
 }
 
 /// Tries until it works, is refused, or was tried often enough.

@@ -79,6 +79,16 @@ async fn a_refused_token_and_an_absent_server_have_exit_statuses_of_their_own() 
 }
 
 #[tokio::test]
+async fn a_spoilt_certificate_is_told_with_its_place() {
+    let server = TestServer::start(Arc::new(Fleet::new()), NEVER).await;
+    let device = Device::enrolled(&server, YOUNG.0, YOUNG.1);
+    std::fs::write(device.slot("current"), "spoilt").unwrap();
+    let (status, said) = run(agent(&device, &["run"])).await;
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains(device.config.state_dir.to_str().unwrap()), "{said}");
+}
+
+#[tokio::test]
 async fn doctor_says_what_is_wrong_and_what_to_do() {
     let server = TestServer::start(Arc::new(Fleet::new()), NEVER).await;
     let device = Device::enrolled(&server, YOUNG.0, YOUNG.1);
