@@ -12,6 +12,7 @@ use cloudlink_certs::TrustAnchor;
 use cloudlink_proto::link::message::goodbye::Code;
 use cloudlink_proto::link::message::{CommandStatus, MetricsReport};
 use cloudlink_proto::link::{Close, FromServer, ToServer};
+use futures_util::FutureExt;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -35,6 +36,8 @@ use crate::{chain, machine};
 
 /// How often a device dials that the server does not want: it may be let in again, and must not cost much until then.
 const REFUSED_RETRY: Duration = Duration::from_secs(15 * 60);
+/// Messages that are taken in before a command is begun. A server that sends without end does not keep it from beginning.
+const HEARD_AT_ONCE_MAX: usize = 64;
 /// How soon a renewed certificate is used that failed for another reason than being refused.
 const NEXT_RETRY: Duration = Duration::from_secs(15 * 60);
 /// A time to dial that the server gave is kept without a link if it is not later than this.
@@ -173,6 +176,7 @@ impl Agent {
     }
 
     async fn begin_commands(&mut self) {
+        self.hear_what_is_there();
         while let Some((begun, status)) = self.desk.begin_next(Instant::now()) {
             self.tell(status);
             if let Some(link) = self.link.as_mut().filter(|_| begun.is_power()) {
@@ -180,6 +184,18 @@ impl Agent {
                 link.flush().await;
             }
             self.desk.execute(begun);
+        }
+    }
+
+    /// Takes what has come already before anything is begun: behind a command that lay in a buffer, it may have been called
+    /// back.
+    fn hear_what_is_there(&mut self) {
+        if !self.desk.has_waiting() {
+            return;
+        }
+        for _ in 0..HEARD_AT_ONCE_MAX {
+            let Some(event) = next_event(&mut self.link).now_or_never() else { return };
+            self.handle_event(event);
         }
     }
 

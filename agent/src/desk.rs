@@ -225,6 +225,12 @@ impl Desk {
         Some((Begun { id, instruction }, status(id, &Progress::Running)))
     }
 
+    /// Whether anything waits to be begun.
+    #[must_use]
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     fn may_begin(&self, position: usize) -> bool {
         let kind = self.waiting[position].instruction.kind();
         if self.running.iter().any(|running| running.kind.is_power() || running.kind == kind) {

@@ -32,7 +32,7 @@ pub enum FromServer {
         id: CommandId,
         /// `command.grant_id`, read.
         grant_id: GrantId,
-        /// The whole message. A kind that this version does not know is `None`: to be refused as `unknown_kind`.
+        /// The whole message; `start_within_ms` counts from now. A kind that this version does not know is `None`: to be refused as `unknown_kind`.
         command: Command,
     },
     /// Do not begin this command.
@@ -83,6 +83,17 @@ impl Session<Device> {
         let mut session = Self::new(now, State::AwaitWelcome, now + WELCOME_WAIT_MAX, &Timing::default());
         session.queue(now, &DeviceMessage { kind: Some(device_message::Kind::Hello(hello)) })?;
         Ok(session)
+    }
+
+    /// Takes off what the command may have lost on its way: in a network that stood still, or in the buffer of a device that
+    /// did.
+    fn without_delay(&self, now: Instant, mut command: Command) -> Command {
+        if command.sent_after_ms > 0 {
+            let here_after_ms = u64::try_from(now.saturating_duration_since(self.zero).as_millis()).unwrap_or(u64::MAX);
+            let delay_ms = here_after_ms.saturating_sub(command.sent_after_ms);
+            command.start_within_ms = command.start_within_ms.saturating_sub(delay_ms);
+        }
+        command
     }
 
     fn welcome_received(&mut self, welcome: &Welcome) -> Result<Admission, Violation> {
@@ -144,7 +155,7 @@ impl Side for Device {
             Some(Kind::Pong(_)) => return session.only_live("Pong").map(|()| None),
             Some(Kind::Command(command)) => {
                 session.only_live("Command")?;
-                read_command(command).map_err(Violation::Field)?
+                read_command(session.without_delay(now, command)).map_err(Violation::Field)?
             }
             Some(Kind::CommandCancel(cancel)) => {
                 session.only_live("CommandCancel")?;

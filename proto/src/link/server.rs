@@ -96,7 +96,15 @@ impl Session<Server> {
         if !self.enter(Event::Welcome) {
             return Err(SendError::State(state));
         }
+        self.zero = now;
         self.queue(now, &ServerMessage { kind: Some(server_message::Kind::Welcome(welcome)) })
+    }
+
+    /// For `Command.sent_after_ms`, of a command that is sent now.
+    #[must_use]
+    pub fn sent_after_ms(&self, now: Instant) -> u64 {
+        // Never 0, which says nothing.
+        u64::try_from(now.saturating_duration_since(self.zero).as_millis()).unwrap_or(u64::MAX).max(1)
     }
 
     fn hello_received(&mut self, now: Instant, hello: &Hello) -> Result<(), Violation> {

@@ -31,6 +31,8 @@ pub struct Session<S> {
     deadline: Instant,
     last_heard: Instant,
     last_sent: Instant,
+    /// From where `Command.sent_after_ms` counts: the server's `Welcome`; on the device its `Hello`, which was before.
+    pub(super) zero: Instant,
     /// At most `OUTGOING_MAX`; without an allocation while empty.
     outgoing: VecDeque<Bytes>,
     /// One slot each, so that a peer cannot fill memory with pings.
@@ -270,6 +272,7 @@ impl<S: Side> Session<S> {
             deadline,
             last_heard: now,
             last_sent: now,
+            zero: now,
             outgoing: VecDeque::new(),
             pong_due: None,
             ping_due: false,

@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use cloudlink_proto::link::message::goodbye::Code;
-use cloudlink_proto::link::message::{CommandReceipt, CommandStatus, Ping, command_status, device_message};
+use cloudlink_proto::link::message::{
+    Command, CommandReceipt, CommandStatus, Ping, Reboot, command, command_status, device_message,
+};
 use cloudlink_proto::link::{
     CLOSE_WITHIN, Device, FromDevice, FromServer, OUTGOING_MAX, Party, SendError, Server, Session, State, Timing,
     WELCOME_WAIT_MAX, WELCOME_WITHIN,
 };
 
-use crate::example::{command, device_in, device_message, report, server_in, start, status, uuid};
+use crate::example::{command as example_command, device_in, device_message, report, server_in, start, status, uuid};
 use crate::pair::Pair;
 
 const INTERVAL: Duration = Duration::from_secs(25);
@@ -204,7 +206,7 @@ fn flood_of_pings_is_answered_with_one_pong() {
 #[test]
 fn full_queue_refuses_and_keeps_what_it_has() {
     let mut server = server_in(State::Live);
-    let receipt = CommandReceipt { id: command(None).id };
+    let receipt = CommandReceipt { id: example_command(None).id };
     for _ in 0..OUTGOING_MAX {
         server.send(start(), receipt.clone()).unwrap();
     }
@@ -247,4 +249,18 @@ fn ids_come_out_typed() {
         panic!("a status is legal");
     };
     assert_eq!(id.as_uuid(), uuid(3));
+}
+
+#[test]
+fn what_a_command_lost_on_its_way_is_taken_off_its_time() {
+    let mut pair = Pair::live(timing());
+    for (delay_ms, left_ms) in [(0, 29_900..=30_000), (20_000, 9_900..=10_000), (40_000, 0..=0)] {
+        let sent_after_ms = pair.server.sent_after_ms(pair.now);
+        let kind = Some(command::Kind::Reboot(Reboot {}));
+        pair.server.send(pair.now, Command { sent_after_ms, ..example_command(kind) }).unwrap();
+        let sent = pair.server.poll_transmit().unwrap();
+        let received = pair.device.handle_message(pair.now + Duration::from_millis(delay_ms), &sent).unwrap();
+        let Some(FromServer::Command { command, .. }) = received else { panic!("{received:?}") };
+        assert!(left_ms.contains(&command.start_within_ms), "{delay_ms}: {}", command.start_within_ms);
+    }
 }

@@ -227,9 +227,12 @@ impl Link {
     }
 
     fn send_command(&mut self, command: ClaimedCommand) {
+        let now = Instant::now();
+        let start_within = command.start_by.saturating_duration_since(now);
         self.send(Command {
             id: command.command_id.to_wire(),
-            start_within_ms: u64::try_from(command.start_within.as_millis()).unwrap_or(u64::MAX),
+            start_within_ms: u64::try_from(start_within.as_millis()).unwrap_or(u64::MAX),
+            sent_after_ms: self.session.sent_after_ms(now.into_std()),
             requested_by: cut_to(command.requested_by, STRING_BYTES_MAX),
             reason: cut_to(command.reason, REASON_BYTES_MAX),
             grant_id: command.grant_id.to_wire(),

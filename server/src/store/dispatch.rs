@@ -5,6 +5,7 @@ use std::time::Duration;
 use cloudlink_proto::ids::{CommandId, DeviceId, GrantId};
 use serde_json::json;
 use sqlx::PgConnection;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::StoreError;
@@ -28,8 +29,8 @@ pub struct ClaimedCommand {
     pub command_id: CommandId,
     pub grant_id: GrantId,
     pub instruction: Instruction,
-    /// By the database's clock.
-    pub start_within: Duration,
+    /// The moment after which it is not to be begun: what the database's clock had left when it was claimed.
+    pub start_by: Instant,
     pub requested_by: String,
     pub reason: String,
     /// Whether an earlier link may have delivered it already.
@@ -59,6 +60,8 @@ pub struct Dispatch {
 pub async fn dispatch_claim(connection: &mut PgConnection, links: &[LinkKey]) -> Result<Dispatch, StoreError> {
     let devices: Vec<Uuid> = links.iter().map(|link| link.device_id.as_uuid()).collect();
     let epochs: Vec<i64> = links.iter().map(|link| link.epoch.cast_signed()).collect();
+    // Before the answer was made: never later than the database's clock says.
+    let asked_at = Instant::now();
     // The grants come first among the locks, as in command_create() and in a revocation: no two can wait for one another.
     let rows = sqlx::query!(
         r#"with target as (
@@ -127,7 +130,7 @@ pub async fn dispatch_claim(connection: &mut PgConnection, links: &[LinkKey]) ->
             command_id,
             grant_id: GrantId::from_uuid(row.grant_id),
             instruction,
-            start_within: Duration::from_millis(u64::try_from(row.start_within_ms).unwrap_or(0)),
+            start_by: asked_at + Duration::from_millis(u64::try_from(row.start_within_ms).unwrap_or(0)),
             requested_by: row.name,
             reason: row.reason,
             is_resent: row.is_resent,

@@ -51,6 +51,7 @@ async fn a_command_reaches_its_device_and_its_result_is_stored_before_the_receip
     assert_eq!(sent, id);
     assert_eq!(command.kind, Some(command::Kind::RestartService(super::peer::restart("nginx"))));
     assert!((590_000..=600_000).contains(&command.start_within_ms), "{}", command.start_within_ms);
+    assert!((1..20_000).contains(&command.sent_after_ms), "{}", command.sent_after_ms);
     assert!(command.requested_by.starts_with("operator "), "{}", command.requested_by);
     link.report(id, State::Accepted).await;
     port.until(&column(id, "state"), "accepted").await;
