@@ -7,9 +7,11 @@
 //! * [`ids`]: the typed identifiers of everything that has one.
 //! * [`enroll`]: how a device gets its first certificate.
 //! * [`link`]: the control link between a device and a node. Start reading there.
+//! * [`openvpn`]: OpenVPN over TCP, server and client.
 
 #![warn(missing_docs)]
 
 pub mod enroll;
 pub mod ids;
 pub mod link;
+pub mod openvpn;
