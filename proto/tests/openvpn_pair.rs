@@ -166,9 +166,10 @@ fn an_old_key_is_received_with_until_it_dies() {
     let mut pair =
         Pair::new(PKI.server_config(), ClientConfig { renegotiate_every: Some(seconds(4000)), ..PKI.client_config() });
     pair.connect();
+    pair.pass(seconds(3999));
     let early = pair.client.seal(pair.now, &packet(CLIENT_IP, SERVER_IP, 1));
     let late = pair.client.seal(pair.now, &packet(CLIENT_IP, SERVER_IP, 2));
-    pair.pass(seconds(4001));
+    pair.pass(seconds(2));
     assert_eq!(pair.server.rekeyed(), [1]);
     pair.server.feed(pair.now, &early, 1000);
     assert_eq!(pair.server.packets.len(), 1);
@@ -393,6 +394,15 @@ const FIXTURES: &[Fixture] = &[
         name: "openvpn3",
         peer_info: "IV_VER=3.11\nIV_PLAT=linux\nIV_TCPNL=1\nIV_MTU=1600\nIV_NCP=2\n\
                     IV_CIPHERS=AES-128-GCM:AES-256-GCM:CHACHA20-POLY1305\nIV_PROTO=7070\n",
+        cipher: None,
+        ciphers: &Cipher::ALL,
+        asks_for_push: true,
+        expected: (Cipher::Aes256Gcm, "V2", true),
+    },
+    Fixture {
+        name: "openvpn3 with epochs",
+        peer_info: "IV_VER=3.11\nIV_PLAT=linux\nIV_TCPNL=1\nIV_MTU=1600\nIV_NCP=2\n\
+                    IV_CIPHERS=AES-128-GCM:AES-256-GCM:CHACHA20-POLY1305\nIV_PROTO=8094\n",
         cipher: None,
         ciphers: &Cipher::ALL,
         asks_for_push: true,

@@ -73,7 +73,7 @@ impl Deframer {
     /// Gives back the memory of a packet that was handed out.
     pub(super) fn shrink(&mut self) {
         if !self.is_inside() {
-            *self = Self::default();
+            self.partial = Vec::new();
         }
     }
 
