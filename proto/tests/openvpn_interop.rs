@@ -291,10 +291,8 @@ fn packets_from_other_sources_are_dropped_and_counted() {
         };
         ip(&["addr", "add", "10.9.9.9/32", "dev", "tun0"]);
         let echoes = server.seen().echoes;
-        let output =
-            std::process::Command::new("ping").args(["-c", "3", "-i", "0.1", "-W", "1", "-I", "10.9.9.9", "10.77.0.1"]);
-        let mut ping = output;
-        assert!(!ping.output().unwrap().status.success());
+        let arguments = ["-c", "3", "-i", "0.1", "-W", "1", "-I", "10.9.9.9", "10.77.0.1"];
+        assert!(!std::process::Command::new("ping").args(arguments).output().unwrap().status.success());
         assert_eq!(server.seen().echoes, echoes);
         assert_eq!(server.seen().counters.map(|counters| counters.source), Some(3));
     });

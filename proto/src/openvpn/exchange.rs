@@ -1,6 +1,6 @@
 //! TLS and the key exchange inside a key's control channel, for both sides.
 
-use aws_lc_rs::digest::{Context, SHA256};
+use aws_lc_rs::digest::{SHA256, digest};
 
 use super::close::CloseReason;
 use super::control::Which;
@@ -71,12 +71,8 @@ impl Session {
     fn check_peer(&mut self, which: Which) -> Result<(), CloseReason> {
         let Some(tls) = self.key(which).tls.as_ref() else { return Ok(()) };
         let chain = tls.peer_chain().filter(|chain| !chain.is_empty() && tls.is_tls13()).ok_or(CloseReason::WeakTls)?;
-        let mut context = Context::new(&SHA256);
-        for certificate in chain {
-            context.update(&(certificate.len() as u64).to_be_bytes());
-            context.update(certificate);
-        }
-        let digest: [u8; 32] = context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes");
+        let leaf = chain.first().map_or(&[][..], |certificate| certificate.as_ref());
+        let digest: [u8; 32] = digest(&SHA256, leaf).as_ref().try_into().expect("SHA-256 has 32 bytes");
         if *self.pinned.get_or_insert(digest) == digest { Ok(()) } else { Err(CloseReason::CertificateChanged) }
     }
 

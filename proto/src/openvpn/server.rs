@@ -43,7 +43,7 @@ pub enum ServerEvent {
 /// Who a client is, and what it says about itself.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Authenticated {
-    /// Its certificate and those above it, as TLS has verified them. Empty never.
+    /// Its certificate, then whatever it sent with it: stock clients send their authority's, too. Never empty.
     pub certificates: Vec<CertificateDer<'static>>,
     /// Claims of the client.
     pub info: PeerInfo,

@@ -52,7 +52,7 @@ pub struct Session {
     pub(super) next: Option<Box<Key>>,
     pub(super) retired: Option<Retired>,
     pub(super) agreed: Option<Agreed>,
-    /// The peer's certificates of the first handshake.
+    /// The peer's certificate of the first handshake, as a digest.
     pub(super) pinned: Option<[u8; 32]>,
     pub(super) counters: Counters,
 }
