@@ -124,14 +124,19 @@ impl Session {
         }
     }
 
+    /// Takes a new configuration for renegotiations, such as one with a renewed certificate. Servers pin the certificate of
+    /// the first handshake, so it is of use only where the server does not.
+    pub fn set_client_config(&mut self, config: Arc<ClientConfig>) {
+        if let Role::Client(side) = &mut self.role {
+            side.config = config;
+        }
+    }
+
     pub(super) fn send_client_keys(&mut self, which: Which) {
         let secret = ClientSecret::new(self.random.array());
         let Role::Client(side) = &self.role else { return };
-        let message = ClientMessage {
-            secret,
-            options: side.config.options.clone(),
-            peer_info: side.config.peer_info.clone(),
-        };
+        let message =
+            ClientMessage { secret, options: side.config.options.clone(), peer_info: side.config.peer_info.clone() };
         let encoded = message.encode();
         let key = self.key(which);
         key.write(&encoded);

@@ -104,10 +104,7 @@ mod tests {
     fn a_wrapped_key_equals_appendix_a() {
         let wrapped = issued().wrapped;
         assert_eq!(wrapped.len(), 299);
-        assert_eq!(
-            HEXLOWER.encode(&wrapped[..32]),
-            "3c57811d3c2e91a4eb921952dd3c602e1709510ca36dbfe1e1d79793b07cb3f5"
-        );
+        assert_eq!(HEXLOWER.encode(&wrapped[..32]), "3c57811d3c2e91a4eb921952dd3c602e1709510ca36dbfe1e1d79793b07cb3f5");
         assert_eq!(
             HEXLOWER.encode(digest(&SHA256, &wrapped).as_ref()),
             "e0d2c72fa404a8c34c04c056477cc729e2fbda9b7c3958a1423e53d0da663786"

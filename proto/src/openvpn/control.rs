@@ -53,14 +53,22 @@ impl Session {
             return if is_late { Ok(()) } else { Err(CloseReason::Unexpected("key id")) };
         };
         self.acknowledged(which, &body.acks);
-        match body.id {
-            Some(id) => self.arrived(which, id, body.payload),
-            None => Ok(()),
+        if let Some(id) = body.id {
+            self.arrived(which, id, body.payload)?;
         }
+        // Not only when output is asked for: the next packet may already build on it.
+        self.complete_exchange();
+        Ok(())
     }
 
     /// The reset that starts a session, of either side.
-    fn first_reset(&mut self, opcode: Opcode, key: KeyId, sender: SessionId, body: &Body<'_>) -> Result<(), CloseReason> {
+    fn first_reset(
+        &mut self,
+        opcode: Opcode,
+        key: KeyId,
+        sender: SessionId,
+        body: &Body<'_>,
+    ) -> Result<(), CloseReason> {
         // Servers acknowledge the client's reset with theirs; a client has nothing to acknowledge.
         let is_expected = match &self.role {
             Role::Server(side) => opcode == side.expected_reset() && body.acks.is_empty(),

@@ -143,7 +143,10 @@ impl DataKeys {
                 let id = sealing.next_id(cost, self.usage_limit)?;
                 let start = HEADROOM - TAG_BYTES - V1_HEAD_BYTES - LENGTH_BYTES;
                 let (head, tag) = head[start..].split_at_mut(LENGTH_BYTES + V1_HEAD_BYTES);
-                put(head, &[&frame_bytes(V1_HEAD_BYTES + TAG_BYTES)?.to_be_bytes(), &self.head.to_be_bytes()[..1], &id]);
+                put(
+                    head,
+                    &[&frame_bytes(V1_HEAD_BYTES + TAG_BYTES)?.to_be_bytes(), &self.head.to_be_bytes()[..1], &id],
+                );
                 sealing.key.seal(id, &id, packet, tag)?;
                 Ok(start..HEADROOM + bytes)
             }

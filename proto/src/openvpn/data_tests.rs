@@ -36,11 +36,7 @@ fn opened(keys: &mut DataKeys, packet: &[u8]) -> Result<Vec<u8>, OpenError> {
 }
 
 #[rstest]
-#[case(
-    Cipher::Aes256Gcm,
-    V2,
-    "4800000700000001d76a6d450dbe0a5e3d6c48ba7230ba43935c53e2eadd3824275aa3759531edf7"
-)]
+#[case(Cipher::Aes256Gcm, V2, "4800000700000001d76a6d450dbe0a5e3d6c48ba7230ba43935c53e2eadd3824275aa3759531edf7")]
 #[case(Cipher::Aes256Gcm, Format::V1, "3000000001d8408d26b81476c4fcab915804e0fe5e935c53e2eadd3824275aa3759531edf7")]
 #[case(
     Cipher::ChaCha20Poly1305,
@@ -101,10 +97,7 @@ fn both_old_formats_are_taken_whatever_was_agreed() {
 #[test]
 fn packet_id_zero_is_refused() {
     let packet = [&[0x48, 0, 0, 7, 0, 0, 0, 0], [0; 40].as_slice()].concat();
-    assert_eq!(
-        opened(&mut server(Cipher::Aes256Gcm, V2), &packet),
-        Err(OpenError::Replay(ReplayError::Zero))
-    );
+    assert_eq!(opened(&mut server(Cipher::Aes256Gcm, V2), &packet), Err(OpenError::Replay(ReplayError::Zero)));
 }
 
 #[test]

@@ -43,13 +43,8 @@ impl KeyMaterial {
             master.as_mut_slice(),
         );
         let mut keys = Zeroizing::new([0; Self::BYTES]);
-        let seed: [&[u8]; 5] = [
-            b"OpenVPN key expansion",
-            client.random2(),
-            server.random2(),
-            client_id.as_bytes(),
-            server_id.as_bytes(),
-        ];
+        let seed: [&[u8]; 5] =
+            [b"OpenVPN key expansion", client.random2(), server.random2(), client_id.as_bytes(), server_id.as_bytes()];
         prf(master.as_slice(), &seed.concat(), keys.as_mut_slice());
         Self(keys)
     }
@@ -130,11 +125,7 @@ mod tests {
         let (client, server) = (ClientSecret::new(client), ServerSecret::new(server));
 
         let mut master = [0; 48];
-        prf(
-            client.pre_master(),
-            &[b"OpenVPN master secret", client.random1(), server.random1()].concat(),
-            &mut master,
-        );
+        prf(client.pre_master(), &[b"OpenVPN master secret", client.random1(), server.random1()].concat(), &mut master);
         assert_eq!(
             HEXLOWER.encode(&master),
             "94038ec644a1be8052d10fa6f636c2633ce51a01928088210892d685f98cab51728d50abaca2f4c54bb30294f19d7788"

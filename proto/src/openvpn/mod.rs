@@ -72,7 +72,8 @@ pub use client::{ClientEvent, PENDING_WITHIN_MAX};
 pub use client_key::{ClientKeyError, METADATA_BYTES_MAX};
 pub use close::{CloseReason, Refusal, Waited};
 pub use config::{
-    ClientConfig, ClientWrapping, MTU_DEFAULT, ServerConfig, ServerWrapping, Start, tls_client_config, tls_server_config,
+    ClientConfig, ClientWrapping, MTU_DEFAULT, ServerConfig, ServerWrapping, Start, tls_client_config,
+    tls_server_config,
 };
 pub use control::CONTROL_PAYLOAD_BYTES_MAX;
 pub use counters::Counters;

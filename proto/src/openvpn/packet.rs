@@ -134,11 +134,8 @@ impl<'a> Body<'a> {
         for _ in 0..count {
             acks.add(reader.u32()?);
         }
-        let acked = if count > 0 {
-            Some(SessionId::new(reader.array()?).ok_or(PacketError::ZeroSessionId)?)
-        } else {
-            None
-        };
+        let acked =
+            if count > 0 { Some(SessionId::new(reader.array()?).ok_or(PacketError::ZeroSessionId)?) } else { None };
         let id = if opcode == Opcode::Ack { None } else { Some(reader.u32()?) };
         let payload = reader.rest();
         if id.is_none() && !payload.is_empty() {

@@ -81,7 +81,8 @@ impl PeerInfo {
                 Some(rest.strip_suffix(b"\r").unwrap_or(rest))
             })
         };
-        let claim = |name| value(name).map_or_else(Vec::new, |value| value[..value.len().min(CLAIM_BYTES_MAX)].to_vec());
+        let claim =
+            |name| value(name).map_or_else(Vec::new, |value| value[..value.len().min(CLAIM_BYTES_MAX)].to_vec());
         let number = |name| std::str::from_utf8(value(name)?).ok()?.parse::<u16>().ok();
         Self {
             abilities: value(b"IV_PROTO").map(Abilities::parse).unwrap_or_default(),
@@ -118,7 +119,9 @@ mod tests {
         assert_eq!(info.platform, b"linux");
         assert_eq!((info.mtu_max, info.ncp, info.has_stub_v2), (Some(1600), 2, true));
         assert_eq!(info.ciphers.as_deref(), Some(b"AES-256-GCM:AES-128-GCM".as_slice()));
-        for ability in [Abilities::DATA_V2, Abilities::REQUEST_PUSH, Abilities::TLS_KEY_EXPORT, Abilities::CC_EXIT_NOTIFY] {
+        for ability in
+            [Abilities::DATA_V2, Abilities::REQUEST_PUSH, Abilities::TLS_KEY_EXPORT, Abilities::CC_EXIT_NOTIFY]
+        {
             assert!(info.abilities.has(ability));
         }
         assert!(!info.abilities.has(Abilities::DATA_EPOCH));

@@ -50,8 +50,7 @@ pub(super) fn replies(options: &[String]) -> Vec<String> {
     const LAST: &str = ",push-continuation 1";
 
     let is_fit = |option: &&String| {
-        option.len() <= PUSH_OPTION_BYTES_MAX
-            && option.bytes().all(|byte| (0x20..0x7f).contains(&byte) && byte != b',')
+        option.len() <= PUSH_OPTION_BYTES_MAX && option.bytes().all(|byte| (0x20..0x7f).contains(&byte) && byte != b',')
     };
     let fit: Vec<&String> = options.iter().filter(is_fit).collect();
     let bytes: usize = fit.iter().map(|option| 1 + option.len()).sum();

@@ -252,11 +252,8 @@ impl Session {
             return Err(error);
         }
         side.push = replies(&side.options(agreed, admission));
-        side.inner = Some(InnerPolicy {
-            ipv4: admission.ipv4,
-            ipv6: admission.ipv6.map(|ipv6| ipv6.address),
-            mtu: agreed.mtu,
-        });
+        side.inner =
+            Some(InnerPolicy { ipv4: admission.ipv4, ipv6: admission.ipv6.map(|ipv6| ipv6.address), mtu: agreed.mtu });
         // The peer id that was pushed is the client's to send. Towards the client it says nothing, and stays 0.
         self.connect();
         Ok(())

@@ -115,7 +115,14 @@ pub enum Event {
 }
 
 impl Session {
-    pub(super) fn new(role: Role, now: Instant, mut random: Random, wrap: Wrap, current: Key, within: Duration) -> Self {
+    pub(super) fn new(
+        role: Role,
+        now: Instant,
+        mut random: Random,
+        wrap: Wrap,
+        current: Key,
+        within: Duration,
+    ) -> Self {
         let own_id = loop {
             if let Some(id) = SessionId::new(random.array()) {
                 break id;
@@ -232,6 +239,12 @@ impl Session {
             return Err(SealError::TooLarge);
         }
         self.seal_any(buffer, packet_bytes)
+    }
+
+    /// Asks for new keys now, unless that is under way or the session is not live.
+    pub fn renegotiate(&mut self, now: Instant) {
+        self.hear(now);
+        self.start_renegotiation();
     }
 
     /// Where the session stands.

@@ -57,10 +57,9 @@ impl State {
             (Self::Handshaking, Event::Keys) => Some(Self::AwaitAdmission),
             (Self::AwaitAdmission, Event::Admitted) => Some(Self::Live),
             (Self::Handshaking | Self::AwaitAdmission | Self::Live, Event::Leave) => Some(Self::Ending),
-            (
-                Self::AwaitReset | Self::Handshaking | Self::AwaitAdmission | Self::Live | Self::Ending,
-                Event::Close,
-            ) => Some(Self::Closed),
+            (Self::AwaitReset | Self::Handshaking | Self::AwaitAdmission | Self::Live | Self::Ending, Event::Close) => {
+                Some(Self::Closed)
+            }
             (Self::AwaitReset, Event::Keys | Event::Admitted | Event::Leave)
             | (Self::Handshaking, Event::Reset | Event::Admitted)
             | (Self::AwaitAdmission, Event::Reset | Event::Keys)

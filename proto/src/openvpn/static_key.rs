@@ -41,8 +41,7 @@ impl StaticKey {
     /// There is no key in it, or not a whole one.
     pub fn from_pem(text: &str) -> Result<Self, KeyFileError> {
         let digits = Zeroizing::new(block(text, STATIC_KEY)?);
-        let bytes =
-            Zeroizing::new(HEXLOWER_PERMISSIVE.decode(digits.as_bytes()).map_err(|_| KeyFileError::Encoding)?);
+        let bytes = Zeroizing::new(HEXLOWER_PERMISSIVE.decode(digits.as_bytes()).map_err(|_| KeyFileError::Encoding)?);
         Self::from_slice(&bytes)
     }
 

@@ -106,10 +106,8 @@ impl Session {
         let is_in = |states: &[State]| states.contains(&state);
         match timer {
             Timer::FirstPacket => is_in(&[State::AwaitReset]).then_some(self.deadlines.first_packet_at),
-            Timer::Handshake => {
-                is_in(&[State::AwaitReset, State::Handshaking, State::AwaitAdmission])
-                    .then_some(self.deadlines.handshake_at)
-            }
+            Timer::Handshake => is_in(&[State::AwaitReset, State::Handshaking, State::AwaitAdmission])
+                .then_some(self.deadlines.handshake_at),
             Timer::PushRequest => match &self.role {
                 Role::Client(side) if state == State::AwaitAdmission => side.push_request_at,
                 Role::Client(_) | Role::Server(_) => None,
@@ -123,9 +121,11 @@ impl Session {
             Timer::Renegotiation => {
                 self.next.as_ref().filter(|_| is_live).map(|next| next.started_at + HANDSHAKE_WITHIN)
             }
-            Timer::Switch => {
-                self.retired.as_ref().filter(|retired| retired.is_sending).map(|_| self.current.active_at + SWITCH_AFTER)
-            }
+            Timer::Switch => self
+                .retired
+                .as_ref()
+                .filter(|retired| retired.is_sending)
+                .map(|_| self.current.active_at + SWITCH_AFTER),
             Timer::Retire => self.retired.as_ref().map(|retired| retired.dies_at),
             Timer::Acknowledgement => {
                 let since = self.deadlines.unacknowledged_since.filter(|_| is_live)?;

@@ -337,10 +337,7 @@ mod tests {
 
     #[test]
     fn packets_equal_appendix_a() {
-        assert_eq!(
-            HEXLOWER.encode(&sealed(&mut Wrap::Plain)),
-            "4011121314151617180100000000010203040506070800000000"
-        );
+        assert_eq!(HEXLOWER.encode(&sealed(&mut Wrap::Plain)), "4011121314151617180100000000010203040506070800000000");
         let mut auth = Wrap::auth(&counting_key(), KeyDirection::Zero, AuthDigest::Sha1, TIME);
         assert_eq!(
             HEXLOWER.encode(&sealed(&mut auth)),

@@ -1,7 +1,5 @@
 //! Real OpenVPN processes against our sessions over loopback TCP, in a network namespace of their own.
 
-#![allow(unreachable_pub, clippy::allow_attributes, reason = "a module of one test file")]
-
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -16,16 +14,17 @@ use cloudlink_proto::openvpn::{
 };
 use tempfile::TempDir;
 
-use crate::openvpn::{CLIENT_IP, End, PKI, Pki, SERVER_IP, admission, start};
+use crate::wire::{CLIENT_IP, End, PKI, Pki, SERVER_IP, admission, start};
 
 /// In a namespace of its own nobody else has it.
-pub const PORT: u16 = 28_000;
+pub(crate) const PORT: u16 = 28_000;
 /// How long anything may take that does not say otherwise.
 const PATIENCE: Duration = Duration::from_secs(20);
 const NAMESPACE_MARK: &str = "OPENVPN_TEST_NAMESPACE";
 
 /// Runs `test` of this test binary, by its name, in a network namespace of its own. Says why when that is not possible here.
-pub fn in_namespace(name: &str, test: impl FnOnce()) {
+pub(crate) fn in_namespace(name: &str, test: impl FnOnce()) {
+    let name = format!("interop::{name}");
     if std::env::var_os(NAMESPACE_MARK).is_some() {
         run(Command::new("ip").args(["link", "set", "lo", "up"]));
         test();
@@ -40,7 +39,7 @@ pub fn in_namespace(name: &str, test: impl FnOnce()) {
     let output = Command::new("unshare")
         .args(["--net", "--"])
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .args(["--exact", &name, "--nocapture", "--test-threads=1"])
         .env(NAMESPACE_MARK, "1")
         .output()
         .unwrap();
@@ -55,7 +54,7 @@ fn run(command: &mut Command) {
 }
 
 #[expect(clippy::disallowed_methods, reason = "real peers live in real time")]
-pub fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
@@ -66,7 +65,7 @@ fn unix_seconds() -> u32 {
 }
 
 /// Waits for something with a limit, and says what it waited for.
-pub fn wait_for<T>(what: &str, within: Duration, mut check: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(what: &str, within: Duration, mut check: impl FnMut() -> Option<T>) -> T {
     let end = now() + within;
     loop {
         if let Some(found) = check() {
@@ -78,12 +77,12 @@ pub fn wait_for<T>(what: &str, within: Duration, mut check: impl FnMut() -> Opti
 }
 
 /// Certificates and keys as files.
-pub struct Files {
+pub(crate) struct Files {
     folder: TempDir,
 }
 
 impl Files {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let files = Self { folder: tempfile::tempdir().unwrap() };
         files.write("ca.crt", &PKI.authority.certificate_pem());
         for (name, leaf) in [("server", &PKI.server), ("device", &PKI.device)] {
@@ -93,39 +92,39 @@ impl Files {
         files
     }
 
-    pub fn write(&self, name: &str, text: &str) -> String {
+    pub(crate) fn write(&self, name: &str, text: &str) -> String {
         std::fs::write(self.path(name), text).unwrap();
         self.path(name).to_str().unwrap().to_owned()
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    pub fn named(&self, name: &str) -> String {
+    pub(crate) fn named(&self, name: &str) -> String {
         self.path(name).to_str().unwrap().to_owned()
     }
 
-    pub fn read(&self, name: &str) -> String {
+    pub(crate) fn read(&self, name: &str) -> String {
         std::fs::read_to_string(self.path(name)).unwrap()
     }
 
     /// Lets `openvpn --genkey` write a file.
-    pub fn generate(&self, arguments: &[&str], name: &str) -> String {
+    pub(crate) fn generate(&self, arguments: &[&str], name: &str) -> String {
         run(Command::new("openvpn").args(arguments).arg(self.path(name)));
         self.read(name)
     }
 }
 
 /// A stock OpenVPN process and what it says.
-pub struct OpenVpn {
+pub(crate) struct OpenVpn {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
     reader: Option<JoinHandle<()>>,
 }
 
 impl OpenVpn {
-    pub fn client(files: &Files, arguments: &[&str]) -> Self {
+    pub(crate) fn client(files: &Files, arguments: &[&str]) -> Self {
         let mut command = Command::new("openvpn");
         command
             .args(["--client", "--dev", "tun", "--proto", "tcp-client", "--remote", "127.0.0.1", &PORT.to_string()])
@@ -136,7 +135,7 @@ impl OpenVpn {
         Self::spawn(command)
     }
 
-    pub fn server(files: &Files, arguments: &[&str]) -> Self {
+    pub(crate) fn server(files: &Files, arguments: &[&str]) -> Self {
         let mut command = Command::new("openvpn");
         command
             .args(["--server", "10.77.0.0", "255.255.255.0", "--topology", "subnet", "--dev", "tun"])
@@ -162,15 +161,15 @@ impl OpenVpn {
         Self { child, log, reader: Some(reader) }
     }
 
-    pub fn log(&self) -> Vec<String> {
+    pub(crate) fn log(&self) -> Vec<String> {
         self.log.lock().unwrap().clone()
     }
 
-    pub fn has_line(&self, part: &str) -> bool {
+    pub(crate) fn has_line(&self, part: &str) -> bool {
         self.log.lock().unwrap().iter().any(|line| line.contains(part))
     }
 
-    pub fn wait_for_line(&self, part: &str) {
+    pub(crate) fn wait_for_line(&self, part: &str) {
         let end = now() + PATIENCE;
         while !self.has_line(part) {
             assert!(now() < end, "no {part:?} in time:\n{}", self.log().join("\n"));
@@ -178,12 +177,12 @@ impl OpenVpn {
         }
     }
 
-    pub fn wait_for_exit(&mut self) -> Option<i32> {
+    pub(crate) fn wait_for_exit(&mut self) -> Option<i32> {
         wait_for("end of openvpn", PATIENCE, || self.child.try_wait().unwrap()).code()
     }
 
     /// Lines that a healthy session never has.
-    pub fn complaints(&self) -> Vec<String> {
+    pub(crate) fn complaints(&self) -> Vec<String> {
         const BAD: [&str; 7] =
             ["ERROR", "Error", "WARNING: 'link-mtu'", "dropped", "Bad ", "out of sync", "inconsistent"];
         self.log().into_iter().filter(|line| BAD.iter().any(|bad| line.contains(bad))).collect()
@@ -200,18 +199,18 @@ impl Drop for OpenVpn {
 
 /// What a server of ours has seen.
 #[derive(Debug, Default)]
-pub struct Seen {
-    pub connected: usize,
-    pub rekeyed: usize,
-    pub echoes: usize,
-    pub closed: Vec<CloseReason>,
-    pub agreed: Option<Agreed>,
-    pub counters: Option<Counters>,
-    pub key_metadata: Option<Vec<u8>>,
+pub(crate) struct Seen {
+    pub(crate) connected: usize,
+    pub(crate) rekeyed: usize,
+    pub(crate) echoes: usize,
+    pub(crate) closed: Vec<CloseReason>,
+    pub(crate) agreed: Option<Agreed>,
+    pub(crate) counters: Option<Counters>,
+    pub(crate) key_metadata: Option<Vec<u8>>,
 }
 
 /// A server of ours that answers pings by itself.
-pub struct Server {
+pub(crate) struct Server {
     seen: Arc<Mutex<Seen>>,
     farewell: Arc<Mutex<Option<Farewell>>>,
     is_over: Arc<AtomicBool>,
@@ -219,11 +218,11 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn new(config: ServerConfig) -> Self {
+    pub(crate) fn new(config: ServerConfig) -> Self {
         Self::with(config, admission())
     }
 
-    pub fn with(config: ServerConfig, admission: Admission) -> Self {
+    pub(crate) fn with(config: ServerConfig, admission: Admission) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", PORT)).unwrap();
         listener.set_nonblocking(true).unwrap();
         let seen = Arc::new(Mutex::new(Seen::default()));
@@ -258,11 +257,11 @@ impl Server {
         Self { seen, farewell, is_over, thread: Some(thread) }
     }
 
-    pub fn seen(&self) -> MutexGuard<'_, Seen> {
+    pub(crate) fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap()
     }
 
-    pub fn say_farewell(&self, farewell: Farewell) {
+    pub(crate) fn say_farewell(&self, farewell: Farewell) {
         *self.farewell.lock().unwrap() = Some(farewell);
     }
 }
@@ -275,13 +274,13 @@ impl Drop for Server {
 }
 
 /// A session on a real connection.
-pub struct Connection {
+pub(crate) struct Connection {
     stream: TcpStream,
-    pub end: End,
+    pub(crate) end: End,
 }
 
 impl Connection {
-    pub fn new(stream: TcpStream, session: Session) -> Self {
+    pub(crate) fn new(stream: TcpStream, session: Session) -> Self {
         stream.set_nonblocking(false).unwrap();
         stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -291,7 +290,7 @@ impl Connection {
         connection
     }
 
-    pub fn client(config: ClientConfig) -> Self {
+    pub(crate) fn client(config: ClientConfig) -> Self {
         let stream = TcpStream::connect(("127.0.0.1", PORT)).unwrap();
         let mut start = start(99);
         start.unix_seconds = unix_seconds();
@@ -299,7 +298,7 @@ impl Connection {
     }
 
     /// Reads once and does what is due; false when it is over.
-    pub fn turn(&mut self) -> bool {
+    pub(crate) fn turn(&mut self) -> bool {
         let mut bytes = vec![0; 16 * 1024];
         match self.stream.read(&mut bytes) {
             Ok(0) => self.end.session.handle_end_of_stream(now()),
@@ -320,7 +319,7 @@ impl Connection {
         drop(self.stream.write_all(bytes));
     }
 
-    pub fn send_packet(&mut self, packet: &[u8]) {
+    pub(crate) fn send_packet(&mut self, packet: &[u8]) {
         let frame = self.end.seal(now(), packet);
         self.send(&frame);
     }
@@ -355,14 +354,17 @@ impl Connection {
     }
 
     /// Sends echo requests through the tunnel, one each turn, and expects all answers.
-    pub fn ping(&mut self, count: u16, pause: Duration) {
+    pub(crate) fn ping(&mut self, count: u16, pause: Duration) {
         for sequence in 0..count {
             self.send_packet(&echo_request(sequence));
             let end = now() + PATIENCE;
             loop {
                 assert!(self.turn(), "closed while pinging: {:?}", self.end.closed);
                 let answers = std::mem::take(&mut self.end.packets);
-                if answers.iter().any(|answer| answer.len() == 28 && answer[20] == 0 && answer[26..28] == sequence.to_be_bytes()) {
+                if answers
+                    .iter()
+                    .any(|answer| answer.len() == 28 && answer[20] == 0 && answer[26..28] == sequence.to_be_bytes())
+                {
                     break;
                 }
                 assert!(now() < end, "no answer to ping {sequence}");
@@ -376,7 +378,8 @@ impl Connection {
 }
 
 fn checksum(bytes: &[u8]) -> [u8; 2] {
-    let sum: u32 = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | pair.get(1).copied().map_or(0, u32::from)).sum();
+    let sum: u32 =
+        bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | pair.get(1).copied().map_or(0, u32::from)).sum();
     let folded = (sum & 0xffff) + (sum >> 16);
     let folded = (folded & 0xffff) + (folded >> 16);
     (!u16::try_from(folded).unwrap()).to_be_bytes()
@@ -418,7 +421,7 @@ fn echo_reply(packet: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Real pings through the kernel and the stock client: none may be lost.
-pub fn ping(address: Ipv4Addr, count: u32, interval: &str, size: u16) {
+pub(crate) fn ping(address: Ipv4Addr, count: u32, interval: &str, size: u16) {
     let output = Command::new("ping")
         .args(["-c", &count.to_string(), "-i", interval, "-W", "2", "-s", &size.to_string(), "-M", "do"])
         .arg(address.to_string())
@@ -429,6 +432,6 @@ pub fn ping(address: Ipv4Addr, count: u32, interval: &str, size: u16) {
 }
 
 /// A certificate authority of somebody else.
-pub fn stranger() -> Pki {
-    Pki::create()
+pub(crate) fn stranger() -> Pki {
+    Pki::create("Other CA")
 }

@@ -1,7 +1,5 @@
 //! What the tests of `proto::openvpn` share: certificates, and two sessions on a virtual wire in virtual time.
 
-#![allow(dead_code, unreachable_pub, clippy::allow_attributes, reason = "each test file uses a part of this one")]
-
 use std::net::Ipv4Addr;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -22,25 +20,25 @@ use rustls::server::WebPkiClientVerifier;
 use time::macros::datetime;
 use uuid::Uuid;
 
-pub const SERVER_NAME: &str = "cloud.example";
-pub const SERVER_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
-pub const CLIENT_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+pub(crate) const SERVER_NAME: &str = "cloud.example";
+pub(crate) const SERVER_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+pub(crate) const CLIENT_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 
-pub const OPTIONS: &str =
+pub(crate) const OPTIONS: &str =
     "V4,dev-type tun,link-mtu 1543,tun-mtu 1500,proto TCPv4_CLIENT,auth SHA1,keysize 128,key-method 2,tls-client";
 
-pub const PEER_2_6: &str = "IV_VER=2.6.14\nIV_PLAT=linux\nIV_TCPNL=1\nIV_MTU=1600\nIV_NCP=2\n\
+pub(crate) const PEER_2_6: &str = "IV_VER=2.6.14\nIV_PLAT=linux\nIV_TCPNL=1\nIV_MTU=1600\nIV_NCP=2\n\
     IV_CIPHERS=AES-256-GCM:AES-128-GCM:CHACHA20-POLY1305\nIV_PROTO=990\nIV_LZO_STUB=1\nIV_COMP_STUB=1\n\
     IV_COMP_STUBv2=1\n";
 
 /// A certificate and its key.
-pub struct Leaf {
-    pub certificate: CertificateDer<'static>,
-    pub key: PrivateKey,
+pub(crate) struct Leaf {
+    pub(crate) certificate: CertificateDer<'static>,
+    pub(crate) key: PrivateKey,
 }
 
 impl Leaf {
-    pub fn certificate_pem(&self) -> String {
+    pub(crate) fn certificate_pem(&self) -> String {
         pem::certificate_to_pem(&self.certificate)
     }
 
@@ -50,14 +48,14 @@ impl Leaf {
 }
 
 /// A fleet: its authority, a server, and two devices.
-pub struct Pki {
-    pub authority: Authority,
-    pub server: Leaf,
-    pub device: Leaf,
-    pub other_device: Leaf,
+pub(crate) struct Pki {
+    pub(crate) authority: Authority,
+    pub(crate) server: Leaf,
+    pub(crate) device: Leaf,
+    pub(crate) other_device: Leaf,
 }
 
-pub static PKI: LazyLock<Pki> = LazyLock::new(Pki::create);
+pub(crate) static PKI: LazyLock<Pki> = LazyLock::new(|| Pki::create("Test CA"));
 
 fn new_key() -> PrivateKey {
     let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).unwrap().to_pkcs8v1().unwrap();
@@ -65,14 +63,19 @@ fn new_key() -> PrivateKey {
 }
 
 impl Pki {
-    pub fn create() -> Self {
+    pub(crate) fn create(name: &str) -> Self {
         let validity = |end| Validity::new(datetime!(2020-01-01 00:00 UTC), end).unwrap();
         let long = validity(datetime!(2060-01-01 00:00 UTC));
         let leaf_validity = validity(datetime!(2050-01-01 00:00 UTC));
-        let authority = Authority::create(new_key(), "Test CA", Serial::from_random([1; 16]), long).unwrap();
+        let authority = Authority::create(new_key(), name, Serial::from_random([1; 16]), long).unwrap();
         let key = new_key();
         let certificate = authority
-            .issue_server(&key.public_key(), &[SERVER_NAME.parse().unwrap()], Serial::from_random([2; 16]), leaf_validity)
+            .issue_server(
+                &key.public_key(),
+                &[SERVER_NAME.parse().unwrap()],
+                Serial::from_random([2; 16]),
+                leaf_validity,
+            )
             .unwrap();
         let server = Leaf { certificate, key };
         let device = |number: u8| {
@@ -90,13 +93,13 @@ impl Pki {
         Self { authority, server, device, other_device }
     }
 
-    pub fn roots(&self) -> RootCertStore {
+    pub(crate) fn roots(&self) -> RootCertStore {
         let mut roots = RootCertStore::empty();
         roots.add(self.authority.certificate_der().clone()).unwrap();
         roots
     }
 
-    pub fn server_tls(&self) -> Arc<rustls::ServerConfig> {
+    pub(crate) fn server_tls(&self) -> Arc<rustls::ServerConfig> {
         let provider = Arc::new(default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()), Arc::clone(&provider));
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
@@ -109,7 +112,7 @@ impl Pki {
         Arc::new(config)
     }
 
-    pub fn client_tls(&self, leaf: Option<&Leaf>) -> Arc<rustls::ClientConfig> {
+    pub(crate) fn client_tls(&self, leaf: Option<&Leaf>) -> Arc<rustls::ClientConfig> {
         let builder = rustls::ClientConfig::builder_with_provider(Arc::new(default_provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
@@ -122,11 +125,11 @@ impl Pki {
         Arc::new(config)
     }
 
-    pub fn server_config(&self) -> ServerConfig {
+    pub(crate) fn server_config(&self) -> ServerConfig {
         ServerConfig::new(self.server_tls())
     }
 
-    pub fn client_config(&self) -> ClientConfig {
+    pub(crate) fn client_config(&self) -> ClientConfig {
         let name = ServerName::try_from(SERVER_NAME).unwrap();
         let mut config = ClientConfig::new(self.client_tls(Some(&self.device)), name);
         config.renegotiate_every = None;
@@ -135,7 +138,7 @@ impl Pki {
 }
 
 /// Every kind of wrapping, as a server and a client have it.
-pub fn wrappings() -> Vec<(&'static str, ServerWrapping, ClientWrapping)> {
+pub(crate) fn wrappings() -> Vec<(&'static str, ServerWrapping, ClientWrapping)> {
     use cloudlink_proto::openvpn::AuthDigest::{Sha1, Sha256};
 
     let key = StaticKey::from_bytes(std::array::from_fn(|index| u8::try_from(index * 7 % 251).unwrap()));
@@ -158,7 +161,7 @@ pub fn wrappings() -> Vec<(&'static str, ServerWrapping, ClientWrapping)> {
     ]
 }
 
-pub fn admission() -> Admission {
+pub(crate) fn admission() -> Admission {
     Admission {
         ipv4: CLIENT_IP,
         netmask: Ipv4Addr::new(255, 255, 255, 0),
@@ -169,33 +172,33 @@ pub fn admission() -> Admission {
     }
 }
 
-pub fn start(seed: u8) -> Start {
+pub(crate) fn start(seed: u8) -> Start {
     Start { seed: [seed; 32], unix_seconds: 1_790_000_000 }
 }
 
 #[expect(clippy::disallowed_methods, reason = "virtual time has to start somewhere")]
-pub fn beginning() -> Instant {
+pub(crate) fn beginning() -> Instant {
     static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
     *BEGINNING
 }
 
 /// One end, and what came out of it.
-pub struct End {
-    pub session: Session,
-    pub events: Vec<Event>,
-    pub packets: Vec<Vec<u8>>,
-    pub closed: Option<CloseReason>,
+pub(crate) struct End {
+    pub(crate) session: Session,
+    pub(crate) events: Vec<Event>,
+    pub(crate) packets: Vec<Vec<u8>>,
+    pub(crate) closed: Option<CloseReason>,
     /// Everything that it ever sent, but for encrypted packets.
-    pub sent: Vec<u8>,
+    pub(crate) sent: Vec<u8>,
 }
 
 impl End {
-    pub fn new(session: Session) -> Self {
+    pub(crate) fn new(session: Session) -> Self {
         Self { session, events: vec![], packets: vec![], closed: None, sent: vec![] }
     }
 
     /// Feeds bytes in pieces of at most `cut`.
-    pub fn feed(&mut self, now: Instant, bytes: &[u8], cut: usize) -> Vec<u8> {
+    pub(crate) fn feed(&mut self, now: Instant, bytes: &[u8], cut: usize) -> Vec<u8> {
         let mut out = Vec::new();
         for piece in bytes.chunks(cut) {
             let mut piece = piece.to_vec();
@@ -212,7 +215,7 @@ impl End {
         out
     }
 
-    pub fn drain(&mut self) -> Vec<u8> {
+    pub(crate) fn drain(&mut self) -> Vec<u8> {
         let mut out = Vec::new();
         while let Some(output) = self.session.poll_output() {
             assert!(self.closed.is_none(), "something came after the end: {output:?}");
@@ -226,18 +229,22 @@ impl End {
         out
     }
 
-    pub fn timeout(&mut self, now: Instant) -> Vec<u8> {
+    pub(crate) fn timeout(&mut self, now: Instant) -> Vec<u8> {
         self.session.handle_timeout(now);
         self.drain()
     }
 
-    pub fn seal(&mut self, now: Instant, packet: &[u8]) -> Vec<u8> {
-        let mut buffer = [&[0; HEADROOM], packet, &[0; TAILROOM]].concat();
-        let frame = self.session.seal(now, &mut buffer, packet.len()).expect("a live session seals");
-        buffer[frame].to_vec()
+    pub(crate) fn seal(&mut self, now: Instant, packet: &[u8]) -> Vec<u8> {
+        self.try_seal(now, packet).expect("a live session seals")
     }
 
-    pub fn rekeyed(&self) -> Vec<u8> {
+    pub(crate) fn try_seal(&mut self, now: Instant, packet: &[u8]) -> Option<Vec<u8>> {
+        let mut buffer = [&[0; HEADROOM], packet, &[0; TAILROOM]].concat();
+        let frame = self.session.seal(now, &mut buffer, packet.len()).ok()?;
+        Some(buffer[frame].to_vec())
+    }
+
+    pub(crate) fn rekeyed(&self) -> Vec<u8> {
         let key = |event: &Event| match event {
             Event::Rekeyed(key) => Some(key.value()),
             Event::Server(_) | Event::Client(_) => None,
@@ -245,14 +252,14 @@ impl End {
         self.events.iter().filter_map(key).collect()
     }
 
-    pub fn pushed(&self) -> Option<&Pushed> {
+    pub(crate) fn pushed(&self) -> Option<&Pushed> {
         self.events.iter().find_map(|event| match event {
             Event::Client(ClientEvent::Connected(pushed)) => Some(pushed.as_ref()),
             Event::Client(ClientEvent::Info(_)) | Event::Server(_) | Event::Rekeyed(_) => None,
         })
     }
 
-    pub fn peer_info(&self) -> Option<&PeerInfo> {
+    pub(crate) fn peer_info(&self) -> Option<&PeerInfo> {
         self.events.iter().find_map(|event| match event {
             Event::Server(ServerEvent::Authenticated(client)) => Some(&client.info),
             Event::Client(_) | Event::Server(ServerEvent::Connected) | Event::Rekeyed(_) => None,
@@ -261,45 +268,45 @@ impl End {
 }
 
 /// What a server does with a client that has proven itself.
-pub enum Answer {
+pub(crate) enum Decision {
     Admit(Admission),
     Refuse(String),
     Wait,
 }
 
 /// A server and a client on a wire that cuts as it likes.
-pub struct Pair {
-    pub now: Instant,
-    pub server: End,
-    pub client: End,
-    pub answer: Answer,
+pub(crate) struct Pair {
+    pub(crate) now: Instant,
+    pub(crate) server: End,
+    pub(crate) client: End,
+    pub(crate) decision: Decision,
     /// Bytes on their way.
-    pub to_server: Vec<u8>,
-    pub to_client: Vec<u8>,
+    pub(crate) to_server: Vec<u8>,
+    pub(crate) to_client: Vec<u8>,
     /// The largest piece that arrives at once.
-    pub cut: usize,
+    pub(crate) cut: usize,
 }
 
 impl Pair {
-    pub fn new(server: ServerConfig, client: ClientConfig) -> Self {
+    pub(crate) fn new(server: ServerConfig, client: ClientConfig) -> Self {
         let now = beginning();
         Self {
             now,
             server: End::new(Session::server(now, Arc::new(server), start(1))),
             client: End::new(Session::client(now, Arc::new(client), start(2))),
-            answer: Answer::Admit(admission()),
+            decision: Decision::Admit(admission()),
             to_server: vec![],
             to_client: vec![],
             cut: usize::MAX,
         }
     }
 
-    pub fn standard() -> Self {
+    pub(crate) fn standard() -> Self {
         Self::new(PKI.server_config(), PKI.client_config())
     }
 
     /// Moves bytes until nothing is on its way.
-    pub fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         loop {
             self.to_server.extend(self.client.drain());
             self.to_client.extend(self.server.drain());
@@ -320,21 +327,23 @@ impl Pair {
             return;
         }
         // A second answer is an error that changes nothing.
-        match &self.answer {
-            Answer::Admit(admission) => drop(self.server.session.admit(self.now, admission)),
-            Answer::Refuse(reason) => drop(self.server.session.refuse(self.now, reason.clone())),
-            Answer::Wait => {}
+        match &self.decision {
+            Decision::Admit(admission) => drop(self.server.session.admit(self.now, admission)),
+            Decision::Refuse(reason) => drop(self.server.session.refuse(self.now, reason.clone())),
+            Decision::Wait => {}
         }
         self.to_client.extend(self.server.drain());
     }
 
     /// Lets time pass, with everything that it brings.
-    pub fn pass(&mut self, time: Duration) {
+    pub(crate) fn pass(&mut self, time: Duration) {
         let end = self.now + time;
         loop {
             self.settle();
             let timeouts = [self.server.session.poll_timeout(), self.client.session.poll_timeout()];
-            let Some(at) = timeouts.into_iter().flatten().map(|(at, _)| at).min().filter(|at| *at <= end) else { break };
+            let Some(at) = timeouts.into_iter().flatten().map(|(at, _)| at).min().filter(|at| *at <= end) else {
+                break;
+            };
             self.now = self.now.max(at);
             self.to_client.extend(self.server.timeout(self.now));
             self.to_server.extend(self.client.timeout(self.now));
@@ -343,7 +352,7 @@ impl Pair {
     }
 
     /// Lets time pass until the client is connected.
-    pub fn connect(&mut self) {
+    pub(crate) fn connect(&mut self) {
         for _ in 0..20 {
             self.settle();
             if self.client.pushed().is_some() {
@@ -355,7 +364,7 @@ impl Pair {
     }
 
     /// Sends a packet each way and expects it to arrive.
-    pub fn exchange_packets(&mut self, mark: u8) {
+    pub(crate) fn exchange_packets(&mut self, mark: u8) {
         let (up, down) = (packet(CLIENT_IP, SERVER_IP, mark), packet(SERVER_IP, CLIENT_IP, mark));
         let frame = self.client.seal(self.now, &up);
         self.to_server.extend(frame);
@@ -368,7 +377,7 @@ impl Pair {
 }
 
 /// A whole IPv4 packet.
-pub fn packet(source: Ipv4Addr, destination: Ipv4Addr, mark: u8) -> Vec<u8> {
+pub(crate) fn packet(source: Ipv4Addr, destination: Ipv4Addr, mark: u8) -> Vec<u8> {
     let mut packet = vec![mark; 64];
     packet[..20].fill(0);
     packet[0] = 0x45;
@@ -381,7 +390,7 @@ pub fn packet(source: Ipv4Addr, destination: Ipv4Addr, mark: u8) -> Vec<u8> {
 }
 
 /// Packets of a stream, without their lengths.
-pub fn frames(mut stream: &[u8]) -> Vec<Vec<u8>> {
+pub(crate) fn frames(mut stream: &[u8]) -> Vec<Vec<u8>> {
     let mut frames = Vec::new();
     while let Some((length, rest)) = stream.split_first_chunk() {
         let (frame, rest) = rest.split_at(usize::from(u16::from_be_bytes(*length)));
@@ -392,6 +401,6 @@ pub fn frames(mut stream: &[u8]) -> Vec<Vec<u8>> {
 }
 
 /// A frame around a packet.
-pub fn framed(packet: &[u8]) -> Vec<u8> {
+pub(crate) fn framed(packet: &[u8]) -> Vec<u8> {
     [&u16::try_from(packet.len()).unwrap().to_be_bytes(), packet].concat()
 }

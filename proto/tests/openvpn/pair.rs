@@ -1,14 +1,13 @@
 //! Our server and our client against each other, in virtual time.
 
-mod openvpn;
-
 use std::time::Duration;
 
 use cloudlink_proto::openvpn::{
     Cipher, ClientConfig, CloseReason, Farewell, Format, Refusal, SealError, ServerConfig, State, Waited,
 };
-use openvpn::*;
 use rstest::rstest;
+
+use crate::wire::*;
 
 fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -70,8 +69,7 @@ fn renegotiation_loses_no_packet(
         has_tls_key_export: has_ekm,
         ..PKI.server_config()
     };
-    let client =
-        ClientConfig { wrapping: client_wrapping, renegotiate_every: by_client, ..PKI.client_config() };
+    let client = ClientConfig { wrapping: client_wrapping, renegotiate_every: by_client, ..PKI.client_config() };
     let mut pair = Pair::new(server, client);
     pair.connect();
     for tick in 0..120_u8 {
@@ -90,10 +88,8 @@ fn renegotiation_loses_no_packet(
 
 #[test]
 fn packets_in_flight_during_a_renegotiation_arrive() {
-    let mut pair = Pair::new(
-        PKI.server_config(),
-        ClientConfig { renegotiate_every: Some(seconds(10)), ..PKI.client_config() },
-    );
+    let mut pair =
+        Pair::new(PKI.server_config(), ClientConfig { renegotiate_every: Some(seconds(10)), ..PKI.client_config() });
     pair.connect();
     pair.now += seconds(10);
     let mut sent = 0_u8;
@@ -199,7 +195,7 @@ fn pings_keep_an_idle_session_up_and_their_absence_ends_it() {
 #[test]
 fn a_client_hears_why_it_is_refused_by_the_owner() {
     let mut pair = Pair::standard();
-    pair.answer = Answer::Refuse("device\nis blocked".to_owned());
+    pair.decision = Decision::Refuse("device\nis blocked".to_owned());
     pair.settle();
     let Some(CloseReason::AuthFailed(reason)) = &pair.client.closed else { panic!("{:?}", pair.client.closed) };
     assert_eq!(reason.as_str(), "deviceis blocked");
@@ -237,13 +233,13 @@ fn a_client_with_compression_is_told_to_leave_the_framing_away() {
 fn nothing_is_pushed_before_the_owner_has_decided() {
     let client = ClientConfig { push_request_every: Some(seconds(1)), ..PKI.client_config() };
     let mut pair = Pair::new(PKI.server_config(), client);
-    pair.answer = Answer::Wait;
+    pair.decision = Decision::Wait;
     pair.pass(seconds(30));
     assert!(pair.client.pushed().is_none());
     assert_eq!(pair.server.session.state(), State::AwaitAdmission);
     let mut buffer = vec![0; 200];
     assert_eq!(pair.server.session.seal(pair.now, &mut buffer, 20), Err(SealError::NotLive));
-    pair.answer = Answer::Admit(admission());
+    pair.decision = Decision::Admit(admission());
     pair.settle();
     assert!(pair.client.pushed().is_some());
     pair.exchange_packets(1);
@@ -252,7 +248,7 @@ fn nothing_is_pushed_before_the_owner_has_decided() {
 #[test]
 fn an_owner_that_never_decides_costs_the_handshake() {
     let mut pair = Pair::standard();
-    pair.answer = Answer::Wait;
+    pair.decision = Decision::Wait;
     pair.pass(seconds(61));
     assert_eq!(pair.server.closed, Some(CloseReason::Deadline(Waited::Handshake)));
     assert_eq!(pair.client.closed, Some(CloseReason::Deadline(Waited::Handshake)));
@@ -262,7 +258,7 @@ fn an_owner_that_never_decides_costs_the_handshake() {
 fn a_push_of_many_routes_is_continued() {
     let mut pair = Pair::standard();
     let options: Vec<String> = (0..200).map(|net| format!("route 10.{net}.0.0 255.255.0.0")).collect();
-    pair.answer = Answer::Admit(cloudlink_proto::openvpn::Admission { options: options.clone(), ..admission() });
+    pair.decision = Decision::Admit(cloudlink_proto::openvpn::Admission { options: options.clone(), ..admission() });
     pair.connect();
     let pushed = pair.client.pushed().unwrap();
     assert!(options.iter().all(|option| pushed.options.contains(option)));

@@ -1,0 +1,11 @@
+//! `proto::openvpn` from the outside: against itself, against hostile peers, and against the real thing.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+mod hostile;
+mod interop;
+mod pair;
+mod property;
+mod raw;
+mod stock;
+mod wire;
