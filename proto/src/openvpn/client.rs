@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::budget::Budget;
 use super::close::CloseReason;
 use super::config::{ClientConfig, ClientWrapping, MTU_DEFAULT, Start};
 use super::control::Which;
@@ -224,7 +225,7 @@ impl Session {
         self.step(Step::Admitted);
         self.deadlines.sent_at = now;
         self.deadlines.received_at = now;
-        self.budget = super::budget::Budget::new(now);
+        self.budget = Budget::new(now);
         self.events.push_back(Event::Client(ClientEvent::Connected(pushed)));
         self.shrink();
     }

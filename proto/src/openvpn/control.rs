@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::budget::Budget;
 use super::close::CloseReason;
 use super::counters::count;
 use super::key::{Key, Phase};
@@ -103,17 +104,25 @@ impl Session {
             return Err(CloseReason::RenegotiationRate);
         }
         self.deadlines.peer_reset_at = Some(self.now);
-        self.budget = super::budget::Budget::new(self.now);
-        self.start_renegotiation();
+        self.budget = Budget::new(self.now);
+        if let Some(retired) = &mut self.retired {
+            // Nobody renegotiates without having the current key; and soon the peer will not have the one before any more.
+            retired.is_sending = false;
+        }
+        self.add_next_key();
         Ok(())
     }
 
-    /// Starts a renegotiation unless one is under way.
+    /// Starts a renegotiation unless one is under way, or the last one may not have reached the peer yet.
     pub(super) fn start_renegotiation(&mut self) {
-        if self.may_renegotiate() {
-            let key = Key::new(self.current.id.next(), Phase::AwaitReset, Opcode::SoftReset, self.now);
-            self.next = Some(Box::new(key));
+        if self.may_start_renegotiation() {
+            self.add_next_key();
         }
+    }
+
+    fn add_next_key(&mut self) {
+        let key = Key::new(self.current.id.next(), Phase::AwaitReset, Opcode::SoftReset, self.now);
+        self.next = Some(Box::new(key));
     }
 
     fn unwrap<'a>(&mut self, opcode: Opcode, key: KeyId, packet: &'a [u8]) -> Result<Unwrapped<'a>, CloseReason> {

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use rustls::pki_types::CertificateDer;
 
+use super::budget::Budget;
 use super::cipher;
 use super::client_key;
 use super::close::{CloseReason, Refusal};
@@ -386,7 +387,7 @@ impl Session {
         self.step(Step::Admitted);
         self.deadlines.sent_at = self.now;
         self.deadlines.received_at = self.now;
-        self.budget = super::budget::Budget::new(self.now);
+        self.budget = Budget::new(self.now);
         self.events.push_back(Event::Server(ServerEvent::Connected));
     }
 }

@@ -115,7 +115,7 @@ impl Session {
             Timer::Ping => self.ping_every().filter(|_| is_live).map(|every| self.deadlines.sent_at + every),
             Timer::Silence => is_live.then(|| self.deadlines.received_at + self.silence_max()),
             Timer::Renegotiate => {
-                let every = self.renegotiate_every().filter(|_| is_live && self.may_renegotiate())?;
+                let every = self.renegotiate_every().filter(|_| self.may_start_renegotiation())?;
                 Some(self.current.active_at + every)
             }
             Timer::Renegotiation => {
@@ -155,7 +155,12 @@ impl Session {
         }
     }
 
-    /// Whether a renegotiation may be started now.
+    /// Whether this side may start a renegotiation now.
+    pub(super) fn may_start_renegotiation(&self) -> bool {
+        self.may_renegotiate() && self.retired.as_ref().is_none_or(|retired| !retired.is_sending)
+    }
+
+    /// Whether the peer may.
     pub(super) fn may_renegotiate(&self) -> bool {
         self.state() == State::Live && self.current.phase == Phase::Active && self.next.is_none()
     }

@@ -4,6 +4,7 @@
 
 mod hostile;
 mod interop;
+mod measure;
 mod pair;
 mod property;
 mod raw;

@@ -92,11 +92,10 @@ fn packets_in_flight_during_a_renegotiation_arrive() {
         Pair::new(PKI.server_config(), ClientConfig { renegotiate_every: Some(seconds(10)), ..PKI.client_config() });
     pair.connect();
     pair.now += seconds(10);
-    let mut sent = 0_u8;
     // One flight of bytes at a time, with packets before and behind it each way.
     let mut to_server = pair.client.timeout(pair.now);
     let mut to_client = Vec::new();
-    for _ in 0..8 {
+    for sent in 0..8 {
         for (from, into, source, destination) in [
             (&mut pair.client, &mut to_server, CLIENT_IP, SERVER_IP),
             (&mut pair.server, &mut to_client, SERVER_IP, CLIENT_IP),
@@ -106,7 +105,6 @@ fn packets_in_flight_during_a_renegotiation_arrive() {
             all.extend(from.seal(pair.now, &packet(source, destination, sent)));
             *into = all;
         }
-        sent += 1;
         let answer = pair.server.feed(pair.now, &std::mem::take(&mut to_server), 500);
         let question = pair.client.feed(pair.now, &std::mem::take(&mut to_client), 500);
         (to_server, to_client) = (question, answer);

@@ -22,7 +22,8 @@ pub(crate) const PORT: u16 = 28_000;
 const PATIENCE: Duration = Duration::from_secs(20);
 const NAMESPACE_MARK: &str = "OPENVPN_TEST_NAMESPACE";
 
-/// Runs `test` of this test binary, by its name, in a network namespace of its own. Says why when that is not possible here.
+/// Runs `test` of `interop`, by its name, in a network namespace of its own. Says why when that is not possible here.
+#[expect(clippy::print_stdout, reason = "a test that is skipped says so")]
 pub(crate) fn in_namespace(name: &str, test: impl FnOnce()) {
     let name = format!("interop::{name}");
     if std::env::var_os(NAMESPACE_MARK).is_some() {
