@@ -8,5 +8,6 @@ mod measure;
 mod pair;
 mod property;
 mod raw;
+mod script;
 mod stock;
 mod wire;

@@ -2,27 +2,12 @@
 
 use std::time::Duration;
 
-use cloudlink_proto::openvpn::{ClientConfig, Farewell, ServerConfig};
+use cloudlink_proto::openvpn::ServerConfig;
 use proptest::prelude::*;
 
 use crate::raw::Raw;
+use crate::script::{Step, check_end, pair, play, run};
 use crate::wire::*;
-
-/// What may happen to a pair.
-#[derive(Clone, Debug)]
-enum Step {
-    /// So many bytes on their way to the server arrive.
-    ToServer(usize),
-    ToClient(usize),
-    /// The oldest bytes on their way are changed, or lost, or come twice: TCP never does this, an attacker may.
-    Flip(bool, usize),
-    Insert(bool, Vec<u8>),
-    Repeat(bool),
-    Packet(bool, u8),
-    Pass(u16),
-    Renegotiate(bool),
-    End,
-}
 
 fn honest_step() -> impl Strategy<Value = Step> {
     prop_oneof![
@@ -42,73 +27,6 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => any::<bool>().prop_map(Step::Repeat),
         1 => Just(Step::End),
     ]
-}
-
-/// Plays one step; packets that an end accepts for sending are counted.
-fn play(pair: &mut Pair, step: &Step, sent: &mut [usize; 2]) {
-    match step {
-        Step::ToServer(count) => {
-            let bytes: Vec<u8> = pair.to_server.drain(..pair.to_server.len().min(*count)).collect();
-            let out = pair.server.feed(pair.now, &bytes, usize::MAX);
-            pair.to_client.extend(out);
-            if pair.server.peer_info().is_some() && pair.server.session.admit(pair.now, &admission()).is_ok() {
-                pair.to_client.extend(pair.server.drain());
-            }
-        }
-        Step::ToClient(count) => {
-            let bytes: Vec<u8> = pair.to_client.drain(..pair.to_client.len().min(*count)).collect();
-            pair.to_server.extend(pair.client.feed(pair.now, &bytes, usize::MAX));
-        }
-        Step::Flip(up, at) => {
-            let way = if *up { &mut pair.to_server } else { &mut pair.to_client };
-            if let Some(byte) = way.get_mut(*at) {
-                *byte ^= 0x11;
-            }
-        }
-        Step::Insert(up, bytes) => {
-            let way = if *up { &mut pair.to_server } else { &mut pair.to_client };
-            way.splice(..0, bytes.iter().copied());
-        }
-        Step::Repeat(up) => {
-            let way = if *up { &mut pair.to_server } else { &mut pair.to_client };
-            *way = way.repeat(2);
-            way.truncate(20_000);
-        }
-        Step::Packet(up, mark) => {
-            let (end, way, plain, count) = if *up {
-                (&mut pair.client, &mut pair.to_server, packet(CLIENT_IP, SERVER_IP, *mark), &mut sent[0])
-            } else {
-                (&mut pair.server, &mut pair.to_client, packet(SERVER_IP, CLIENT_IP, *mark), &mut sent[1])
-            };
-            if let Some(frame) = end.try_seal(pair.now, &plain) {
-                way.extend(frame);
-                *count += 1;
-            }
-        }
-        Step::Pass(milliseconds) => {
-            pair.now += Duration::from_millis((*milliseconds).into());
-            pair.to_client.extend(pair.server.timeout(pair.now));
-            pair.to_server.extend(pair.client.timeout(pair.now));
-        }
-        Step::Renegotiate(up) => {
-            let (end, way) =
-                if *up { (&mut pair.client, &mut pair.to_server) } else { (&mut pair.server, &mut pair.to_client) };
-            end.session.renegotiate(pair.now);
-            way.extend(end.drain());
-        }
-        Step::End => {
-            pair.server.session.end(pair.now, &Farewell::Restart(String::new()));
-            pair.to_client.extend(pair.server.drain());
-        }
-    }
-}
-
-fn pair(has_epoch: bool, wrapping: usize) -> Pair {
-    let (_, server, client) = wrappings().swap_remove(wrapping);
-    Pair::new(
-        ServerConfig { wrapping: server, has_epoch, ..PKI.server_config() },
-        ClientConfig { wrapping: client, ..PKI.client_config() },
-    )
 }
 
 proptest! {
@@ -154,22 +72,28 @@ proptest! {
         for step in &steps {
             play(&mut pair, step, &mut sent);
         }
-        // What comes out was sent, in this form.
-        prop_assert!(pair.server.packets.len() <= sent[0] && pair.client.packets.len() <= sent[1]);
-        prop_assert!(pair.server.packets.iter().all(|packet| packet.len() == 64));
-        // And sooner or later all is over.
-        pair.to_server.clear();
-        pair.to_client.clear();
-        for _ in 0..200 {
-            pair.now += Duration::from_secs(10);
-            pair.server.timeout(pair.now);
-            pair.client.timeout(pair.now);
-        }
-        prop_assert!(pair.server.closed.is_some() && pair.client.closed.is_some());
+        check_end(pair, sent);
+    }
+}
+
+/// What fuzzers have found worth keeping. A crash gets its file here, too.
+#[test]
+fn the_corpus_holds() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/session");
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
+    files.sort();
+    assert!(files.len() >= 10, "the corpus is gone");
+    for file in files {
+        run(&std::fs::read(file).unwrap());
     }
 }
 
 proptest! {
+    #[test]
+    fn arbitrary_scripts_hold(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        run(&bytes);
+    }
+
     #[test]
     fn arbitrary_bytes_never_panic(
         bytes in prop::collection::vec(any::<u8>(), 0..2000),
