@@ -23,9 +23,12 @@ pub enum CloseReason {
     /// The stream ended.
     #[error("the peer closed the connection")]
     PeerClosed,
-    /// Opcodes that were given up with key method 1, or never given out.
+    /// An opcode that was never given out: this is no OpenVPN.
     #[error("opcode {0} is not in use")]
     Opcode(u8),
+    /// The peer is older than OpenVPN 2.0, or configured to be.
+    #[error("the peer uses key method 1, which is not supported")]
+    KeyMethod1,
     /// A packet that is not allowed where it came.
     #[error("an unexpected packet: {0}")]
     Unexpected(&'static str),
@@ -148,7 +151,7 @@ impl CloseReason {
         match self {
             Self::Frame(_) | Self::Truncated => "framing",
             Self::PeerClosed => "peer_closed",
-            Self::Opcode(_) | Self::Unexpected(_) | Self::Packet(_) | Self::SessionId => "protocol",
+            Self::Opcode(_) | Self::KeyMethod1 | Self::Unexpected(_) | Self::Packet(_) | Self::SessionId => "protocol",
             Self::Unwrap(_) | Self::ClientKey(_) => "wrapping",
             Self::Budget | Self::PushRequests | Self::RenegotiationRate => "flood",
             Self::Tls(_) | Self::WeakTls => "tls",

@@ -295,7 +295,10 @@ impl Session {
         match Opcode::split(first) {
             (Some(opcode), key) if opcode.is_data() => self.data_packet(opcode, key, packet),
             (Some(opcode), key) => self.control_packet(opcode, key, packet).map(|()| None),
-            (None, _) => Err(CloseReason::Opcode(first >> 3)),
+            (None, _) => Err(match first >> 3 {
+                1 | 2 => CloseReason::KeyMethod1,
+                unused => CloseReason::Opcode(unused),
+            }),
         }
     }
 
@@ -330,7 +333,9 @@ impl Session {
             return Err(CloseReason::Unexpected("data before a reset"));
         }
         count(&mut self.counters.early_data);
-        if self.counters.early_data > EARLY_DATA_MAX { Err(CloseReason::Budget) } else { Ok(None) }
+        // A peer that has not heard of its end yet goes on sending for a moment.
+        let is_flood = self.state != State::Ending && self.counters.early_data > EARLY_DATA_MAX;
+        if is_flood { Err(CloseReason::Budget) } else { Ok(None) }
     }
 
     /// Whether what came out of the tunnel is for the owner.
