@@ -10,4 +10,5 @@ mod property;
 mod raw;
 mod script;
 mod stock;
+mod stranger;
 mod wire;

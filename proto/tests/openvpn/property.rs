@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use cloudlink_proto::openvpn::ServerConfig;
 use proptest::prelude::*;
+use rstest::rstest;
 
 use crate::raw::Raw;
 use crate::script::{Step, check_end, pair, play, run};
+use crate::stranger;
 use crate::wire::*;
 
 fn honest_step() -> impl Strategy<Value = Step> {
@@ -77,9 +78,11 @@ proptest! {
 }
 
 /// What fuzzers have found worth keeping. A crash gets its file here, too.
-#[test]
-fn the_corpus_holds() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/session");
+#[rstest]
+#[case::session("session", run)]
+#[case::first_bytes("first_bytes", stranger::run)]
+fn the_corpus_holds(#[case] target: &str, #[case] run: fn(&[u8])) {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
     let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
     files.sort();
     assert!(files.len() >= 10, "the corpus is gone");
@@ -95,13 +98,8 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_bytes_never_panic(
-        bytes in prop::collection::vec(any::<u8>(), 0..2000),
-        cut in 1_usize..100,
-        wrapping in 0_usize..5,
-    ) {
-        let (_, wrapping, _) = wrappings().swap_remove(wrapping);
-        Raw::server(ServerConfig { wrapping, ..PKI.server_config() }).feed(beginning(), &bytes, cut);
+    fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+        stranger::run(&bytes);
     }
 
     #[test]
