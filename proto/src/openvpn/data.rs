@@ -91,6 +91,16 @@ pub enum Format {
 }
 
 impl Format {
+    /// The same with another peer id, if it has one.
+    #[must_use]
+    pub const fn with_peer_id(self, peer_id: u32) -> Self {
+        match self {
+            Self::V1 => Self::V1,
+            Self::V2 { .. } => Self::V2 { peer_id },
+            Self::Epoch { .. } => Self::Epoch { peer_id },
+        }
+    }
+
     fn head(self, key: KeyId) -> u32 {
         match self {
             Self::V1 => u32::from(Opcode::DataV1.with(key)) << 24,
@@ -129,6 +139,14 @@ impl DataKeys {
             ),
         };
         Self { format, head: format.head(key), sealing, opening, usage_limit: cipher.usage_limit() }
+    }
+
+    /// Sets the peer id that was agreed on after the keys were made.
+    pub(super) const fn set_format(&mut self, format: Format) {
+        if let Format::V2 { peer_id } | Format::Epoch { peer_id } = format {
+            self.format = format;
+            self.head = self.head & 0xff00_0000 | peer_id & 0x00ff_ffff;
+        }
     }
 
     /// Encrypts the `bytes` behind [`HEADROOM`] in place: where the frame then lies.

@@ -127,7 +127,7 @@ impl ServerSide {
         }
     }
 
-    /// What is agreed on with such a client, but for its peer id, which is not known yet.
+    /// What is agreed on with such a client, but for the peer id, which comes with its admission.
     fn agree(&self, info: &PeerInfo, options: &Options) -> Result<Agreed, Refusal> {
         if options.is_tap() {
             return Err(Refusal::Tap);
@@ -255,7 +255,11 @@ impl Session {
         side.push = replies(&side.options(agreed, admission));
         side.inner =
             Some(InnerPolicy { ipv4: admission.ipv4, ipv6: admission.ipv6.map(|ipv6| ipv6.address), mtu: agreed.mtu });
-        // The peer id that was pushed is the client's to send. Towards the client it says nothing, and stays 0.
+        // Both sides send it, as stock peers do, although it says nothing over TCP.
+        agreed.format = agreed.format.with_peer_id(admission.peer_id & 0x00ff_ffff);
+        if let Some(data) = &mut self.current.data {
+            data.set_format(agreed.format);
+        }
         self.connect();
         Ok(())
     }

@@ -27,7 +27,7 @@ fn stock_client_plain() {
         let (server, client) = stock_client_pings(&Files::new(), PKI.server_config(), &[]);
         let agreed = server.seen().agreed.unwrap();
         assert_eq!(agreed.cipher, Cipher::Aes256Gcm);
-        assert_eq!(agreed.format, Format::V2 { peer_id: 0 });
+        assert_eq!(agreed.format, Format::V2 { peer_id: 5 });
         assert!(agreed.is_tls_ekm && agreed.is_dynamic_tls_crypt && agreed.has_exit);
         assert!(client.has_line("Data Channel: cipher 'AES-256-GCM', peer-id: 5"));
         // The largest packet that fits, and one that is fragmented before it gets here.

@@ -471,6 +471,15 @@ fn what_stock_2_6_is_pushed_is_what_a_stock_server_pushes() {
 }
 
 #[test]
+fn both_sides_send_the_peer_id_that_was_pushed() {
+    let client = ClientConfig { peer_info: PEER_2_6.into(), ..PKI.client_config() };
+    let mut pair = Pair::new(PKI.server_config(), client);
+    pair.connect();
+    assert_eq!(pair.client.seal(pair.now, b"")[2..6], [0x48, 0, 0, 5]);
+    assert_eq!(pair.server.seal(pair.now, b"")[2..6], [0x48, 0, 0, 5]);
+}
+
+#[test]
 fn no_plaintext_shows_on_the_wire() {
     let mut pair = Pair::standard();
     pair.connect();
