@@ -651,6 +651,29 @@ fn every_row_gets_its_answer() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// CVE-2026-12932 and others: what a stranger leaves behind is nothing.
+#[test]
+fn strangers_leave_no_memory_behind() {
+    let resident_bytes = || {
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+        statm.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    };
+    let config = with_wrapping(ServerWrapping::TlsCryptV2(v2_server_key()));
+    let mut packet = v2_first_packet(b"\0metadata");
+    let wrong = packet.len() - 100;
+    packet[wrong] ^= 1;
+    let knock = |count| {
+        for _ in 0..count {
+            assert_eq!(answer(&fed(config.clone(), &packet)), Close("wrapping"));
+        }
+    };
+    knock(1000);
+    let before = resident_bytes();
+    knock(100_000);
+    // Other tests run beside this one: a leak of one packet each would be 40 MB.
+    assert!(resident_bytes() < before + 20_000_000);
+}
+
 #[test]
 fn the_table_is_whole() {
     let rows: std::collections::BTreeSet<u8> = ROWS.iter().map(|row| row.number).collect();

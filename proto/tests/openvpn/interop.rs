@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use crate::stock::{self, Connection, Files, OpenVpn, Server, in_namespace, ping, wait_for};
-use crate::wire::{PKI, SERVER_IP, admission};
+use crate::wire::{CLIENT_IP_V6, PKI, SERVER_IP, SERVER_IP_V6, admission};
 use cloudlink_proto::openvpn::{
-    Admission, AuthDigest, Cipher, ClientConfig, ClientWrapping, CloseReason, Farewell, Format, KeyDirection, Refusal,
-    ServerConfig, ServerWrapping, StaticKey, V2ClientKey, V2ServerKey,
+    Admission, AdmissionV6, AuthDigest, Cipher, ClientConfig, ClientWrapping, CloseReason, Farewell, Format,
+    KeyDirection, Refusal, ServerConfig, ServerWrapping, StaticKey, V2ClientKey, V2ServerKey,
 };
 
 const GENKEY: &[&str] = &["--genkey", "secret"];
@@ -285,6 +285,20 @@ fn stock_client_takes_many_routes() {
         let routes = std::process::Command::new("ip").args(["route", "show"]).output().unwrap();
         let routes = String::from_utf8(routes.stdout).unwrap();
         assert_eq!(routes.lines().filter(|route| route.starts_with("10.78.")).count(), 60, "{routes}");
+    });
+}
+
+#[test]
+fn stock_client_with_ipv6_inside() {
+    in_namespace("stock_client_with_ipv6_inside", || {
+        let ipv6 = AdmissionV6 { address: CLIENT_IP_V6, prefix_bits: 64, gateway: SERVER_IP_V6 };
+        let server = Server::with(PKI.server_config(), Admission { ipv6: Some(ipv6), ..admission() });
+        let files = Files::new();
+        let client = OpenVpn::client(&files, &[]);
+        client.wait_for_line("Initialization Sequence Completed");
+        ping(SERVER_IP_V6, 5, "0.1", 56);
+        ping(SERVER_IP, 5, "0.1", 56);
+        assert_eq!(server.seen().counters.map(|counters| counters.source), Some(0));
     });
 }
 

@@ -1,7 +1,7 @@
 //! Real OpenVPN processes against our sessions over loopback TCP, in a network namespace of their own.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ use cloudlink_proto::openvpn::{
 };
 use tempfile::TempDir;
 
-use crate::wire::{CLIENT_IP, End, PKI, Pki, SERVER_IP, admission, start};
+use crate::wire::{CLIENT_IP, End, PKI, Pki, SERVER_IP, SERVER_IP_V6, admission, start};
 
 /// In a namespace of its own nobody else has it.
 pub(crate) const PORT: u16 = 28_000;
@@ -346,7 +346,7 @@ impl Connection {
             }
         }
         for packet in std::mem::take(&mut self.end.packets) {
-            if let Some(answer) = echo_reply(&packet) {
+            if let Some(answer) = echo_reply(&packet).or_else(|| echo_reply_v6(&packet)) {
                 seen.echoes += 1;
                 self.send_packet(&answer);
             }
@@ -405,7 +405,7 @@ fn echo_request(sequence: u16) -> Vec<u8> {
 
 /// The answer to an echo request for the server.
 fn echo_reply(packet: &[u8]) -> Option<Vec<u8>> {
-    let is_request = packet.len() >= 28 && packet[9] == 1 && packet[20] == 8;
+    let is_request = packet.len() >= 28 && packet[0] == 0x45 && packet[9] == 1 && packet[20] == 8;
     let is_for_server = packet.get(16..20)? == SERVER_IP.octets();
     if !is_request || !is_for_server {
         return None;
@@ -421,11 +421,29 @@ fn echo_reply(packet: &[u8]) -> Option<Vec<u8>> {
     Some(answer)
 }
 
+/// The same for IPv6, whose checksum covers the addresses.
+fn echo_reply_v6(packet: &[u8]) -> Option<Vec<u8>> {
+    let is_request = packet.len() >= 48 && packet[6] == 58 && packet[40] == 128;
+    if !is_request || packet[24..40] != SERVER_IP_V6.octets() {
+        return None;
+    }
+    let mut answer = packet.to_vec();
+    let (source, destination) = (&packet[8..24], &packet[24..40]);
+    answer[8..24].copy_from_slice(destination);
+    answer[24..40].copy_from_slice(source);
+    answer[40] = 129;
+    answer[42..44].fill(0);
+    let length = [0, 0, packet[4], packet[5], 0, 0, 0, 58];
+    let sum = checksum(&[&answer[8..40], &length, &answer[40..]].concat());
+    answer[42..44].copy_from_slice(&sum);
+    Some(answer)
+}
+
 /// Real pings through the kernel and the stock client: none may be lost.
-pub(crate) fn ping(address: Ipv4Addr, count: u32, interval: &str, size: u16) {
+pub(crate) fn ping(address: impl Into<IpAddr>, count: u32, interval: &str, size: u16) {
     let output = Command::new("ping")
         .args(["-c", &count.to_string(), "-i", interval, "-W", "2", "-s", &size.to_string(), "-M", "do"])
-        .arg(address.to_string())
+        .arg(address.into().to_string())
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
