@@ -135,6 +135,29 @@ fn resets_of_both_sides_at_once_are_one_renegotiation() {
 }
 
 #[test]
+fn one_renegotiation_may_follow_the_other_in_the_same_segment() {
+    let mut pair = Pair::standard();
+    pair.connect();
+    pair.server.session.renegotiate(pair.now);
+    // The client is through, but what it said last has not arrived.
+    while pair.client.rekeyed().is_empty() {
+        let bytes = std::mem::take(&mut pair.to_server);
+        pair.to_client.extend(pair.server.feed(pair.now, &bytes, usize::MAX));
+        pair.to_client.extend(pair.server.drain());
+        let bytes = std::mem::take(&mut pair.to_client);
+        pair.to_server.extend(pair.client.feed(pair.now, &bytes, usize::MAX));
+    }
+    assert!(pair.server.rekeyed().is_empty());
+    // By the time it is allowed to, the client starts the next one; the server's timers come late.
+    pair.now += cloudlink_proto::openvpn::SWITCH_AFTER;
+    pair.to_server.extend(pair.client.timeout(pair.now));
+    pair.client.session.renegotiate(pair.now);
+    pair.settle();
+    assert_eq!((pair.server.rekeyed(), pair.client.rekeyed()), (vec![1, 2], vec![1, 2]));
+    pair.exchange_packets(1);
+}
+
+#[test]
 fn a_renegotiation_that_stalls_ends_the_session_after_a_minute() {
     let mut pair =
         Pair::new(ServerConfig { renegotiate_every: Some(seconds(10)), ..PKI.server_config() }, PKI.client_config());
