@@ -503,6 +503,39 @@ fn both_sides_send_the_peer_id_that_was_pushed() {
 }
 
 #[test]
+fn a_session_may_move_between_threads() {
+    let mut pair = Pair::standard();
+    pair.connect();
+    let (mut server, now) = (pair.server, pair.now);
+    let server = std::thread::spawn(move || {
+        server.seal(now, b"");
+        server
+    });
+    pair.server = server.join().unwrap();
+    pair.exchange_packets(1);
+}
+
+#[test]
+fn keys_and_pushes_come_in_packets_of_their_own() {
+    // What MirageVPN insists on: each TLS record begins a packet, and none is in two.
+    let client =
+        ClientConfig { peer_info: FIXTURES[8].peer_info.into(), push_request_every: None, ..PKI.client_config() };
+    assert_eq!(FIXTURES[8].name, "MirageVPN");
+    let mut pair = Pair::new(PKI.server_config(), client);
+    pair.connect();
+    let payload = |frame: &Vec<u8>| {
+        let acks = usize::from(frame[9]);
+        frame[14 + acks * 4 + if acks > 0 { 8 } else { 0 }..].to_vec()
+    };
+    let sent = frames(&pair.server.sent);
+    let controls: Vec<Vec<u8>> = sent.iter().filter(|frame| frame[0] == 0x20).map(payload).collect();
+    for payload in &controls[controls.len() - 2..] {
+        let record_bytes = usize::from(u16::from_be_bytes([payload[3], payload[4]]));
+        assert_eq!((payload[0], payload.len()), (0x17, 5 + record_bytes));
+    }
+}
+
+#[test]
 fn no_plaintext_shows_on_the_wire() {
     let mut pair = Pair::standard();
     pair.connect();
