@@ -162,6 +162,21 @@ fn both_renegotiate_with_a_stock_client() {
 }
 
 #[test]
+fn stock_client_under_load_renegotiates_without_loss() {
+    in_namespace("stock_client_under_load_renegotiates_without_loss", || {
+        let config = ServerConfig { renegotiate_every: Some(Duration::from_secs(7)), ..PKI.server_config() };
+        let (server, client) = stock_client_pings(&Files::new(), config, &["--reneg-sec", "5"]);
+        let end = stock::now() + Duration::from_secs(20);
+        while stock::now() < end {
+            ping(SERVER_IP, 2000, "0", 1400);
+        }
+        assert!(server.seen().rekeyed >= 3, "only {} renegotiations", server.seen().rekeyed);
+        assert!(server.seen().echoes >= 2000);
+        assert_eq!(client.complaints(), Vec::<String>::new());
+    });
+}
+
+#[test]
 fn stock_client_with_small_packets() {
     in_namespace("stock_client_with_small_packets", || {
         stock_client_pings(&Files::new(), PKI.server_config(), &["--max-packet-size", "300"]);
