@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use cloudlink_certs::{
-    Authority, CertificateRequest, DeviceIdentity, PrivateKey, Serial, Validity, create_request, pem,
+    Authority, CertificateRequest, DeviceIdentity, PrivateKey, Revocation, RevocationReason, Serial, Validity,
+    create_request, pem,
 };
 use cloudlink_proto::openvpn::{
     Admission, ClientConfig, ClientEvent, ClientWrapping, CloseReason, Event, HEADROOM, KeyDirection, Output, PeerInfo,
@@ -15,7 +16,7 @@ use cloudlink_proto::openvpn::{
 };
 use rustls::RootCertStore;
 use rustls::crypto::aws_lc_rs::default_provider;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use time::macros::datetime;
 use uuid::Uuid;
@@ -50,12 +51,16 @@ impl Leaf {
     }
 }
 
-/// A fleet: its authority, a server, and two devices.
+/// The device's number, from which its serial is made.
+const DEVICE_NUMBER: u8 = 7;
+
+/// A fleet: its authority, a server, and devices.
 pub(crate) struct Pki {
     pub(crate) authority: Authority,
     pub(crate) server: Leaf,
     pub(crate) device: Leaf,
     pub(crate) other_device: Leaf,
+    pub(crate) expired_device: Leaf,
 }
 
 pub(crate) static PKI: LazyLock<Pki> = LazyLock::new(|| Pki::create("Test CA"));
@@ -81,7 +86,7 @@ impl Pki {
             )
             .unwrap();
         let server = Leaf { certificate, key };
-        let device = |number: u8| {
+        let device = |number: u8, validity| {
             let key = new_key();
             let request = CertificateRequest::from_der(&create_request(&key).unwrap()).unwrap();
             let identity = DeviceIdentity {
@@ -90,10 +95,11 @@ impl Pki {
                 device: Uuid::from_u128(number.into()),
             };
             let serial = Serial::from_random([number; 16]);
-            Leaf { certificate: authority.issue_device(&request, &identity, serial, leaf_validity).unwrap(), key }
+            Leaf { certificate: authority.issue_device(&request, &identity, serial, validity).unwrap(), key }
         };
-        let (device, other_device) = (device(7), device(8));
-        Self { authority, server, device, other_device }
+        let expired_device = device(9, validity(datetime!(2021-01-01 00:00 UTC)));
+        let (device, other_device) = (device(DEVICE_NUMBER, leaf_validity), device(8, leaf_validity));
+        Self { authority, server, device, other_device, expired_device }
     }
 
     pub(crate) fn roots(&self) -> RootCertStore {
@@ -103,8 +109,22 @@ impl Pki {
     }
 
     pub(crate) fn server_tls(&self) -> Arc<rustls::ServerConfig> {
+        self.server_tls_with(vec![])
+    }
+
+    /// A server that knows that the device was revoked.
+    pub(crate) fn server_tls_revoking(&self) -> Arc<rustls::ServerConfig> {
+        let revoked_at = datetime!(2026-01-01 00:00 UTC);
+        let serial = Serial::from_random([DEVICE_NUMBER; 16]).as_bytes().to_vec();
+        let entry = Revocation { serial, revoked_at, reason: RevocationReason::KeyCompromise };
+        let next_update = datetime!(2050-01-01 00:00 UTC);
+        self.server_tls_with(vec![self.authority.issue_revocation_list(1, &[entry], revoked_at, next_update).unwrap()])
+    }
+
+    fn server_tls_with(&self, lists: Vec<CertificateRevocationListDer<'static>>) -> Arc<rustls::ServerConfig> {
         let provider = Arc::new(default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()), Arc::clone(&provider));
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()), Arc::clone(&provider)).with_crls(lists);
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
