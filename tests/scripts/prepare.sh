@@ -15,6 +15,9 @@ main() {
     if [ "${1:-}" = peers ]; then
         have mosquitto || lacking+=(mosquitto)
         have nats-server || lacking+=(nats-server)
+        have openvpn || lacking+=(openvpn)
+        have ip || lacking+=(iproute2)
+        have ping || lacking+=(iputils-ping)
     fi
     have cargo || fail "there is no Rust toolchain: see https://rustup.rs"
     [ ${#lacking[@]} -eq 0 ] || install "${lacking[@]}"
