@@ -7,6 +7,7 @@ use std::time::Duration;
 use cloudlink_agent::agent::Agent;
 use cloudlink_agent::disk::StateDir;
 use cloudlink_agent::executor::Bus;
+use cloudlink_certs::DeviceCertificate;
 use cloudlink_proto::link::message::goodbye::Code;
 use cloudlink_proto::link::message::{
     CertificateIssued, CollectMetrics, Command, CommandReceipt, CommandStatus, Reconnect, RestartService, command,
@@ -231,29 +232,38 @@ async fn a_server_that_breaks_the_protocol_is_left_and_dialled_again(#[case] mes
     agent.stop().await;
 }
 
-async fn issue(server: &TestServer, link: &mut ServerLink) {
+/// Answers the device's request. Gives the serial of the new certificate.
+async fn issue(server: &TestServer, link: &mut ServerLink) -> Vec<u8> {
+    issue_prepared(server, link, |_| {}).await
+}
+
+/// The same for a certificate that the server is going to refuse: it knows before the device has it.
+async fn issue_refused(server: &TestServer, link: &mut ServerLink) -> Vec<u8> {
+    issue_prepared(server, link, |serial| server.refuse_serial(serial)).await
+}
+
+async fn issue_prepared(server: &TestServer, link: &mut ServerLink, prepare: impl FnOnce(&[u8])) -> Vec<u8> {
     let incoming = link.next().await;
     let Incoming::Message(FromDevice::CertificateRequest(request)) = incoming else {
         panic!("expected a request, got {incoming:?}");
     };
     let certificate = server.fleet.device_certificate(&request.csr_der, YOUNG.0, YOUNG.1);
+    let serial = DeviceCertificate::parse(&certificate).unwrap().serial;
+    prepare(&serial);
     link.send(CertificateIssued { chain_der: vec![certificate.to_vec().into()] }).await;
+    serial
 }
 
 #[tokio::test]
 async fn renews_in_time_and_promotes_the_new_certificate_when_it_is_welcomed() {
     let (mut server, device, agent, mut link) = linked(DUE).await;
-    let before = serial_in(&device.slot("current"));
-    issue(&server, &mut link).await;
-    let next = device.slot("next");
-    eventually("the new certificate is in its slot", || next.exists()).await;
-    assert_eq!(serial_in(&device.slot("current")), before, "not yet proven");
-    assert_eq!(std::fs::metadata(&next).unwrap().permissions().mode() & 0o777, 0o600);
-    let renewed = serial_in(&next);
+    let renewed = issue(&server, &mut link).await;
 
     let new = server.link().await;
     assert_eq!(new.certificate.serial, renewed);
-    eventually("it is the current one", || !next.exists() && serial_in(&device.slot("current")) == renewed).await;
+    let (current, next) = (device.slot("current"), device.slot("next"));
+    eventually("it is the current one", || !next.exists() && serial_in(&current) == renewed).await;
+    assert_eq!(std::fs::metadata(&current).unwrap().permissions().mode() & 0o777, 0o600);
     agent.stop().await;
 }
 
@@ -261,13 +271,12 @@ async fn renews_in_time_and_promotes_the_new_certificate_when_it_is_welcomed() {
 async fn falls_back_when_the_new_certificate_is_refused_and_asks_for_another() {
     let (mut server, device, agent, mut link) = linked(DUE).await;
     let before = serial_in(&device.slot("current"));
-    issue(&server, &mut link).await;
+    issue_refused(&server, &mut link).await;
     let next = device.slot("next");
-    eventually("the new certificate is in its slot", || next.exists()).await;
-    server.refuse_serial(&serial_in(&next));
 
     let mut again = server.link().await;
     assert_eq!(again.certificate.serial, before);
+    assert_eq!(serial_in(&device.slot("current")), before, "what was not welcomed is not promoted");
     eventually("the refused one is gone", || !next.exists()).await;
     issue(&server, &mut again).await;
     let third = server.link().await;
@@ -280,9 +289,7 @@ async fn a_server_that_refuses_each_certificate_that_it_issues_is_left_in_peace(
     let (mut server, device, agent, mut link) = linked(DUE).await;
     let next = device.slot("next");
     for _ in 0..2 {
-        issue(&server, &mut link).await;
-        eventually("the new certificate is in its slot", || next.exists()).await;
-        server.refuse_serial(&serial_in(&next));
+        issue_refused(&server, &mut link).await;
         link = server.link().await;
         eventually("the refused one is gone", || !next.exists()).await;
     }
