@@ -2,7 +2,7 @@
 //! Several nodes may run them at once.
 
 mod deadline;
-mod presence;
+pub(crate) mod presence;
 mod revocation;
 
 use crate::lifecycle::Shutdown;

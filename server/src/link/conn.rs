@@ -73,6 +73,13 @@ pub(super) struct Link {
     work: VecDeque<Box<Work>>,
 }
 
+/// However its task ends, even by a panic, the node does not take it for live.
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.shared.registry.leave(&self.handle);
+    }
+}
+
 /// Something to be done in the database, one after another.
 #[derive(Debug)]
 enum Work {

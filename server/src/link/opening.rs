@@ -52,8 +52,9 @@ pub(super) async fn open(shared: &Arc<Shared>, upgraded: Upgraded, remote: IpAdd
         Some(hello) => welcome(shared, &mut session, &peer, hello, remote).await,
         None => None,
     };
-    if let Some((handle, boot_id, opened)) = opened {
-        let link = Link::new(Arc::clone(shared), socket, session, handle, &peer, boot_id);
+    if let Some(Welcomed { handle, boot_id, hostname, opened }) = opened {
+        let link = Link::new(Arc::clone(shared), socket, session, handle, &peer, boot_id.as_str().into());
+        suspect_clone(shared, &opened, &boot_id, &hostname).await;
         return Some(if opened.has_open_commands { link.with_open_commands() } else { link });
     }
     let failure = if session.close().is_some_and(|close| close.code == Code::TimedOut) {
@@ -86,7 +87,13 @@ async fn hello(
     None
 }
 
-type Welcomed = (Arc<super::Handle>, Box<str>, OpenedLink);
+/// In the registry, which only a [`Link`] leaves by itself.
+struct Welcomed {
+    handle: Arc<super::Handle>,
+    boot_id: String,
+    hostname: String,
+    opened: OpenedLink,
+}
 
 /// Makes the link the device's newest, and says so.
 async fn welcome(
@@ -144,8 +151,7 @@ async fn welcome(
     if let Err(error) = session.welcome(now.into_std(), &admission) {
         tracing::debug!(device = %peer.device_id, %error, "a device could not be welcomed in time");
     }
-    suspect_clone(shared, &opened, &boot_id, &hostname).await;
-    Some((handle, boot_id.into(), opened))
+    Some(Welcomed { handle, boot_id, hostname, opened })
 }
 
 /// Text of a device, as Postgres can store it: without NUL.

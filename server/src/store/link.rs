@@ -1,6 +1,8 @@
 //! Links: one row a device, its newest link. Every write but [`link_open`] names the epoch and does nothing when a newer one
 //! holds the row.
 
+use std::time::Duration;
+
 use cloudlink_proto::ids::{CommandId, DeviceId, TenantId};
 use serde::Serialize;
 use serde_json::Value;
@@ -10,6 +12,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::StoreError;
+use super::dispatch::LinkKey;
 use super::transition::{Applied, Durability, Source, Transition, kinds_proven_by_boot, transition_apply};
 use crate::model::command::State;
 
@@ -269,6 +272,25 @@ pub async fn link_close_node(connection: &mut PgConnection, node: &str) -> Resul
     .execute(connection)
     .await?;
     Ok(closed.rows_affected())
+}
+
+/// Rows of a node that say that a link is live, and whose device was not heard of for so long.
+pub async fn link_list_silent(
+    connection: &mut PgConnection,
+    node: &str,
+    silent_for: Duration,
+) -> Result<Vec<LinkKey>, StoreError> {
+    let rows = sqlx::query!(
+        "select device_id, epoch from links
+          where node = $1 and closed_at is null and proven_at <= clock_timestamp() - make_interval(secs => $2)",
+        node,
+        silent_for.as_secs_f64(),
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| Ok(LinkKey { device_id: DeviceId::from_uuid(row.device_id), epoch: epoch(row.epoch)? }))
+        .collect()
 }
 
 /// A live link, heard of this long ago.

@@ -1,5 +1,7 @@
-//! Writes what links say all the time, in batches: that their devices are there, and what those measure.
+//! Writes what links say all the time, in batches: that their devices are there, and what those measure. And takes back what
+//! the database says about links that this node does not have.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -7,13 +9,20 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use crate::lifecycle::Shutdown;
 use crate::link::{Links, Shared, Unproven};
 use crate::store::StoreError;
-use crate::store::link::link_prove;
+use crate::store::dispatch::LinkKey;
+use crate::store::link::{ClosedLink, link_close, link_list_silent, link_prove};
 use crate::store::report::report_upsert;
 
 /// How long a report or a sign of life waits at most.
 const EVERY: Duration = Duration::from_secs(2);
 /// Rows in one statement.
 const ROWS_MAX: usize = 1000;
+/// How often the database's live links are compared with this node's. A link that has just ended has this long to write so
+/// itself, and how it ended.
+const COMPARE_EVERY: Duration = Duration::from_secs(15);
+/// How long a device must not have been heard of before its link may count as an orphan: longer than it takes to enter one,
+/// even if the database is slow to answer.
+const ORPHAN_GRACE: Duration = Duration::from_secs(30);
 /// For the metrics of failed tasks.
 const NAME: &str = "presence";
 
@@ -21,20 +30,29 @@ pub(super) async fn run(links: Links, shutdown: Shutdown) {
     let Links(shared) = links;
     let mut tick = interval(EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut orphans, mut compared_at) = (Orphans::default(), Instant::now());
     loop {
         let is_last = tokio::select! {
             () = shutdown.soft.cancelled() => true,
             _ = tick.tick() => false,
         };
         for stored in [store_reports(&shared).await, store_proofs(&shared).await] {
-            if let Err(error) = stored {
-                shared.metrics.task_failures.with_label_values(&[NAME]).inc();
-                tracing::warn!(error = &error as &dyn std::error::Error, "cannot store what devices report");
-            }
+            note(&shared, stored, "cannot store what devices report");
         }
         if is_last {
             return;
         }
+        if compared_at.elapsed() >= COMPARE_EVERY {
+            compared_at = Instant::now();
+            note(&shared, orphans.close(&shared, ORPHAN_GRACE).await, "cannot look for links that nobody holds");
+        }
+    }
+}
+
+fn note(shared: &Shared, done: Result<(), StoreError>, message: &'static str) {
+    if let Err(error) = done {
+        shared.metrics.task_failures.with_label_values(&[NAME]).inc();
+        tracing::warn!(error = &error as &dyn std::error::Error, "{message}");
     }
 }
 
@@ -62,4 +80,39 @@ async fn store_proofs(shared: &Shared) -> Result<(), StoreError> {
         links.iter().for_each(Unproven::written);
     }
     Ok(())
+}
+
+/// Links that are live in the database and not on this node: the answer that gave one its epoch was lost, or its task died
+/// before it could write the end.
+#[derive(Debug, Default)]
+pub(crate) struct Orphans {
+    /// What the last look found.
+    suspected: HashSet<LinkKey>,
+}
+
+impl Orphans {
+    /// Closes what this look and the one before it found.
+    pub(crate) async fn close(&mut self, shared: &Shared, grace: Duration) -> Result<(), StoreError> {
+        let store = &shared.store;
+        let listed = async { link_list_silent(&mut *store.connection().await?, &shared.node, grace).await };
+        let mut found = store.within(listed).await?;
+        found.retain(|link| shared.registry.find(link.device_id).is_none_or(|handle| handle.key != *link));
+        let (orphans, suspected): (Vec<_>, Vec<_>) = found.into_iter().partition(|link| self.suspected.contains(link));
+        for orphans in orphans.chunks(ROWS_MAX) {
+            // Nobody saw how it ended, so it proves nothing.
+            let rows: Vec<_> = orphans
+                .iter()
+                .map(|link| ClosedLink {
+                    device_id: link.device_id,
+                    epoch: link.epoch,
+                    reason: "orphaned",
+                    is_loss: false,
+                })
+                .collect();
+            let closed = store.within(async { link_close(&mut *store.connection().await?, &rows).await }).await?;
+            tracing::warn!(links = closed, "closed links that this node does not have");
+        }
+        self.suspected = suspected.into_iter().collect();
+        Ok(())
+    }
 }

@@ -17,6 +17,7 @@ use super::Port;
 use super::fleet::Fleet;
 use super::peer::{DialError, Peer, dial_socket};
 use crate::config::Seconds;
+use crate::tasks::presence::Orphans;
 
 /// Stands between the port and the database, and can be cut.
 struct Relay {
@@ -247,4 +248,39 @@ async fn a_loss_that_is_noted_late_proves_no_shutdown(_: PgPoolOptions, database
     port.until("select close_reason from links", "lost").await;
     let lost = format!("select (link_lost_at is null)::text from commands where id = '{id}'");
     assert_eq!(port.ask(&lost).await.as_deref(), Some("true"));
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_link_that_is_live_in_the_database_only_is_closed_and_proves_nothing(
+    _: PgPoolOptions,
+    database: PgConnectOptions,
+) {
+    let port = Port::start(database).await;
+    let fleet = Fleet::new(&port).await;
+    let (device, other) = (fleet.device(&port).await, fleet.device(&port).await);
+    fleet.grant(&port, device.id, 600).await;
+    let mut link = Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
+    let _bystander = Peer::dial(&port, &other.credentials, "boot-1").await.unwrap();
+    let id = fleet.command(&port, device.id, "device.shutdown", json!({})).await;
+    link.command().await;
+    link.report(id, State::Running).await;
+    port.until(&format!("select state from commands where id = '{id}'"), "running").await;
+
+    // As if its task had died: nobody will write its end.
+    let shared = &port.links.0;
+    let handle = shared.registry.find(device.device_id()).unwrap();
+    shared.registry.leave(&handle);
+    let closed = "select count(*)::text from links where closed_at is not null";
+    let mut orphans = Orphans::default();
+    orphans.close(shared, Duration::from_secs(600)).await.unwrap();
+    orphans.close(shared, Duration::from_secs(600)).await.unwrap();
+    assert_eq!(port.ask(closed).await.as_deref(), Some("0"), "a link in the making was cut");
+    orphans.close(shared, Duration::ZERO).await.unwrap();
+    assert_eq!(port.ask(closed).await.as_deref(), Some("0"), "it may write its end itself");
+    orphans.close(shared, Duration::ZERO).await.unwrap();
+    let row = format!("select close_reason from links where device_id = '{}'", device.id);
+    assert_eq!(port.ask(&row).await.as_deref(), Some("orphaned"));
+    assert_eq!(port.ask(closed).await.as_deref(), Some("1"), "a live link was closed");
+    let lost = format!("select (link_lost_at is not null)::text from commands where id = '{id}'");
+    assert_eq!(port.ask(&lost).await.as_deref(), Some("false"));
 }
