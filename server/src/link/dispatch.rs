@@ -6,13 +6,16 @@ use std::time::Duration;
 
 use cloudlink_proto::ids::DeviceId;
 use futures_util::FutureExt;
+use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 
-use super::{Links, Order, Shared};
+use super::{Links, Order, Shared, applied_to_metrics};
 use crate::bus::{Heard, Hint, Listener};
 use crate::lifecycle::Shutdown;
+use crate::model::command::State;
 use crate::store::StoreError;
-use crate::store::dispatch::{CLAIM_MAX, Dispatch, LinkKey, dispatch_claim, dispatch_list};
+use crate::store::dispatch::{CLAIM_MAX, Dispatch, LinkKey, UnreadableCommand, dispatch_claim, dispatch_list};
+use crate::store::transition::{Source, Transition};
 
 /// Links that one statement looks at.
 const LINKS_PER_CLAIM: usize = 256;
@@ -97,18 +100,19 @@ impl Due {
         for links in links.chunks(LINKS_PER_CLAIM) {
             let store = &shared.store;
             let dispatch = store.within(async { dispatch_claim(&mut *store.connection().await?, links).await }).await?;
-            let is_partial = i64::try_from(dispatch.commands.len()).is_ok_and(|claimed| claimed >= CLAIM_MAX);
-            if is_partial {
+            let claimed = dispatch.commands.len() + dispatch.unreadable.len();
+            if i64::try_from(claimed).is_ok_and(|claimed| claimed >= CLAIM_MAX) {
                 self.devices.extend(links.iter().map(|link| link.device_id));
             }
-            deliver(shared, dispatch);
+            let unreadable = deliver(shared, dispatch);
+            give_up(shared, unreadable).await;
         }
         Ok(())
     }
 }
 
-/// Hands out what was claimed. A link that is gone by now gets nothing: the device's next one does.
-fn deliver(shared: &Shared, dispatch: Dispatch) {
+/// Hands out what was claimed, and gives what cannot be. A link that is gone by now gets nothing: the device's next one does.
+fn deliver(shared: &Shared, dispatch: Dispatch) -> Vec<UnreadableCommand> {
     let find = |link: LinkKey| shared.registry.find(link.device_id).filter(|handle| handle.key == link);
     for command in dispatch.commands {
         let (link, id, kind) = (command.link, command.command_id, command.instruction.kind());
@@ -123,4 +127,28 @@ fn deliver(shared: &Shared, dispatch: Dispatch) {
             handle.order(Order::Callback(callback.command_id, callback.reason));
         }
     }
+    dispatch.unreadable
+}
+
+/// Ends commands that this binary cannot read. What cannot be written now, its deadline does.
+async fn give_up(shared: &Shared, unreadable: Vec<UnreadableCommand>) {
+    // All at once, so that they share a statement.
+    join_all(unreadable.into_iter().map(|UnreadableCommand { command_id, is_resent }| async move {
+        tracing::error!(command = %command_id, "a command cannot be sent: this server cannot read it");
+        let transition = Transition {
+            command_id,
+            // An earlier link may have delivered it; otherwise it has not left the server.
+            target: if is_resent { State::Unconfirmed } else { State::Failed },
+            source: Source::Server { proof: None },
+            code: Some("unreadable".to_owned()),
+            message: Some("this server cannot read the command; a newer one made it".to_owned()),
+            percent: None,
+            data: None,
+        };
+        if let Ok(applied) = shared.transitions.ask(transition).await {
+            applied_to_metrics(shared, applied);
+        }
+        shared.bus.send(Hint::CommandChanged(command_id));
+    }))
+    .await;
 }

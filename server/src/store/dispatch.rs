@@ -45,10 +45,19 @@ pub struct Callback {
     pub reason: &'static str,
 }
 
+/// A command that was claimed, and that this binary cannot read: a newer one made it. It is not to be sent.
+#[derive(Clone, Copy, Debug)]
+pub struct UnreadableCommand {
+    pub command_id: CommandId,
+    /// Whether an earlier link may have delivered it already.
+    pub is_resent: bool,
+}
+
 /// What is to be sent now.
 #[derive(Clone, Debug, Default)]
 pub struct Dispatch {
     pub commands: Vec<ClaimedCommand>,
+    pub unreadable: Vec<UnreadableCommand>,
     pub callbacks: Vec<Callback>,
 }
 
@@ -123,8 +132,10 @@ pub async fn dispatch_claim(connection: &mut PgConnection, links: &[LinkKey]) ->
             dispatch.callbacks.push(Callback { link, command_id, reason });
             continue;
         }
-        let instruction = serde_json::from_value(json!({"kind": row.kind, "arguments": row.arguments}))
-            .map_err(|_| StoreError::Inconsistent { table: "commands", column: "arguments" })?;
+        let Ok(instruction) = serde_json::from_value(json!({"kind": row.kind, "arguments": row.arguments})) else {
+            dispatch.unreadable.push(UnreadableCommand { command_id, is_resent: row.is_resent });
+            continue;
+        };
         dispatch.commands.push(ClaimedCommand {
             link,
             command_id,

@@ -548,3 +548,25 @@ async fn a_report_on_a_command_that_was_never_sent_is_stale(_: PgPoolOptions, da
     link.report(id, State::Succeeded).await;
     port.until_metric(r#"cloudlink_link_reports_refused_total{reason="stale"}"#, 1).await;
 }
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_command_that_nobody_here_can_read_holds_up_no_other(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let (fleet, device, mut link) = linked(&port).await;
+    let unreadable = fleet.command_without_hint(&port, device.id, "metrics.collect", json!({})).await;
+    let melting = fleet.command_without_hint(&port, device.id, "metrics.collect", json!({})).await;
+    // As a newer server would have made them.
+    port.run(&format!(
+        "update commands set arguments = '{{\"of\": \"tomorrow\"}}' where id = '{unreadable}';
+         update commands set kind = 'device.melt' where id = '{melting}'"
+    ))
+    .await;
+    let id = fleet.command(&port, device.id, "metrics.collect", json!({})).await;
+    assert_eq!(link.command().await.0, id);
+    for ended in [unreadable, melting] {
+        port.until(&column(ended, "concat(state, ' ', code)"), "failed unreadable").await;
+        assert_eq!(port.ask(&audited("command.finished", ended)).await.as_deref(), Some("1"));
+    }
+    link.report(id, State::Succeeded).await;
+    assert_eq!(link.receipt().await, id);
+}
