@@ -44,7 +44,7 @@ pub enum Outcome {
     Unproven,
     /// It is in that final state already.
     Repeated,
-    /// It ended otherwise before: the report is in the audit log, the state stays.
+    /// It ended otherwise before: the first such report is in the audit log, the state stays.
     Late,
     /// The table of transitions has no such step.
     Illegal,
@@ -174,21 +174,28 @@ pub async fn transition_apply(
                   and exists (select from unnest($4::text[], $5::text[]) as t(origin, target)
                                where t.origin = l.before and t.target = l.target)
                returning c.id
+           ),
+           late as (
+               insert into late_results (command_id)
+               select l.id from locked l
+                where l.is_own and l.is_current and l.was_final and l.asked_final and l.before <> l.asked
+                   on conflict do nothing
+               returning command_id
            )
            select x.id, x.before, x.kind, x.age_seconds as "age_seconds!", x.unproven as "is_unproven!", x.was_final as "was_final!", x.is_own as "is_own!",
                   x.is_current as "is_current!", x.moved as "moved!",
                   case when x.moved and x.is_final then
                       audit_append(x.tenant_id, x.actor, 'command.finished', x.subject, x.details)
-                  when x.is_own and x.is_current and x.was_final and x.asked_final and x.before <> x.asked then
+                  when x.is_late then
                       audit_append(x.tenant_id, x.actor, 'command.late_result', x.subject, x.details)
                   end as audited
-             from (select l.*, m.id is not null as moved,
+             from (select l.*, m.id is not null as moved, t.command_id is not null as is_late,
                           case when l.reported_by is null then jsonb_build_object('kind', 'server')
                                else jsonb_build_object('kind', 'device', 'id', l.reported_by) end as actor,
                           jsonb_build_object('kind', 'command', 'id', l.id) as subject,
                           jsonb_build_object('device_id', l.device_id, 'grant_id', l.grant_id, 'kind', l.kind,
                                              'state', case when l.was_final then l.asked else l.target end, 'code', l.code, 'message', l.message, 'proof', l.proof) as details
-                     from locked l left join moved m on m.id = l.id
+                     from locked l left join moved m on m.id = l.id left join late t on t.command_id = l.id
                     order by l.tenant_id, l.id) x"#,
         Json(&asked) as _,
         durability == Durability::Soon,

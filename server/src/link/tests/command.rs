@@ -570,3 +570,24 @@ async fn a_command_that_nobody_here_can_read_holds_up_no_other(_: PgPoolOptions,
     link.report(id, State::Succeeded).await;
     assert_eq!(link.receipt().await, id);
 }
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_device_that_changes_its_mind_again_and_again_gets_one_entry(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let (fleet, device, mut link) = linked(&port).await;
+    let other = fleet.command(&port, device.id, "metrics.collect", json!({})).await;
+    link.command().await;
+    let id = fleet.command(&port, device.id, "metrics.collect", json!({})).await;
+    link.command().await;
+    for (command, states) in [
+        (id, [State::Failed, State::Succeeded, State::Succeeded, State::Refused, State::Failed, State::Succeeded]),
+        (other, [State::Failed, State::Failed, State::Failed, State::Failed, State::Failed, State::Succeeded]),
+    ] {
+        for state in states {
+            link.report(command, state).await;
+            assert_eq!(link.receipt().await, command);
+        }
+        assert_eq!(port.ask(&column(command, "state")).await.as_deref(), Some("failed"));
+        assert_eq!(port.ask(&audited("command.late_result", command)).await.as_deref(), Some("1"));
+    }
+}
