@@ -38,14 +38,21 @@ pub async fn latencies(operator: &Api, fleet: &Fleet, swarm: &mut Swarm, count: 
     Ok(latencies)
 }
 
-/// Runs `count` commands, `at_once` of them under way at any time. Gives the results a second.
-pub async fn throughput(operator: &Api, fleet: &Fleet, swarm: &mut Swarm, count: usize, at_once: usize) -> Result<f64> {
+/// Runs `count` commands, `at_once` of them under way at any time, by the operators in turn. Gives the results a second.
+pub async fn throughput(
+    operators: &[Api],
+    fleet: &Fleet,
+    swarm: &mut Swarm,
+    count: usize,
+    at_once: usize,
+) -> Result<f64> {
     let begin = Instant::now();
     let mut asking = JoinSet::new();
     let (mut begun, mut done) = (0, 0);
     let mut last = begin;
     while done < count {
         while begun < count && begun - done < at_once {
+            let operator = operators.get(begun % operators.len().max(1)).context("there is no operator")?;
             asking.spawn(request(operator.clone(), device_of(fleet, begun)?));
             begun += 1;
         }

@@ -8,7 +8,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection, types::Uuid};
 use time::OffsetDateTime;
 
-use crate::api::text;
+use crate::api::{Api, text};
 use crate::fleet::Fleet as People;
 use crate::load::Fleet;
 use crate::server::Server;
@@ -77,6 +77,17 @@ pub async fn grant(people: &People) -> Result<String> {
         "duration_seconds": 3600,
     });
     text(&people.tenant.post("/grants", &grant).await?, "id")
+}
+
+/// Further tokens of the operator: the server bounds what one may ask for in a second.
+pub async fn operators(people: &People, count: usize) -> Result<Vec<Api>> {
+    let mut operators = Vec::with_capacity(count);
+    for number in 0..count {
+        let token = json!({ "person_id": people.operator_id, "name": format!("benchmark {number}") });
+        let token = text(&people.admin.post("/tokens", &token).await?, "token")?;
+        operators.push(people.operator.with_token(&token));
+    }
+    Ok(operators)
 }
 
 /// The server's own Postgres, as its owner.

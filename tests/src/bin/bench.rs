@@ -22,6 +22,8 @@ const LATENCY_P50_MS_MAX: f64 = 5.0;
 const LATENCY_P99_MS_MAX: f64 = 25.0;
 /// Commands that are not counted: connections to the API and to the database are made.
 const COMMANDS_WARM_UP: usize = 100;
+/// Tokens by which commands at the same time are asked for. The server lets each make 1,000 requests a second.
+const OPERATORS: usize = 16;
 
 /// What a link costs beside other servers, and how fast a command is. One JSON object a line.
 #[derive(Debug, Parser)]
@@ -97,7 +99,8 @@ async fn measure_commands(
     report.add(&Line::new("command", "latency_p50", percentile_ms(0.5), "ms").with_goal(LATENCY_P50_MS_MAX))?;
     report.add(&Line::new("command", "latency_p99", percentile_ms(0.99), "ms").with_goal(LATENCY_P99_MS_MAX))?;
 
-    command::throughput(operator, fleet, swarm, arguments.parallel, arguments.parallel).await?;
-    let rate = command::throughput(operator, fleet, swarm, arguments.parallel_commands, arguments.parallel).await?;
+    let operators = seed::operators(people, OPERATORS).await?;
+    command::throughput(&operators, fleet, swarm, arguments.parallel, arguments.parallel).await?;
+    let rate = command::throughput(&operators, fleet, swarm, arguments.parallel_commands, arguments.parallel).await?;
     report.add(&Line::new("command", "parallel_throughput", rate, "commands/s"))
 }
