@@ -66,6 +66,12 @@ pub struct Dispatch {
 ///
 /// What was sent over an earlier link and not accepted is due again: the device knows it if it came. A reboot or shutdown
 /// that was sent in an earlier boot is not: that boot's end may have been its doing, and the device's ledger will tell.
+///
+/// The mark of a sending is not waited for on the disk, unless a boot is to prove the command. When the database crashes within
+/// the moment that takes, the command is queued again: it is sent again, and the device answers with what its ledger has, or
+/// it ends unsent, and the device's result is in the audit log as a late one. Whatever is stored later and waited for (a
+/// result, which comes before its receipt; a revocation) has the mark before it in the write-ahead log. Reboots and shutdowns
+/// are waited for: without the boot in which it was sent, the next one would prove nothing.
 pub async fn dispatch_claim(connection: &mut PgConnection, links: &[LinkKey]) -> Result<Dispatch, StoreError> {
     let devices: Vec<Uuid> = links.iter().map(|link| link.device_id.as_uuid()).collect();
     let epochs: Vec<i64> = links.iter().map(|link| link.epoch.cast_signed()).collect();
@@ -79,7 +85,7 @@ pub async fn dispatch_claim(connection: &mut PgConnection, links: &[LinkKey]) ->
                  join links l on l.device_id = t.device_id and l.epoch = t.epoch and l.closed_at is null
            ),
            due as materialized (
-               select c.id, c.state as before, t.epoch, t.boot_id, p.name
+               select c.id, c.state as before, c.kind, t.epoch, t.boot_id, p.name
                  from target t
                  join devices d on d.id = t.device_id and d.state = 'active'
                  join commands c on c.device_id = t.device_id and c.finished_at is null
@@ -97,7 +103,11 @@ pub async fn dispatch_claim(connection: &mut PgConnection, links: &[LinkKey]) ->
                update commands c
                   set state = 'sent', sent_at = clock_timestamp(), sent_epoch = due.epoch,
                       boot_id = coalesce(c.boot_id, due.boot_id), deadline_at = c.expires_at + make_interval(secs => $5)
-                 from due where c.id = due.id
+                 from due
+                where c.id = due.id
+                  and (select case when bool_or(due.kind = any ($3)) then true
+                                   else set_config('synchronous_commit', 'off', true) is not null end
+                         from due)
                returning c.id, c.device_id, due.epoch, c.grant_id, c.kind, c.arguments, c.reason, due.name, due.before,
                          (extract(epoch from c.expires_at - clock_timestamp()) * 1000)::bigint as start_within_ms,
                          c.created_at

@@ -48,7 +48,7 @@ pub enum Outcome {
     Late,
     /// The table of transitions has no such step.
     Illegal,
-    /// The link that says so is not the device's newest, or older than the sending.
+    /// The link that says so is not the device's newest, or older than the sending, or nothing is known of a sending.
     Stale,
     /// The command is another device's.
     Foreign,
@@ -136,7 +136,7 @@ pub async fn transition_apply(
                select c.id, c.tenant_id, c.device_id, c.grant_id, c.kind, c.state as before, c.finished_at is not null as was_final,
                       a.device_id as reported_by, a.code, a.message, a.percent, a.data,
                       a.device_id is null or a.device_id = c.device_id as is_own,
-                      a.epoch is null or coalesce(c.sent_epoch <= a.epoch, false) and exists (
+                      a.epoch is null or coalesce(c.sent_epoch <= a.epoch, c.finished_at is not null) and exists (
                           select from links l where l.device_id = c.device_id and l.epoch = a.epoch) as is_current,
                       a.target as asked, unproven, a.is_final as asked_final,
                       extract(epoch from clock_timestamp() - c.created_at)::float8 as age_seconds,

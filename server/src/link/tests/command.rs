@@ -246,6 +246,40 @@ async fn a_result_after_the_deadline_is_kept_in_the_audit_log(_: PgPoolOptions, 
     assert_eq!(port.ask(&audited("command.late_result", id)).await.as_deref(), Some("1"));
 }
 
+/// As after a crash of the database, which need not have kept that it was sent.
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_command_whose_sending_is_forgotten_is_sent_again(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start_with(database, |settings| {
+        settings.link.reconcile_interval_seconds = crate::config::Seconds(1);
+    })
+    .await;
+    let (fleet, device, mut link) = linked(&port).await;
+    let id = fleet.command(&port, device.id, "metrics.collect", json!({})).await;
+    assert_eq!(link.command().await.0, id);
+    port.run(FORGET_SENDING).await;
+    assert_eq!(link.command().await.0, id);
+    link.report(id, State::Succeeded).await;
+    assert_eq!(link.receipt().await, id);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_result_of_a_command_that_ended_as_never_sent_is_kept_in_the_audit_log(
+    _: PgPoolOptions,
+    database: PgConnectOptions,
+) {
+    let port = Port::start(database).await;
+    let (fleet, device, mut link) = linked(&port).await;
+    let id = fleet.command(&port, device.id, "metrics.collect", json!({})).await;
+    assert_eq!(link.command().await.0, id);
+    port.run(&format!("{FORGET_SENDING}, expires_at = clock_timestamp(), deadline_at = clock_timestamp()")).await;
+    port.until(&column(id, "state"), "expired").await;
+    link.report(id, State::Succeeded).await;
+    assert_eq!(link.receipt().await, id);
+    assert_eq!(port.ask(&audited("command.late_result", id)).await.as_deref(), Some("1"));
+}
+
+const FORGET_SENDING: &str = "update commands set state = 'queued', sent_at = null, sent_epoch = null, boot_id = null";
+
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
 async fn a_queued_command_ends_within_a_second_of_its_grant(_: PgPoolOptions, database: PgConnectOptions) {
     let port = Port::start(database).await;
