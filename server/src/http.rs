@@ -30,6 +30,8 @@ pub use self::router::{openapi, router};
 
 use self::command_event::Hub;
 use self::limit::{Buckets, Rate};
+use self::v1::command::create::Creates;
+use crate::batch::Batch;
 use crate::bus::{Bus, Hint};
 use crate::metrics::Metrics;
 use crate::model::command::State;
@@ -84,6 +86,7 @@ const FAILURE_FORGIVEN_AFTER_SECONDS: f64 = 3.0;
 #[derive(Clone, Debug)]
 pub struct Context {
     store: Store,
+    creates: Arc<Batch<Creates>>,
     bus: Bus,
     metrics: Arc<Metrics>,
     hub: Arc<Hub>,
@@ -99,7 +102,7 @@ struct Limits {
 }
 
 impl Context {
-    /// `stopping`: ends the streams of events, so that the node can stop.
+    /// To be called in a runtime. `stopping`: ends the streams of events, so that the node can stop.
     #[must_use]
     pub fn new(store: Store, bus: Bus, metrics: Arc<Metrics>, settings: Settings, stopping: CancellationToken) -> Self {
         let failures = Rate { burst: settings.failures_burst, per_second: 1.0 / FAILURE_FORGIVEN_AFTER_SECONDS };
@@ -110,7 +113,9 @@ impl Context {
             tokens: Buckets::new(tokens, COUNTED_TOKENS_MAX),
         };
         let hub = Arc::new(Hub::new(settings));
-        Self { store, bus, metrics, hub, limits: Arc::new(limits), request_within: settings.request_within, stopping }
+        let creates = Arc::new(Batch::start(Creates, store.clone()));
+        let request_within = settings.request_within;
+        Self { store, creates, bus, metrics, hub, limits: Arc::new(limits), request_within, stopping }
     }
 
     /// Says that commands were called back: those that are over to who waits for them, the others to who serves the link.

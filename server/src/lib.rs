@@ -4,6 +4,7 @@
 //! [`bus`] carries hints between them and never a fact: the database is the truth.
 
 pub mod app;
+mod batch;
 pub mod bus;
 pub mod clock;
 pub mod config;

@@ -20,7 +20,6 @@
 
 pub mod accept;
 mod admission;
-mod batch;
 mod conn;
 pub(crate) mod dispatch;
 mod enroll;
@@ -48,13 +47,13 @@ use tokio::time::Instant;
 pub(crate) use conn::applied_to_metrics;
 pub use tls::{Tls, TlsError};
 
-use batch::Batch;
 use limit::{Allowance, Gate};
 use registry::Registry;
 pub(crate) use registry::{Ending, Handle, Order, Unproven};
 use report::Reports;
 use statement::{Closes, Hellos, Standings, Transitions};
 
+use crate::batch::Batch;
 use crate::bus::Bus;
 use crate::config;
 use crate::metrics::{Failure, Metrics};

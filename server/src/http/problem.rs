@@ -112,7 +112,7 @@ impl Problem {
         Self::new(Kind::Unavailable, detail).retry_after(UNAVAILABLE_RETRY_AFTER)
     }
 
-    fn internal() -> Self {
+    pub(crate) fn internal() -> Self {
         Self::new(Kind::Internal, "This is a fault of the server. Report it with the request_id.")
     }
 

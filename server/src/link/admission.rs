@@ -12,8 +12,8 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::Shared;
-use super::batch::Unanswered;
 use super::problem::Problem;
+use crate::batch::Unanswered;
 use crate::clock;
 use crate::metrics::Failure;
 use crate::store::certificate::Standing;

@@ -29,10 +29,10 @@ use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_util::sync::CancellationToken;
 
 use super::admission::Identified;
-use super::batch::Unanswered;
 use super::registry::{Ending, Handle, Order};
 use super::renew::{self, Renewed};
 use super::{Shared, TRANSPORT};
+use crate::batch::Unanswered;
 use crate::bus::Hint;
 use crate::model::command::State;
 use crate::store::dispatch::ClaimedCommand;

@@ -16,11 +16,11 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
 use super::admission::Identified;
-use super::batch::Unanswered;
 use super::conn::{self, Link, Socket};
 use super::registry::Ending;
 use super::request::Upgraded;
 use super::{Shared, TRANSPORT};
+use crate::batch::Unanswered;
 use crate::clock;
 use crate::metrics::Failure;
 use crate::store::dispatch::LinkKey;

@@ -2,7 +2,7 @@
 
 use cloudlink_proto::ids::{CommandId, DeviceId};
 
-use super::batch::Statement;
+use crate::batch::Statement;
 use crate::store::certificate::{Certificate, certificate_list};
 use crate::store::link::{ClosedLink, NewLink, OpenedLink, link_close, link_open};
 use crate::store::transition::{Applied, Durability, Transition, transition_apply};

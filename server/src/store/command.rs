@@ -4,8 +4,11 @@
 use std::time::Duration;
 
 use cloudlink_proto::ids::{CommandId, DeviceId, GrantId, PersonId, TenantId};
+use data_encoding::HEXLOWER;
+use serde::Serialize;
 use serde_json::Value;
 use sqlx::PgConnection;
+use sqlx::types::Json;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -90,7 +93,7 @@ macro_rules! command_query {
 
 /// A command that somebody asks for.
 #[derive(Clone, Debug)]
-pub struct NewCommand<'a> {
+pub struct NewCommand {
     pub id: CommandId,
     pub operator: PersonId,
     /// Who asks, for the audit log.
@@ -98,54 +101,101 @@ pub struct NewCommand<'a> {
     pub device: DeviceId,
     /// Only under this grant.
     pub grant: Option<GrantId>,
-    pub instruction: &'a Instruction,
-    pub reason: &'a str,
+    pub instruction: Instruction,
+    pub reason: String,
     /// How soon the device must begin.
     pub start_within: Duration,
     /// Whether it may wait for the device to link.
     pub may_queue: bool,
-    pub idempotency_key: Option<&'a str>,
+    pub idempotency_key: Option<String>,
     pub request_hash: [u8; 32],
 }
 
-/// Makes the command if a grant in force allows it at this moment, with its audit entry: one statement, and a transaction
-/// of its own when the connection is in none. `None` if nothing allows it. Fails on [`KEY_USED`].
+#[derive(Serialize)]
+struct Asked<'a> {
+    id: Uuid,
+    operator_id: Uuid,
+    actor: &'a Value,
+    device_id: Uuid,
+    grant_id: Option<Uuid>,
+    scope: &'static str,
+    kind: &'static str,
+    arguments: Value,
+    reason: &'a str,
+    start_within_seconds: f64,
+    run_seconds: u64,
+    may_queue: bool,
+    idempotency_key: Option<&'a str>,
+    request_hash: String,
+}
+
+impl<'a> Asked<'a> {
+    fn new(command: &'a NewCommand) -> Self {
+        let kind = command.instruction.kind();
+        Self {
+            id: command.id.as_uuid(),
+            operator_id: command.operator.as_uuid(),
+            actor: &command.actor,
+            device_id: command.device.as_uuid(),
+            grant_id: command.grant.map(GrantId::as_uuid),
+            scope: kind.scope,
+            kind: kind.name,
+            arguments: command.instruction.arguments(),
+            reason: &command.reason,
+            start_within_seconds: command.start_within.as_secs_f64(),
+            run_seconds: kind.run_within.as_secs(),
+            may_queue: command.may_queue,
+            idempotency_key: command.idempotency_key.as_deref(),
+            request_hash: HEXLOWER.encode(&command.request_hash),
+        }
+    }
+}
+
+/// Makes each of the commands that a grant in force allows at this moment, with its audit entry: one statement, and a
+/// transaction of its own when the connection is in none. Gives those that were made; a command whose key was used before is
+/// not. Fails on [`KEY_USED`] if that happens meanwhile, or if two of the commands have the same key.
+///
+/// All commands are made before the first entry is written, tenant by tenant: whoever locks a grant, a device or a person may
+/// go on to the audit log, never the other way round.
 pub async fn command_create(
     connection: &mut PgConnection,
-    command: &NewCommand<'_>,
-) -> Result<Option<Command>, StoreError> {
-    let kind = command.instruction.kind();
-    let run_seconds = i32::try_from(kind.run_within.as_secs()).expect("kinds run for minutes");
+    commands: &[NewCommand],
+) -> Result<Vec<Command>, StoreError> {
+    let asked: Vec<Asked<'_>> = commands.iter().map(Asked::new).collect();
     command_query!(
-        "select",
+        "with asked as (
+             select a.* from jsonb_to_recordset($1) as a(
+                 id uuid, operator_id uuid, actor jsonb, device_id uuid, grant_id uuid, scope text, kind text, arguments jsonb,
+                 reason text, start_within_seconds float8, run_seconds integer, may_queue boolean, idempotency_key text,
+                 request_hash text)
+              where not exists (select from commands k
+                                 where k.requested_by = a.operator_id and k.idempotency_key = a.idempotency_key)
+         ),
+         made as materialized (
+             select c as row, a.actor
+               from asked a
+              cross join lateral command_create(
+                        a.id, a.operator_id, a.device_id, a.grant_id, a.scope, a.kind, a.arguments, a.reason,
+                        make_interval(secs => a.start_within_seconds), a.run_seconds, a.may_queue, a.idempotency_key,
+                        decode(a.request_hash, 'hex')) c
+         )
+         select",
         "from (
-            select c as row, audit_append(
-                       (c).tenant_id, $14, 'command.created', jsonb_build_object('kind', 'command', 'id', (c).id),
-                       jsonb_build_object('device_id', (c).device_id, 'grant_id', (c).grant_id, 'kind', (c).kind,
-                                          'arguments', (c).arguments, 'reason', (c).reason,
-                                          'expires_at', (c).expires_at)) as audited
-              from command_create($1, $2, $3, $4, $5, $6, $7, $8, make_interval(secs => $9), $10, $11, $12, $13) c
+            select row, audit_append(
+                       (row).tenant_id, actor, 'command.created', jsonb_build_object('kind', 'command', 'id', (row).id),
+                       jsonb_build_object('device_id', (row).device_id, 'grant_id', (row).grant_id, 'kind', (row).kind,
+                                          'arguments', (row).arguments, 'reason', (row).reason,
+                                          'expires_at', (row).expires_at)) as audited
+              from (select row, actor from made order by (row).tenant_id, (row).id) m
             offset 0) r, lateral (select (r.row).*) c
           where r.audited > 0",
-        command.id.as_uuid(),
-        command.operator.as_uuid(),
-        command.device.as_uuid(),
-        command.grant.map(GrantId::as_uuid),
-        kind.scope,
-        kind.name,
-        command.instruction.arguments(),
-        command.reason,
-        command.start_within.as_secs_f64(),
-        run_seconds,
-        command.may_queue,
-        command.idempotency_key,
-        &command.request_hash[..],
-        command.actor
+        Json(&asked) as _
     )
-    .fetch_optional(connection)
+    .fetch_all(connection)
     .await?
+    .into_iter()
     .map(Command::try_from)
-    .transpose()
+    .collect()
 }
 
 /// The command that this person made with this key, and the hash of the request that made it.

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use cloudlink_proto::ids::{CommandId, DeviceId, GrantId};
+use cloudlink_proto::ids::{CommandId, DeviceId, GrantId, PersonId};
 use http::{HeaderName, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::batch::{Statement, Unanswered};
 use crate::bus::Hint;
 use crate::http::Context;
 use crate::http::auth::Caller;
@@ -22,9 +23,9 @@ use crate::model::command::{
     Command, Instruction, InstructionError, QUEUE_FOR_MAX, START_WITHIN_DEFAULT, State as CommandState,
 };
 use crate::model::new_id;
-use crate::store::StoreError;
 use crate::store::audit::audit_append;
 use crate::store::command::{KEY_USED, Missing, NewCommand, Obstacle, command_create, command_explain, command_of_key};
+use crate::store::{Store, StoreError};
 
 /// Says that the command was made by an earlier request with the same key.
 static REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
@@ -65,6 +66,8 @@ pub(crate) enum RouteError {
     #[error("grants or links change too fast")]
     Unsettled,
     #[error(transparent)]
+    Unanswered(#[from] Unanswered),
+    #[error(transparent)]
     Refused(#[from] Problem),
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -100,6 +103,8 @@ impl From<RouteError> for Problem {
                 Kind::Conflict,
                 "Grants or the device's link changed while the command was checked. Nothing was done: ask again.",
             ),
+            RouteError::Unanswered(Unanswered::Unavailable) => Self::unavailable(),
+            RouteError::Unanswered(Unanswered::Fault) => Self::internal(),
             RouteError::Refused(problem) => problem,
             RouteError::Store(error) => error.into(),
         }
@@ -147,17 +152,17 @@ pub(crate) async fn handler(
         actor: caller.actor().to_json(),
         device,
         grant: request.grant_id.map(GrantId::from_uuid),
-        instruction: &instruction,
-        reason: &request.reason,
+        instruction,
+        reason: request.reason,
         start_within,
         may_queue: request.queue_for_seconds.is_some(),
-        idempotency_key: key.as_deref(),
+        idempotency_key: key,
         request_hash,
     };
     let made = create(&context, &caller, &new).await?;
     Ok(match made {
         Made::New(command) => {
-            let kind = instruction.kind().name;
+            let kind = new.instruction.kind().name;
             context.metrics.commands.with_label_values(&[kind, CommandState::Queued.name()]).inc();
             context.bus.send(Hint::CommandsDue(device));
             let location = format!("/api/v1/commands/{}", command.id);
@@ -173,17 +178,48 @@ enum Made {
     Before(Command),
 }
 
+/// Commands that are to be made. Those of one tenant wait for one another at its audit log: each in a transaction of its own
+/// would wait for the disk while it keeps the others out.
+#[derive(Debug)]
+pub(crate) struct Creates;
+
+impl Statement for Creates {
+    type Question = NewCommand;
+    /// None if nothing allows it, or its key was used before.
+    type Answer = Option<Command>;
+    /// By its key, or as nobody else's.
+    type Key = (PersonId, Result<String, CommandId>);
+    const NAME: &'static str = "command_create";
+    // Nobody would know of the command.
+    const EVEN_UNHEARD: bool = false;
+
+    fn key(command: &NewCommand) -> Self::Key {
+        (command.operator, command.idempotency_key.clone().ok_or(command.id))
+    }
+
+    async fn ask(&self, store: &Store, commands: &[NewCommand]) -> Result<Vec<Option<Command>>, StoreError> {
+        let mut made = match command_create(&mut *store.connection().await?, commands).await {
+            Err(error) if commands.len() == 1 && error.constraint() == Some(KEY_USED) => Vec::new(),
+            made => made?,
+        };
+        Ok(commands
+            .iter()
+            .map(|command| {
+                let position = made.iter().position(|made| made.id == command.id.as_uuid())?;
+                Some(made.swap_remove(position))
+            })
+            .collect())
+    }
+}
+
 /// One round trip when the grant is there.
-async fn create(context: &Context, caller: &Caller, new: &NewCommand<'_>) -> Result<Made, RouteError> {
-    let mut connection = context.store.connection().await?;
+async fn create(context: &Context, caller: &Caller, new: &NewCommand) -> Result<Made, RouteError> {
     for _ in 0..ATTEMPTS_MAX {
-        match command_create(&mut connection, new).await {
-            Ok(Some(command)) => return Ok(Made::New(command)),
-            Ok(None) => {}
-            Err(error) if error.constraint() == Some(KEY_USED) => {}
-            Err(error) => return Err(error.into()),
+        if let Some(command) = context.creates.ask(new.clone()).await? {
+            return Ok(Made::New(command));
         }
-        if let Some(key) = new.idempotency_key
+        let mut connection = context.store.connection().await?;
+        if let Some(key) = new.idempotency_key.as_deref()
             && let Some((command, hash)) = command_of_key(&mut connection, new.operator, key).await?
         {
             let is_same = hash == new.request_hash;
@@ -384,6 +420,30 @@ mod tests {
         assert_eq!(answers.iter().filter(|answer| answer.status == StatusCode::CREATED).count(), 1);
         let ids: std::collections::BTreeSet<_> = answers.iter().map(|answer| answer.json()["id"].to_string()).collect();
         assert_eq!(ids.len(), 1);
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn of_many_requests_at_once_each_has_its_own_answer(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        scene.grant(json!({})).await;
+        let used = scene.command(json!({"kind": "device.shutdown"})).await;
+        scene.sql("update commands set idempotency_key = 'used' where id = $1", used).await;
+        let calls = (0..30).map(|number| {
+            let body = json!({"kind": "metrics.collect", "reason": number.to_string(), "queue_for_seconds": 60});
+            let device = if number % 3 == 1 { scene.other_device } else { scene.device };
+            let call = call(&scene, &scene.operator, device, body);
+            if number % 3 == 2 { call.header("idempotency-key", "used") } else { call }.send()
+        });
+        for (number, answer) in futures_util::future::join_all(calls).await.into_iter().enumerate() {
+            match number % 3 {
+                0 => assert_eq!(answer.expect(StatusCode::CREATED)["reason"], number.to_string()),
+                1 => assert_eq!(answer.expect_problem(Kind::GrantRequired)["reason"], "none"),
+                _ => drop(answer.expect_problem(Kind::IdempotencyConflict)),
+            }
+        }
+        let audited = scene.audited(scene.tenant).await;
+        assert_eq!(audited.iter().filter(|action| *action == "command.created").count(), 11);
+        assert_eq!(scene.audited(scene.other_tenant).await, ["command.refused"; 10]);
     }
 
     #[sqlx::test(migrator = "crate::store::MIGRATOR")]

@@ -1,4 +1,4 @@
-//! What many links ask of the database at the same moment becomes one statement.
+//! What many links or requests ask of the database at the same moment becomes one statement.
 //!
 //! There is no delay: whatever came in while the last statement ran goes into the next one. A lone question costs what it
 //! would cost anyway; a storm of them costs a fraction.
@@ -22,6 +22,8 @@ pub(crate) trait Statement: Send + Sync + 'static {
     type Key: Eq + Hash + Send;
     /// For the log.
     const NAME: &'static str;
+    /// Whether to ask although whoever wanted the answer has gone meanwhile.
+    const EVEN_UNHEARD: bool = true;
 
     /// What two questions of one statement must not share.
     fn key(question: &Self::Question) -> Self::Key;
@@ -75,11 +77,15 @@ async fn run<S: Statement>(statement: S, store: Store, mut waiting: mpsc::Receiv
         let mut keys = HashSet::with_capacity(next.len());
         let (now, later): (Vec<_>, Vec<_>) = next.drain(..).partition(|(question, _)| keys.insert(S::key(question)));
         next = later;
+        let now: Vec<_> = now.into_iter().filter(|(_, reply)| S::EVEN_UNHEARD || !reply.is_closed()).collect();
         answer(&statement, &store, now).await;
     }
 }
 
 async fn answer<S: Statement>(statement: &S, store: &Store, batch: Vec<Waiting<S>>) {
+    if batch.is_empty() {
+        return;
+    }
     let (questions, replies): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
     match store.within(statement.ask(store, &questions)).await {
         Ok(answers) => {
