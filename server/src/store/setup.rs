@@ -82,6 +82,11 @@ pub fn store(config: &config::Database, node: &str, options: PgConnectOptions) -
         ("statement_timeout", milliseconds(config.statement_timeout_seconds.duration())),
         ("lock_timeout", milliseconds(config.lock_timeout_seconds.duration())),
         ("idle_in_transaction_session_timeout", milliseconds(IDLE_IN_TRANSACTION)),
+        // Every statement wants a few rows by their keys, of tables that are in memory or on a solid-state disk. By its
+        // defaults the planner fears random reads, and reads all devices and links to look at one.
+        ("random_page_cost", "1.1".to_owned()),
+        // Compiling takes longer than any of the statements.
+        ("jit", "off".to_owned()),
     ]);
     let pool = PgPoolOptions::new()
         .max_connections(config.connections_max)
