@@ -168,8 +168,8 @@ pub async fn command_create(
                  id uuid, operator_id uuid, actor jsonb, device_id uuid, grant_id uuid, scope text, kind text, arguments jsonb,
                  reason text, start_within_seconds float8, run_seconds integer, may_queue boolean, idempotency_key text,
                  request_hash text)
-              where not exists (select from commands k
-                                 where k.requested_by = a.operator_id and k.idempotency_key = a.idempotency_key)
+              where (select k.id from commands k
+                      where k.requested_by = a.operator_id and k.idempotency_key = a.idempotency_key) is null
          ),
          made as materialized (
              select c as row, a.actor

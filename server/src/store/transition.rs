@@ -125,6 +125,7 @@ pub async fn transition_apply(
         .iter()
         .flat_map(|(from, to)| to.iter().map(|to| (from.name().to_owned(), to.name().to_owned())))
         .unzip();
+    // Subqueries that give a value, where `exists` would do: that, the planner turns into a look at all links there are.
     let rows = sqlx::query!(
         r#"with asked as (
                select a.* from jsonb_to_recordset($1) as a(
@@ -136,8 +137,8 @@ pub async fn transition_apply(
                select c.id, c.tenant_id, c.device_id, c.grant_id, c.kind, c.state as before, c.finished_at is not null as was_final,
                       a.device_id as reported_by, a.code, a.message, a.percent, a.data,
                       a.device_id is null or a.device_id = c.device_id as is_own,
-                      a.epoch is null or coalesce(c.sent_epoch <= a.epoch, c.finished_at is not null) and exists (
-                          select from links l where l.device_id = c.device_id and l.epoch = a.epoch) as is_current,
+                      a.epoch is null or coalesce(c.sent_epoch <= a.epoch, c.finished_at is not null) and coalesce(
+                          (select l.epoch from links l where l.device_id = c.device_id) = a.epoch, false) as is_current,
                       a.target as asked, unproven, a.is_final as asked_final,
                       extract(epoch from clock_timestamp() - c.created_at)::float8 as age_seconds,
                       case when unproven then 'running' else a.target end as target,
@@ -152,9 +153,9 @@ pub async fn transition_apply(
                 cross join lateral (select c.kind = any($3) as needs_boot) n
                 cross join lateral (
                     select a.device_id is not null and needs_boot and a.target = 'succeeded'
-                           and not exists (select from device_boots b
-                                            where b.device_id = c.device_id and b.boot_id = a.boot_id
-                                              and b.seen_at > c.sent_at) as unproven) u
+                           and coalesce((select b.seen_at from device_boots b
+                                          where b.device_id = c.device_id and b.boot_id = a.boot_id) <= c.sent_at,
+                                        true) as unproven) u
                 order by c.id
                   for update of c
            ),
