@@ -3,7 +3,7 @@
 
 mod deadline;
 pub(crate) mod presence;
-mod revocation;
+pub(crate) mod revocation;
 
 use crate::lifecycle::Shutdown;
 use crate::link::{Links, dispatch};

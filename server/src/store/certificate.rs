@@ -192,7 +192,24 @@ pub async fn revocation_list(connection: &mut PgConnection, since: OffsetDateTim
     Ok(revocations)
 }
 
-/// The time of the database.
-pub async fn clock(connection: &mut PgConnection) -> Result<OffsetDateTime, StoreError> {
-    Ok(sqlx::query_scalar!(r#"select clock_timestamp() as "at!""#).fetch_one(connection).await?)
+/// The live links of a node whose device or certificate was revoked, however long ago.
+pub async fn revocation_list_live(connection: &mut PgConnection, node: &str) -> Result<Revocations, StoreError> {
+    let rows = sqlx::query!(
+        r#"select now.at as "at!", r.device_id as "device_id?: Uuid", r.serial as "serial?: Vec<u8>"
+             from (select clock_timestamp() as at) as now
+             left join (
+                 select l.device_id, c.serial
+                   from links l
+                   join devices d on d.id = l.device_id
+                   join certificates c on c.serial = l.certificate_serial
+                  where l.node = $1 and l.closed_at is null and (d.revoked_at is not null or c.revoked_at is not null)
+             ) r on true"#,
+        node,
+    )
+    .fetch_all(connection)
+    .await?;
+    let at = rows.first().map_or(OffsetDateTime::UNIX_EPOCH, |row| row.at);
+    let certificates =
+        rows.into_iter().filter_map(|row| Some((DeviceId::from_uuid(row.device_id?), row.serial?))).collect();
+    Ok(Revocations { at, devices: Vec::new(), certificates })
 }

@@ -9,10 +9,10 @@ use crate::bus::{Heard, Hint};
 use crate::lifecycle::Shutdown;
 use crate::link::{Ending, Links, Shared};
 use crate::store::StoreError;
-use crate::store::certificate::{clock, revocation_list};
+use crate::store::certificate::{revocation_list, revocation_list_live};
 
 const EVERY: Duration = Duration::from_millis(700);
-/// How far each look reaches back behind the one before: a revocation gets its time when it is made, and is seen when it is
+/// How far each look reaches back behind the last one that succeeded: a revocation gets its time when it is made, and is seen when it is
 /// committed.
 const OVERLAP: Duration = Duration::from_secs(60);
 /// For the metrics of failed tasks.
@@ -41,14 +41,14 @@ pub(super) async fn run(links: Links, shutdown: Shutdown) {
     }
 }
 
-async fn cut(shared: &Shared, seen_at: &mut Option<OffsetDateTime>) -> Result<(), StoreError> {
+/// Ends the links of what was revoked since the last look that succeeded. The first one looks at all live links.
+pub(crate) async fn cut(shared: &Shared, seen_at: &mut Option<OffsetDateTime>) -> Result<(), StoreError> {
     let mut connection = shared.store.connection().await?;
-    // What was revoked before the first look, was revoked before the first link was admitted.
-    let last = match *seen_at {
-        Some(at) => at,
-        None => clock(&mut connection).await?,
+    let revocations = match *seen_at {
+        Some(at) => revocation_list(&mut connection, at - OVERLAP).await?,
+        // Until the first look succeeds, links may have come up, and their devices been revoked, at any time.
+        None => revocation_list_live(&mut connection, &shared.node).await?,
     };
-    let revocations = revocation_list(&mut connection, last - OVERLAP).await?;
     drop(connection);
     for device in revocations.devices {
         if let Some(handle) = shared.registry.find(device) {

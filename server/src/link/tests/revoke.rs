@@ -12,6 +12,7 @@ use super::fleet::{Fleet, Gateway, Issue};
 use super::peer::{Peer, dial_tls};
 use super::{Port, SERVER_NAME, clock};
 use crate::bus::Hint;
+use crate::tasks::revocation::cut;
 
 /// What the product promises.
 const CUT_WITHIN: Duration = Duration::from_secs(1);
@@ -40,6 +41,30 @@ async fn the_link_of_a_revoked_device_is_cut_within_a_second_without_a_hint(
     assert_eq!(timeout(CUT_WITHIN, link.ended()).await.expect("cut in time"), Code::Revoked);
     bystander.hears_nothing_for(Duration::from_millis(100)).await;
     port.until(&format!("select close_reason from links where device_id = '{}'", device.id), "revoked").await;
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn the_first_look_finds_what_was_revoked_long_ago(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let fleet = Fleet::new(&port).await;
+    let (device, other, third) = (fleet.device(&port).await, fleet.device(&port).await, fleet.device(&port).await);
+    let mut link = Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
+    let mut link_of_other = Peer::dial(&port, &other.credentials, "boot-1").await.unwrap();
+    let mut bystander = Peer::dial(&port, &third.credentials, "boot-1").await.unwrap();
+    // Further back than any later look goes: as if none had succeeded since the links came up.
+    port.run(&format!(
+        "update devices set state = 'revoked', revoked_at = now() - interval '1 hour' where id = '{}';
+         update certificates set state = 'revoked', revoked_at = now() - interval '1 hour' where serial = '\\x{}'",
+        device.id, other.serial
+    ))
+    .await;
+    let mut seen_at = None;
+    cut(&port.links.0, &mut seen_at).await.unwrap();
+    assert_eq!(link.ended().await, Code::Revoked);
+    assert_eq!(link_of_other.ended().await, Code::Revoked);
+    bystander.hears_nothing_for(Duration::from_millis(100)).await;
+    let is_now = format!("select (abs(extract(epoch from now()) - {}) < 60)::text", seen_at.unwrap().unix_timestamp());
+    assert_eq!(port.ask(&is_now).await.as_deref(), Some("true"));
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
