@@ -198,6 +198,10 @@ impl Link {
 
     fn take(&mut self, message: Option<FromDevice>) {
         let now = Instant::now();
+        if now >= self.expires_at {
+            // A device that never stops talking leaves the timer no turn.
+            return self.end(Ending::CERTIFICATE_EXPIRED);
+        }
         self.shared.metrics.link_messages.with_label_values(&["in"]).inc();
         self.shared.registry.heard(&self.handle, self.session.last_proven().into());
         match message {

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use cloudlink_certs::Validity;
 use cloudlink_proto::link::message::goodbye::Code;
 use cloudlink_proto::link::message::{Hello, MetricsReport};
+use futures_util::{SinkExt, StreamExt};
 use rustls::HandshakeKind;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use tokio_tungstenite::tungstenite::Message;
 use uuid::Uuid;
 
 use super::fleet::{Fleet, Issue};
@@ -143,6 +146,34 @@ async fn a_link_ends_with_its_certificate(_: PgPoolOptions, database: PgConnectO
     // The session of that certificate cannot be resumed either.
     let refused = Peer::dial(&port, &device.credentials, "boot-1").await.err().unwrap();
     assert!(matches!(refused, DialError::Tls(_)) || refused.problem() == (403, "certificate_expired"), "{refused:?}");
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_device_that_never_stops_talking_outlives_its_certificate_no_longer(
+    _: PgPoolOptions,
+    database: PgConnectOptions,
+) {
+    let port = Port::start(database).await;
+    let fleet = Fleet::new(&port).await;
+    let now = clock::now();
+    let validity = Validity::new(now - time::Duration::hours(1), now + time::Duration::seconds(3)).unwrap();
+    let device = fleet.device_with(&port, Issue { authority: &port.authority, validity, is_known: true }).await;
+    let link = Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
+    // On a thread of its own, many frames at a time: there is always one more to be read.
+    let (mut writing, _reading) = link.socket.split();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            loop {
+                for _ in 0..4096 {
+                    if writing.feed(Message::Pong(Bytes::new())).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+    });
+    port.until("select close_reason from links", "certificate_expired").await;
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
