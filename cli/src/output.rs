@@ -5,6 +5,7 @@ mod plain;
 mod table;
 mod when;
 
+use std::ffi::OsStr;
 use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
@@ -33,11 +34,11 @@ impl Output {
     #[must_use]
     pub(crate) fn new(json: bool) -> Self {
         let terminal = io::stdout().is_terminal();
-        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let term = std::env::var_os("TERM");
+        let dumb = is_dumb(term.as_deref());
         Self {
             json,
-            color: terminal && !dumb && !no_color,
+            color: terminal && wants_color(term.as_deref(), std::env::var_os("NO_COLOR").as_deref()),
             width: terminal.then(|| console::Term::stdout().size_checked()).flatten().map(|(_, columns)| columns),
             live: !json && !dumb && io::stderr().is_terminal(),
         }
@@ -79,6 +80,16 @@ impl Output {
     }
 }
 
+/// Whether a terminal of this kind shows colour to somebody who may have asked for none (<https://no-color.org>: any value
+/// but the empty one asks).
+fn wants_color(term: Option<&OsStr>, no_color: Option<&OsStr>) -> bool {
+    !is_dumb(term) && no_color.is_none_or(OsStr::is_empty)
+}
+
+fn is_dumb(term: Option<&OsStr>) -> bool {
+    term.is_some_and(|term| term == "dumb")
+}
+
 /// A message beside the data. Nobody can be told when standard error is gone.
 pub(crate) fn note(text: &str) {
     let lines: Vec<_> = text.lines().map(plain).collect();
@@ -97,4 +108,19 @@ fn json_bytes(value: &impl Serialize, formatter: SafeJson) -> Vec<u8> {
         .serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, formatter))
         .expect("values with string keys can be written to memory");
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn color_is_shown_unless_the_terminal_or_its_user_says_no() {
+        let wants =
+            |term, no_color: Option<&'static str>| wants_color(Some(OsStr::new(term)), no_color.map(OsStr::new));
+        assert!(wants("xterm-256color", None));
+        assert!(wants("xterm-256color", Some("")), "an empty value asks for nothing");
+        assert!(!wants("xterm-256color", Some("1")));
+        assert!(!wants("dumb", None));
+    }
 }
