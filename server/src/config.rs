@@ -15,6 +15,7 @@ mod postgres;
 mod reference;
 mod section;
 mod shutdown;
+mod tunnel;
 mod value;
 
 use std::collections::BTreeMap;
@@ -34,7 +35,8 @@ pub use postgres::Postgres;
 pub use reference::reference;
 pub use section::Shown;
 pub use shutdown::Shutdown;
-pub use value::{HostName, Seconds, Secret};
+pub use tunnel::{Tunnel, Wrapping};
+pub use value::{HostName, InterfaceName, Seconds, Secret};
 
 use node::Node;
 use section::Given;
@@ -54,6 +56,7 @@ pub struct Config {
     pub people: People,
     pub operations: Operations,
     pub link: Link,
+    pub tunnel: Tunnel,
     pub certificate: Certificate,
     pub database: Database,
     pub postgres: Postgres,
@@ -72,6 +75,7 @@ impl Default for Config {
             people: People::default(),
             operations: Operations::default(),
             link: Link::default(),
+            tunnel: Tunnel::default(),
             certificate: Certificate::default(),
             database: Database::default(),
             postgres: Postgres::default(),
@@ -129,6 +133,7 @@ impl Config {
             people: People::read(given),
             operations: Operations::read(given),
             link: Link::read(given),
+            tunnel: Tunnel::read(given),
             certificate: Certificate::read(given),
             database: Database::read(given),
             postgres: Postgres::read(given),
@@ -166,6 +171,18 @@ impl Config {
         require(apart(people, device), "people", "listen", Problem::Same { other: "device.listen" });
         require(apart(operations, device), "operations", "listen", Problem::Same { other: "device.listen" });
         require(apart(operations, people), "operations", "listen", Problem::Same { other: "people.listen" });
+        require(
+            u32::from(self.tunnel.pool_ipv4.prefix_len()) <= self.tunnel.slice_prefix,
+            "tunnel",
+            "slice_prefix",
+            Problem::Rule("must not be shorter than the prefix of tunnel.pool_ipv4"),
+        );
+        require(
+            self.tunnel.ping_interval_seconds < self.tunnel.dead_after_seconds,
+            "tunnel",
+            "ping_interval_seconds",
+            Problem::Rule("must be below tunnel.dead_after_seconds"),
+        );
         require(
             self.certificate.server_reissue_days < self.certificate.server_days,
             "certificate",

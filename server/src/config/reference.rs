@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::section::{Field, Section};
-use super::{certificate, database, device, link, log, node, operations, people, postgres, shutdown};
+use super::{certificate, database, device, link, log, node, operations, people, postgres, shutdown, tunnel};
 
 const HEAD: &str = "\
 # Configuration of cloudlinkd
@@ -30,13 +30,14 @@ pub fn reference() -> String {
     text
 }
 
-fn sections() -> [Section; 10] {
+fn sections() -> [Section; 11] {
     [
         node::Node::describe(),
         device::Device::describe(),
         people::People::describe(),
         operations::Operations::describe(),
         link::Link::describe(),
+        tunnel::Tunnel::describe(),
         certificate::Certificate::describe(),
         database::Database::describe(),
         postgres::Postgres::describe(),

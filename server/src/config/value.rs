@@ -5,9 +5,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::{Ipv4Net, Ipv6Net};
 use rustls_pki_types::ServerName;
 use secrecy::{ExposeSecret, SecretString};
 use toml::de::DeValue;
+
+use super::tunnel::Wrapping;
 
 /// The most bytes of a string in the configuration.
 const TEXT_BYTES_MAX: usize = 4096;
@@ -81,6 +84,32 @@ impl std::str::FromStr for HostName {
     }
 }
 
+/// The name of a network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfaceName(String);
+
+/// Not a name that the kernel takes (`dev_valid_name`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an interface name has 1 to 15 letters, digits, '-', '_' or '.'")]
+pub struct InterfaceNameError;
+
+impl InterfaceName {
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::str::FromStr for InterfaceName {
+    type Err = InterfaceNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        let is_name = (1..=15).contains(&text.len()) && text.bytes().all(is_fit) && !matches!(text, "." | "..");
+        if is_name { Ok(Self(text.to_owned())) } else { Err(InterfaceNameError) }
+    }
+}
+
 /// A secret. Neither `Debug` nor `config show` tells it.
 #[derive(Clone, Debug)]
 pub struct Secret(SecretString);
@@ -131,6 +160,55 @@ impl Value for SocketAddr {
 
     fn show(&self) -> Option<String> {
         Some(quoted(&self.to_string()))
+    }
+}
+
+impl Value for InterfaceName {
+    const EXPECTED: &'static str = "the name of a network interface: 1 to 15 letters, digits, '-', '_' or '.'";
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(quoted(self.as_str()))
+    }
+}
+
+impl Value for Ipv4Net {
+    const EXPECTED: &'static str = "an IPv4 network, as \"100.64.0.0/10\"";
+
+    fn from_text(text: &str) -> Option<Self> {
+        // An address with bits behind the prefix is a slip.
+        text.parse().ok().filter(|network: &Self| network.trunc() == *network)
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(quoted(&self.to_string()))
+    }
+}
+
+impl Value for Ipv6Net {
+    const EXPECTED: &'static str = "an IPv6 network of 48 bits, as \"fd12:3456:789a::/48\"";
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.parse().ok().filter(|network: &Self| network.prefix_len() == 48 && network.trunc() == *network)
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(quoted(&self.to_string()))
+    }
+}
+
+impl Value for Wrapping {
+    const EXPECTED: &'static str = "none, tls-auth, tls-crypt or tls-crypt-v2";
+
+    fn from_text(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|wrapping| wrapping.name() == text)
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(quoted(self.name()))
     }
 }
 
