@@ -24,13 +24,56 @@ pub enum ClientKeyError {
     Tag,
 }
 
+/// What the issuer wrote into a client's key, as a server [reads](super::Authenticated::key_metadata) it again. Only the issuer
+/// can have written it: it is under the server's MAC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyMetadata<'a> {
+    /// Nothing.
+    None,
+    /// Bytes that only the issuer understands, such as which device the key is for.
+    Issuer(&'a [u8]),
+    /// When the key was made, in Unix seconds: what `openvpn --genkey` writes unless told otherwise.
+    CreatedAt(u64),
+    /// Of a type, or a length, that nobody has given a meaning.
+    Unknown(&'a [u8]),
+}
+
+impl<'a> KeyMetadata<'a> {
+    const ISSUER: u8 = 0;
+    const CREATED_AT: u8 = 1;
+
+    /// Reads metadata, its type byte in front.
+    #[must_use]
+    pub fn parse(bytes: &'a [u8]) -> Self {
+        match bytes.split_first() {
+            None => Self::None,
+            Some((&Self::ISSUER, own)) => Self::Issuer(own),
+            Some((&Self::CREATED_AT, time)) => {
+                time.try_into().map_or(Self::Unknown(bytes), |time| Self::CreatedAt(u64::from_be_bytes(time)))
+            }
+            Some(_) => Self::Unknown(bytes),
+        }
+    }
+
+    /// As [`V2ServerKey::issue`] takes it.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        match self {
+            Self::None => Vec::new(),
+            Self::Issuer(own) => [&[Self::ISSUER], *own].concat(),
+            Self::CreatedAt(time) => [[Self::CREATED_AT].as_slice(), &time.to_be_bytes()].concat(),
+            Self::Unknown(bytes) => bytes.to_vec(),
+        }
+    }
+}
+
 /// A client key as the server reads it from the first packet.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Unwrapped {
     /// How many bytes of the packet belong to the packet proper.
     pub(super) packet_bytes: usize,
     pub(super) key: StaticKey,
-    /// A type byte (0: the issuer's own bytes, 1: Unix time of creation, others: unknown) and what belongs to it.
+    /// See [`KeyMetadata`].
     pub(super) metadata: Vec<u8>,
 }
 
@@ -133,6 +176,22 @@ mod tests {
         let too_much = vec![0; METADATA_BYTES_MAX + 1];
         assert!(server_key().issue(StaticKey::from_bytes([0; 256]), &too_much).is_err());
         assert!(server_key().issue(StaticKey::from_bytes([0; 256]), &too_much[1..]).is_ok());
+    }
+
+    #[test]
+    fn metadata_is_what_its_type_byte_says() {
+        let metadata: [(&[u8], _); 6] = [
+            (b"", KeyMetadata::None),
+            (b"\0", KeyMetadata::Issuer(b"")),
+            (b"\0device 7", KeyMetadata::Issuer(b"device 7")),
+            (&[1, 0, 0, 0, 0, 0x65, 0, 0, 0], KeyMetadata::CreatedAt(0x6500_0000)),
+            (&[1, 0x65], KeyMetadata::Unknown(&[1, 0x65])),
+            (&[2, 3], KeyMetadata::Unknown(&[2, 3])),
+        ];
+        for (bytes, expected) in metadata {
+            assert_eq!(KeyMetadata::parse(bytes), expected);
+            assert_eq!(expected.to_bytes(), bytes);
+        }
     }
 
     #[test]

@@ -69,7 +69,7 @@ mod wrap;
 
 pub use cipher::Cipher;
 pub use client::{ClientEvent, PENDING_WITHIN_MAX};
-pub use client_key::{ClientKeyError, METADATA_BYTES_MAX};
+pub use client_key::{ClientKeyError, KeyMetadata, METADATA_BYTES_MAX};
 pub use close::{CloseReason, Refusal, Waited};
 pub use config::{
     ClientConfig, ClientWrapping, MTU_DEFAULT, ServerConfig, ServerWrapping, Start, tls_client_config,

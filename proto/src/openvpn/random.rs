@@ -3,7 +3,7 @@
 use aws_lc_rs::hmac;
 use zeroize::Zeroize;
 
-/// Random bytes for session ids and key exchange, all from one seed that the caller drew from the system.
+/// Random bytes for session ids, key exchange and new keys, all from one seed that the caller drew from the system.
 ///
 /// Each draw replaces the state by a one-way function of itself, so what a session holds tells nothing about what it drew.
 pub struct Random {
@@ -11,7 +11,7 @@ pub struct Random {
 }
 
 impl Random {
-    /// From 32 bytes that nobody else knows, and that are used for one session only.
+    /// From 32 bytes that nobody else knows, and that are used for nothing else.
     #[must_use]
     pub const fn from_seed(seed: [u8; 32]) -> Self {
         Self { state: seed }

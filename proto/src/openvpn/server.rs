@@ -48,7 +48,10 @@ pub struct Authenticated {
     pub certificates: Vec<CertificateDer<'static>>,
     /// Claims of the client.
     pub info: PeerInfo,
-    /// With `tls-crypt-v2`: what was written into its key when it was made; a type byte first, unless empty.
+    /// With `tls-crypt-v2`: what was written into its key when it was made, for [`KeyMetadata::parse`](super::KeyMetadata). The
+    /// key may be another device's than the certificate: whoever issues keys for one device each has to compare. One that
+    /// does not fit is best answered with [`Farewell::AuthFailedTemporarily`], since a stock client never comes back from
+    /// [`Session::refuse`].
     pub key_metadata: Option<Vec<u8>>,
 }
 

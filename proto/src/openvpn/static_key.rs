@@ -3,6 +3,8 @@
 use data_encoding::{BASE64, HEXLOWER_PERMISSIVE};
 use zeroize::{Zeroize, Zeroizing};
 
+use super::random::Random;
+
 /// Why a key file cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyFileError {
@@ -29,6 +31,12 @@ impl StaticKey {
     /// Length of the whole key.
     pub const BYTES: usize = 256;
 
+    /// A new key.
+    #[must_use]
+    pub fn generate(random: &mut Random) -> Self {
+        Self(random.array())
+    }
+
     /// From raw bytes.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; Self::BYTES]) -> Self {
@@ -45,7 +53,7 @@ impl StaticKey {
         Self::from_slice(&bytes)
     }
 
-    /// As a key file.
+    /// As a key file, but for the comment that OpenVPN puts in front.
     #[must_use]
     pub fn to_pem(&self) -> String {
         let lines: Vec<String> = self.0.chunks(16).map(|line| HEXLOWER_PERMISSIVE.encode(line)).collect();
@@ -117,6 +125,12 @@ pub struct V2ServerKey([u8; Self::BYTES]);
 impl V2ServerKey {
     /// Length of the key.
     pub const BYTES: usize = 128;
+
+    /// A new key.
+    #[must_use]
+    pub fn generate(random: &mut Random) -> Self {
+        Self(random.array())
+    }
 
     /// From raw bytes.
     #[must_use]

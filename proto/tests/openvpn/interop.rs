@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use crate::stock::{self, Connection, Files, OpenVpn, Server, in_namespace, ping, wait_for};
-use crate::wire::{CLIENT_IP_V6, PKI, SERVER_IP, SERVER_IP_V6, admission};
+use crate::stock::{self, Connection, Files, OpenVpn, Server, in_namespace, now, ping, wait_for};
+use crate::wire::{CLIENT_IP_V6, End, PKI, SERVER_IP, SERVER_IP_V6, admission, start};
 use cloudlink_proto::openvpn::{
     Admission, AdmissionV6, AuthDigest, Cipher, ClientConfig, ClientWrapping, CloseReason, Farewell, Format,
-    KeyDirection, Refusal, ServerConfig, ServerWrapping, StaticKey, V2ClientKey, V2ServerKey,
+    KeyDirection, KeyMetadata, Random, Refusal, ServerConfig, ServerWrapping, Session, State, StaticKey, V2ClientKey,
+    V2ServerKey,
 };
 
 const GENKEY: &[&str] = &["--genkey", "secret"];
@@ -107,6 +108,63 @@ fn stock_client_with_tls_crypt_v2() {
         files.write("own.key", &issued.to_pem());
         let (server, _client) = stock_client_pings(&files, config(), &["--tls-crypt-v2", &files.named("own.key")]);
         assert_eq!(server.seen().key_metadata.as_deref(), Some(b"\0device 7".as_slice()));
+    });
+}
+
+#[test]
+fn stock_client_with_keys_made_here() {
+    in_namespace("stock_client_with_keys_made_here", || {
+        let files = Files::new();
+        let mut random = Random::from_seed([0x5e; 32]);
+        let key = StaticKey::generate(&mut random);
+        let server_key = V2ServerKey::generate(&mut random);
+        let device_key =
+            server_key.issue(StaticKey::generate(&mut random), &KeyMetadata::Issuer(b"7").to_bytes()).unwrap();
+        let shared = files.write("shared.key", &key.to_pem());
+        let own = files.write("own.key", &device_key.to_pem());
+
+        let auth =
+            ServerWrapping::TlsAuth { key: key.clone(), direction: KeyDirection::Zero, digest: AuthDigest::Sha1 };
+        let config = |wrapping| ServerConfig { wrapping, ..PKI.server_config() };
+        stock_client_pings(&files, config(auth), &["--tls-auth", &shared, "1"]);
+        stock_client_pings(&files, config(ServerWrapping::TlsCrypt(key)), &["--tls-crypt", &shared]);
+        let v2 = ServerWrapping::TlsCryptV2(server_key);
+        let (server, _client) = stock_client_pings(&files, config(v2), &["--tls-crypt-v2", &own]);
+        let metadata = server.seen().key_metadata.clone().unwrap();
+        assert_eq!(KeyMetadata::parse(&metadata), KeyMetadata::Issuer(b"7"));
+    });
+}
+
+#[test]
+fn stock_tool_reads_and_writes_the_same_key_files() {
+    in_namespace("stock_tool_reads_and_writes_the_same_key_files", || {
+        let files = Files::new();
+        let text = files.generate(GENKEY, "ta.key");
+        let (comment, block) = text.split_at(text.find("-----BEGIN").unwrap());
+        assert!(comment.lines().all(|line| line.starts_with('#')));
+        assert_eq!(StaticKey::from_pem(&text).unwrap().to_pem(), block);
+        let text = files.generate(&["--genkey", "tls-crypt-v2-server"], "v2s.key");
+        assert_eq!(V2ServerKey::from_pem(&text).unwrap().to_pem(), text);
+
+        // The stock tool issues a client's key under a server's key that was made here.
+        let server_key = V2ServerKey::generate(&mut Random::from_seed([0x5f; 32]));
+        let own = files.write("own.key", &server_key.to_pem());
+        let text = files.generate(&["--tls-crypt-v2", &own, "--genkey", "tls-crypt-v2-client"], "v2c.key");
+        let client_key = V2ClientKey::from_pem(&text).unwrap();
+        assert_eq!(client_key.to_pem(), text);
+        // A server has unwrapped it if it answers.
+        let mut server = Session::server(
+            now(),
+            ServerConfig { wrapping: ServerWrapping::TlsCryptV2(server_key), ..PKI.server_config() }.into(),
+            start(1),
+        );
+        let config = ClientConfig { wrapping: ClientWrapping::TlsCryptV2(client_key), ..PKI.client_config() };
+        let mut client = End::new(Session::client(now(), config.into(), start(2)));
+        let mut first = client.drain();
+        server.handle_input(now(), &mut first);
+        assert_eq!(server.state(), State::Handshaking);
+        // And a stock server reads it when it starts.
+        drop(OpenVpn::server(&files, &["--tls-crypt-v2", &own]));
     });
 }
 
