@@ -74,4 +74,6 @@ id! {
     GrantId,
     /// One instruction to one device.
     CommandId,
+    /// One OpenVPN session of a device.
+    TunnelId,
 }
