@@ -28,6 +28,7 @@ pub(crate) enum Kind {
     NotFound,
     MethodNotAllowed,
     NotLinked,
+    NoAgent,
     DeviceRevoked,
     Conflict,
     IdempotencyConflict,
@@ -53,6 +54,7 @@ impl Kind {
                 (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "The method does not fit the path")
             }
             Self::NotLinked => (StatusCode::CONFLICT, "not_linked", "The device has no live link"),
+            Self::NoAgent => (StatusCode::CONFLICT, "no_agent", "The device has no agent to carry this out"),
             Self::DeviceRevoked => (StatusCode::CONFLICT, "device_revoked", "The device is revoked"),
             Self::Conflict => (StatusCode::CONFLICT, "conflict", "The present state does not allow this"),
             Self::IdempotencyConflict => {

@@ -121,9 +121,39 @@ impl Scene {
              select id, tenant_id, 1, 'node-1', 'websocket', uuid_send(id), '192.0.2.7', 'boot-1', 'agent/1', 'Debian', 'gw', 12,
                     '{metrics.collect,device.reboot}'
                from devices where id = $1
-             on conflict (device_id) do update set epoch = links.epoch + 1, closed_at = null, close_reason = null",
+             on conflict (device_id) do update
+                set epoch = links.epoch + 1, closed_at = null, close_reason = null, transport = excluded.transport,
+                    tunnel_id = null, has_agent = true, capabilities = excluded.capabilities",
         )
         .bind(device.as_uuid())
+        .execute(&self.root)
+        .await
+        .unwrap();
+    }
+
+    /// Gives the device a live tunnel without an agent.
+    pub(crate) async fn tunnel(&self, device: DeviceId) {
+        let id = new_id();
+        self.link(device).await;
+        sqlx::query(
+            "update links set transport = 'openvpn', tunnel_id = $2, has_agent = false, boot_id = '', agent = '', os = '',
+                              hostname = '', clock_offset_ms = 0, capabilities = '{}'
+              where device_id = $1",
+        )
+        .bind(device.as_uuid())
+        .bind(id)
+        .execute(&self.root)
+        .await
+        .unwrap();
+        sqlx::query(
+            "insert into tunnels (device_id, tenant_id, id, ipv4, ipv6, client, platform, cipher,
+                                  packets_in, packets_out, bytes_in, bytes_out, dropped)
+             select id, tenant_id, $2, '100.64.0.2', 'fd00:1:2::2', '2.6.14', 'linux', 'AES-256-GCM', 3, 4, 252, 336, 1
+               from devices where id = $1
+             on conflict (device_id) do update set id = excluded.id",
+        )
+        .bind(device.as_uuid())
+        .bind(id)
         .execute(&self.root)
         .await
         .unwrap();

@@ -1,6 +1,7 @@
 //! Devices: gateways in customers' buildings.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -79,6 +80,8 @@ pub struct Device {
     pub certificate: Option<Certificate>,
     /// Its newest link, live or closed.
     pub link: Option<Link>,
+    /// The tunnel that carries its live link. Null when it has no live link, or one of another transport.
+    pub tunnel: Option<Tunnel>,
 }
 
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
@@ -121,6 +124,32 @@ pub struct Link {
     #[serde(with = "time::serde::rfc3339::option")]
     pub closed_at: Option<OffsetDateTime>,
     pub close_reason: Option<String>,
+    /// Whether an agent answers on it. Only a tunnel may have none: the device then takes no commands, and has neither boot
+    /// id, agent, os, hostname nor capabilities.
+    pub has_agent: bool,
+}
+
+/// A live tunnel of an OpenVPN client.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct Tunnel {
+    /// The device's addresses inside.
+    #[schema(value_type = String)]
+    pub ipv4: Ipv4Addr,
+    #[schema(value_type = String)]
+    pub ipv6: Ipv6Addr,
+    /// What the client says about itself: its version and its platform.
+    pub client: String,
+    pub platform: String,
+    pub cipher: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub opened_at: OffsetDateTime,
+    /// What went through the tunnel; lags by some seconds. In: from the device.
+    pub packets_in: i64,
+    pub packets_out: i64,
+    pub bytes_in: i64,
+    pub bytes_out: i64,
+    /// Packets that were not let through, in either direction.
+    pub dropped: i64,
 }
 
 /// The newest report of a device about itself.

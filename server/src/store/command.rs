@@ -227,6 +227,10 @@ pub enum Obstacle {
         missing: Missing,
     },
     NotLinked,
+    /// The live link is a tunnel in which no agent answers.
+    NoAgent {
+        tenant: TenantId,
+    },
     /// Nothing any more: what was in the way has gone.
     Gone,
 }
@@ -269,7 +273,7 @@ pub async fn command_explain(
 ) -> Result<Obstacle, StoreError> {
     let row = sqlx::query!(
         r#"select d.tenant_id, d.state,
-                  exists (select from links l where l.device_id = d.id and l.closed_at is null) as "is_linked!",
+                  (select l.has_agent from links l where l.device_id = d.id and l.closed_at is null) as has_agent,
                   (select near.missing
                      from (select case
                                     when is_named and has_scope and state = 'in_force' then 'nothing'
@@ -303,12 +307,13 @@ pub async fn command_explain(
     if row.state == "revoked" {
         return Ok(Obstacle::DeviceRevoked);
     }
-    match row.missing.as_deref() {
-        Some("nothing") if row.is_linked => Ok(Obstacle::Gone),
-        Some("nothing") => Ok(Obstacle::NotLinked),
-        missing => {
+    let tenant = TenantId::from_uuid(row.tenant_id);
+    match (row.missing.as_deref(), row.has_agent) {
+        (Some("nothing"), Some(true)) => Ok(Obstacle::Gone),
+        (Some("nothing"), Some(false)) => Ok(Obstacle::NoAgent { tenant }),
+        (Some("nothing"), None) => Ok(Obstacle::NotLinked),
+        (missing, _) => {
             let named = Missing::ALL.into_iter().find(|known| Some(known.name()) == missing);
-            let tenant = TenantId::from_uuid(row.tenant_id);
             Ok(Obstacle::Grant { tenant, missing: named.unwrap_or(Missing::None) })
         }
     }

@@ -1,5 +1,7 @@
 //! Devices as people see them. Links and certificates are written by `store::link` and `store::certificate`.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use cloudlink_proto::ids::{DeviceId, PersonId, TenantId};
 use serde_json::Value;
 use sqlx::PgConnection;
@@ -8,7 +10,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::StoreError;
-use crate::model::device::{Certificate, Device, DeviceMetrics, DeviceState, Labels, Link, LinkState};
+use crate::model::device::{Certificate, Device, DeviceMetrics, DeviceState, Labels, Link, LinkState, Tunnel};
 
 /// The constraint that refuses a name that another device of the tenant has.
 pub const NAME_TAKEN: &str = "devices_tenant_id_name_key";
@@ -28,6 +30,8 @@ struct Row {
     connected_at: Option<OffsetDateTime>,
     proven_at: Option<OffsetDateTime>,
     closed_at: Option<OffsetDateTime>,
+    tunnel: Option<Json<TunnelRow>>,
+    opened_at: Option<OffsetDateTime>,
 }
 
 /// What of a link comes as JSON, so that one null says that there is none.
@@ -44,6 +48,22 @@ struct LinkRow {
     clock_offset_ms: i64,
     capabilities: Vec<String>,
     close_reason: Option<String>,
+    has_agent: bool,
+}
+
+/// The same of a tunnel.
+#[derive(serde::Deserialize)]
+struct TunnelRow {
+    ipv4: Ipv4Addr,
+    ipv6: Ipv6Addr,
+    client: String,
+    platform: String,
+    cipher: String,
+    packets_in: i64,
+    packets_out: i64,
+    bytes_in: i64,
+    bytes_out: i64,
+    dropped: i64,
 }
 
 impl TryFrom<Row> for Device {
@@ -67,6 +87,20 @@ impl TryFrom<Row> for Device {
             proven_at,
             closed_at: row.closed_at,
             close_reason: link.close_reason,
+            has_agent: link.has_agent,
+        });
+        let tunnel = row.tunnel.zip(row.opened_at).map(|(Json(tunnel), opened_at)| Tunnel {
+            ipv4: tunnel.ipv4,
+            ipv6: tunnel.ipv6,
+            client: tunnel.client,
+            platform: tunnel.platform,
+            cipher: tunnel.cipher,
+            opened_at,
+            packets_in: tunnel.packets_in,
+            packets_out: tunnel.packets_out,
+            bytes_in: tunnel.bytes_in,
+            bytes_out: tunnel.bytes_out,
+            dropped: tunnel.dropped,
         });
         Ok(Self {
             id: row.id,
@@ -80,11 +114,12 @@ impl TryFrom<Row> for Device {
             revoked_at: row.revoked_at,
             certificate: row.serial.zip(row.not_after).map(|(serial, not_after)| Certificate { serial, not_after }),
             link,
+            tunnel,
         })
     }
 }
 
-/// A query over devices `d` and their newest links `l`; the tail says which.
+/// A query over devices `d`, their newest links `l` and the tunnels `t` that carry live ones; the tail says which.
 macro_rules! device_query {
     ($tail:literal $(, $argument:expr)* $(,)?) => {
         sqlx::query_as!(
@@ -95,10 +130,17 @@ macro_rules! device_query {
                           'transport', l.transport, 'node', l.node, 'epoch', l.epoch,
                           'remote_address', host(l.remote_address), 'boot_id', l.boot_id, 'agent', l.agent, 'os', l.os,
                           'hostname', l.hostname, 'clock_offset_ms', l.clock_offset_ms, 'capabilities', l.capabilities,
-                          'close_reason', l.close_reason) end as "link?: Json<LinkRow>",
-                      l.connected_at as "connected_at?", l.proven_at as "proven_at?", l.closed_at as "closed_at?"
+                          'close_reason', l.close_reason, 'has_agent', l.has_agent) end as "link?: Json<LinkRow>",
+                      l.connected_at as "connected_at?", l.proven_at as "proven_at?", l.closed_at as "closed_at?",
+                      case when t.id is not null then jsonb_build_object(
+                          'ipv4', host(t.ipv4), 'ipv6', host(t.ipv6), 'client', t.client, 'platform', t.platform,
+                          'cipher', t.cipher, 'packets_in', t.packets_in, 'packets_out', t.packets_out,
+                          'bytes_in', t.bytes_in, 'bytes_out', t.bytes_out, 'dropped', t.dropped)
+                      end as "tunnel?: Json<TunnelRow>",
+                      t.opened_at as "opened_at?"
                  from devices d
                  left join links l on l.device_id = d.id
+                 left join tunnels t on t.device_id = d.id and t.id = l.tunnel_id and l.closed_at is null
                  left join lateral (
                      select encode(serial, 'hex') as serial, not_after from certificates
                       where device_id = d.id and state in ('active', 'issued')

@@ -46,7 +46,7 @@ async fn fill(scene: &Scene) {
         scene.post("/enrollment-tokens").by(somebody).json(body).send().await.expect(StatusCode::CREATED);
     }
     for device in [scene.device, scene.other_device] {
-        scene.link(device).await;
+        scene.tunnel(device).await;
         scene.sql("insert into device_boots (device_id, tenant_id, boot_id) select id, tenant_id, 'b' from devices where id = $1", device.as_uuid()).await;
         scene.sql("insert into device_metrics (device_id, tenant_id, received_at, report) select id, tenant_id, now(), '{}' from devices where id = $1", device.as_uuid()).await;
     }

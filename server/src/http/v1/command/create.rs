@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use cloudlink_proto::ids::{CommandId, DeviceId, GrantId, PersonId};
+use cloudlink_proto::ids::{CommandId, DeviceId, GrantId, PersonId, TenantId};
 use http::{HeaderName, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::batch::{Statement, Unanswered};
@@ -57,6 +58,8 @@ pub(crate) enum RouteError {
     GrantRequired(Missing),
     #[error("the device has no live link")]
     NotLinked,
+    #[error("no agent answers on the device's tunnel")]
+    NoAgent,
     #[error("the device is revoked")]
     DeviceRevoked,
     #[error("no such device")]
@@ -90,6 +93,10 @@ impl From<RouteError> for Problem {
             RouteError::NotLinked => Self::new(
                 Kind::NotLinked,
                 "The device has no live link, and the command is now or never. Try later, or let it wait with `queue_for_seconds`.",
+            ),
+            RouteError::NoAgent => Self::new(
+                Kind::NoAgent,
+                "The device is linked by an OpenVPN client alone: no agent answers on this tunnel. Start cloudlink-agent on the device, or let the command wait for it with `queue_for_seconds`.",
             ),
             RouteError::DeviceRevoked => {
                 Self::new(Kind::DeviceRevoked, "The device was revoked. It takes no commands any more.")
@@ -229,19 +236,35 @@ async fn create(context: &Context, caller: &Caller, new: &NewCommand) -> Result<
         match command_explain(&mut connection, new.operator, new.device, new.grant, scope).await? {
             Obstacle::DeviceUnknown => return Err(RouteError::DeviceUnknown),
             Obstacle::DeviceRevoked => return Err(RouteError::DeviceRevoked),
+            // What may wait needs neither link nor agent: something else was in the way, and has gone.
+            Obstacle::NotLinked | Obstacle::NoAgent { .. } if new.may_queue => {}
             Obstacle::NotLinked => return Err(RouteError::NotLinked),
+            Obstacle::NoAgent { tenant } => {
+                audit_refused(&mut connection, caller, new, tenant, "agent").await?;
+                return Err(RouteError::NoAgent);
+            }
             Obstacle::Grant { tenant, missing } => {
-                // The owner of the device sees who tried.
-                let subject = Subject::new("device", new.device.as_uuid());
-                let details =
-                    json!({"kind": new.instruction.kind().name, "reason": new.reason, "missing": missing.name()});
-                audit_append(&mut connection, tenant, &caller.actor(), "command.refused", subject, details).await?;
+                audit_refused(&mut connection, caller, new, tenant, missing.name()).await?;
                 return Err(RouteError::GrantRequired(missing));
             }
             Obstacle::Gone => {}
         }
     }
     Err(RouteError::Unsettled)
+}
+
+/// The owner of the device sees who tried, and what was missing.
+async fn audit_refused(
+    connection: &mut PgConnection,
+    caller: &Caller,
+    new: &NewCommand,
+    tenant: TenantId,
+    missing: &str,
+) -> Result<(), StoreError> {
+    let subject = Subject::new("device", new.device.as_uuid());
+    let details = json!({"kind": new.instruction.kind().name, "reason": new.reason, "missing": missing});
+    audit_append(connection, tenant, &caller.actor(), "command.refused", subject, details).await?;
+    Ok(())
 }
 
 impl CommandCreate {
@@ -357,6 +380,42 @@ mod tests {
             body["queue_for_seconds"] = seconds.into();
             call(&scene, &scene.operator, scene.device, body).send().await.expect_problem(Kind::Unprocessable);
         }
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn without_an_agent_in_the_tunnel_it_is_refused_unless_it_may_wait(
+        pool: PgPoolOptions,
+        database: PgConnectOptions,
+    ) {
+        let scene = Scene::new(pool, database).await;
+        scene.tunnel(scene.device).await;
+        let refused = call(&scene, &scene.operator, scene.device, reboot()).send().await;
+        assert_eq!(refused.expect_problem(Kind::GrantRequired)["reason"], "none", "the grant comes first");
+        scene.grant(json!({})).await;
+        let refused = call(&scene, &scene.operator, scene.device, reboot()).send().await;
+        let detail = refused.expect_problem(Kind::NoAgent)["detail"].as_str().unwrap().to_owned();
+        assert!(detail.contains("no agent answers on this tunnel") && detail.contains("queue_for_seconds"), "{detail}");
+        let mut patient = reboot();
+        patient["queue_for_seconds"] = 600.into();
+        call(&scene, &scene.operator, scene.device, patient).send().await.expect(StatusCode::CREATED);
+        assert_eq!(
+            scene.audited(scene.tenant).await,
+            ["command.refused", "grant.created", "command.refused", "command.created"]
+        );
+        let missing: Option<String> = sqlx::query_scalar(
+            "select entry::jsonb #>> '{details,missing}' from audit where action = 'command.refused' order by seq desc limit 1",
+        )
+        .fetch_one(&scene.root)
+        .await
+        .unwrap();
+        assert_eq!(missing.as_deref(), Some("agent"));
+        // An agent inside, then none again, then no tunnel.
+        scene.sql("update links set has_agent = true where device_id = $1", scene.device.as_uuid()).await;
+        call(&scene, &scene.operator, scene.device, reboot()).send().await.expect(StatusCode::CREATED);
+        scene.sql("update links set has_agent = false where device_id = $1", scene.device.as_uuid()).await;
+        call(&scene, &scene.operator, scene.device, reboot()).send().await.expect_problem(Kind::NoAgent);
+        scene.unlink(scene.device).await;
+        call(&scene, &scene.operator, scene.device, reboot()).send().await.expect_problem(Kind::NotLinked);
     }
 
     #[sqlx::test(migrator = "crate::store::MIGRATOR")]

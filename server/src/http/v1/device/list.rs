@@ -107,10 +107,14 @@ mod tests {
             ("?linked=false", &["lobby"]),
             ("?name=lobby", &["lobby"]),
             ("?label=site:south", &[]),
+            ("?linked=true&name=roof", &["roof"]),
             ("?label=site:north&label=floor:1", &[]),
         ] {
             assert_eq!(names(&scene, &scene.customer, query).await, expected, "{query}");
         }
+        // A tunnel without an agent is a link like any other.
+        scene.tunnel(scene.device).await;
+        assert_eq!(names(&scene, &scene.customer, "?linked=true").await, ["lobby", "roof"]);
         assert_eq!(names(&scene, &scene.operator, "").await, ["lobby", "roof", "ward"]);
         let of_tenant = format!("?tenant_id={}", scene.other_tenant);
         assert_eq!(names(&scene, &scene.operator, &of_tenant).await, ["ward"]);

@@ -1,4 +1,4 @@
-//! `GET /devices/{id}`: a device with its certificate and its newest link.
+//! `GET /devices/{id}`: a device with its certificate, its newest link and its tunnel.
 
 use axum::extract::State;
 use axum::response::IntoResponse;
@@ -55,5 +55,36 @@ mod tests {
         scene.unlink(scene.device).await;
         let link = &scene.get(&path).by(&scene.admin).send().await.expect(StatusCode::OK)["link"];
         assert_eq!((&link["state"], &link["close_reason"]), (&json!("closed"), &json!("gone")));
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn shows_the_tunnel_while_it_carries_the_live_link(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        let path = format!("/devices/{}", scene.device);
+        scene.link(scene.device).await;
+        let shown = async || scene.get(&path).by(&scene.customer).send().await.expect(StatusCode::OK);
+        let device = shown().await;
+        assert_eq!((&device["tunnel"], &device["link"]["has_agent"]), (&Value::Null, &json!(true)));
+
+        scene.tunnel(scene.device).await;
+        let device = shown().await;
+        let (link, tunnel) = (&device["link"], &device["tunnel"]);
+        assert_eq!((&link["transport"], &link["has_agent"]), (&json!("openvpn"), &json!(false)));
+        assert_eq!((&tunnel["ipv4"], &tunnel["ipv6"]), (&json!("100.64.0.2"), &json!("fd00:1:2::2")));
+        assert_eq!((&tunnel["client"], &tunnel["cipher"]), (&json!("2.6.14"), &json!("AES-256-GCM")));
+        assert_eq!(
+            (&tunnel["bytes_in"], &tunnel["packets_out"], &tunnel["dropped"]),
+            (&json!(252), &json!(4), &json!(1))
+        );
+        assert!(tunnel["opened_at"].as_str().is_some_and(|at| at.ends_with('Z')), "{tunnel}");
+
+        // The row of a tunnel outlives the tunnel: neither a closed link nor another tunnel's row is shown.
+        scene.unlink(scene.device).await;
+        assert_eq!(shown().await["tunnel"], Value::Null);
+        scene.tunnel(scene.device).await;
+        scene.sql("update tunnels set id = gen_random_uuid() where device_id = $1", scene.device.as_uuid()).await;
+        assert_eq!(shown().await["tunnel"], Value::Null);
+        scene.link(scene.device).await;
+        assert_eq!(shown().await["tunnel"], Value::Null);
     }
 }
