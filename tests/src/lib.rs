@@ -19,6 +19,7 @@ pub mod enroll;
 pub mod fleet;
 pub mod load;
 pub mod machine;
+pub mod netns;
 pub mod poll;
 pub mod port;
 pub mod program;

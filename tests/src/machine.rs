@@ -4,16 +4,21 @@
 //! warning, as a power cut would, after which the script writes a new boot id and runs the agent again. The shutdown command
 //! does the same and ends the script.
 
-use std::fs::Permissions;
+use std::ffi::OsStr;
+use std::fs::{File, Permissions};
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::netns::Site;
 use crate::program::{Program, binary, bound};
 use crate::server::{ENROLL_NAME, SERVER_NAME};
 
@@ -56,6 +61,8 @@ while [ -e "$1/hold" ]; do sleep 0.05; done
 #[derive(Debug)]
 pub struct Machine {
     directory: PathBuf,
+    /// Where it stands, if not where the server is.
+    site: Option<Arc<Site>>,
     running: Option<Program>,
 }
 
@@ -95,7 +102,26 @@ filter = "info,cloudlink_agent=debug"
             ca_file = ca_file.display(),
         );
         std::fs::write(directory.join("agent.toml"), text)?;
-        Ok(Self { directory: directory.to_owned(), running: None })
+        Ok(Self { directory: directory.to_owned(), site: None, running: None })
+    }
+
+    /// The same machine, on the network of a site.
+    #[must_use]
+    pub fn at(self, site: &Arc<Site>) -> Self {
+        Self { site: Some(Arc::clone(site)), ..self }
+    }
+
+    /// Adds lines to the agent's configuration: sections that are not in it yet.
+    pub fn configure(&self, lines: &str) -> anyhow::Result<()> {
+        let mut file = File::options().append(true).open(self.config_file())?;
+        Ok(writeln!(file, "\n{lines}")?)
+    }
+
+    fn bound(&self, program: impl AsRef<OsStr>) -> Command {
+        match &self.site {
+            Some(site) => site.bound(program),
+            None => bound(program),
+        }
     }
 
     /// Enrolls with a token, as whoever installs a device would. Gives back what the agent printed.
@@ -103,7 +129,7 @@ filter = "info,cloudlink_agent=debug"
         let token_file = self.directory.join("token");
         std::fs::write(&token_file, token)?;
         let log = self.directory.join("enroll.log");
-        let mut command = bound(binary("cloudlink-agent")?);
+        let mut command = self.bound(binary("cloudlink-agent")?);
         command.arg("enroll").arg("--config").arg(self.config_file()).arg("--token-file").arg(&token_file);
         let mut program = Program::start("cloudlink-agent enroll", command, &log)?;
         let status = program.wait(ENROLL_LIMIT)?.context("the agent did not enroll in time")?;
@@ -114,7 +140,7 @@ filter = "info,cloudlink_agent=debug"
 
     /// Switches the machine on.
     pub fn power_on(&mut self) -> anyhow::Result<()> {
-        let mut command = bound(self.directory.join("power-on"));
+        let mut command = self.bound(self.directory.join("power-on"));
         command.current_dir(&self.directory).arg(binary("cloudlink-agent")?).arg(self.config_file());
         self.running = Some(Program::start("cloudlink-agent", command, &self.directory.join("agent.log"))?);
         Ok(())

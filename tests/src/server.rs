@@ -13,14 +13,16 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::poll::wait_for;
-use crate::port;
 use crate::program::{Program, binary, bound};
+use crate::{netns, port};
 
 /// The name that devices dial; its address is always given, so it need not resolve.
 pub const SERVER_NAME: &str = "localhost";
 /// The name under which devices enroll.
 pub const ENROLL_NAME: &str = "enroll.localhost";
 
+/// Where devices dial, in a network in which it is free.
+const DEVICE_PORT: u16 = 443;
 /// The first start makes a database.
 const READY_LIMIT: Duration = Duration::from_secs(60);
 /// For an orphaned Postgres to go.
@@ -38,6 +40,15 @@ pub struct Settings {
     pub operations: Option<SocketAddr>,
     /// More of the configuration, each as `table.key=value`.
     pub set: Vec<String>,
+}
+
+impl Settings {
+    /// Of a server with tunnels, in a network of its own ([`netns::run`]) where sites reach it, with more of the configuration.
+    #[must_use]
+    pub fn with_tunnels(set: &[&str]) -> Self {
+        let set = ["tunnel.enabled=true"].iter().chain(set).map(|assignment| (*assignment).to_owned()).collect();
+        Self { device: Some((netns::SERVER_IPV4, DEVICE_PORT).into()), set, ..Self::default() }
+    }
 }
 
 /// A running server.
