@@ -21,7 +21,7 @@ Exit codes:
   5  no grant in force covers it
   6  the command ended in another state than `succeeded`
   7  the server cannot be reached or is not available: try again
-  8  conflict: no link, device revoked, changed meanwhile, name taken";
+  8  conflict: no link, no agent, device revoked, changed meanwhile, name taken";
 
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -118,6 +118,7 @@ impl Failure {
                 "unauthenticated" => "Sign in: cloudlink login",
                 "version_mismatch" => "Run the command again: it starts from the newest version.",
                 "not_linked" => "To wait for the device: --queue-for 10m",
+                "no_agent" => "To wait for an agent: --queue-for 10m",
                 "unprocessable" => return longest(problem),
                 _ => return None,
             },
@@ -219,6 +220,7 @@ mod tests {
     #[case("not_found", 404, 4)]
     #[case("method_not_allowed", 405, 1)]
     #[case("not_linked", 409, 8)]
+    #[case("no_agent", 409, 8)]
     #[case("device_revoked", 409, 8)]
     #[case("conflict", 409, 8)]
     #[case("idempotency_conflict", 409, 8)]

@@ -2,6 +2,7 @@
 //! program works with newer servers.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -77,12 +78,21 @@ pub(crate) struct Device {
     pub(crate) revoked_at: Option<Timestamp>,
     pub(crate) certificate: Option<Certificate>,
     pub(crate) link: Option<Link>,
+    /// There while it carries the live link. Servers of before tunnels do not name it.
+    #[serde(default)]
+    pub(crate) tunnel: Option<Tunnel>,
 }
 
 impl Device {
     #[must_use]
     pub(crate) fn is_linked(&self) -> bool {
         self.link.as_ref().is_some_and(Link::is_live)
+    }
+
+    /// Whether it would take a command now.
+    #[must_use]
+    pub(crate) fn has_agent(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.is_live() && link.has_agent)
     }
 }
 
@@ -110,6 +120,29 @@ pub(crate) struct Link {
     pub(crate) proven_at: Timestamp,
     pub(crate) closed_at: Option<Timestamp>,
     pub(crate) close_reason: Option<String>,
+    /// Servers of before tunnels knew no other links.
+    #[serde(default = "yes")]
+    pub(crate) has_agent: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// The tunnel of an OpenVPN client. In: from the device.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Tunnel {
+    pub(crate) ipv4: IpAddr,
+    pub(crate) ipv6: IpAddr,
+    pub(crate) client: String,
+    pub(crate) platform: String,
+    pub(crate) cipher: String,
+    pub(crate) opened_at: Timestamp,
+    pub(crate) packets_in: u64,
+    pub(crate) packets_out: u64,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    pub(crate) dropped: u64,
 }
 
 impl Link {

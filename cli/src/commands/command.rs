@@ -271,7 +271,9 @@ fn measure(name: &str, value: &Value) -> String {
     }
 }
 
-fn bytes(mut number: f64) -> String {
+/// A number of bytes in the unit that says it best.
+#[must_use]
+pub(crate) fn bytes(mut number: f64) -> String {
     for unit in ["B", "KiB", "MiB", "GiB"] {
         if number < 1024.0 {
             return if unit == "B" { format!("{number} B") } else { format!("{number:.1} {unit}") };

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{Context, confirm};
+use super::{Context, command, confirm};
 use crate::argument::{Label, Limit};
 use crate::client::{Answer, DeviceFilter};
 use crate::failure::Failure;
@@ -150,6 +150,9 @@ fn record(device: &model::Device, here: &Here) -> Table {
     if let Some(link) = &device.link {
         link_fields(&mut table, link, here);
     }
+    if let Some(tunnel) = &device.tunnel {
+        tunnel_fields(&mut table, tunnel, here);
+    }
     table
 }
 
@@ -164,11 +167,37 @@ fn link_fields(table: &mut Table, link: &model::Link, here: &Here) {
     }
     table.field("  from", link.remote_address.clone());
     table.field("  to node", format!("{}, epoch {}", link.node, link.epoch));
+    if !link.has_agent {
+        // It is the agent that tells the rest.
+        table.field("  agent", Cell::toned("none answers on this tunnel: it takes no commands", Tone::Warn));
+        return;
+    }
     table.field("  host", format!("{}, {}", link.hostname, link.os));
     table.field("  agent", link.agent.clone());
     table.field("  can do", link.capabilities.join(", "));
     table.field("  boot id", link.boot_id.clone());
     table.field("  clock", clock(link.clock_offset_ms));
+}
+
+fn tunnel_fields(table: &mut Table, tunnel: &model::Tunnel, here: &Here) {
+    table.field("tunnel", format!("{}, {}", tunnel.ipv4, tunnel.ipv6));
+    table.field("  opened", here.full(tunnel.opened_at));
+    let or_unknown = |claim: &str| if claim.is_empty() { "(unknown)".to_owned() } else { claim.to_owned() };
+    let (client, platform) = (or_unknown(&tunnel.client), or_unknown(&tunnel.platform));
+    table.field("  client", format!("OpenVPN {client} on {platform}, {}", tunnel.cipher));
+    table.field("  from it", traffic(tunnel.bytes_in, tunnel.packets_in));
+    table.field("  to it", traffic(tunnel.bytes_out, tunnel.packets_out));
+    table.field("  dropped", count(tunnel.dropped));
+}
+
+fn traffic(bytes: u64, packets: u64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
+    let bytes = command::bytes(bytes as f64);
+    format!("{bytes} in {}", count(packets))
+}
+
+fn count(packets: u64) -> String {
+    format!("{packets} {}", if packets == 1 { "packet" } else { "packets" })
 }
 
 /// How far a device's clock was off when it linked.
@@ -187,7 +216,8 @@ fn link_state(device: &model::Device) -> Cell {
         return Cell::toned("revoked", Tone::Bad);
     }
     match &device.link {
-        Some(link) if link.is_live() => Cell::toned(format!("live, {}", link.transport), Tone::Good),
+        Some(link) if link.is_live() && link.has_agent => Cell::toned(format!("live, {}", link.transport), Tone::Good),
+        Some(link) if link.is_live() => Cell::toned(format!("live, {}, no agent", link.transport), Tone::Warn),
         Some(_) => Cell::toned("closed", Tone::Warn),
         None => Cell::toned("never linked", Tone::Dim),
     }
@@ -223,6 +253,72 @@ mod tests {
         assert_eq!(set.body(&device()), json!({"labels": {"site": "south", "rack": "4"}}));
         set = Set { name: Some("gw-2".to_owned()), labels: Vec::new(), removed: Vec::new(), ..set };
         assert_eq!(set.body(&device()), json!({"name": "gw-2"}));
+    }
+
+    fn device_in_tunnel(has_agent: bool) -> model::Device {
+        let of_agent = |text: &str| if has_agent { text.to_owned() } else { String::new() };
+        let link = json!({
+            "transport": "openvpn", "state": "live", "node": "node-1", "epoch": 3, "remote_address": "192.0.2.7",
+            "boot_id": of_agent("b-1"), "agent": of_agent("agent/1"), "os": of_agent("Debian"),
+            "hostname": of_agent("gw"), "clock_offset_ms": 0, "capabilities": [], "connected_at": "2026-11-21T14:00:00Z",
+            "proven_at": "2026-11-21T14:00:05Z", "closed_at": null, "close_reason": null, "has_agent": has_agent,
+        });
+        let tunnel = json!({
+            "ipv4": "100.64.0.2", "ipv6": "fd00:1:2::2", "client": "2.6.14", "platform": "linux", "cipher": "AES-256-GCM",
+            "opened_at": "2026-11-21T14:00:00Z", "packets_in": 1, "packets_out": 1200, "bytes_in": 84,
+            "bytes_out": 1_610_612_736_u64, "dropped": 2,
+        });
+        let (link, tunnel) = (serde_json::from_value(link).unwrap(), serde_json::from_value(tunnel).unwrap());
+        model::Device { link: Some(link), tunnel: Some(tunnel), ..device() }
+    }
+
+    fn shown(device: &model::Device) -> String {
+        let zone = jiff::tz::TimeZone::UTC;
+        record(device, &Here { now: "2026-11-21T14:00:09Z".parse().unwrap(), zone }).render(false, None)
+    }
+
+    #[test]
+    fn a_tunnel_without_an_agent_is_shown_with_its_addresses_and_traffic() {
+        insta::assert_snapshot!(shown(&device_in_tunnel(false)), @r"
+        name           gw-1
+        id             018f0000-0000-7000-8000-000000000001
+        tenant         018f0000-0000-7000-8000-000000000002
+        labels         floor=2, site=north
+        enrolled       2026-11-21 14:00:00 UTC (9 s ago)
+        link           live, openvpn, no agent
+          connected    2026-11-21 14:00:00 UTC (9 s ago)
+          last proven  2026-11-21 14:00:05 UTC (4 s ago)
+          from         192.0.2.7
+          to node      node-1, epoch 3
+          agent        none answers on this tunnel: it takes no commands
+        tunnel         100.64.0.2, fd00:1:2::2
+          opened       2026-11-21 14:00:00 UTC (9 s ago)
+          client       OpenVPN 2.6.14 on linux, AES-256-GCM
+          from it      84 B in 1 packet
+          to it        1.5 GiB in 1200 packets
+          dropped      2 packets
+        ");
+    }
+
+    #[test]
+    fn a_tunnel_with_an_agent_shows_both() {
+        let shown = shown(&device_in_tunnel(true));
+        for part in ["live, openvpn\n", "agent/1", "b-1", "100.64.0.2, fd00:1:2::2"] {
+            assert!(shown.contains(part), "{part:?} is not in {shown}");
+        }
+        assert!(!shown.contains("no agent"), "{shown}");
+    }
+
+    #[test]
+    fn a_server_of_before_tunnels_is_understood() {
+        let link = json!({
+            "transport": "websocket", "state": "live", "node": "n", "epoch": 1, "remote_address": "192.0.2.7",
+            "boot_id": "b", "agent": "a", "os": "o", "hostname": "h", "clock_offset_ms": 0, "capabilities": [],
+            "connected_at": "2026-11-21T14:00:00Z", "proven_at": "2026-11-21T14:00:05Z", "closed_at": null,
+            "close_reason": null,
+        });
+        let device = model::Device { link: Some(serde_json::from_value(link).unwrap()), ..device() };
+        assert!(device.has_agent() && device.tunnel.is_none());
     }
 
     #[test]

@@ -158,9 +158,10 @@ impl Common {
             context.output.note(&format!("{} on {name} is {}", created.value.kind, watch::state(&created.value)));
             return context.output.line(&created.value.id.to_string());
         }
-        if !device.value.is_linked() && self.queue_for.is_some() {
+        if !device.value.has_agent() && self.queue_for.is_some() {
+            let missing = if device.value.is_linked() { "agent" } else { "link" };
             note(&format!(
-                "{name} has no link now; waiting until {}",
+                "{name} has no {missing} now; waiting until {}",
                 context.output.here().full(created.value.expires_at)
             ));
         }
