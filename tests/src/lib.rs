@@ -20,6 +20,7 @@ pub mod fleet;
 pub mod load;
 pub mod machine;
 pub mod netns;
+pub mod openvpn;
 pub mod poll;
 pub mod port;
 pub mod program;
