@@ -16,6 +16,8 @@ use crate::profile::{Serial, Validity};
 
 /// Names in one server certificate.
 pub const SERVER_NAMES_MAX: usize = 64;
+/// The common name of a server whose name is too long for one.
+const COMMON_NAME_FALLBACK: &str = "cloudlinkd";
 
 /// A name that a server answers to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +39,19 @@ impl FromStr for ServerName {
     }
 }
 
+impl ServerName {
+    /// What a server certificate calls a server with this first name: the name itself, or a fixed one if it is too long. OpenVPN
+    /// clients compare it (`verify-x509-name … name`) and look at no other name; all others go by the alternative names.
+    #[must_use]
+    pub fn common_name(&self) -> String {
+        let name = match self {
+            Self::Dns(name) => name.as_ref().to_owned(),
+            Self::Ip(ip) => ip.to_string(),
+        };
+        if name.len() <= COMMON_NAME_CHARS_MAX { name } else { COMMON_NAME_FALLBACK.to_owned() }
+    }
+}
+
 impl Authority {
     /// Signs a device certificate: the public key of the request, and for the rest what the caller says. For client
     /// authentication only.
@@ -54,7 +69,7 @@ impl Authority {
         self.sign(&params, request.public_key())
     }
 
-    /// Signs a server certificate. For server authentication only.
+    /// Signs a server certificate. For server authentication only. Its common name is the first name's.
     pub fn issue_server(
         &self,
         public_key: &PublicKey,
@@ -62,16 +77,11 @@ impl Authority {
         serial: Serial,
         validity: Validity,
     ) -> Result<CertificateDer<'static>, IssueError> {
-        if names.is_empty() || names.len() > SERVER_NAMES_MAX {
+        let Some(first) = names.first().filter(|_| names.len() <= SERVER_NAMES_MAX) else {
             return Err(IssueError::ServerNames);
-        }
+        };
         let mut params = leaf_params(serial, validity, ExtendedKeyUsagePurpose::ServerAuth);
-        // For people who look at it: clients go by the alternative names.
-        if let Some(name) = names.iter().map(display_name).find(|name| name.len() <= COMMON_NAME_CHARS_MAX) {
-            params.distinguished_name.push(DnType::CommonName, name);
-        } else {
-            params.distinguished_name.push(DnType::CommonName, "cloudlinkd");
-        }
+        params.distinguished_name.push(DnType::CommonName, first.common_name());
         params.subject_alt_names = names.iter().map(alternative_name).collect();
         self.sign(&params, public_key)
     }
@@ -109,13 +119,6 @@ fn leaf_params(serial: Serial, validity: Validity, usage: ExtendedKeyUsagePurpos
     params.not_after = validity.not_after();
     params.use_authority_key_identifier_extension = true;
     params
-}
-
-fn display_name(name: &ServerName) -> String {
-    match name {
-        ServerName::Dns(name) => name.as_ref().to_owned(),
-        ServerName::Ip(ip) => ip.to_string(),
-    }
 }
 
 fn alternative_name(name: &ServerName) -> SanType {

@@ -150,6 +150,7 @@ pub struct ServerCertificate {
 #[derive(Debug)]
 struct Current {
     key: Arc<CertifiedKey>,
+    common_name: Option<String>,
     not_after: OffsetDateTime,
 }
 
@@ -168,10 +169,11 @@ impl ServerCertificate {
             key
         };
         let names = names(config);
+        let common_name = common_name(config)?;
         let reissue_below = days(config.certificate.server_reissue_days);
         let current = if files.server_certificate.exists() {
             let current = Current::new(&files.server_certificate, &key)?;
-            let fits = current.key.keys_match().is_ok() && current.has(&names);
+            let fits = current.key.keys_match().is_ok() && current.has(&names) && current.is_called(&common_name);
             (fits && current.not_after - now > reissue_below).then_some(current)
         } else {
             None
@@ -214,9 +216,11 @@ impl Current {
         let leaf = chain.first().ok_or_else(malformed)?;
         let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| malformed())?;
         let not_after = parsed.validity().not_after.to_datetime();
+        let common_name = parsed.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
+        let common_name = common_name.map(str::to_owned);
         let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key.as_pkcs8_der().clone_key().into())
             .map_err(PkiError::Tls)?;
-        Ok(Self { key: Arc::new(CertifiedKey::new(chain, key)), not_after })
+        Ok(Self { key: Arc::new(CertifiedKey::new(chain, key)), common_name, not_after })
     }
 
     fn has(&self, names: &[HostName]) -> bool {
@@ -224,9 +228,19 @@ impl Current {
         let parsed = leaf.and_then(|leaf| ParsedCertificate::try_from(leaf).ok());
         parsed.is_some_and(|leaf| names.iter().all(|name| verify_server_name(&leaf, name.server_name()).is_ok()))
     }
+
+    fn is_called(&self, common_name: &str) -> bool {
+        self.common_name.as_deref() == Some(common_name)
+    }
 }
 
-/// Every name that somebody dials.
+/// The common name of the server's certificate: OpenVPN clients look at no other name.
+pub fn common_name(config: &Config) -> Result<String, PkiError> {
+    let name: certs::issue::ServerName = config.device.server_name.to_string().parse()?;
+    Ok(name.common_name())
+}
+
+/// Every name that somebody dials; first the one that linked devices do.
 fn names(config: &Config) -> Vec<HostName> {
     let mut names = vec![config.device.server_name.clone(), config.device.enroll_name()];
     names.extend(config.people.names.iter().cloned());
@@ -383,5 +397,17 @@ mod tests {
         let pki = Pki::load(&config, now()).unwrap();
         let enroll = "enroll.link.example.com".parse().unwrap();
         assert!(pki.server.current.load().has(&[config.device.server_name.clone(), enroll]));
+    }
+
+    #[test]
+    fn a_certificate_is_called_by_the_name_that_devices_dial_also_when_it_had_that_name_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(&dir);
+        config.people.names.extend(["link.example.com".parse().unwrap(), "enroll.link.example.com".parse().unwrap()]);
+        init(&config, now()).unwrap();
+        config.device.server_name = "link.example.com".parse().unwrap();
+        let pki = Pki::load(&config, now()).unwrap();
+        assert!(pki.server.current.load().is_called("link.example.com"));
+        assert_eq!(common_name(&config).unwrap(), "link.example.com");
     }
 }

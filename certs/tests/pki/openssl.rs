@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use cloudlink_certs::pem::{certificate_to_pem, revocation_list_to_pem};
-use cloudlink_certs::{KeyAlgorithm, PrivateKey, Revocation, RevocationReason};
+use cloudlink_certs::{KeyAlgorithm, PrivateKey, Revocation, RevocationReason, Serial, ServerName, Validity, profile};
 use rstest::rstest;
 use rustls_pki_types::CertificateDer;
 use tempfile::TempDir;
@@ -111,6 +111,42 @@ fn server_names_are_in_the_certificate() {
     judge("-verify_hostname", "other.fleet.example").unwrap_err();
     judge("-verify_ip", "127.0.0.2").unwrap_err();
 }
+
+/// `remote-cert-tls server` wants both usages, `verify-x509-name … name` compares the common name.
+#[rstest]
+#[case(&["link.fleet.example", "enroll.link.fleet.example", "127.0.0.1"], "link.fleet.example")]
+#[case(&["LINK.fleet.example"], "link.fleet.example")]
+#[case(&["192.0.2.7", "link.fleet.example"], "192.0.2.7")]
+#[case(&[LONG_NAME, "link.fleet.example"], "cloudlinkd")]
+fn a_server_certificate_has_what_openvpn_clients_check(#[case] names: &[&str], #[case] common_name: &str) {
+    let authority = fleet::authority();
+    let names: Vec<ServerName> = names.iter().map(|name| name.parse().unwrap()).collect();
+    let validity = Validity::starting_at(NOW, profile::SERVER_LIFETIME).unwrap();
+    let serial = Serial::from_random([3; 16]);
+    let certificate = authority.issue_server(&fleet::key().public_key(), &names, serial, validity).unwrap();
+    verify(&authority.certificate_pem(), &certificate, "sslserver", NOW, &[], &[]).unwrap();
+    assert_eq!(names[0].common_name(), common_name);
+
+    let dir = TempDir::new().unwrap();
+    std::fs::write(dir.path().join("leaf.pem"), certificate_to_pem(&certificate)).unwrap();
+    let options = ["-noout", "-subject", "-nameopt", "RFC2253", "-ext", "keyUsage,extendedKeyUsage"];
+    let output = openssl(&[&["x509", "-in", "leaf.pem"], &options[..]].concat(), dir.path());
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<_> = text.lines().map(str::trim).collect();
+    assert_eq!(
+        lines,
+        [
+            &format!("subject=CN={common_name}"),
+            "X509v3 Key Usage: critical",
+            "Digital Signature",
+            "X509v3 Extended Key Usage:",
+            "TLS Web Server Authentication"
+        ]
+    );
+}
+
+/// 65 characters.
+const LONG_NAME: &str = "a-device-port-with-a-name-that-is-one-too-long-for-common.example";
 
 #[test]
 fn a_listed_certificate_is_revoked_and_the_others_are_not() {

@@ -20,6 +20,9 @@ section! {
     pub struct Device in "device" {
         /// Where to listen. Ports below 1024 need root or CAP_NET_BIND_SERVICE.
         listen: SocketAddr = LISTEN;
+        /// The port that devices dial under `server_name`, where that is another one than in `listen`: behind a load balancer.
+        /// It is written into the profiles of OpenVPN clients.
+        public_port: Option<u32> = None, in 1..=65_535;
         /// The name that linked devices dial and check. It is in the server's certificate.
         server_name: HostName = "localhost".parse().expect("a constant name");
         /// The name that devices dial to enroll, on the same port; by default `enroll.` before `server_name`. Connections
@@ -51,6 +54,12 @@ section! {
 }
 
 impl Device {
+    /// The port that devices dial.
+    #[must_use]
+    pub fn public_port(&self) -> u32 {
+        self.public_port.unwrap_or(self.listen.port().into())
+    }
+
     /// The name that devices dial to enroll.
     #[must_use]
     pub fn enroll_name(&self) -> HostName {
