@@ -20,12 +20,12 @@ use crate::store::certificate::Standing;
 
 /// A peer that holds the key of a device certificate that is valid now. Not yet checked against the database.
 #[derive(Clone, Debug)]
-pub(super) struct Identified {
-    pub(super) device_id: DeviceId,
-    pub(super) tenant_id: TenantId,
-    pub(super) serial: Box<[u8]>,
+pub(crate) struct Identified {
+    pub(crate) device_id: DeviceId,
+    pub(crate) tenant_id: TenantId,
+    pub(crate) serial: Box<[u8]>,
     /// When the certificate ends.
-    pub(super) expires_at: Instant,
+    pub(crate) expires_at: Instant,
 }
 
 /// Reads who the peer is from its certificates.

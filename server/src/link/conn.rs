@@ -35,8 +35,8 @@ use super::{Shared, TRANSPORT};
 use crate::batch::Unanswered;
 use crate::bus::Hint;
 use crate::model::command::State;
-use crate::store::dispatch::ClaimedCommand;
-use crate::store::link::{ClosedLink, link_prove_boot_in_txn};
+use crate::store::dispatch::{ClaimedCommand, LinkKey};
+use crate::store::link::{ClosedLink, Ended, link_prove_boot_in_txn};
 use crate::store::transition::{Applied, Outcome, Source, Transition};
 use crate::store::{StoreError, Visibility};
 
@@ -203,7 +203,7 @@ impl Link {
             return self.end(Ending::CERTIFICATE_EXPIRED);
         }
         self.shared.metrics.link_messages.with_label_values(&["in"]).inc();
-        self.shared.registry.heard(&self.handle, self.session.last_proven().into());
+        self.handle.heard(self.session.last_proven().into());
         match message {
             Some(FromDevice::Metrics(report)) => {
                 self.shared.reports.put(self.handle.key.device_id, self.tenant_id, report, now);
@@ -263,8 +263,12 @@ impl Link {
     }
 
     fn end(&mut self, ending: Ending) {
-        if let Ending::Polite { code, message, retry_after } = ending {
-            self.session.goodbye(Instant::now().into_std(), code, message, retry_after);
+        match ending {
+            Ending::Polite { code, message, retry_after } => {
+                self.session.goodbye(Instant::now().into_std(), code, message, retry_after);
+            }
+            Ending::Lost => self.session.transport_lost(None),
+            Ending::Cut => {}
         }
     }
 
@@ -387,7 +391,8 @@ impl Link {
 
         let shared = Arc::clone(&self.shared);
         let is_loss = matches!(reason, "lost" | "device_closed" | "timed_out");
-        let link = ClosedLink { device_id: self.handle.key.device_id, epoch: self.handle.key.epoch, reason, is_loss };
+        let LinkKey { device_id, epoch } = self.handle.key;
+        let link = ClosedLink { device_id, ended: Ended::Link(epoch), reason, is_loss };
         let stored = async {
             // Nothing of an older epoch would be taken.
             if reason != "replaced" {
@@ -547,7 +552,7 @@ async fn prove_boot(shared: &Shared, handle: &Handle, boot_id: &str) {
 }
 
 /// Closes the link's row, however long the database is away: presence is never wrong for longer than need be.
-async fn close_row(shared: &Shared, mut link: ClosedLink) {
+pub(crate) async fn close_row(shared: &Shared, mut link: ClosedLink) {
     while shared.closes.ask(link).await == Err(Unanswered::Unavailable) {
         link.is_loss = false;
         sleep(STORE_RETRY).await;

@@ -17,7 +17,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
 use super::admission::Identified;
 use super::conn::{self, Link, Socket};
-use super::registry::Ending;
+use super::registry::{Ending, Seat};
 use super::request::Upgraded;
 use super::{Shared, TRANSPORT};
 use crate::batch::Unanswered;
@@ -109,6 +109,9 @@ async fn welcome(
     let device_ms = i64::try_from(hello.clock_unix_ms).unwrap_or(i64::MAX);
     let link = NewLink {
         device_id: peer.device_id,
+        tunnel_id: None,
+        has_agent: true,
+        tunnel: None,
         certificate_serial: HEXLOWER.encode(&peer.serial),
         node: shared.node.clone(),
         transport: TRANSPORT,
@@ -139,7 +142,7 @@ async fn welcome(
     };
     let now = Instant::now();
     let key = LinkKey { device_id: peer.device_id, epoch: opened.epoch };
-    let handle = shared.registry.enter(key, peer.serial.clone(), now);
+    let handle = shared.registry.enter(key, peer.serial.clone(), Seat::Direct, now);
     let admission = Admission {
         device_id: peer.device_id,
         tenant_id: peer.tenant_id,

@@ -1,15 +1,21 @@
-//! The live links of this node, by device. The newest epoch of a device holds its place; whoever held it before is told so.
+//! The live links and tunnels of this node, by device. The newest epoch of a device holds its place; whoever held it before is
+//! told so.
+//!
+//! A device has one place, and in it a tunnel, a link, or a link inside its tunnel. A new tunnel and a link from outside end
+//! everything that was there; a link inside the tunnel ends only an older one, and ends with its tunnel.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use cloudlink_proto::ids::{CommandId, DeviceId};
+use cloudlink_proto::ids::{CommandId, DeviceId, TunnelId};
 use cloudlink_proto::link::message::goodbye::Code;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
+use super::admission::Identified;
 use crate::store::dispatch::{ClaimedCommand, LinkKey};
 use crate::store::link::ProvenLink;
 
@@ -29,6 +35,8 @@ pub(crate) enum Ending {
     Polite { code: Code, message: &'static str, retry_after: Duration },
     /// At once: the node stops hard.
     Cut,
+    /// The tunnel that carried it is gone. Never told to a tunnel.
+    Lost,
 }
 
 impl Ending {
@@ -42,15 +50,44 @@ impl Ending {
     }
 }
 
-/// A live link, as the rest of the node sees it.
+/// How a device is there.
+#[derive(Debug)]
+pub(crate) enum Seat {
+    /// A link over a connection of its own.
+    Direct,
+    /// A tunnel.
+    Tunnel(Box<TunnelSeat>),
+    /// A link inside a tunnel.
+    Inside(Box<InsideSeat>),
+}
+
+/// Who is at the other end of a tunnel: what a link inside it has instead of a certificate.
+#[derive(Debug)]
+pub(crate) struct TunnelSeat {
+    pub(crate) tunnel_id: TunnelId,
+    pub(crate) identity: Identified,
+}
+
+/// The tunnel that carries a link.
+#[derive(Debug)]
+pub(crate) struct InsideSeat {
+    pub(crate) tunnel_id: TunnelId,
+    /// Everything that the device said over the link is stored, and its end, too.
+    pub(crate) finished: CancellationToken,
+}
+
+/// A live link or tunnel, as the rest of the node sees it.
 #[derive(Debug)]
 pub(crate) struct Handle {
     pub(crate) key: LinkKey,
     pub(crate) certificate_serial: Box<[u8]>,
+    pub(crate) seat: Seat,
     orders_max: usize,
     mailbox: Mutex<Mailbox>,
     wake: Notify,
-    /// Milliseconds from the registry's start.
+    /// The registry's start.
+    started: Instant,
+    /// Milliseconds from there.
     heard_ms: AtomicU64,
     /// As much of it as is in the database.
     proven_ms: AtomicU64,
@@ -64,6 +101,20 @@ struct Mailbox {
 }
 
 impl Handle {
+    /// The tunnel that this is, or is inside of.
+    pub(crate) fn tunnel_id(&self) -> Option<TunnelId> {
+        match &self.seat {
+            Seat::Direct => None,
+            Seat::Tunnel(seat) => Some(seat.tunnel_id),
+            Seat::Inside(seat) => Some(seat.tunnel_id),
+        }
+    }
+
+    /// The device has given a sign of life.
+    pub(crate) fn heard(&self, now: Instant) {
+        self.heard_ms.store(since_ms(self.started, now), Ordering::Relaxed);
+    }
+
     /// Leaves an order. A link that does not fetch its orders is ended: what it was to send is sent over the next one.
     pub(crate) fn order(&self, order: Order) {
         let mut mailbox = self.mailbox();
@@ -87,7 +138,7 @@ impl Handle {
     }
 
     /// Waits until there may be something in the mailbox.
-    pub(super) async fn woken(&self) {
+    pub(crate) async fn woken(&self) {
         self.wake.notified().await;
     }
 
@@ -103,7 +154,8 @@ impl Handle {
         }
     }
 
-    pub(super) fn ending(&self) -> Option<Ending> {
+    /// How it was told to end, if it was.
+    pub(crate) fn ending(&self) -> Option<Ending> {
         self.mailbox().ending
     }
 
@@ -128,7 +180,7 @@ pub(crate) struct Unproven {
 impl Unproven {
     pub(crate) fn row(&self) -> ProvenLink {
         let LinkKey { device_id, epoch } = self.handle.key;
-        ProvenLink { device_id, epoch, heard_ms_ago: self.heard_ms_ago }
+        ProvenLink { device_id, epoch, tunnel_id: self.handle.tunnel_id(), heard_ms_ago: self.heard_ms_ago }
     }
 
     /// It is in the database.
@@ -151,85 +203,165 @@ impl Drop for Rewake<'_> {
     }
 }
 
-/// The links of this node. At most `links_max` devices.
+/// The links and tunnels of this node. At most `links_max` devices.
 #[derive(Debug)]
 pub(crate) struct Registry {
     started: Instant,
     links_max: usize,
     orders_max: usize,
-    links: Mutex<HashMap<DeviceId, Arc<Handle>>>,
+    places: Mutex<HashMap<DeviceId, Place>>,
+}
+
+/// Where a device is. If it has both, the link is inside the tunnel.
+#[derive(Debug, Default)]
+struct Place {
+    tunnel: Option<Arc<Handle>>,
+    link: Option<Arc<Handle>>,
+}
+
+impl Place {
+    fn handles(&self) -> impl Iterator<Item = &Arc<Handle>> {
+        self.tunnel.iter().chain(&self.link)
+    }
+
+    fn epoch(&self) -> u64 {
+        self.handles().map(|handle| handle.key.epoch).max().unwrap_or(0)
+    }
+
+    fn end(&self, ending: Ending) {
+        self.handles().for_each(|handle| handle.end(ending));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.tunnel.is_none() && self.link.is_none()
+    }
+
+    /// Whether there is a tunnel of this id.
+    fn has_tunnel(&self, id: TunnelId) -> bool {
+        self.tunnel.as_ref().is_some_and(|tunnel| tunnel.tunnel_id() == Some(id))
+    }
 }
 
 impl Registry {
     pub(crate) fn new(links_max: usize, orders_max: usize) -> Self {
-        Self { started: Instant::now(), links_max, orders_max, links: Mutex::new(HashMap::new()) }
+        Self { started: Instant::now(), links_max, orders_max, places: Mutex::new(HashMap::new()) }
     }
 
     /// Whether one more device may link.
     pub(crate) fn has_room(&self) -> bool {
-        self.links().len() < self.links_max
+        self.places().len() < self.links_max
     }
 
-    /// Enters a link that the database has given its epoch, and ends the one before. An epoch that is not the newest any
-    /// more is entered nowhere and finds its own end in its mailbox.
-    pub(super) fn enter(&self, key: LinkKey, certificate_serial: Box<[u8]>, now: Instant) -> Arc<Handle> {
+    /// Enters a link or tunnel that the database has given its epoch, and ends what it replaces. One that is not the newest
+    /// any more, or whose tunnel is not there, is entered nowhere and finds its own end in its mailbox.
+    pub(crate) fn enter(&self, key: LinkKey, certificate_serial: Box<[u8]>, seat: Seat, now: Instant) -> Arc<Handle> {
         let handle = Arc::new(Handle {
             key,
             certificate_serial,
+            seat,
             orders_max: self.orders_max,
             mailbox: Mutex::default(),
             wake: Notify::new(),
-            heard_ms: AtomicU64::new(self.since_start_ms(now)),
-            proven_ms: AtomicU64::new(self.since_start_ms(now)),
+            started: self.started,
+            heard_ms: AtomicU64::new(since_ms(self.started, now)),
+            proven_ms: AtomicU64::new(since_ms(self.started, now)),
         });
-        let mut links = self.links();
-        match links.get(&key.device_id) {
-            Some(newer) if newer.key.epoch > key.epoch => handle.end(Ending::REPLACED),
-            older => {
-                if let Some(older) = older {
+        let mut places = self.places();
+        let is_newest = places.get(&key.device_id).is_none_or(|place| place.epoch() <= key.epoch);
+        let is_carried = match &handle.seat {
+            Seat::Direct | Seat::Tunnel(_) => true,
+            Seat::Inside(seat) => places.get(&key.device_id).is_some_and(|place| place.has_tunnel(seat.tunnel_id)),
+        };
+        if !is_newest || !is_carried {
+            drop(places);
+            handle.end(Ending::REPLACED);
+            return handle;
+        }
+        let place = places.entry(key.device_id).or_default();
+        match &handle.seat {
+            Seat::Direct => {
+                place.end(Ending::REPLACED);
+                *place = Place { tunnel: None, link: Some(Arc::clone(&handle)) };
+            }
+            Seat::Tunnel(_) => {
+                place.end(Ending::REPLACED);
+                *place = Place { tunnel: Some(Arc::clone(&handle)), link: None };
+            }
+            Seat::Inside(_) => {
+                if let Some(older) = place.link.replace(Arc::clone(&handle)) {
                     older.end(Ending::REPLACED);
                 }
-                links.insert(key.device_id, Arc::clone(&handle));
             }
         }
-        drop(links);
+        drop(places);
         handle
     }
 
-    /// Forgets a link that has ended, unless a newer one is in its place.
-    pub(super) fn leave(&self, handle: &Arc<Handle>) {
-        let mut links = self.links();
-        if links.get(&handle.key.device_id).is_some_and(|entered| Arc::ptr_eq(entered, handle)) {
-            links.remove(&handle.key.device_id);
+    /// Forgets a link or tunnel that has ended, unless a newer one is in its place. A link inside the tunnel ends with it, and
+    /// is given back.
+    pub(crate) fn leave(&self, handle: &Arc<Handle>) -> Option<Arc<Handle>> {
+        let is_it =
+            |entered: &Option<Arc<Handle>>| entered.as_ref().is_some_and(|entered| Arc::ptr_eq(entered, handle));
+        let mut places = self.places();
+        let place = places.get_mut(&handle.key.device_id)?;
+        let mut carried = None;
+        if is_it(&place.tunnel) {
+            place.tunnel = None;
+            carried = place.link.take();
+        } else if is_it(&place.link) {
+            place.link = None;
         }
+        if place.is_empty() {
+            places.remove(&handle.key.device_id);
+        }
+        drop(places);
+        if let Some(link) = &carried {
+            link.end(Ending::Lost);
+        }
+        carried
     }
 
+    /// The link on which an agent of the device answers.
     pub(crate) fn find(&self, device: DeviceId) -> Option<Arc<Handle>> {
-        self.links().get(&device).cloned()
+        self.places().get(&device)?.link.clone()
+    }
+
+    /// The tunnel of the device.
+    pub(crate) fn find_tunnel(&self, device: DeviceId) -> Option<Arc<Handle>> {
+        self.places().get(&device)?.tunnel.clone()
+    }
+
+    /// Ends what a device has here, all of it or what came up with one certificate.
+    pub(crate) fn end(&self, device: DeviceId, certificate_serial: Option<&[u8]>, ending: Ending) {
+        let places = self.places();
+        let handles = places.get(&device).into_iter().flat_map(Place::handles);
+        handles
+            .filter(|handle| certificate_serial.is_none_or(|serial| *handle.certificate_serial == *serial))
+            .for_each(|handle| handle.end(ending));
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<Handle>> {
-        self.links().values().cloned().collect()
+        self.places().values().flat_map(Place::handles).cloned().collect()
     }
 
+    /// Devices that are here.
     pub(crate) fn len(&self) -> usize {
-        self.links().len()
+        self.places().len()
     }
 
-    pub(super) fn heard(&self, handle: &Handle, now: Instant) {
-        handle.heard_ms.store(self.since_start_ms(now), Ordering::Relaxed);
-    }
-
-    /// The links that were heard of since that was last written.
+    /// The links and tunnels that were heard of since that was last written, one a device: what comes over a link inside a
+    /// tunnel comes over the tunnel.
     pub(crate) fn unproven(&self, now: Instant) -> Vec<Unproven> {
-        let now_ms = self.since_start_ms(now);
-        self.all()
-            .into_iter()
+        let now_ms = since_ms(self.started, now);
+        let places = self.places();
+        places
+            .values()
+            .filter_map(|place| place.handles().next())
             .filter_map(|handle| {
                 let heard_ms = handle.heard_ms.load(Ordering::Relaxed);
                 let heard_ms_ago = now_ms.saturating_sub(heard_ms);
-                (heard_ms != handle.proven_ms.load(Ordering::Relaxed)).then_some(Unproven {
-                    handle,
+                (heard_ms != handle.proven_ms.load(Ordering::Relaxed)).then(|| Unproven {
+                    handle: Arc::clone(handle),
                     heard_ms,
                     heard_ms_ago,
                 })
@@ -237,14 +369,14 @@ impl Registry {
             .collect()
     }
 
-    fn since_start_ms(&self, now: Instant) -> u64 {
-        u64::try_from(now.duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
-    }
-
-    fn links(&self) -> MutexGuard<'_, HashMap<DeviceId, Arc<Handle>>> {
+    fn places(&self) -> MutexGuard<'_, HashMap<DeviceId, Place>> {
         // Consistent after each statement.
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn since_ms(started: Instant, now: Instant) -> u64 {
+    u64::try_from(now.duration_since(started).as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -258,7 +390,98 @@ mod tests {
     }
 
     fn enter(registry: &Registry, key: LinkKey) -> Arc<Handle> {
-        registry.enter(key, Box::default(), Instant::now())
+        registry.enter(key, Box::default(), Seat::Direct, Instant::now())
+    }
+
+    fn tunnel_id(id: u128) -> TunnelId {
+        TunnelId::from_uuid(Uuid::from_u128(id))
+    }
+
+    fn enter_tunnel(registry: &Registry, key: LinkKey, id: u128) -> Arc<Handle> {
+        let identity = Identified {
+            device_id: key.device_id,
+            tenant_id: cloudlink_proto::ids::TenantId::from_uuid(Uuid::nil()),
+            serial: Box::default(),
+            expires_at: Instant::now(),
+        };
+        let seat = Seat::Tunnel(Box::new(TunnelSeat { tunnel_id: tunnel_id(id), identity }));
+        registry.enter(key, Box::default(), seat, Instant::now())
+    }
+
+    fn enter_inside(registry: &Registry, key: LinkKey, id: u128) -> Arc<Handle> {
+        let seat = InsideSeat { tunnel_id: tunnel_id(id), finished: CancellationToken::new() };
+        registry.enter(key, Box::default(), Seat::Inside(Box::new(seat)), Instant::now())
+    }
+
+    #[test]
+    fn a_link_inside_a_tunnel_is_beside_it_and_is_lost_with_it() {
+        let registry = Registry::new(10, 8);
+        let tunnel = enter_tunnel(&registry, key(1, 1), 7);
+        assert!(registry.find(key(1, 1).device_id).is_none(), "no agent answers");
+        let link = enter_inside(&registry, key(1, 2), 7);
+        assert_eq!((tunnel.ending(), link.ending()), (None, None));
+        let newer = enter_inside(&registry, key(1, 3), 7);
+        assert_eq!((tunnel.ending(), link.ending()), (None, Some(Ending::REPLACED)));
+        assert!(registry.leave(&link).is_none());
+        assert!(Arc::ptr_eq(&registry.leave(&tunnel).unwrap(), &newer));
+        assert_eq!(newer.ending(), Some(Ending::Lost));
+        assert_eq!(registry.len(), 0);
+    }
+
+    #[test]
+    fn a_link_that_leaves_its_tunnel_leaves_the_tunnel_there() {
+        let registry = Registry::new(10, 8);
+        let tunnel = enter_tunnel(&registry, key(1, 1), 7);
+        let link = enter_inside(&registry, key(1, 2), 7);
+        registry.leave(&link);
+        assert_eq!((tunnel.ending(), registry.len()), (None, 1));
+        assert!(Arc::ptr_eq(&registry.find_tunnel(key(1, 1).device_id).unwrap(), &tunnel));
+    }
+
+    #[test]
+    fn a_link_inside_another_tunnel_than_the_one_in_place_finds_itself_replaced() {
+        let registry = Registry::new(10, 8);
+        let tunnel = enter_tunnel(&registry, key(1, 1), 7);
+        assert_eq!(enter_inside(&registry, key(1, 2), 8).ending(), Some(Ending::REPLACED));
+        assert_eq!(enter_inside(&registry, key(2, 1), 7).ending(), Some(Ending::REPLACED));
+        assert_eq!((tunnel.ending(), registry.len()), (None, 1));
+    }
+
+    #[test]
+    fn a_new_tunnel_and_a_link_from_outside_end_everything_older() {
+        let registry = Registry::new(10, 8);
+        let (tunnel, link) = (enter_tunnel(&registry, key(1, 1), 7), enter_inside(&registry, key(1, 2), 7));
+        let direct = enter(&registry, key(1, 3));
+        assert_eq!((tunnel.ending(), link.ending()), (Some(Ending::REPLACED), Some(Ending::REPLACED)));
+        let (newer, late) = (enter_tunnel(&registry, key(1, 5), 8), enter_tunnel(&registry, key(1, 4), 9));
+        assert_eq!(direct.ending(), Some(Ending::REPLACED));
+        assert_eq!((newer.ending(), late.ending()), (None, Some(Ending::REPLACED)));
+        assert!(registry.leave(&tunnel).is_none());
+        assert_eq!(registry.len(), 1);
+    }
+
+    #[test]
+    fn revoking_a_certificate_ends_what_came_up_with_it_and_revoking_a_device_everything() {
+        let registry = Registry::new(10, 8);
+        let (tunnel, link) = (enter_tunnel(&registry, key(1, 1), 7), enter_inside(&registry, key(1, 2), 7));
+        registry.end(key(1, 1).device_id, Some(&[1]), Ending::REVOKED);
+        assert_eq!((tunnel.ending(), link.ending()), (None, None));
+        registry.end(key(1, 1).device_id, None, Ending::REVOKED);
+        assert_eq!((tunnel.ending(), link.ending()), (Some(Ending::REVOKED), Some(Ending::REVOKED)));
+    }
+
+    #[test]
+    fn a_device_with_both_gives_one_sign_of_life() {
+        let registry = Registry::new(10, 8);
+        let (tunnel, link) = (enter_tunnel(&registry, key(1, 1), 7), enter_inside(&registry, key(1, 2), 7));
+        let later = Instant::now() + Duration::from_secs(5);
+        tunnel.heard(later);
+        link.heard(later);
+        let unproven = registry.unproven(later);
+        assert_eq!(unproven.len(), 1);
+        assert_eq!(unproven[0].row().tunnel_id, Some(tunnel_id(7)));
+        unproven[0].written();
+        assert!(registry.unproven(later).is_empty());
     }
 
     #[test]

@@ -82,7 +82,7 @@ pub async fn dispatch_claim(connection: &mut PgConnection, links: &[LinkKey]) ->
         r#"with target as (
                select l.device_id, l.epoch, l.boot_id
                  from unnest($1::uuid[], $2::bigint[]) as t(device_id, epoch)
-                 join links l on l.device_id = t.device_id and l.epoch = t.epoch and l.closed_at is null
+                 join links l on l.device_id = t.device_id and l.epoch = t.epoch and l.closed_at is null and l.has_agent
            ),
            due as materialized (
                select c.id, c.state as before, c.kind, t.epoch, t.boot_id, p.name
@@ -165,7 +165,7 @@ pub async fn dispatch_list(connection: &mut PgConnection, node: &str) -> Result<
     let rows = sqlx::query!(
         r#"select distinct l.device_id, l.epoch
              from commands c
-             join links l on l.device_id = c.device_id and l.node = $1 and l.closed_at is null
+             join links l on l.device_id = c.device_id and l.node = $1 and l.closed_at is null and l.has_agent
              join grants g on g.id = c.grant_id
             where c.finished_at is null
               and (c.state = 'queued'

@@ -1,9 +1,13 @@
 //! Links: one row a device, its newest link. Every write but [`link_open`] names the epoch and does nothing when a newer one
 //! holds the row.
+//!
+//! A tunnel is its device's link. An agent that dials inside it takes the row over with the next epoch, and leaves it to the tunnel
+//! again: so what a tunnel writes, names its id, and what an agent writes, its epoch.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use cloudlink_proto::ids::{CommandId, DeviceId, TenantId};
+use cloudlink_proto::ids::{CommandId, DeviceId, TenantId, TunnelId};
 use serde::Serialize;
 use serde_json::Value;
 use sqlx::PgConnection;
@@ -19,11 +23,19 @@ use crate::model::command::State;
 /// Boots of one device that are remembered, newest first: a device that invents them fills no table.
 const BOOTS_MAX: i64 = 256;
 
-/// A device that said hello.
+/// A device that said hello, or whose tunnel is up.
 #[derive(Clone, Debug, Serialize)]
 pub struct NewLink {
     #[serde(serialize_with = "serialize_device")]
     pub device_id: DeviceId,
+    /// The tunnel that the device said hello in, or that is up.
+    #[serde(serialize_with = "serialize_tunnel")]
+    pub tunnel_id: Option<TunnelId>,
+    /// Without it this is the tunnel itself: no agent has said hello yet.
+    pub has_agent: bool,
+    /// Of the tunnel itself.
+    #[serde(flatten)]
+    pub tunnel: Option<NewTunnel>,
     /// Hexadecimal.
     pub certificate_serial: String,
     pub node: String,
@@ -35,6 +47,21 @@ pub struct NewLink {
     pub hostname: String,
     pub clock_offset_ms: i64,
     pub capabilities: Vec<String>,
+}
+
+/// What is written about a tunnel when it comes up. The names do not meet those of [`NewLink`].
+#[derive(Clone, Debug, Serialize)]
+pub struct NewTunnel {
+    pub ipv4: Ipv4Addr,
+    pub ipv6: Ipv6Addr,
+    /// Claims of the client.
+    pub client: String,
+    pub platform: String,
+    pub cipher: &'static str,
+}
+
+fn serialize_tunnel<S: serde::Serializer>(tunnel: &Option<TunnelId>, serializer: S) -> Result<S::Ok, S::Error> {
+    tunnel.map(TunnelId::as_uuid).serialize(serializer)
 }
 
 fn serialize_device<S: serde::Serializer>(device: &DeviceId, serializer: S) -> Result<S::Ok, S::Error> {
@@ -66,14 +93,16 @@ pub struct PreviousLink {
 }
 
 /// Makes each of the links its device's newest and proves the boots. At most one a device. A device is missing from the
-/// answer when it, or its certificate, may not open a link any more. The first use of a certificate makes it the active
-/// one and supersedes the older ones.
+/// answer when it, or its certificate, may not open a link any more, or when the tunnel that it said hello in is not its live
+/// link. The first use of a certificate makes it the active one and supersedes the older ones.
 pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Result<Vec<OpenedLink>, StoreError> {
+    // The boots tell two machines apart that take turns, whatever tunnels came up in between.
     let rows = sqlx::query!(
         r#"with hello as (
                select h.* from jsonb_to_recordset($1) as h(
-                   device_id uuid, certificate_serial text, node text, transport text, remote_address inet, boot_id text,
-                   agent text, os text, hostname text, clock_offset_ms bigint, capabilities text[])
+                   device_id uuid, tunnel_id uuid, has_agent boolean, certificate_serial text, node text, transport text,
+                   remote_address inet, boot_id text, agent text, os text, hostname text, clock_offset_ms bigint,
+                   capabilities text[], ipv4 inet, ipv6 inet, client text, platform text, cipher text)
            ),
            admitted as materialized (
                select h.*, c.serial, c.state as certificate_state, d.tenant_id
@@ -81,13 +110,15 @@ pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Resu
                  join devices d on d.id = h.device_id and d.state = 'active'
                  join certificates c on c.serial = decode(h.certificate_serial, 'hex') and c.device_id = d.id
                                     and c.state in ('issued', 'active')
+                where h.tunnel_id is null or not h.has_agent
+                   or h.tunnel_id = (select l.tunnel_id from links l where l.device_id = h.device_id)
                 order by h.device_id
            ),
            opened as (
                insert into links as l (device_id, tenant_id, epoch, node, transport, certificate_serial, remote_address,
-                                       boot_id, agent, os, hostname, clock_offset_ms, capabilities)
+                                       boot_id, agent, os, hostname, clock_offset_ms, capabilities, tunnel_id, has_agent)
                select device_id, tenant_id, 1, node, transport, serial, remote_address,
-                      boot_id, agent, os, hostname, clock_offset_ms, capabilities
+                      boot_id, agent, os, hostname, clock_offset_ms, capabilities, tunnel_id, has_agent
                  from admitted
                 order by device_id
                    on conflict (device_id) do update
@@ -95,17 +126,34 @@ pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Resu
                       certificate_serial = excluded.certificate_serial, remote_address = excluded.remote_address,
                       boot_id = excluded.boot_id, agent = excluded.agent, os = excluded.os, hostname = excluded.hostname,
                       clock_offset_ms = excluded.clock_offset_ms, capabilities = excluded.capabilities,
+                      tunnel_id = excluded.tunnel_id, has_agent = excluded.has_agent,
                       connected_at = clock_timestamp(), proven_at = clock_timestamp(), closed_at = null, close_reason = null
+                where excluded.tunnel_id is null or not excluded.has_agent
+                   or l.tunnel_id = excluded.tunnel_id and l.closed_at is null
                returning l.device_id, l.tenant_id, l.epoch, l.boot_id
+           ),
+           tunnelled as (
+               insert into tunnels as t (device_id, tenant_id, id, ipv4, ipv6, client, platform, cipher)
+               select a.device_id, a.tenant_id, a.tunnel_id, a.ipv4, a.ipv6, a.client, a.platform, a.cipher
+                 from admitted a join opened o on o.device_id = a.device_id
+                where not a.has_agent
+                order by a.device_id
+                   on conflict (device_id) do update
+                  set id = excluded.id, ipv4 = excluded.ipv4, ipv6 = excluded.ipv6, client = excluded.client,
+                      platform = excluded.platform, cipher = excluded.cipher, opened_at = clock_timestamp(),
+                      packets_in = 0, packets_out = 0, bytes_in = 0, bytes_out = 0, dropped = 0
            ),
            booted as (
                insert into device_boots (device_id, tenant_id, boot_id)
-               select device_id, tenant_id, boot_id from admitted order by device_id
+               select a.device_id, a.tenant_id, a.boot_id
+                 from admitted a join opened o on o.device_id = a.device_id
+                where a.has_agent
+                order by a.device_id
                    on conflict do nothing
            ),
            forgotten as (
                delete from device_boots b using admitted a
-                where b.device_id = a.device_id
+                where b.device_id = a.device_id and a.has_agent
                   and b.seen_at < (select seen_at from device_boots o where o.device_id = a.device_id
                                     order by seen_at desc offset $2 limit 1)
            ),
@@ -123,7 +171,11 @@ pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Resu
            select o.device_id, o.tenant_id, o.epoch,
                   exists (select from commands c where c.device_id = o.device_id and c.finished_at is null) as "has_open_commands!",
                   exists (select from device_boots b where b.device_id = o.device_id and b.boot_id = o.boot_id) as "is_known_boot!",
-                  p.certificate_serial as "previous_serial?", p.boot_id as "previous_boot_id?",
+                  p.certificate_serial as "previous_serial?",
+                  coalesce(nullif(p.boot_id, ''),
+                           (select b.boot_id from device_boots b where b.device_id = o.device_id
+                             order by b.seen_at desc limit 1),
+                           p.boot_id) as "previous_boot_id?",
                   p.hostname as "previous_hostname?", p.connected_at as "previous_connected_at?",
                   p.closed_at is null as "previous_was_live!"
              from opened o left join links p on p.device_id = o.device_id"#,
@@ -215,35 +267,56 @@ pub async fn link_prove_boot_in_txn(
     Ok(proven.into_iter().map(|transition| transition.command_id).zip(applied).collect())
 }
 
-/// A link that ended.
+/// A link or a tunnel that ended.
 #[derive(Clone, Copy, Debug)]
 pub struct ClosedLink {
     pub device_id: DeviceId,
-    pub epoch: u64,
+    pub ended: Ended,
     pub reason: &'static str,
     /// The device went by itself, just now. A link that this server ended, or whose end is written late, proves nothing.
     pub is_loss: bool,
 }
 
+/// What ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The link of this epoch. If it was inside a tunnel, the row is the tunnel's again.
+    Link(u64),
+    /// The tunnel, whatever epoch it has by now.
+    Tunnel(TunnelId),
+}
+
 /// Closes the rows that still belong to these links. A shutdown that was running is then proven by the loss, unless the
-/// same boot comes back: the sweep waits for that.
+/// same boot comes back: the sweep waits for that. The loss of a link inside a tunnel proves nothing: the tunnel shows that the
+/// device runs, and its loss will tell.
 pub async fn link_close(connection: &mut PgConnection, links: &[ClosedLink]) -> Result<u64, StoreError> {
     let devices: Vec<Uuid> = links.iter().map(|link| link.device_id.as_uuid()).collect();
-    let epochs: Vec<i64> = links.iter().map(|link| link.epoch.cast_signed()).collect();
+    let (epochs, tunnels): (Vec<Option<i64>>, Vec<Option<Uuid>>) = links
+        .iter()
+        .map(|link| match link.ended {
+            Ended::Link(epoch) => (Some(epoch.cast_signed()), None),
+            Ended::Tunnel(tunnel) => (None, Some(tunnel.as_uuid())),
+        })
+        .unzip();
     let reasons: Vec<String> = links.iter().map(|link| link.reason.to_owned()).collect();
     let losses: Vec<bool> = links.iter().map(|link| link.is_loss).collect();
     let closed = sqlx::query_scalar!(
         r#"with ended as materialized (
-               select l.device_id, l.epoch, t.reason, t.is_loss
-                 from unnest($1::uuid[], $2::bigint[], $3::text[], $4::boolean[]) as t(device_id, epoch, reason, is_loss)
-                 join links l on l.device_id = t.device_id and l.epoch = t.epoch and l.closed_at is null
+               select l.device_id, t.reason, t.is_loss, l.tunnel_id is not null and t.tunnel_id is null as is_inside
+                 from unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::text[], $5::boolean[])
+                      as t(device_id, epoch, tunnel_id, reason, is_loss)
+                 join links l on l.device_id = t.device_id and l.closed_at is null
+                             and (l.epoch = t.epoch and l.has_agent or l.tunnel_id = t.tunnel_id)
                 order by l.device_id
                   for update of l
            ),
            closed as (
-               update links l set closed_at = clock_timestamp(), close_reason = e.reason
+               update links l
+                  set has_agent = l.has_agent and not e.is_inside,
+                      closed_at = case when not e.is_inside then clock_timestamp() end,
+                      close_reason = case when not e.is_inside then e.reason end
                  from ended e where l.device_id = e.device_id
-               returning l.device_id, e.is_loss
+               returning l.device_id, e.is_loss and not e.is_inside as is_loss
            ),
            lost as (
                update commands c set link_lost_at = clock_timestamp()
@@ -253,7 +326,8 @@ pub async fn link_close(connection: &mut PgConnection, links: &[ClosedLink]) -> 
            )
            select count(*) as "closed!" from closed"#,
         &devices,
-        &epochs,
+        &epochs as &[Option<i64>],
+        &tunnels as &[Option<Uuid>],
         &reasons,
         &losses,
     )
@@ -274,43 +348,64 @@ pub async fn link_close_node(connection: &mut PgConnection, node: &str) -> Resul
     Ok(closed.rows_affected())
 }
 
-/// Rows of a node that say that a link is live, and whose device was not heard of for so long.
+/// A row that says that a link is live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LiveLink {
+    pub key: LinkKey,
+    pub tunnel_id: Option<TunnelId>,
+    pub has_agent: bool,
+}
+
+/// Rows of a node that say that a link is live, and whose device was not heard of for so long; and those that say for so long
+/// that an agent answers in a tunnel, for it may be the tunnel alone that was heard of.
 pub async fn link_list_silent(
     connection: &mut PgConnection,
     node: &str,
     silent_for: Duration,
-) -> Result<Vec<LinkKey>, StoreError> {
+) -> Result<Vec<LiveLink>, StoreError> {
     let rows = sqlx::query!(
-        "select device_id, epoch from links
-          where node = $1 and closed_at is null and proven_at <= clock_timestamp() - make_interval(secs => $2)",
+        "select device_id, epoch, tunnel_id, has_agent from links
+          where node = $1 and closed_at is null
+            and case when has_agent and tunnel_id is not null then connected_at else proven_at end
+                <= clock_timestamp() - make_interval(secs => $2)",
         node,
         silent_for.as_secs_f64(),
     )
     .fetch_all(connection)
     .await?;
     rows.into_iter()
-        .map(|row| Ok(LinkKey { device_id: DeviceId::from_uuid(row.device_id), epoch: epoch(row.epoch)? }))
+        .map(|row| {
+            Ok(LiveLink {
+                key: LinkKey { device_id: DeviceId::from_uuid(row.device_id), epoch: epoch(row.epoch)? },
+                tunnel_id: row.tunnel_id.map(TunnelId::from_uuid),
+                has_agent: row.has_agent,
+            })
+        })
         .collect()
 }
 
-/// A live link, heard of this long ago.
+/// A live link or tunnel, heard of this long ago.
 #[derive(Clone, Copy, Debug)]
 pub struct ProvenLink {
     pub device_id: DeviceId,
     pub epoch: u64,
+    /// The row is this tunnel's, whatever epoch it has by now.
+    pub tunnel_id: Option<TunnelId>,
     pub heard_ms_ago: u64,
 }
 
-/// Writes when the devices were last heard of. Losing it costs nothing: the next one says it again.
+/// Writes when the devices were last heard of. At most one a device. Losing it costs nothing: the next one says it again.
 pub async fn link_prove(connection: &mut PgConnection, links: &[ProvenLink]) -> Result<(), StoreError> {
     let devices: Vec<Uuid> = links.iter().map(|link| link.device_id.as_uuid()).collect();
     let epochs: Vec<i64> = links.iter().map(|link| link.epoch.cast_signed()).collect();
+    let tunnels: Vec<Option<Uuid>> = links.iter().map(|link| link.tunnel_id.map(TunnelId::as_uuid)).collect();
     let ages: Vec<i64> = links.iter().map(|link| link.heard_ms_ago.cast_signed()).collect();
     sqlx::query!(
         r#"with heard as materialized (
                select l.device_id, clock_timestamp() - t.age_ms * interval '1 millisecond' as at
-                 from unnest($1::uuid[], $2::bigint[], $3::bigint[]) as t(device_id, epoch, age_ms)
-                 join links l on l.device_id = t.device_id and l.epoch = t.epoch and l.closed_at is null
+                 from unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::bigint[]) as t(device_id, epoch, tunnel_id, age_ms)
+                 join links l on l.device_id = t.device_id and l.closed_at is null
+                             and (l.epoch = t.epoch or l.tunnel_id = t.tunnel_id)
                 where set_config('synchronous_commit', 'off', true) is not null
                 order by l.device_id
                   for update of l skip locked
@@ -318,6 +413,7 @@ pub async fn link_prove(connection: &mut PgConnection, links: &[ProvenLink]) -> 
            update links l set proven_at = greatest(l.proven_at, h.at) from heard h where l.device_id = h.device_id"#,
         &devices,
         &epochs,
+        &tunnels as &[Option<Uuid>],
         &ages,
     )
     .execute(connection)

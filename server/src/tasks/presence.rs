@@ -9,8 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use crate::lifecycle::Shutdown;
 use crate::link::{Links, Shared, Unproven};
 use crate::store::StoreError;
-use crate::store::dispatch::LinkKey;
-use crate::store::link::{ClosedLink, link_close, link_list_silent, link_prove};
+use crate::store::link::{ClosedLink, Ended, LiveLink, link_close, link_list_silent, link_prove};
 use crate::store::report::report_upsert;
 
 /// How long a report or a sign of life waits at most.
@@ -87,7 +86,7 @@ async fn store_proofs(shared: &Shared) -> Result<(), StoreError> {
 #[derive(Debug, Default)]
 pub(crate) struct Orphans {
     /// What the last look found.
-    suspected: HashSet<LinkKey>,
+    suspected: HashSet<LiveLink>,
 }
 
 impl Orphans {
@@ -96,23 +95,32 @@ impl Orphans {
         let store = &shared.store;
         let listed = async { link_list_silent(&mut *store.connection().await?, &shared.node, grace).await };
         let mut found = store.within(listed).await?;
-        found.retain(|link| shared.registry.find(link.device_id).is_none_or(|handle| handle.key != *link));
+        found.retain(|link| orphan(shared, link).is_some());
         let (orphans, suspected): (Vec<_>, Vec<_>) = found.into_iter().partition(|link| self.suspected.contains(link));
         for orphans in orphans.chunks(ROWS_MAX) {
             // Nobody saw how it ended, so it proves nothing.
-            let rows: Vec<_> = orphans
-                .iter()
-                .map(|link| ClosedLink {
-                    device_id: link.device_id,
-                    epoch: link.epoch,
-                    reason: "orphaned",
-                    is_loss: false,
-                })
-                .collect();
+            let close = |link: &LiveLink| {
+                let ended = orphan(shared, link)?;
+                Some(ClosedLink { device_id: link.key.device_id, ended, reason: "orphaned", is_loss: false })
+            };
+            let rows: Vec<_> = orphans.iter().filter_map(close).collect();
             let closed = store.within(async { link_close(&mut *store.connection().await?, &rows).await }).await?;
             tracing::warn!(links = closed, "closed links that this node does not have");
         }
         self.suspected = suspected.into_iter().collect();
         Ok(())
     }
+}
+
+/// What the row claims and this node does not have.
+fn orphan(shared: &Shared, link: &LiveLink) -> Option<Ended> {
+    let LiveLink { key, tunnel_id, has_agent } = *link;
+    if let Some(id) = tunnel_id {
+        let tunnel = shared.registry.find_tunnel(key.device_id);
+        if tunnel.is_none_or(|tunnel| tunnel.tunnel_id() != Some(id)) {
+            return Some(Ended::Tunnel(id));
+        }
+    }
+    let is_there = !has_agent || shared.registry.find(key.device_id).is_some_and(|handle| handle.key == key);
+    (!is_there).then_some(Ended::Link(key.epoch))
 }

@@ -1,4 +1,4 @@
-//! Cuts the links of revoked devices and certificates: at once on a hint, within a second without.
+//! Cuts the links and tunnels of revoked devices and certificates: at once on a hint, within a second without.
 
 use std::time::Duration;
 
@@ -51,14 +51,10 @@ pub(crate) async fn cut(shared: &Shared, seen_at: &mut Option<OffsetDateTime>) -
     };
     drop(connection);
     for device in revocations.devices {
-        if let Some(handle) = shared.registry.find(device) {
-            handle.end(Ending::REVOKED);
-        }
+        shared.registry.end(device, None, Ending::REVOKED);
     }
     for (device, serial) in revocations.certificates {
-        if let Some(handle) = shared.registry.find(device).filter(|handle| *handle.certificate_serial == *serial) {
-            handle.end(Ending::REVOKED);
-        }
+        shared.registry.end(device, Some(&serial), Ending::REVOKED);
     }
     *seen_at = Some(revocations.at);
     Ok(())
