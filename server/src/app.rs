@@ -6,24 +6,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use cloudlink_proto::openvpn::ServerWrapping;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::bus::Bus;
-use crate::config::{Config, Database};
+use crate::config::{Config, Database, Wrapping};
 use crate::lifecycle::{Shutdown, StopSignals};
 use crate::link::{Links, Tls};
 use crate::metrics::Metrics;
+use crate::model::openvpn_profile::Remote;
 use crate::operations::Readiness;
-use crate::pki::Pki;
+use crate::pki::{Pki, PkiError};
 use crate::port::Ports;
 use crate::postgres::{self, Postgres};
 use crate::secret::{Purpose, Token};
 use crate::store::first_admin::first_admin_create;
 use crate::store::setup::{self, Address, Probe, SetupError};
 use crate::store::{Store, StoreError, Visibility};
-use crate::{clock, file, http, link, operations, people, tasks};
+use crate::{clock, file, http, link, operations, people, pki, tasks};
 
 /// The name of the database in a cluster of our own.
 const DATABASE: &str = "cloudlink";
@@ -111,13 +113,16 @@ impl Node {
         let probe = Probe::new(addresses.server);
         until_hard.spawn_vital("database watch", Arc::clone(&readiness).watch_database(probe, until_hard.soft.clone()));
         let bus = Bus::new();
-        let api = http::Context::new(
+        let mut api = http::Context::new(
             store.clone(),
             bus.clone(),
             Arc::clone(&self.metrics),
             people::settings(&self.config.people),
             shutdown.soft.clone(),
         );
+        if self.config.tunnel.enabled && self.config.tunnel.wrapping == Wrapping::None {
+            api = api.with_openvpn(self.remote(ServerWrapping::None)?);
+        }
         shutdown.spawn_vital("event hints", api.clone().follow_hints());
         let fresh = self.pki.clone().keep_fresh(Arc::clone(&self.metrics), shutdown.soft.clone());
         shutdown.spawn_vital("certificate watch", fresh);
@@ -174,6 +179,17 @@ impl Node {
             authority: Arc::clone(&self.pki.authority),
             tls,
         }))
+    }
+
+    /// What OpenVPN clients are told.
+    fn remote(&self, wrapping: ServerWrapping) -> Result<Remote, PkiError> {
+        Ok(Remote {
+            server_name: self.config.device.server_name.to_string(),
+            port: self.config.device.public_port(),
+            common_name: pki::common_name(&self.config)?,
+            ca_pem: self.pki.authority.certificate_pem(),
+            wrapping,
+        })
     }
 
     /// Brings the database to where this version needs it. Waits for one that is not there yet.

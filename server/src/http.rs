@@ -35,6 +35,7 @@ use crate::batch::Batch;
 use crate::bus::{Bus, Hint};
 use crate::metrics::Metrics;
 use crate::model::command::State;
+use crate::model::openvpn_profile::Remote;
 use crate::store::Store;
 use crate::store::command::CalledBack;
 
@@ -93,6 +94,8 @@ pub struct Context {
     limits: Arc<Limits>,
     request_within: Duration,
     stopping: CancellationToken,
+    /// None: OpenVPN clients are not served.
+    openvpn: Option<Arc<Remote>>,
 }
 
 #[derive(Debug)]
@@ -115,7 +118,13 @@ impl Context {
         let hub = Arc::new(Hub::new(settings));
         let creates = Arc::new(Batch::start(Creates, store.clone()));
         let request_within = settings.request_within;
-        Self { store, creates, bus, metrics, hub, limits: Arc::new(limits), request_within, stopping }
+        Self { store, creates, bus, metrics, hub, limits: Arc::new(limits), request_within, stopping, openvpn: None }
+    }
+
+    /// The same, with profiles for OpenVPN clients.
+    #[must_use]
+    pub fn with_openvpn(self, remote: Remote) -> Self {
+        Self { openvpn: Some(Arc::new(remote)), ..self }
     }
 
     /// Says that commands were called back: those that are over to who waits for them, the others to who serves the link.

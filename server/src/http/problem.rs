@@ -29,6 +29,7 @@ pub(crate) enum Kind {
     MethodNotAllowed,
     NotLinked,
     NoAgent,
+    TunnelsOff,
     DeviceRevoked,
     Conflict,
     IdempotencyConflict,
@@ -55,6 +56,7 @@ impl Kind {
             }
             Self::NotLinked => (StatusCode::CONFLICT, "not_linked", "The device has no live link"),
             Self::NoAgent => (StatusCode::CONFLICT, "no_agent", "The device has no agent to carry this out"),
+            Self::TunnelsOff => (StatusCode::CONFLICT, "tunnels_off", "OpenVPN clients are not served"),
             Self::DeviceRevoked => (StatusCode::CONFLICT, "device_revoked", "The device is revoked"),
             Self::Conflict => (StatusCode::CONFLICT, "conflict", "The present state does not allow this"),
             Self::IdempotencyConflict => {

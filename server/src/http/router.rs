@@ -49,6 +49,7 @@ fn table(routes: Routes) -> Routes {
         .admit(&[Admin, Tenant], routes!(v1::device::update::handler))
         .admit(&[Admin, Tenant], routes!(v1::device::revoke::handler))
         .admit(&[Operator, Tenant], routes!(v1::device::metrics::handler))
+        .admit(&[Admin, Operator, Tenant], routes!(v1::device::openvpn_profile::handler))
         .admit(&[Tenant], routes!(v1::grant::create::handler))
         .admit(&[Admin, Operator, Tenant], routes!(v1::grant::list::handler))
         .admit(&[Admin, Operator, Tenant], routes!(v1::grant::show::handler))

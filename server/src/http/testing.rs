@@ -22,6 +22,7 @@ use super::{Context, Settings, router};
 use crate::bus::Bus;
 use crate::metrics::Metrics;
 use crate::model::new_id;
+use crate::model::openvpn_profile::Remote;
 use crate::model::person::Role;
 use crate::secret::{Purpose, Token};
 use crate::store::person::person_create;
@@ -214,6 +215,12 @@ impl Scene {
     pub(crate) fn call_raw(&self, method: Method, uri: &str) -> Call {
         let request = Request::builder().method(method).uri(uri).body(Body::empty()).unwrap();
         Call { router: self.router.clone(), request }
+    }
+
+    /// The same scene with OpenVPN clients.
+    pub(crate) fn with_openvpn(self, remote: Remote) -> Self {
+        let context = self.context.clone().with_openvpn(remote);
+        Self { router: router(context.clone()), context, ..self }
     }
 
     /// The same scene behind other routes.

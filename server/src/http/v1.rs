@@ -15,6 +15,7 @@ pub(super) mod command {
 pub(super) mod device {
     pub(crate) mod list;
     pub(crate) mod metrics;
+    pub(crate) mod openvpn_profile;
     pub(crate) mod revoke;
     pub(crate) mod show;
     pub(crate) mod update;

@@ -99,6 +99,31 @@ pub async fn certificate_insert(
     Ok(())
 }
 
+/// What a device proves who it is with.
+#[derive(Clone, Debug)]
+pub struct UsableCertificate {
+    /// Hex.
+    pub serial: String,
+    /// The leaf, DER.
+    pub der: Vec<u8>,
+}
+
+/// The certificate that the device uses, or will use first; none if it has expired.
+pub async fn certificate_usable(
+    connection: &mut PgConnection,
+    device: DeviceId,
+) -> Result<Option<UsableCertificate>, StoreError> {
+    Ok(sqlx::query_as!(
+        UsableCertificate,
+        r#"select encode(serial, 'hex') as "serial!", der from certificates
+            where device_id = $1 and state in ('active', 'issued') and not_after > clock_timestamp()
+            order by state = 'active' desc, issued_at desc limit 1"#,
+        device.as_uuid()
+    )
+    .fetch_optional(connection)
+    .await?)
+}
+
 /// Certificates that a device may renew in [`RENEWALS_WITHIN`].
 const RENEWALS_MAX: i64 = 6;
 const RENEWALS_WITHIN: Duration = Duration::from_secs(3600);
