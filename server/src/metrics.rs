@@ -104,6 +104,68 @@ impl Failure {
     }
 }
 
+/// Why a packet in a tunnel goes no further. The values of the label `reason`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TunnelDrop {
+    /// Out of a tunnel: from an address that is not the tunnel's.
+    Source,
+    /// Out of a tunnel: from a link-local address, as every Linux client sends by itself.
+    LinkLocal,
+    /// Out of a tunnel: not for the node.
+    Destination,
+    /// Out of a tunnel: not a whole IP packet, or too large.
+    Malformed,
+    /// Out of a tunnel: a fragment.
+    Fragment,
+    /// Out of a tunnel: under a key that is not in use.
+    Key,
+    /// To a tunnel: nobody has the address.
+    NoTunnel,
+    /// To a tunnel: its client does not read fast enough.
+    QueueFull,
+    /// To a tunnel: larger than the tunnel's MTU.
+    TooLarge,
+    /// To a tunnel: it cannot be sent to, as it is about to end.
+    Unsealed,
+    /// The interface did not take it, or gave it in a shape that it must not have.
+    Interface,
+}
+
+impl TunnelDrop {
+    /// Every reason there is.
+    pub const ALL: [Self; 11] = [
+        Self::Source,
+        Self::LinkLocal,
+        Self::Destination,
+        Self::Malformed,
+        Self::Fragment,
+        Self::Key,
+        Self::NoTunnel,
+        Self::QueueFull,
+        Self::TooLarge,
+        Self::Unsealed,
+        Self::Interface,
+    ];
+
+    /// The label's value.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::LinkLocal => "link_local",
+            Self::Destination => "destination",
+            Self::Malformed => "malformed",
+            Self::Fragment => "fragment",
+            Self::Key => "key",
+            Self::NoTunnel => "no_tunnel",
+            Self::QueueFull => "queue_full",
+            Self::TooLarge => "too_large",
+            Self::Unsealed => "unsealed",
+            Self::Interface => "interface",
+        }
+    }
+}
+
 /// The figures of one node.
 #[derive(Debug)]
 pub struct Metrics {
@@ -136,6 +198,19 @@ pub struct Metrics {
     pub link_messages: IntCounterVec,
     /// Link messages of a kind that this server does not know.
     pub link_messages_unknown: IntCounter,
+
+    /// Tunnels that are live now.
+    pub tunnels_live: IntGauge,
+    /// Tunnels that came up since the start.
+    pub tunnels_opened: IntCounter,
+    /// `reason`: tunnels that ended since the start.
+    pub tunnels_closed: IntCounterVec,
+    /// `direction` (`in`: from devices, `out`): bytes of the packets inside tunnels.
+    pub tunnel_bytes: IntCounterVec,
+    /// `direction`: packets inside tunnels.
+    pub tunnel_packets: IntCounterVec,
+    /// `reason`: see [`TunnelDrop`].
+    pub tunnel_dropped: IntCounterVec,
 
     /// Devices whose certificate two machines seem to use.
     pub clones_suspected: IntCounter,
@@ -237,6 +312,27 @@ impl Metrics {
                 &registry,
                 "cloudlink_link_messages_unknown_total",
                 "Link messages of a kind that this server does not know.",
+            ),
+            tunnels_live: gauge(&registry, "cloudlink_tunnels_live", "Tunnels that are live now."),
+            tunnels_opened: counter(&registry, "cloudlink_tunnels_opened_total", "Tunnels that came up."),
+            tunnels_closed: counters(&registry, "cloudlink_tunnels_closed_total", "Tunnels that ended.", &["reason"]),
+            tunnel_bytes: counters(
+                &registry,
+                "cloudlink_tunnel_bytes_total",
+                "Bytes of the packets inside tunnels; in: from devices.",
+                &["direction"],
+            ),
+            tunnel_packets: counters(
+                &registry,
+                "cloudlink_tunnel_packets_total",
+                "Packets inside tunnels; in: from devices.",
+                &["direction"],
+            ),
+            tunnel_dropped: counters(
+                &registry,
+                "cloudlink_tunnel_dropped_total",
+                "Packets inside tunnels, or to them, that went no further.",
+                &["reason"],
             ),
             clones_suspected: counter(
                 &registry,
@@ -354,6 +450,13 @@ impl Metrics {
         for reason in Failure::ALL {
             self.handshake_failures.with_label_values(&[reason.label()]);
             self.enrollment_failures.with_label_values(&[reason.label()]);
+        }
+        for reason in TunnelDrop::ALL {
+            self.tunnel_dropped.with_label_values(&[reason.label()]);
+        }
+        for direction in ["in", "out"] {
+            self.tunnel_bytes.with_label_values(&[direction]);
+            self.tunnel_packets.with_label_values(&[direction]);
         }
         self.links_live.with_label_values(&["websocket"]);
         self.links_opened.with_label_values(&["websocket"]);

@@ -43,6 +43,7 @@ impl Ending {
     pub(crate) const REPLACED: Self = Self::polite(Code::Replaced, "a newer link of this device is live");
     pub(crate) const REVOKED: Self = Self::polite(Code::Revoked, "the device or its certificate was revoked");
     pub(crate) const CERTIFICATE_EXPIRED: Self = Self::polite(Code::CertificateExpired, "the certificate has expired");
+    pub(crate) const SHUTTING_DOWN: Self = Self::polite(Code::ShuttingDown, "this node stops");
     pub(crate) const SLOW: Self = Self::polite(Code::Overloaded, "the device does not read what it is sent");
 
     const fn polite(code: Code, message: &'static str) -> Self {

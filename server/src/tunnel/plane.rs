@@ -1,0 +1,138 @@
+//! The packets' plane: the TUN interface, its queues, and which tunnel has which address.
+//!
+//! ```text
+//! kernel ── queue (one a core) ── directory: destination → Line ── room for waiting packets ── the tunnel's task
+//! kernel <── the tunnel's queue <── segments put together <── destination is the node <── the tunnel's task
+//! ```
+//!
+//! A packet from the kernel goes to the tunnel whose address it is for, or nowhere. A packet from a tunnel goes to the kernel,
+//! and only if it is for the node itself: no packet ever goes from tunnel to tunnel here, and none is forwarded.
+
+mod directory;
+mod interface;
+mod meter;
+pub(super) mod offload;
+mod port;
+mod queue;
+
+use std::net::IpAddr;
+use std::ops::Range;
+use std::sync::Arc;
+
+use cloudlink_proto::ids::{DeviceId, TunnelId};
+use tun_rs::AsyncDevice;
+
+use directory::Directory;
+pub use interface::PlaneError;
+use meter::Meters;
+use port::Line;
+pub(crate) use port::{Counts, Owner, Port};
+
+use super::slice::{Addresses, Slice};
+use crate::config;
+use crate::lifecycle::Shutdown;
+use crate::metrics::Metrics;
+
+/// The interface, its queues, and the tunnels that are attached to it.
+pub(crate) struct Plane {
+    slice: Slice,
+    gateway: Addresses,
+    queues: Box<[AsyncDevice]>,
+    directory: Directory,
+    waiting_bytes_max: usize,
+    meters: Meters,
+}
+
+impl Plane {
+    /// Makes the interface, which is gone with the plane. To be called in a runtime.
+    pub(crate) fn open(config: &config::Tunnel, slice: Slice, metrics: &Metrics) -> Result<Arc<Self>, PlaneError> {
+        let queues = interface::make(config, &slice)?;
+        let has_offload = queues[0].tcp_gso();
+        tracing::info!(interface = %config.interface.as_str(), network = %slice.ipv4(), network_ipv6 = %slice.ipv6(),
+            queues = queues.len(), has_offload, "the tunnels' interface is up");
+        Ok(Arc::new(Self {
+            slice,
+            gateway: slice.gateway(),
+            queues: queues.into(),
+            directory: Directory::new(slice),
+            waiting_bytes_max: usize::try_from(config.queue_bytes_max).unwrap_or(usize::MAX),
+            meters: Meters::new(metrics),
+        }))
+    }
+
+    /// Reads the queues until the hard stop: tunnels live on through the soft one.
+    pub(crate) fn start(self: &Arc<Self>, shutdown: &Shutdown) {
+        for number in 0..self.queues.len() {
+            let (plane, hard) = (Arc::clone(self), shutdown.hard.clone());
+            shutdown.spawn_vital("tunnel queue", async move {
+                tokio::select! {
+                    () = hard.cancelled() => {}
+                    () = queue::read(&plane, number) => {}
+                }
+            });
+        }
+    }
+
+    /// Gives a tunnel its place: the packets to the host's addresses are its own from now on, and an older tunnel's no more.
+    pub(crate) fn attach(self: &Arc<Self>, host: u32, tunnel: TunnelId, device: DeviceId) -> Port {
+        let line = Arc::new(Line::new(Owner { tunnel, device }, self.waiting_bytes_max));
+        self.directory.enter(host, Arc::clone(&line));
+        Port::new(Arc::clone(self), host, line)
+    }
+
+    /// Whose tunnel has this address now.
+    pub(crate) fn owner(&self, ip: IpAddr) -> Option<Owner> {
+        self.directory.find(ip)?.as_ref().map(|line| line.owner)
+    }
+
+    /// What went through each tunnel that is attached now.
+    pub(crate) fn traffic(&self) -> Vec<(Owner, Counts)> {
+        self.directory.lines().iter().map(|line| (line.owner, line.traffic.counts())).collect()
+    }
+
+    /// Whether a packet goes to the node itself.
+    fn is_gateway(&self, packet: &[u8]) -> bool {
+        destination(packet).is_some_and(|ip| match ip {
+            IpAddr::V4(ip) => ip == self.gateway.ipv4,
+            IpAddr::V6(ip) => ip == self.gateway.ipv6,
+        })
+    }
+
+    /// Gives packets to the kernel; says how many it did not take.
+    fn send_in(&self, host: u32, bytes: &[u8], packets: &[Range<usize>]) -> u64 {
+        let number = usize::try_from(host).unwrap_or(0) % self.queues.len();
+        let queue = &self.queues[number];
+        let mut lost = 0;
+        if queue.tcp_gso() {
+            offload::merge(bytes, packets, |parts, count| {
+                if queue.try_send_vectored(parts).is_err() {
+                    lost += u64::try_from(count).unwrap_or(0);
+                }
+            });
+        } else {
+            for packet in packets {
+                lost += u64::from(queue.try_send(&bytes[packet.clone()]).is_err());
+            }
+        }
+        lost
+    }
+
+    pub(crate) fn slice(&self) -> &Slice {
+        &self.slice
+    }
+}
+
+/// Where a packet goes.
+fn destination(packet: &[u8]) -> Option<IpAddr> {
+    match packet.first()? >> 4 {
+        4 => Some(IpAddr::from(*packet.get(16..)?.first_chunk::<4>()?)),
+        6 => Some(IpAddr::from(*packet.get(24..)?.first_chunk::<16>()?)),
+        _ => None,
+    }
+}
+
+impl std::fmt::Debug for Plane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plane").field("slice", &self.slice).field("queues", &self.queues.len()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,72 @@
+//! Reads one queue of the interface, and gives each packet to the tunnel it is for.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::task::yield_now;
+use tokio::time::sleep;
+use tun_rs::AsyncDevice;
+
+use super::offload::{HEAD_BYTES, Large, PACKET_BYTES_MAX};
+use super::{Counts, Plane};
+use crate::metrics::TunnelDrop;
+
+/// Reads before others get their turn. Their tasks empty what this fills: a burst that is longer only overflows.
+const READS_MAX: usize = 16;
+/// How long to wait when the interface cannot be read: somebody took it down, or away.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Reads the queue for ever.
+pub(super) async fn read(plane: &Plane, number: usize) {
+    let queue = &plane.queues[number];
+    let has_head = queue.tcp_gso();
+    let mut buffer = vec![0; HEAD_BYTES + PACKET_BYTES_MAX].into_boxed_slice();
+    loop {
+        let result = match queue.readable().await {
+            Ok(()) => drain(plane, queue, has_head, &mut buffer),
+            Err(error) => Err(error),
+        };
+        match result {
+            // Maybe more.
+            Ok(()) => yield_now().await,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                tracing::error!(%error, "the tunnels' interface cannot be read: it must not be taken down or removed");
+                sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+fn drain(plane: &Plane, queue: &AsyncDevice, has_head: bool, buffer: &mut [u8]) -> io::Result<()> {
+    for _ in 0..READS_MAX {
+        let bytes = queue.try_recv(buffer)?;
+        let packet = &mut buffer[..bytes];
+        let large = if has_head { Large::read(packet) } else { Ok(Large::whole(packet)) };
+        match large {
+            Ok(large) => plane.deliver(&large),
+            Err(_) => plane.meters.dropped(TunnelDrop::Interface, 1),
+        }
+    }
+    Ok(())
+}
+
+impl Plane {
+    /// Gives a packet of the kernel to the tunnel it is for.
+    fn deliver(&self, large: &Large<'_>) {
+        let found = large.destination().and_then(|destination| self.directory.find(destination));
+        let Some(line) = found.as_ref().and_then(|found| found.as_ref()) else {
+            let segments = u64::try_from(large.segments()).unwrap_or(0);
+            return self.meters.dropped(TunnelDrop::NoTunnel, segments);
+        };
+        let dropped = line.put(|room| {
+            room.reserve(large.segments(), large.segment_bytes_max());
+            large.segment(room)
+        });
+        if dropped > 0 {
+            let dropped = u64::try_from(dropped).unwrap_or(0);
+            self.meters.dropped(TunnelDrop::QueueFull, dropped);
+            line.traffic.add(&Counts { dropped, ..Counts::default() });
+        }
+    }
+}
