@@ -23,6 +23,8 @@ use transport::{Reply, Transport};
 
 /// Items asked for at once: the API's maximum.
 const PAGE_ITEMS: usize = 200;
+/// The largest profile of an OpenVPN client that is read. Real ones have 5 kB.
+const PROFILE_BYTES_MAX: usize = 256 * 1024;
 
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -159,6 +161,21 @@ impl Client {
 
     pub(crate) async fn device_metrics(&self, id: Uuid) -> Result<Answer<Value>, Failure> {
         self.one(Call::get(format!("/devices/{id}/metrics"))).await
+    }
+
+    /// The profile of the device's OpenVPN client, which looks for its key at that path.
+    pub(crate) async fn openvpn_profile(&self, id: Uuid, key_path: Option<&str>) -> Result<String, Failure> {
+        let path = format!("/devices/{id}/openvpn-profile");
+        let call = with(Call::get(path), "key_path", key_path.as_ref());
+        let mut pieces = self.transport.stream(call, "text/plain").await?;
+        let mut bytes = Vec::new();
+        while let Some(piece) = pieces.next().await {
+            bytes.extend_from_slice(&piece?);
+            if bytes.len() > PROFILE_BYTES_MAX {
+                return Err(anyhow::anyhow!("the server's profile is longer than {PROFILE_BYTES_MAX} bytes").into());
+            }
+        }
+        Ok(String::from_utf8(bytes).context("the server's profile is not text: is the address right?")?)
     }
 
     pub(crate) async fn grants(&self, limit: usize) -> Result<List<Grant>, Failure> {

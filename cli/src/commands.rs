@@ -7,6 +7,7 @@ mod device;
 mod enroll_token;
 mod grant;
 mod instruction;
+mod openvpn_profile;
 mod person;
 mod session;
 mod tenant;

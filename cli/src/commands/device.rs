@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::openvpn_profile::OpenVpnProfile;
 use super::{Context, command, confirm};
 use crate::argument::{Label, Limit};
 use crate::client::{Answer, DeviceFilter};
@@ -40,6 +41,9 @@ pub(crate) enum Device {
         #[arg(long)]
         yes: bool,
     },
+    /// Write the profile with which a stock OpenVPN client on a device reaches its server
+    #[command(name = "openvpn-profile")]
+    OpenVpnProfile(OpenVpnProfile),
 }
 
 #[derive(Debug, Args)]
@@ -87,6 +91,7 @@ impl Device {
     pub(crate) async fn run(&self, context: &Context) -> Result<(), Failure> {
         let client = context.client()?;
         match self {
+            Self::OpenVpnProfile(profile) => profile.run(context).await,
             Self::Show { device } => {
                 let device = resolve::device(&client, device).await?;
                 context.show(&device, || record(&device.value, &context.output.here()))
