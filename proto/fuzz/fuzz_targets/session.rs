@@ -3,6 +3,8 @@
 #![no_main]
 #![allow(dead_code)]
 
+#[path = "../../tests/openvpn/quick.rs"]
+mod quick;
 #[path = "../../tests/openvpn/script.rs"]
 mod script;
 #[path = "../../tests/openvpn/wire.rs"]

@@ -3,10 +3,12 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 mod hostile;
+mod insider;
 mod interop;
 mod measure;
 mod pair;
 mod property;
+mod quick;
 mod raw;
 mod script;
 mod stock;

@@ -5,8 +5,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 use rstest::rstest;
 
+use crate::insider;
 use crate::raw::Raw;
-use crate::script::{Step, check_end, pair, play, run};
+use crate::script::{Sent, Step, check_end, pair, play, run};
 use crate::stranger;
 use crate::wire::*;
 
@@ -26,7 +27,11 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => (any::<bool>(), 0_usize..2000).prop_map(|(up, at)| Step::Flip(up, at)),
         1 => (any::<bool>(), prop::collection::vec(any::<u8>(), 1..100)).prop_map(|(up, bytes)| Step::Insert(up, bytes)),
         1 => any::<bool>().prop_map(Step::Repeat),
-        1 => Just(Step::End),
+        1 => (any::<bool>(), any::<u8>(), 0_u8..10, 0_u8..10, prop::collection::vec(any::<u8>(), 0..50))
+            .prop_map(|(up, first, acks, id, payload)| Step::Forge(up, first, acks, id, payload)),
+        1 => (any::<bool>(), prop::collection::vec(any::<u8>(), 0..100)).prop_map(|(up, bytes)| Step::Inner(up, bytes)),
+        1 => Just(Step::PassToTimer),
+        1 => any::<u8>().prop_map(Step::End),
     ]
 }
 
@@ -43,7 +48,7 @@ proptest! {
         pair.connect();
         // Renegotiations in a row are a flood.
         let mut last = None;
-        let mut sent = [0, 0];
+        let mut sent = Sent::default();
         for step in &steps {
             if matches!(step, Step::Renegotiate(_)) {
                 if last.is_some_and(|last| pair.now < last + Duration::from_secs(2)) {
@@ -55,7 +60,7 @@ proptest! {
         }
         pair.settle();
         prop_assert_eq!((&pair.server.closed, &pair.client.closed), (&None, &None));
-        prop_assert_eq!([pair.server.packets.len(), pair.client.packets.len()], sent);
+        prop_assert_eq!((&pair.server.packets, &pair.client.packets), (&sent.up, &sent.down));
     }
 
     #[test]
@@ -69,17 +74,18 @@ proptest! {
         if before == 1 {
             pair.connect();
         }
-        let mut sent = [0, 0];
+        let mut sent = Sent::default();
         for step in &steps {
             play(&mut pair, step, &mut sent);
         }
-        check_end(pair, sent);
+        check_end(pair, &sent);
     }
 }
 
 /// What fuzzers have found worth keeping. A crash gets its file here, too.
 #[rstest]
 #[case::session("session", run)]
+#[case::insider("insider", insider::run)]
 #[case::first_bytes("first_bytes", stranger::run)]
 fn the_corpus_holds(#[case] target: &str, #[case] run: fn(&[u8])) {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
@@ -100,6 +106,11 @@ proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
         stranger::run(&bytes);
+    }
+
+    #[test]
+    fn an_insider_only_ever_ends_its_session(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        insider::run(&bytes);
     }
 
     #[test]

@@ -243,7 +243,10 @@ impl End {
         while let Some(output) = self.session.poll_output() {
             assert!(self.closed.is_none(), "something came after the end: {output:?}");
             match output {
-                Output::Transmit(bytes) => out.extend(bytes),
+                Output::Transmit(bytes) => {
+                    assert!(bytes.len() <= 32 * 1024, "{} bytes at once", bytes.len());
+                    out.extend(bytes);
+                }
                 Output::Event(event) => self.events.push(event),
                 Output::Closed(reason) => self.closed = Some(reason),
             }
@@ -311,12 +314,12 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    pub(crate) fn new(server: ServerConfig, client: ClientConfig) -> Self {
+    pub(crate) fn new(server: impl Into<Arc<ServerConfig>>, client: impl Into<Arc<ClientConfig>>) -> Self {
         let now = beginning();
         Self {
             now,
-            server: End::new(Session::server(now, Arc::new(server), start(1))),
-            client: End::new(Session::client(now, Arc::new(client), start(2))),
+            server: End::new(Session::server(now, server.into(), start(1))),
+            client: End::new(Session::client(now, client.into(), start(2))),
             decision: Decision::Admit(admission()),
             to_server: vec![],
             to_client: vec![],
@@ -345,7 +348,7 @@ impl Pair {
         }
     }
 
-    fn decide(&mut self) {
+    pub(crate) fn decide(&mut self) {
         if self.server.peer_info().is_none() {
             return;
         }
