@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that are lacking, and nothing when none is: prepare.sh [peers]
+# Installs the Debian packages that are lacking, and nothing when none is: prepare.sh [tunnel|peers]
+# By default what the server and the tour take; tunnel: OpenVPN clients besides; peers: all that tests and benchmarks run.
 set -euo pipefail
 
 # Where Debian keeps server programs, which is not on everybody's PATH.
@@ -12,12 +13,18 @@ main() {
     have jq || lacking+=(jq)
     have openssl || lacking+=(openssl)
     have_postgres || lacking+=(postgresql)
-    if [ "${1:-}" = peers ]; then
-        have mosquitto || lacking+=(mosquitto)
-        have nats-server || lacking+=(nats-server)
+    case "${1:-}" in tunnel | peers)
         have openvpn || lacking+=(openvpn)
         have ip || lacking+=(iproute2)
         have ping || lacking+=(iputils-ping)
+        ;;
+    esac
+    if [ "${1:-}" = peers ]; then
+        have mosquitto || lacking+=(mosquitto)
+        have nats-server || lacking+=(nats-server)
+        have iperf3 || lacking+=(iperf3)
+        have tinyproxy || lacking+=(tinyproxy)
+        have tcpdump || lacking+=(tcpdump)
     fi
     have cargo || fail "there is no Rust toolchain: see https://rustup.rs"
     [ ${#lacking[@]} -eq 0 ] || install "${lacking[@]}"

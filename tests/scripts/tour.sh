@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-tests/scripts/prepare.sh
+# Only root may have the network that an OpenVPN client takes.
+if [ "$(id -u)" -eq 0 ]; then tests/scripts/prepare.sh tunnel; else tests/scripts/prepare.sh; fi
 SQLX_OFFLINE=true cargo build --locked -p cloudlink-server -p cloudlink-agent -p cloudlink-cli -p cloudlink-tests --bins
 exec "${CARGO_TARGET_DIR:-target}/debug/tour" "$@"

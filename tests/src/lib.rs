@@ -25,3 +25,4 @@ pub mod poll;
 pub mod port;
 pub mod program;
 pub mod server;
+pub mod traffic;

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 
 use anyhow::Context as _;
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::geteuid;
 
 use crate::program::bound;
@@ -70,14 +70,25 @@ pub fn lacking() -> Option<&'static str> {
 
 /// Runs `body`, and all that it starts, in a network of its own, on the host that has the server's addresses.
 pub fn run<T: Send>(body: impl AsyncFnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
-    let isolated = || {
+    let begin = || {
         unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
-        be_the_server()?;
+        be_the_server()
+    };
+    on_a_thread(begin, body)
+}
+
+/// Runs `body` on a thread of its own, after that has gone where it belongs. What it starts goes with it.
+fn on_a_thread<T: Send>(
+    begin: impl FnOnce() -> anyhow::Result<()> + Send,
+    body: impl AsyncFnOnce() -> anyhow::Result<T> + Send,
+) -> anyhow::Result<T> {
+    let whole = || {
+        begin()?;
         // Its threads are started by this one, and so are in the same network.
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(Box::pin(body()))
     };
-    thread::scope(|scope| scope.spawn(isolated).join()).unwrap_or_else(|panic| resume_unwind(panic))
+    thread::scope(|scope| scope.spawn(whole).join()).unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 fn be_the_server() -> anyhow::Result<()> {
@@ -144,6 +155,8 @@ impl Site {
                  route add ::/0 via {router_ipv6}"
             ),
         )?;
+        // Several clients at one site are in the same network: their answers come through others than the kernel would take.
+        site.sh("for of in all default; do echo 0 > /proc/sys/net/ipv4/conf/$of/rp_filter; done")?;
         Ok(site)
     }
 
@@ -167,6 +180,11 @@ impl Site {
         let mut command = self.command("sh");
         command.arg("-c").arg(line);
         done(command)
+    }
+
+    /// Runs a part of the test there: its connections come from the site.
+    pub fn run<T: Send>(&self, body: impl AsyncFnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
+        on_a_thread(|| setns(&self.namespace, CloneFlags::CLONE_NEWNET).context("cannot enter a site"), body)
     }
 
     /// Unplugs the cable: nothing arrives any longer, and nobody is told.

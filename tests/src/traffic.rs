@@ -1,0 +1,253 @@
+//! What goes through a network: made, counted and looked at.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use nix::sys::signal::Signal;
+
+use crate::netns::{Site, done};
+use crate::poll::wait_for;
+use crate::program::{Program, bound};
+
+/// For a program to begin, or to write what it has.
+const BEGIN_LIMIT: Duration = Duration::from_secs(10);
+const IPERF_PORT: u16 = 5201;
+/// For a hundred megabytes, on a machine that does much else besides.
+const IPERF_LIMIT: Duration = Duration::from_secs(120);
+
+/// Which way the bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From the site to the server.
+    Up,
+    Down,
+}
+
+/// An `iperf3` server where the caller is. It serves one client after the other.
+#[derive(Debug)]
+pub struct Iperf {
+    address: IpAddr,
+    _server: Program,
+}
+
+impl Iperf {
+    pub async fn listen(address: impl Into<IpAddr>, directory: &Path) -> anyhow::Result<Self> {
+        let address = address.into();
+        let mut command = bound("iperf3");
+        command.args(["--server", "--forceflush", "--bind", &address.to_string(), "--port", &IPERF_PORT.to_string()]);
+        let server = Program::start("iperf3", command, &directory.join("iperf3.log"))?;
+        wait_for("iperf3", BEGIN_LIMIT, async || {
+            anyhow::ensure!(server.log_text()?.contains("Server listening"), "{}", server.log_text()?);
+            Ok(())
+        })
+        .await?;
+        Ok(Self { address, _server: server })
+    }
+
+    /// Sends so many bytes between a site and here, and gives back how many have arrived.
+    pub async fn send(&self, site: &Site, bytes: u64, way: Way) -> anyhow::Result<u64> {
+        let mut command = site.command("iperf3");
+        command.args(["--json", "--client", &self.address.to_string(), "--port", &IPERF_PORT.to_string()]);
+        command.args(["--bytes", &bytes.to_string()]);
+        if way == Way::Down {
+            command.arg("--reverse");
+        }
+        let output = tokio::process::Command::from(command).kill_on_drop(true).output();
+        let output = tokio::time::timeout(IPERF_LIMIT, output).await.context("iperf3 took too long")??;
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+        report["end"]["sum_received"]["bytes"].as_u64().with_context(|| report.to_string())
+    }
+}
+
+/// What passes an interface, written down by `tcpdump`.
+#[derive(Debug)]
+pub struct Capture {
+    program: Program,
+    file: PathBuf,
+}
+
+/// A connection in one direction: addresses and ports of both ends.
+type Flow = (IpAddr, u16, IpAddr, u16);
+
+/// Everything that was captured.
+#[derive(Debug)]
+pub struct Captured {
+    /// Of all packets, one after the other, with all headers.
+    pub bytes: Vec<u8>,
+    /// What went over each connection, in its order.
+    pub streams: BTreeMap<Flow, Vec<u8>>,
+}
+
+impl Capture {
+    /// Captures on an interface where the caller is.
+    pub async fn start(interface: &str, file: &Path) -> anyhow::Result<Self> {
+        Self::with(bound("tcpdump"), interface, file).await
+    }
+
+    /// Captures on an interface at a site.
+    pub async fn start_at(site: &Site, interface: &str, file: &Path) -> anyhow::Result<Self> {
+        Self::with(site.bound("tcpdump"), interface, file).await
+    }
+
+    async fn with(mut command: Command, interface: &str, file: &Path) -> anyhow::Result<Self> {
+        // As root, for nobody else may write where tests do; each packet at once; whole ones.
+        command.args(["-Z", "root", "-U", "-s", "0", "-n", "-B", "16384", "-i", interface, "-w"]).arg(file);
+        let program = Program::start("tcpdump", command, &file.with_extension("log"))?;
+        wait_for("tcpdump", BEGIN_LIMIT, async || {
+            anyhow::ensure!(program.log_text()?.contains("listening on"), "{}", program.log_text()?);
+            Ok(())
+        })
+        .await?;
+        Ok(Self { program, file: file.to_owned() })
+    }
+
+    /// Ends it, and reads what was captured. Nothing may be missing.
+    pub fn stop(mut self) -> anyhow::Result<Captured> {
+        self.program.signal(Signal::SIGINT)?;
+        self.program.wait(BEGIN_LIMIT)?.context("tcpdump does not end")?;
+        let log = self.program.log_text()?;
+        anyhow::ensure!(log.contains("\n0 packets dropped by kernel"), "{log}");
+        Captured::read(&std::fs::read(&self.file)?)
+    }
+}
+
+impl Captured {
+    /// Reads a file in pcap format, in the byte order of this machine.
+    fn read(mut file: &[u8]) -> anyhow::Result<Self> {
+        const HEADER: usize = 24;
+        const RECORD_HEADER: usize = 16;
+        /// Ethernet, and IP packets without anything before them.
+        const LINK_ETHERNET: u32 = 1;
+        const LINK_RAW: u32 = 101;
+        let word = |bytes: &[u8], at: usize| {
+            let word = bytes.get(at..at + 4).context("the capture is cut off")?;
+            anyhow::Ok(u32::from_ne_bytes(word.try_into()?))
+        };
+        anyhow::ensure!(word(file, 0)? == 0xa1b2_c3d4, "not a capture of this machine");
+        let skip = match word(file, 20)? {
+            LINK_ETHERNET => 14,
+            LINK_RAW => 0,
+            other => anyhow::bail!("a capture of link type {other}"),
+        };
+        file = &file[HEADER..];
+        let (mut bytes, mut segments) = (Vec::new(), BTreeMap::<Flow, Vec<(u32, Vec<u8>)>>::new());
+        while !file.is_empty() {
+            let (captured, sent) = (word(file, 8)?, word(file, 12)?);
+            anyhow::ensure!(captured == sent, "only {captured} of {sent} bytes were captured");
+            let len = RECORD_HEADER + usize::try_from(captured)?;
+            let packet = file.get(RECORD_HEADER..len).context("the capture is cut off")?;
+            bytes.extend_from_slice(packet);
+            if let Some((flow, sequence, payload)) = packet.get(skip..).and_then(segment) {
+                segments.entry(flow).or_default().push((sequence, payload.to_vec()));
+            }
+            file = &file[len..];
+        }
+        let streams = segments.into_iter().map(|(flow, segments)| anyhow::Ok((flow, stream(segments)?)));
+        Ok(Self { bytes, streams: streams.collect::<Result<_, _>>()? })
+    }
+
+    /// Whether something was seen anywhere: in a packet, or spread over a connection.
+    #[must_use]
+    pub fn shows(&self, what: &[u8]) -> bool {
+        let is_in = |bytes: &[u8]| bytes.windows(what.len()).any(|window| window == what);
+        is_in(&self.bytes) || self.streams.values().any(|stream| is_in(stream))
+    }
+}
+
+/// The flow, sequence number and payload of a TCP segment; the number of a SYN is that of the byte behind it.
+fn segment(packet: &[u8]) -> Option<(Flow, u32, &[u8])> {
+    const TCP: u8 = 6;
+    const SYN: u8 = 2;
+    let (source, destination, tcp): (IpAddr, IpAddr, &[u8]) = match packet.first()? >> 4 {
+        4 if packet.get(9)? == &TCP => {
+            let header = usize::from(packet[0] & 0x0f) * 4;
+            let len = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
+            let address = |at: usize| Some(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?.into());
+            (address(12)?, address(16)?, packet.get(header..len)?)
+        }
+        6 if packet.get(6)? == &TCP => {
+            let address = |at: usize| Some(<[u8; 16]>::try_from(packet.get(at..at + 16)?).ok()?.into());
+            let len = usize::from(u16::from_be_bytes([packet[4], packet[5]]));
+            (address(8)?, address(24)?, packet.get(40..40 + len)?)
+        }
+        _ => return None,
+    };
+    let port = |at: usize| Some(u16::from_be_bytes(tcp.get(at..at + 2)?.try_into().ok()?));
+    let sequence = u32::from_be_bytes(tcp.get(4..8)?.try_into().ok()?);
+    let is_syn = tcp.get(13)? & SYN != 0;
+    let payload = tcp.get(usize::from(tcp.get(12)? >> 4) * 4..)?;
+    Some(((source, port(0)?, destination, port(2)?), sequence.wrapping_add(is_syn.into()), payload))
+}
+
+/// Puts segments together; what was sent twice counts once. They were captured from the first one on.
+fn stream(segments: Vec<(u32, Vec<u8>)>) -> anyhow::Result<Vec<u8>> {
+    let first = segments.first().map_or(0, |segment| segment.0);
+    let mut ordered = BTreeMap::<u32, Vec<u8>>::new();
+    for (sequence, payload) in segments {
+        let at = ordered.entry(sequence.wrapping_sub(first)).or_default();
+        if payload.len() > at.len() {
+            *at = payload;
+        }
+    }
+    let mut stream = Vec::new();
+    for (offset, payload) in ordered {
+        let offset = usize::try_from(offset)?;
+        // The last acknowledgements are of bytes that are there.
+        if payload.is_empty() {
+            continue;
+        }
+        anyhow::ensure!(offset <= stream.len(), "a segment is missing at {}", stream.len());
+        let known = (stream.len() - offset).min(payload.len());
+        stream.extend_from_slice(&payload[known..]);
+    }
+    Ok(stream)
+}
+
+/// A proxy for `CONNECT`, by `tinyproxy`, where the caller is.
+pub async fn proxy(address: std::net::SocketAddr, directory: &Path) -> anyhow::Result<Program> {
+    let file = directory.join("tinyproxy.conf");
+    let text = format!(
+        "Port {}\nListen {}\nTimeout 600\nMaxClients 20\nLogLevel Connect\nConnectPort 443\n",
+        address.port(),
+        address.ip(),
+    );
+    std::fs::write(&file, text)?;
+    let mut command = bound("tinyproxy");
+    command.arg("-d").arg("-c").arg(&file);
+    let mut program = Program::start("tinyproxy", command, &directory.join("tinyproxy.log"))?;
+    wait_for("the proxy", BEGIN_LIMIT, async || {
+        if let Err(ended) = program.ensure_running() {
+            return Ok(Err(ended));
+        }
+        drop(tokio::net::TcpStream::connect(address).await?);
+        Ok(Ok(()))
+    })
+    .await??;
+    Ok(program)
+}
+
+/// The value of a counter or gauge, over all of its labels that match: 0 before its first time.
+pub fn metric(metrics: &str, name: &str, label: &str) -> anyhow::Result<f64> {
+    let mut sum = 0.0;
+    for line in metrics.lines() {
+        let Some(rest) = line.strip_prefix(name).filter(|rest| rest.starts_with(['{', ' '])) else { continue };
+        let (labels, value) = rest.rsplit_once(' ').with_context(|| line.to_owned())?;
+        if labels.contains(label) {
+            sum += value.parse::<f64>()?;
+        }
+    }
+    Ok(sum)
+}
+
+/// Whether anything answers a ping at a site, or refuses to.
+pub fn is_silent(site: &Site, address: IpAddr, interface: &str) -> anyhow::Result<bool> {
+    let mut command = site.command("sh");
+    let line = format!("ping -c 2 -i 0.2 -W 1 -I {interface} {address} || true");
+    command.arg("-c").arg(line);
+    Ok(done(command)?.contains(" 0 received"))
+}
