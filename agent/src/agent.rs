@@ -2,6 +2,7 @@
 
 mod renewal;
 mod trial;
+mod tunnel;
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::renewal::Renewal;
 use self::trial::Trial;
+use self::tunnel::{DIAL_WITHIN, Tunnel, may_be_dialled_at_once, may_be_the_certificate};
 use crate::backoff::{Backoff, about, jitter};
 use crate::clock::{self, KnownTime};
 use crate::config::Config;
@@ -28,7 +30,7 @@ use crate::disk::StateDir;
 use crate::executor::{Bus, Executor};
 use crate::identity::{Identity, Slot};
 use crate::ledger::Ledger;
-use crate::link::{Event, Link, until};
+use crate::link::{Event, Link, Route, until};
 use crate::metrics::Sampler;
 use crate::problem::{RETRY_AFTER_MAX, shown};
 use crate::tls::{self, Bounds};
@@ -61,6 +63,8 @@ pub struct Agent {
     identity: Identity,
     boot_id: String,
     desk: Desk,
+    /// What the link goes through, if it does not go directly.
+    tunnel: Option<Tunnel>,
     sampler: Arc<Mutex<Sampler>>,
     link: Option<Link>,
     dialling: Dialling,
@@ -110,10 +114,13 @@ impl Agent {
         let identity = Identity::load(state_dir.path()).context("cannot read the device's certificate")?;
         let ledger = Ledger::open(state_dir.path()).context("cannot open the ledger")?;
         let sampler = Arc::new(Mutex::new(Sampler::new()));
+        let tunnel = Tunnel::new(&config)?;
         let executor = Executor::new(&config, bus, Arc::clone(&sampler));
         Ok(Self {
             known_time: KnownTime::load(state_dir.path(), tls::authority_made(&anchor)),
             desk: Desk::new(ledger, executor, boot_id.clone()),
+            trial: if tunnel.is_some() { Trial::interrupting() } else { Trial::default() },
+            tunnel,
             config,
             _state_dir: state_dir,
             anchor,
@@ -123,7 +130,6 @@ impl Agent {
             link: None,
             dialling: Dialling::Not,
             backoff: Backoff::default(),
-            trial: Trial::default(),
             renewal: Renewal::default(),
             report_due: None,
             measuring: None,
@@ -173,6 +179,9 @@ impl Agent {
         if let Some(link) = self.link.take() {
             link.close(Code::ShuttingDown, "the agent stops").await;
         }
+        if let Some(tunnel) = self.tunnel.take() {
+            tunnel.stop().await;
+        }
     }
 
     async fn begin_commands(&mut self) {
@@ -218,12 +227,14 @@ impl Agent {
         let dial_at = if let Dialling::At(at, _) = self.dialling { Some(at) } else { None };
         let renew_at = self.renewal.poll_timeout().filter(|_| self.link.is_some());
         let report_at = self.report_due.filter(|_| self.measuring.is_none());
-        [dial_at, renew_at, report_at, self.desk.poll_timeout()].into_iter().flatten().min()
+        let look_at = self.tunnel.as_ref().map(Tunnel::poll_timeout);
+        [dial_at, renew_at, report_at, look_at, self.desk.poll_timeout()].into_iter().flatten().min()
     }
 
     fn handle_timeout(&mut self, now: Instant) {
         let late = self.desk.handle_timeout(now);
         self.tell_all(late);
+        self.look_at_tunnel(now);
         if matches!(self.dialling, Dialling::At(at, _) if at <= now) {
             self.dial();
         }
@@ -280,14 +291,9 @@ impl Agent {
     }
 
     fn handle_closed(&mut self, close: &Close) {
-        let Some(link) = self.link.take() else { return };
-        let proven_for = link.proven_for();
-        tracing::info!(
-            by = ?close.by, code = ?close.code, reason = ?shown(&close.message), proven_for_s = proven_for.as_secs(), "link closed",
-        );
-        self.renewal.link_lost();
-        self.report_due = None;
-        self.backoff.link_ended(proven_for);
+        let Some(link) = self.leave_link() else { return };
+        let proven_for_s = link.proven_for().as_secs();
+        tracing::info!(by = ?close.by, code = ?close.code, reason = ?shown(&close.message), proven_for_s, "link closed");
         let refused = dial::is_refusal(close.code);
         let planned = match self.dialling {
             Dialling::Not => false,
@@ -298,6 +304,15 @@ impl Agent {
         if refused || !planned {
             self.dial_later(refused, Some(close.retry_after).filter(|after| !after.is_zero()));
         }
+    }
+
+    /// Goes on without the present link.
+    fn leave_link(&mut self) -> Option<Link> {
+        let link = self.link.take()?;
+        self.renewal.link_lost();
+        self.report_due = None;
+        self.backoff.link_ended(link.proven_for());
+        Some(link)
     }
 
     fn dial_later(&mut self, refused: bool, retry_after: Option<Duration>) {
@@ -313,17 +328,30 @@ impl Agent {
 
     fn dial(&mut self) {
         let has = |slot| self.identity.slot(slot).is_some();
-        let slot = self.trial.slot(has(Slot::Current), has(Slot::Next));
+        let has_next = has(Slot::Next) && !self.is_beside();
+        let slot = self.trial.slot(has(Slot::Current), has_next);
+        if self.tunnel.is_some() {
+            return self.dial_inside(slot);
+        }
         let bounds = Bounds { earliest: self.known_time.earliest(), own_end: self.identity.ends_at() };
         let credential = self.identity.slot(slot);
         let config = match credential {
             Some(credential) => tls::client_config(&self.anchor, Some(credential), bounds).map_err(DialError::Setup),
             None => Err(DialError::NotEnrolled),
         };
-        let server = self.config.server.clone();
+        let server = Box::new(self.config.server.clone());
         let hello = machine::hello(&self.boot_id);
         tracing::debug!(slot = ?slot, host = server.host, "dialling");
-        self.dialling = Dialling::Now(slot, Box::pin(async move { Link::open(&server, config?, hello).await }));
+        let opening = async move {
+            let tls = Box::new(config?);
+            Link::open(Route::Direct { server, tls }, hello).await
+        };
+        self.dialling = Dialling::Now(slot, Box::pin(opening));
+    }
+
+    /// Whether the certificate that proves the device is not this agent's.
+    fn is_beside(&self) -> bool {
+        self.tunnel.as_ref().is_some_and(Tunnel::is_beside)
     }
 
     fn handle_opened(&mut self, slot: Slot, opened: Result<Link, DialError>) {
@@ -337,7 +365,11 @@ impl Agent {
     fn handle_dial_error(&mut self, slot: Slot, error: &DialError) {
         let refused = error.is_refusal();
         tracing::warn!(error = chain(error), refused, slot = ?slot, "no link");
-        if self.trial.failed(slot, refused, self.identity.slot(Slot::Current).is_some()) {
+        if may_be_dialled_at_once(error) {
+            self.dialling = Dialling::At(Instant::now() + DIAL_WITHIN.mul_f64(jitter()), Reason::Own);
+            return;
+        }
+        if self.trial.failed(slot, may_be_the_certificate(error), self.identity.slot(Slot::Current).is_some()) {
             // The present certificate is tried at once: it is not what was refused.
             self.dialling = Dialling::At(Instant::now() + Duration::from_secs(1).mul_f64(jitter()), Reason::Own);
             return;
@@ -348,14 +380,16 @@ impl Agent {
     fn handle_welcome(&mut self, slot: Slot, link: Link) {
         let now = Instant::now();
         let admission = link.admission;
-        let own = self.identity.slot(slot).map(|credential| credential.certificate.identity.device);
-        if own != Some(admission.device_id.as_uuid()) {
+        let own = self.identity.slot(slot).map(|credential| &credential.certificate);
+        if own.is_some_and(|own| own.identity.device != admission.device_id.as_uuid()) {
             // Its commands would be another device's.
             tracing::error!(device.id = %admission.device_id, "the server takes this device for another one");
             tokio::spawn(async move { link.close(Code::ProtocolError, "that is another device").await });
             return self.dial_later(true, None);
         }
-        self.known_time.learn(admission.clock_unix_ms, link.server_certificate_ends);
+        // Of a server that proved itself to the client, this much is known: the device's certificate has not ended for it.
+        let own_ends = own.filter(|_| !self.is_beside()).map(|own| own.not_after);
+        self.known_time.learn(admission.clock_unix_ms, link.server_certificate_ends.or(own_ends));
         tracing::info!(
             device.id = %admission.device_id, tenant.id = %admission.tenant_id, link.epoch = admission.epoch, slot = ?slot, "link open",
         );
@@ -372,9 +406,12 @@ impl Agent {
 
     /// The server has taken the certificate of this slot.
     fn settle_slots(&mut self, slot: Slot, now: Instant) {
+        if self.is_beside() {
+            return;
+        }
         let give_up = self.trial.welcomed(slot, now);
         let settled = match slot {
-            Slot::Next => self.identity.promote(),
+            Slot::Next => self.identity.promote().map(|()| self.rename_slot_of_client()),
             Slot::Current if give_up => self.identity.discard_next(),
             Slot::Current => {
                 if self.identity.slot(Slot::Next).is_some() {

@@ -66,15 +66,19 @@ impl KnownTime {
     }
 
     /// Takes in what the server says. `server_certificate_ends` is the end of the certificate that it proved itself with: a
-    /// server whose clock is beyond that is wrong, and believing it would lock the device out for good.
-    pub fn learn(&mut self, server_unix_ms: u64, server_certificate_ends: OffsetDateTime) {
-        let Some(told) = from_unix_ms(server_unix_ms).filter(|told| *told <= server_certificate_ends) else {
+    /// server whose clock is beyond that is wrong, and believing it would lock the device out for good. Where that end is not known, the
+    /// server's word holds until the agent ends, and is not kept.
+    pub fn learn(&mut self, server_unix_ms: u64, server_certificate_ends: Option<OffsetDateTime>) {
+        let plausible = |told: &OffsetDateTime| server_certificate_ends.is_none_or(|ends| *told <= ends);
+        let Some(told) = from_unix_ms(server_unix_ms).filter(plausible) else {
             tracing::warn!(server_unix_ms, "the server's clock is beyond the end of its certificate: not believed");
             return;
         };
         self.told = Some((told, Instant::now()));
-        self.earliest = self.earliest.max(told);
-        self.keep(told);
+        if server_certificate_ends.is_some() {
+            self.earliest = self.earliest.max(told);
+            self.keep(told);
+        }
     }
 
     /// Keeps the time of a long link on the disk, where it counts after the next start.
@@ -127,9 +131,9 @@ mod tests {
         let mut known = KnownTime::load(dir.path(), MADE);
         assert_eq!((known.earliest(), known.server_now()), (MADE, None));
         let told = datetime!(2027-02-03 04:05 UTC);
-        known.learn(unix_ms(told), ENDS);
+        known.learn(unix_ms(told), Some(ENDS));
         assert!(known.server_now().unwrap() >= told);
-        known.learn(unix_ms(MADE), ENDS);
+        known.learn(unix_ms(MADE), Some(ENDS));
         assert!(known.server_now().unwrap() < told, "the newest word of the server counts for the present");
         assert!(known.earliest() >= told, "but not against what was proven");
         assert_eq!(KnownTime::load(dir.path(), MADE).earliest(), told);
@@ -139,9 +143,19 @@ mod tests {
     fn a_server_beyond_the_end_of_its_own_certificate_is_not_believed() {
         let dir = tempfile::tempdir().unwrap();
         let mut known = KnownTime::load(dir.path(), MADE);
-        known.learn(unix_ms(datetime!(2040-01-01 00:00 UTC)), ENDS);
-        known.learn(u64::MAX, ENDS);
+        known.learn(unix_ms(datetime!(2040-01-01 00:00 UTC)), Some(ENDS));
+        known.learn(u64::MAX, Some(ENDS));
         assert_eq!((known.earliest(), known.server_now()), (MADE, None));
+    }
+
+    #[test]
+    fn the_word_of_a_server_whose_certificate_was_not_seen_is_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut known = KnownTime::load(dir.path(), MADE);
+        let told = datetime!(2040-01-01 00:00 UTC);
+        known.learn(unix_ms(told), None);
+        assert!(known.server_now().unwrap() >= told && known.earliest() >= told);
+        assert_eq!(KnownTime::load(dir.path(), MADE).earliest(), MADE);
     }
 
     #[test]

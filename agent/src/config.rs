@@ -1,5 +1,6 @@
 //! The configuration file: what may be set, its defaults, and everything that is wrong with one, all at once.
 
+mod openvpn;
 mod section;
 
 use std::fmt;
@@ -9,7 +10,9 @@ use std::path::{Path, PathBuf};
 use rustls_pki_types::ServerName;
 use toml::de::DeTable;
 
+pub use self::openvpn::{OpenVpn, Proxy, Started, Wrapping, WrappingKind};
 use self::section::Section;
+use crate::tunnel::profile;
 
 /// The port that every device may dial.
 const PORT_DEFAULT: u16 = 443;
@@ -32,6 +35,7 @@ pub struct Config {
     /// Where to read which boot this is. Default: `/proc/sys/kernel/random/boot_id`.
     pub boot_id_path: PathBuf,
     pub server: Server,
+    pub openvpn: OpenVpn,
     pub service: Service,
     pub power: Power,
     pub log: Log,
@@ -40,6 +44,8 @@ pub struct Config {
 /// `[server]`: whom to dial and whom to trust.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
+    /// How the link is made. Default: `websocket`.
+    pub transport: Transport,
     /// The one host name that the device dials. No default.
     pub host: String,
     /// Default: 443.
@@ -52,6 +58,16 @@ pub struct Server {
     pub address: Option<SocketAddr>,
     /// The certificates, PEM, that the server's certificate must go back to. No default.
     pub ca_file: PathBuf,
+}
+
+/// How the link reaches the server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// A WebSocket over TLS.
+    #[default]
+    WebSocket,
+    /// A WebSocket inside the tunnel of a stock OpenVPN client.
+    OpenVpn,
 }
 
 /// `[service]`: which services an operator may restart, and how that is done.
@@ -159,6 +175,10 @@ fn read_root(root: &Section<'_>) -> Option<Config> {
     let state_dir = root.required("state_dir", "state_dir = \"/var/lib/cloudlink-agent\"", parse_path);
     let boot_id_path = root.optional("boot_id_path", parse_path);
     let server = read_server(&root.section("server"));
+    let openvpn = openvpn::read(&root.section("openvpn"));
+    if openvpn.started.is_some() {
+        check_paths_of_profile(root, state_dir.as_deref(), server.as_ref());
+    }
     let service = read_service(&root.section("service"));
     let power = read_power(&root.section("power"));
     let log = read_log(&root.section("log"));
@@ -166,13 +186,30 @@ fn read_root(root: &Section<'_>) -> Option<Config> {
         state_dir: state_dir?,
         boot_id_path: boot_id_path.unwrap_or_else(|| PathBuf::from(BOOT_ID_PATH_DEFAULT)),
         server: server?,
+        openvpn,
         service,
         power,
         log,
     })
 }
 
+/// What becomes part of a profile must be something that a profile can hold.
+fn check_paths_of_profile(root: &Section<'_>, state_dir: Option<&Path>, server: Option<&Server>) {
+    let hint = "with openvpn.start, a path that an OpenVPN profile can hold";
+    if let Some(Err(error)) = state_dir.map(|path| profile::check_path(&path.join(profile::LONGEST_FILE_NAME))) {
+        root.fault("state_dir", &error.to_string(), hint);
+    }
+    if let Some(Err(error)) = server.map(|server| profile::check_path(&server.ca_file)) {
+        root.section("server").fault("ca_file", &error.to_string(), hint);
+    }
+}
+
 fn read_server(server: &Section<'_>) -> Option<Server> {
+    let transport = server.optional("transport", |text| match text {
+        "websocket" => Ok(Transport::WebSocket),
+        "openvpn" => Ok(Transport::OpenVpn),
+        _ => Err((format!("is {text:?}"), "\"websocket\" or \"openvpn\"".to_owned())),
+    });
     let host = server.required("host", "host = \"link.example.com\"", parse_host);
     let port = server.port("port").unwrap_or(PORT_DEFAULT);
     let server_name = server.optional("server_name", parse_name);
@@ -202,6 +239,7 @@ fn read_server(server: &Section<'_>) -> Option<Server> {
         }
     });
     Some(Server {
+        transport: transport.unwrap_or_default(),
         server_name: server_name.unwrap_or(own_name),
         host,
         port,
@@ -366,7 +404,7 @@ mod tests {
     #[test]
     fn the_smallest_file_gets_every_default() {
         let config = Config::parse(SMALLEST).unwrap();
-        assert_eq!(config.server.port, 443);
+        assert_eq!((config.server.transport, config.server.port), (Transport::WebSocket, 443));
         assert_eq!(config.server.server_name, ServerName::try_from("link.example.com").unwrap());
         assert_eq!(config.server.enroll_name, ServerName::try_from("enroll.link.example.com").unwrap());
         assert_eq!(config.boot_id_path, Path::new("/proc/sys/kernel/random/boot_id"));

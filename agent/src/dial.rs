@@ -1,4 +1,7 @@
-//! From a configuration to an open connection: name, TCP, TLS 1.3, WebSocket. Each step has a time limit of its own.
+//! From a configuration to an open connection: name, TCP, TLS 1.3, WebSocket. Each step has a time limit of its own. Inside a
+//! tunnel there is neither a name nor TLS.
+
+mod wire;
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,15 +13,18 @@ use cloudlink_proto::link::{Close, LINK_PATH, MESSAGE_BYTES_MAX, SUBPROTOCOL};
 use http::{Request, Uri, header};
 use rustls::{AlertDescription, ClientConfig};
 use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::{WebSocketStream, tungstenite};
 
+pub use self::wire::Wire;
 use crate::config::Server;
 use crate::problem::{Problem, shown};
+use crate::tunnel::TunnelError;
+use crate::tunnel::interface::Interface;
 
 const RESOLVE_WITHIN: Duration = Duration::from_secs(10);
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -30,7 +36,7 @@ const ADDRESSES_MAX: usize = 4;
 const READ_BUFFER_BYTES: usize = 4096;
 
 /// An open WebSocket.
-pub type Socket = WebSocketStream<TlsStream<TcpStream>>;
+pub type Socket = WebSocketStream<Wire>;
 
 /// Why there is no link.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +65,8 @@ pub enum DialError {
     NoWelcome,
     #[error("the device is not enrolled")]
     NotEnrolled,
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
 }
 
 impl DialError {
@@ -70,6 +78,7 @@ impl DialError {
                 matches!(problem.status.as_u16(), 401 | 403) || problem.kind.as_deref() == Some("device_revoked")
             }
             Self::Closed(close) => is_refusal(close.code),
+            Self::Tunnel(error) => error.is_refusal(),
             Self::Tls { source, .. } | Self::WebSocket(tungstenite::Error::Io(source)) => is_refusing_alert(source),
             Self::Resolve { .. }
             | Self::NoAddress { .. }
@@ -98,7 +107,8 @@ impl DialError {
             | Self::Setup(_)
             | Self::Hello(_)
             | Self::NoWelcome
-            | Self::NotEnrolled => None,
+            | Self::NotEnrolled
+            | Self::Tunnel(_) => None,
         }
     }
 }
@@ -202,12 +212,31 @@ pub async fn secure(
     handshake(stream, name, Arc::new(config)).await
 }
 
+/// Connects to the gateway inside a tunnel, and by no other way.
+///
+/// # Errors
+/// When it cannot be bound to the tunnel, or the gateway does not answer.
+pub async fn connect_inside(tunnel: &Interface) -> Result<TcpStream, DialError> {
+    let bind = |source| TunnelError::Bind { interface: tunnel.name.clone(), source };
+    let socket = TcpSocket::new_v4().map_err(bind)?;
+    // The address alone would not do: the routes may lead elsewhere, and there the link would be in the clear.
+    socket.bind_device(Some(tunnel.name.as_bytes())).map_err(bind)?;
+    socket.bind((tunnel.address, 0).into()).map_err(bind)?;
+    let address = SocketAddr::from(tunnel.gateway);
+    let stream = timeout(CONNECT_WITHIN, socket.connect(address))
+        .await
+        .map_err(|_| DialError::TimedOut { step: "connecting inside the tunnel", within: CONNECT_WITHIN })?
+        .map_err(|source| DialError::Connect { address, source })?;
+    let _ = stream.set_nodelay(true);
+    Ok(stream)
+}
+
 /// Opens the WebSocket of a link.
 ///
 /// # Errors
 /// When the server refuses, or does not speak the protocol.
-pub async fn websocket(server: &Server, stream: TlsStream<TcpStream>) -> Result<Socket, DialError> {
-    let request = link_request(server).map_err(|error| DialError::WebSocket(error.into()))?;
+pub async fn websocket(authority: &str, stream: Wire) -> Result<Socket, DialError> {
+    let request = link_request(authority, &stream).map_err(|error| DialError::WebSocket(error.into()))?;
     let mut config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(0)
@@ -227,9 +256,12 @@ pub async fn websocket(server: &Server, stream: TlsStream<TcpStream>) -> Result<
     }
 }
 
-fn link_request(server: &Server) -> Result<Request<()>, http::Error> {
-    let authority = authority(&server.server_name, server.port);
-    let uri = Uri::builder().scheme("wss").authority(authority.as_str()).path_and_query(LINK_PATH).build()?;
+fn link_request(authority: &str, stream: &Wire) -> Result<Request<()>, http::Error> {
+    let scheme = match stream {
+        Wire::Tls(_) => "wss",
+        Wire::Plain(_) => "ws",
+    };
+    let uri = Uri::builder().scheme(scheme).authority(authority).path_and_query(LINK_PATH).build()?;
     Request::builder()
         .uri(uri)
         .header(header::HOST, authority)

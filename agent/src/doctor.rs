@@ -1,5 +1,7 @@
 //! Looks at everything that a link needs, in the order in which it is needed, and says what to do about what is wrong.
 
+mod tunnel;
+
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,12 +13,13 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::agent::load_anchor;
 use crate::clock::{KnownTime, wall_clock};
-use crate::config::{Argv, Config};
-use crate::dial::{self, DialError};
+use crate::config::{Argv, Config, Transport};
+use crate::dial::{self, DialError, Wire};
 use crate::executor::Bus;
 use crate::identity::{Identity, Slot};
 use crate::ledger::Ledger;
 use crate::tls::{self, Bounds};
+use crate::tunnel::client::is_executable;
 use crate::{chain, machine};
 
 /// Less than this under the state directory is too little for the ledger to grow.
@@ -80,8 +83,10 @@ pub async fn examine(config: &Config, bus: &Bus) -> Vec<Finding> {
         Ok(anchor) => {
             findings.push(Finding::good("ca file", format!("{} root(s)", anchor.roots().len())));
             let known_time = KnownTime::load(&config.state_dir, tls::authority_made(&anchor));
-            findings.push(clock(&known_time, identity.as_ref()));
-            findings.extend(network(config, &anchor, &known_time, identity.as_ref()).await);
+            findings.push(clock(config, &known_time, identity.as_ref()));
+            if dials_by_itself(config) {
+                findings.extend(network(config, &anchor, &known_time, identity.as_ref()).await);
+            }
         }
         Err(error) => findings.push(Finding::bad(
             "ca file",
@@ -89,7 +94,19 @@ pub async fn examine(config: &Config, bus: &Bus) -> Vec<Finding> {
             "put the fleet's root certificate (PEM) there; the server writes it with `cloudlinkd pki init`",
         )),
     }
+    if config.server.transport == Transport::OpenVpn {
+        findings.extend(tunnel::examine(config).await);
+    }
     findings
+}
+
+/// Whether the server can be looked at without a tunnel: it takes TLS on the port that tunnels come to. Behind a proxy, or beside
+/// a client of somebody else, this device may not get there.
+fn dials_by_itself(config: &Config) -> bool {
+    match config.server.transport {
+        Transport::WebSocket => true,
+        Transport::OpenVpn => config.openvpn.started.as_ref().is_some_and(|started| started.http_proxy.is_none()),
+    }
 }
 
 fn boot_id(config: &Config) -> Finding {
@@ -141,6 +158,10 @@ fn state(state_dir: &Path) -> Vec<Finding> {
 fn identity(config: &Config, findings: &mut Vec<Finding>) -> Option<Identity> {
     match Identity::load(&config.state_dir) {
         Ok(identity) if identity.is_enrolled() => Some(identity),
+        Ok(_) if config.server.transport == Transport::OpenVpn && config.openvpn.started.is_none() => {
+            findings.push(Finding::good("certificate", "none: the OpenVPN client proves who the device is"));
+            None
+        }
         Ok(_) => {
             findings.push(Finding::bad(
                 "certificate",
@@ -160,11 +181,17 @@ fn identity(config: &Config, findings: &mut Vec<Finding>) -> Option<Identity> {
     }
 }
 
-fn clock(known_time: &KnownTime, identity: Option<&Identity>) -> Finding {
+fn clock(config: &Config, known_time: &KnownTime, identity: Option<&Identity>) -> Finding {
     let now = wall_clock();
     let earliest = known_time.earliest();
-    let advice = "set the clock or enable time synchronisation; the agent judges certificates by the server's last time \
-                  until then";
+    let advice = match config.server.transport {
+        Transport::WebSocket => {
+            "set the clock or enable time synchronisation; the agent judges certificates by the server's last time until then"
+        }
+        Transport::OpenVpn => {
+            "set the clock or enable time synchronisation; OpenVPN judges certificates by it, and has no tunnel until then"
+        }
+    };
     if now < earliest {
         return Finding::warning(
             "clock",
@@ -219,7 +246,8 @@ async fn network(
             let ends = ends.map_or_else(String::new, |(_, ends)| format!(", its certificate ends {}", shown(ends)));
             findings.push(Finding::good("tls", format!("TLS 1.3 with {}{ends}", name.to_str())));
             if credential.is_some() {
-                findings.push(admission(dial::websocket(server, stream).await));
+                let authority = dial::authority(&server.server_name, server.port);
+                findings.push(admission(dial::websocket(&authority, Wire::Tls(Box::new(stream))).await));
             }
         }
         Err(error) => {
@@ -299,10 +327,6 @@ fn argvs(config: &Config) -> Vec<Finding> {
         })
     });
     missing.collect()
-}
-
-fn is_executable(program: &Path) -> bool {
-    program.is_file() && nix::unistd::access(program, nix::unistd::AccessFlags::X_OK).is_ok()
 }
 
 fn shown(at: OffsetDateTime) -> String {

@@ -44,6 +44,17 @@ pub enum Slot {
     Next,
 }
 
+impl Slot {
+    /// In the state directory.
+    #[must_use]
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Self::Current => CURRENT_FILE,
+            Self::Next => NEXT_FILE,
+        }
+    }
+}
+
 /// A certificate and its key, ready for TLS.
 #[derive(Clone)]
 pub struct Credential {

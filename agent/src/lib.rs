@@ -2,7 +2,7 @@
 //!
 //! An [`agent`](agent::Agent) keeps one [`link`] up and lets a [`desk`] work: it decides which command may be begun, writes it to
 //! the [`ledger`] first, and has the [`executor`] carry it out. Around that: [`identity`] and its renewal, [`tls`] with a
-//! clock that may be wrong ([`clock`]), [`enroll`], [`metrics`] and [`doctor`]. The command line in `main.rs` is thin.
+//! clock that may be wrong ([`clock`]), the [`tunnel`] of an OpenVPN client, [`enroll`], [`metrics`] and [`doctor`]. The command line in `main.rs` is thin.
 //!
 //! Start reading at [`desk`] for what happens to a command, and at [`agent`] for what happens to a link.
 //!
@@ -26,6 +26,7 @@ pub mod machine;
 pub mod metrics;
 pub mod problem;
 pub mod tls;
+pub mod tunnel;
 
 /// An error and all that caused it, in one line.
 #[must_use]

@@ -18,13 +18,21 @@ use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
 use tokio_tungstenite::tungstenite::{self, Message};
 
 use crate::config::Server;
-use crate::dial::{self, DialError, Socket};
+use crate::dial::{self, DialError, Socket, Wire};
 use crate::tls;
+use crate::tunnel::interface::Interface;
 
 /// How long is waited for what was sent to be handed to the network, before something is done that ends the network.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 /// How long a polite end may take.
 const CLOSE_WITHIN: Duration = Duration::from_secs(6);
+
+/// How a link gets to the server.
+#[derive(Debug)]
+pub enum Route {
+    Direct { server: Box<Server>, tls: Box<ClientConfig> },
+    Inside(Interface),
+}
 
 /// A link that the server has welcomed.
 #[derive(Debug)]
@@ -32,8 +40,10 @@ pub struct Link {
     connection: Connection,
     /// What the server said in its welcome.
     pub admission: Admission,
-    /// When the certificate ends that the server proved itself with.
-    pub server_certificate_ends: OffsetDateTime,
+    /// When the certificate ends that the server proved itself with; `None` if it did that to somebody else.
+    pub server_certificate_ends: Option<OffsetDateTime>,
+    /// What it goes through.
+    pub tunnel: Option<Interface>,
     opened_at: Instant,
 }
 
@@ -50,18 +60,31 @@ impl Link {
     ///
     /// # Errors
     /// Of any of these steps.
-    pub async fn open(server: &Server, config: ClientConfig, hello: Hello) -> Result<Self, DialError> {
-        let stream = dial::secure(server, &server.server_name, config).await?;
-        let (_, tls) = stream.get_ref();
-        let leaf = tls.peer_certificates().and_then(|chain| chain.first());
-        let server_certificate_ends = leaf.and_then(tls::validity).map_or(OffsetDateTime::UNIX_EPOCH, |(_, ends)| ends);
-        let socket = dial::websocket(server, stream).await?;
+    pub async fn open(route: Route, hello: Hello) -> Result<Self, DialError> {
+        match route {
+            Route::Direct { server, tls } => {
+                let stream = dial::secure(&server, &server.server_name, *tls).await?;
+                let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+                let ends = leaf.and_then(tls::validity).map_or(OffsetDateTime::UNIX_EPOCH, |(_, ends)| ends);
+                let authority = dial::authority(&server.server_name, server.port);
+                let socket = dial::websocket(&authority, Wire::Tls(Box::new(stream))).await?;
+                Ok(Self { server_certificate_ends: Some(ends), ..Self::welcomed(socket, hello).await? })
+            }
+            Route::Inside(tunnel) => {
+                let stream = dial::connect_inside(&tunnel).await?;
+                let socket = dial::websocket(&tunnel.gateway.to_string(), Wire::Plain(stream)).await?;
+                Ok(Self { tunnel: Some(tunnel), ..Self::welcomed(socket, hello).await? })
+            }
+        }
+    }
+
+    async fn welcomed(socket: Socket, hello: Hello) -> Result<Self, DialError> {
         let opened_at = Instant::now();
         let session = Session::device(opened_at.into_std(), hello).map_err(DialError::Hello)?;
         let mut connection = Connection { socket, session, close_frame_sent: false, failure: None };
         match connection.next().await {
             Event::Message(FromServer::Welcome(admission)) => {
-                Ok(Self { connection, admission, server_certificate_ends, opened_at })
+                Ok(Self { connection, admission, server_certificate_ends: None, tunnel: None, opened_at })
             }
             Event::Message(_) => Err(DialError::NoWelcome),
             Event::Closed(close) => Err(connection.failure.map_or(DialError::Closed(close), DialError::WebSocket)),

@@ -10,13 +10,14 @@ use clap::{Parser, Subcommand};
 use cloudlink_agent::agent::{Agent, load_anchor};
 use cloudlink_agent::backoff::{Backoff, jitter};
 use cloudlink_agent::clock::KnownTime;
-use cloudlink_agent::config::{Config, ConfigError, LogFormat};
+use cloudlink_agent::config::{Config, ConfigError, LogFormat, Transport};
 use cloudlink_agent::disk::StateDir;
 use cloudlink_agent::doctor::{self, Verdict};
 use cloudlink_agent::enroll::{EnrollError, Token, enroll};
 use cloudlink_agent::executor::Bus;
 use cloudlink_agent::identity::Identity;
 use cloudlink_agent::problem::shown;
+use cloudlink_agent::tunnel::client;
 use cloudlink_agent::{chain, tls};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -76,6 +77,10 @@ enum ConfigCommand {
 }
 
 fn main() -> ExitCode {
+    if let Some(error) = client::become_if_asked(std::env::args_os()) {
+        say(&format!("cannot become the OpenVPN client: {error}"));
+        return ExitCode::FAILURE;
+    }
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .expect("nothing has installed another cryptography provider before");
@@ -143,7 +148,9 @@ async fn run_command(config: Config, token_file: Option<PathBuf>) -> anyhow::Res
     let stop = stop_on_signal()?;
     let state_dir = StateDir::open(&config.state_dir)?;
     let mut identity = load_identity(&state_dir)?;
-    if !identity.is_enrolled() {
+    // Beside a client of somebody else it is that client's certificate which counts.
+    let needs_certificate = config.server.transport == Transport::WebSocket || config.openvpn.started.is_some();
+    if needs_certificate && !identity.is_enrolled() {
         let token_file = token_file.context("the device is not enrolled: give --token-file, or run `enroll` first")?;
         let token = Token::read(&token_file)?;
         let enrolled = tokio::select! {

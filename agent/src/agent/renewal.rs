@@ -59,8 +59,11 @@ impl Agent {
         };
     }
 
-    /// `None` while a renewed one waits to be tried out.
+    /// `None` while a renewed one waits to be tried out, and when it is not this agent's certificate that proves the device.
     fn renewal_in(&self, now: Instant) -> Option<Duration> {
+        if self.is_beside() {
+            return None;
+        }
         if self.identity.slot(Slot::Next).is_some() {
             return None;
         }

@@ -9,10 +9,14 @@ use crate::identity::Slot;
 /// How long no other certificate is asked for when the server refused one that it had issued, and then another. Else a server
 /// that does not take its own certificates would be asked for one after the other without end.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(600);
+/// The same where each trial interrupts the link, because it goes through a tunnel that is made anew.
+const ASK_AGAIN_AFTER_INTERRUPTION: Duration = Duration::from_secs(6 * 3600);
 
 /// What became of the attempts since a certificate was last welcomed.
 #[derive(Debug, Default)]
 pub(super) struct Trial {
+    /// Each trial interrupts the link.
+    interrupts: bool,
     /// The last attempt with the next certificate went wrong: the present one has its turn.
     next_failed: bool,
     /// The server refused the next certificate.
@@ -23,6 +27,10 @@ pub(super) struct Trial {
 }
 
 impl Trial {
+    pub(super) fn interrupting() -> Self {
+        Self { interrupts: true, ..Self::default() }
+    }
+
     /// What to dial with.
     pub(super) fn slot(&self, has_current: bool, has_next: bool) -> Slot {
         if has_next && (!has_current || !self.next_failed) { Slot::Next } else { Slot::Current }
@@ -48,7 +56,8 @@ impl Trial {
         self.next_refused = false;
         if give_up {
             if self.gave_up {
-                self.ask_not_before = Some(now + ASK_AGAIN_AFTER);
+                let pause = if self.interrupts { ASK_AGAIN_AFTER_INTERRUPTION } else { ASK_AGAIN_AFTER };
+                self.ask_not_before = Some(now + pause);
             }
             self.gave_up = true;
         } else if slot == Slot::Next {
@@ -66,6 +75,8 @@ impl Trial {
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
 
     #[test]
@@ -91,11 +102,15 @@ mod tests {
         assert!(!trial.welcomed(Slot::Next, Instant::now()));
     }
 
-    #[test]
-    fn a_server_that_refuses_what_it_issues_is_not_asked_without_end() {
-        let mut trial = Trial::default();
+    #[rstest]
+    #[case::beside_the_present_link(Trial::default(), ASK_AGAIN_AFTER)]
+    #[case::in_place_of_the_present_link(Trial::interrupting(), ASK_AGAIN_AFTER_INTERRUPTION)]
+    fn a_server_that_refuses_what_it_issues_is_not_asked_without_end(
+        #[case] mut trial: Trial,
+        #[case] pause: Duration,
+    ) {
         let now = Instant::now();
-        for pause in [Duration::ZERO, ASK_AGAIN_AFTER, ASK_AGAIN_AFTER] {
+        for pause in [Duration::ZERO, pause, pause] {
             trial.failed(Slot::Next, true, true);
             assert!(trial.welcomed(Slot::Current, now));
             assert_eq!(trial.ask_after(now), pause);

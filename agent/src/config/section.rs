@@ -76,6 +76,21 @@ impl<'t> Section<'t> {
         parse(text).map_err(|(problem, hint)| self.fault(key, &problem, &hint)).ok()
     }
 
+    /// Whether something stands there, right or wrong.
+    pub(super) fn has(&self, key: &'static str) -> bool {
+        self.value(key).is_some()
+    }
+
+    /// True or false.
+    pub(super) fn boolean(&self, key: &'static str) -> Option<bool> {
+        let value = self.value(key)?.get_ref();
+        let boolean = value.as_bool();
+        if boolean.is_none() {
+            self.fault(key, &format!("is {}", described(value)), "true or false");
+        }
+        boolean
+    }
+
     /// A TCP port.
     pub(super) fn port(&self, key: &'static str) -> Option<u16> {
         let value = self.value(key)?.get_ref();

@@ -12,3 +12,5 @@ mod server;
 mod session;
 #[cfg(test)]
 mod trust;
+#[cfg(test)]
+mod tunnel;

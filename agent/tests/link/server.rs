@@ -27,7 +27,7 @@ use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -109,6 +109,8 @@ struct Plan {
     /// What was issued for the token: the key, and the certificate.
     enrolled: Option<(Vec<u8>, CertificateDer<'static>)>,
     dialled: Vec<Instant>,
+    /// From where, if inside of a tunnel.
+    dialled_from: Vec<SocketAddr>,
     epoch: u64,
 }
 
@@ -179,6 +181,30 @@ impl TestServer {
         Self { address, fleet, plan, links, task }
     }
 
+    /// The server's end of a tunnel: no TLS, and whoever comes is the device.
+    pub(crate) fn start_inside(fleet: Arc<Fleet>, listener: std::net::TcpListener) -> Self {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        listener.set_nonblocking(true).unwrap();
+        let listener = TcpListener::from_std(listener).unwrap();
+        let address = listener.local_addr().unwrap();
+        let request = cloudlink_agent::identity::request(&new_key().unwrap()).unwrap();
+        let certificate = DeviceCertificate::parse(&fleet.device_certificate(&request, YOUNG.0, YOUNG.1)).unwrap();
+        let plan = Arc::<Mutex<Plan>>::default();
+        let (opened, links) = mpsc::channel(16);
+        let task = tokio::spawn({
+            let plan = Arc::clone(&plan);
+            async move {
+                loop {
+                    let (stream, from) = listener.accept().await.unwrap();
+                    plan.lock().unwrap().dialled_from.push(from);
+                    let (plan, certificate, opened) = (Arc::clone(&plan), certificate.clone(), opened.clone());
+                    tokio::spawn(async move { link(&plan, NEVER, stream, certificate, opened).await });
+                }
+            }
+        });
+        Self { address, fleet, plan, links, task }
+    }
+
     /// The next link that the device opens.
     pub(crate) async fn link(&mut self) -> ServerLink {
         timeout(SOON, self.links.recv()).await.expect("a link in time").unwrap()
@@ -198,6 +224,11 @@ impl TestServer {
 
     pub(crate) fn mistake_for(&self, device: DeviceId) {
         self.plan.lock().unwrap().mistaken_for = Some(device);
+    }
+
+    /// From where it has dialled inside of the tunnel, in order.
+    pub(crate) fn dialled_from(&self) -> Vec<SocketAddr> {
+        self.plan.lock().unwrap().dialled_from.clone()
     }
 
     /// When the device has dialled, in order.
@@ -278,7 +309,12 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, opened: mpsc::Sender<Serv
     let enrolling = start.client_hello().server_name() == Some(ENROLL_HOST);
     let config = if enrolling { &shared.enroll } else { &shared.link };
     let Ok(stream) = start.into_stream(Arc::clone(config)).await else { return };
-    if enrolling { enroll(&shared, stream).await } else { link(&shared, stream, opened).await }
+    if enrolling {
+        return enroll(&shared, stream).await;
+    }
+    let leaf = stream.get_ref().1.peer_certificates().unwrap()[0].clone();
+    let certificate = DeviceCertificate::parse(&leaf).unwrap();
+    link(&shared.plan, shared.metrics_interval, stream, certificate, opened).await;
 }
 
 async fn enroll(shared: &Shared, mut stream: TlsStream<TcpStream>) {
@@ -324,7 +360,7 @@ fn http_answer(status: &str, headers: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\n{headers}content-length: {}\r\nconnection: close\r\n\r\n{body}", body.len())
 }
 
-async fn read_request(stream: &mut TlsStream<TcpStream>) -> (String, Vec<u8>) {
+async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> (String, Vec<u8>) {
     let mut bytes = Vec::new();
     loop {
         let text = String::from_utf8_lossy(&bytes);
@@ -342,11 +378,15 @@ async fn read_request(stream: &mut TlsStream<TcpStream>) -> (String, Vec<u8>) {
     }
 }
 
-async fn link(shared: &Shared, mut stream: TlsStream<TcpStream>, opened: mpsc::Sender<ServerLink>) {
-    let leaf = stream.get_ref().1.peer_certificates().unwrap()[0].clone();
-    let certificate = DeviceCertificate::parse(&leaf).unwrap();
+async fn link(
+    plan: &Mutex<Plan>,
+    metrics_interval: Duration,
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    certificate: DeviceCertificate,
+    opened: mpsc::Sender<ServerLink>,
+) {
     let refusal = {
-        let mut plan = shared.plan.lock().unwrap();
+        let mut plan = plan.lock().unwrap();
         plan.dialled.push(Instant::now());
         let refused = plan.refused_serial.as_ref() == Some(&certificate.serial);
         let body = r#"{"type":"urn:cloudlink:problem:forbidden","detail":"that certificate was revoked"}"#;
@@ -383,7 +423,7 @@ async fn link(shared: &Shared, mut stream: TlsStream<TcpStream>, opened: mpsc::S
             message = socket.next() => match message {
                 Some(Ok(Message::Binary(bytes))) => match session.handle_message(now(), &bytes).unwrap() {
                     Some(FromDevice::Hello(hello)) => {
-                        let admission = admission(shared, &certificate);
+                        let admission = admission(plan, metrics_interval, &certificate);
                         session.welcome(now(), &admission).unwrap();
                         if let Some((opened, incoming, orders)) = pending.take() {
                             let certificate = certificate.clone();
@@ -411,15 +451,15 @@ async fn link(shared: &Shared, mut stream: TlsStream<TcpStream>, opened: mpsc::S
     let _ = to_test.send(Incoming::Closed(session.close().unwrap().clone())).await;
 }
 
-fn admission(shared: &Shared, certificate: &DeviceCertificate) -> Admission {
-    let mut plan = shared.plan.lock().unwrap();
+fn admission(plan: &Mutex<Plan>, metrics_interval: Duration, certificate: &DeviceCertificate) -> Admission {
+    let mut plan = plan.lock().unwrap();
     plan.epoch += 1;
     Admission {
         device_id: plan.mistaken_for.unwrap_or(DeviceId::from_uuid(certificate.identity.device)),
         tenant_id: TenantId::from_uuid(certificate.identity.tenant),
         epoch: plan.epoch,
         clock_unix_ms: clock::unix_ms(clock::wall_clock()),
-        metrics_interval: shared.metrics_interval,
+        metrics_interval,
     }
 }
 

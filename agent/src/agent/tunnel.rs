@@ -1,0 +1,191 @@
+//! The tunnel that the link goes through: which certificate its client has, and whether it is still the same tunnel.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use cloudlink_proto::link::message::goodbye::Code;
+use cloudlink_proto::link::{Close, Party};
+use tokio::time::Instant;
+
+use super::{Agent, Dialling, Reason};
+use crate::backoff::jitter;
+use crate::config::{Config, OpenVpn, Started, Transport};
+use crate::dial::DialError;
+use crate::identity::Slot;
+use crate::link::{Link, Route};
+use crate::tunnel::client::Client;
+use crate::tunnel::interface::{self, Interface, LOOK_EVERY};
+use crate::tunnel::{TunnelError, profile};
+use crate::{chain, machine};
+
+/// How soon a tunnel is dialled through that came up.
+pub(super) const DIAL_WITHIN: Duration = Duration::from_secs(1);
+/// How long a client may take for its tunnel. Longer than the 60 s after which a client gives an attempt up, in which a server
+/// that has much to do may let it wait.
+const UP_WITHIN: Duration = Duration::from_secs(75);
+/// When a certificate is tried out for which there was no time, because a command is under way.
+const BUSY_RETRY: Duration = Duration::from_secs(10);
+
+/// The tunnel as the agent sees it.
+#[derive(Debug)]
+pub(super) struct Tunnel {
+    settings: OpenVpn,
+    /// `None` if somebody else runs the client.
+    own: Option<OwnClient>,
+    /// What was there at the last look.
+    seen: Option<Interface>,
+    look_at: Instant,
+}
+
+#[derive(Debug)]
+struct OwnClient {
+    client: Client,
+    started: Started,
+    /// The certificate that the client was started with.
+    slot: Option<Slot>,
+}
+
+impl Tunnel {
+    /// `None` when the link is to go another way.
+    ///
+    /// # Errors
+    /// When a client is to be started, and there is no program.
+    pub(super) fn new(config: &Config) -> anyhow::Result<Option<Self>> {
+        match config.server.transport {
+            Transport::WebSocket => return Ok(None),
+            Transport::OpenVpn => {}
+        }
+        let own = match &config.openvpn.started {
+            Some(started) => {
+                let client = Client::new(config, started).context("there is no OpenVPN client to start")?;
+                Some(OwnClient { client, started: started.clone(), slot: None })
+            }
+            None => {
+                tracing::info!(
+                    interface = config.openvpn.interface,
+                    "the tunnel and its certificate belong to whoever runs the OpenVPN client: this agent renews nothing",
+                );
+                None
+            }
+        };
+        Ok(Some(Self { settings: config.openvpn.clone(), own, seen: None, look_at: Instant::now() }))
+    }
+
+    /// Whether the certificate that proves the device is somebody else's business.
+    pub(super) fn is_beside(&self) -> bool {
+        self.own.is_none()
+    }
+
+    pub(super) fn poll_timeout(&self) -> Instant {
+        self.look_at
+    }
+
+    /// Whether there is another tunnel than at the last look, or none any more.
+    fn look(&mut self, now: Instant) -> bool {
+        self.look_at = now + LOOK_EVERY;
+        let found = interface::find(&self.settings).ok();
+        if found == self.seen {
+            return false;
+        }
+        match &found {
+            Some(found) => {
+                tracing::info!(interface = found.name, address = %found.address, gateway = %found.gateway, "a tunnel is up");
+            }
+            None => tracing::info!(interface = self.settings.interface, "the tunnel is gone"),
+        }
+        self.seen = found;
+        true
+    }
+
+    /// Ends the client, if it is the agent's.
+    pub(super) async fn stop(self) {
+        if let Some(own) = self.own {
+            own.client.stop().await;
+        }
+    }
+}
+
+impl Agent {
+    /// Dials as soon as there is a tunnel, and gives up a link whose tunnel is gone: nothing would be heard of it until its
+    /// pings are missed.
+    pub(super) fn look_at_tunnel(&mut self, now: Instant) {
+        let Some(tunnel) = self.tunnel.as_mut().filter(|tunnel| tunnel.look_at <= now) else { return };
+        let is_news = tunnel.look(now);
+        let is_up = tunnel.seen.is_some();
+        if self.link.as_ref().is_some_and(|link| link.tunnel != tunnel.seen) {
+            self.handle_closed(&Close {
+                by: Party::Transport,
+                code: Code::Unspecified,
+                message: "its tunnel is gone".to_owned(),
+                retry_after: Duration::ZERO,
+            });
+        }
+        if is_news && is_up && self.link.is_none() && matches!(self.dialling, Dialling::At(..)) {
+            self.dialling = Dialling::At(now + DIAL_WITHIN.mul_f64(jitter()), Reason::Own);
+        }
+    }
+
+    /// Dials through the tunnel; before that, starts the client if it is the agent's and has another certificate, or none.
+    pub(super) fn dial_inside(&mut self, slot: Slot) {
+        let is_to_start = |agent: &Self| {
+            agent.tunnel.as_ref().and_then(|tunnel| tunnel.own.as_ref()).is_some_and(|own| own.slot != Some(slot))
+        };
+        let is_to_start = is_to_start(self);
+        if is_to_start && self.link.is_some() && self.desk.is_at_work() {
+            // The end of the old tunnel is the end of the link: not while a command is under way.
+            self.dialling = Dialling::At(Instant::now() + BUSY_RETRY, Reason::Own);
+            return;
+        }
+        let old = if is_to_start { self.leave_link() } else { None };
+        let Some(tunnel) = &mut self.tunnel else { return };
+        let settings = tunnel.settings.clone();
+        let client = match &mut tunnel.own {
+            Some(_) if self.identity.slot(slot).is_none() => Err(DialError::NotEnrolled),
+            Some(own) => {
+                own.slot = Some(slot);
+                let profile = is_to_start.then(|| profile::text(&self.config, &own.started, slot)).transpose();
+                profile.map(|profile| Some((own.client.handle(), profile))).map_err(DialError::Tunnel)
+            }
+            None => Ok(None),
+        };
+        let hello = machine::hello(&self.boot_id);
+        let opening = async move {
+            if let Some(old) = old {
+                old.close(Code::Replaced, "the tunnel is made anew, with another certificate").await;
+            }
+            if let Some((handle, profile)) = client? {
+                if let Some(profile) = profile {
+                    handle.start(profile);
+                }
+                handle.up(UP_WITHIN).await?;
+            }
+            let tunnel = interface::find(&settings)?;
+            tokio::select! {
+                opened = Link::open(Route::Inside(tunnel.clone()), hello) => opened,
+                gone = interface::gone(&settings, &tunnel) => Err(gone.into()),
+            }
+        };
+        self.dialling = Dialling::Now(slot, Box::pin(opening));
+    }
+
+    /// The certificate that the client has stands in the place of the current one now. It goes on with what it has read.
+    pub(super) fn rename_slot_of_client(&mut self) {
+        let Some(own) = self.tunnel.as_mut().and_then(|tunnel| tunnel.own.as_mut()) else { return };
+        own.slot = Some(Slot::Current);
+        match profile::text(&self.config, &own.started, Slot::Current) {
+            Ok(profile) => own.client.handle().rename(profile),
+            Err(error) => tracing::error!(error = chain(&error), "the OpenVPN client cannot be started again"),
+        }
+    }
+}
+
+/// Whether there may be another tunnel already than the one that was dialled through.
+pub(super) fn may_be_dialled_at_once(error: &DialError) -> bool {
+    matches!(error, DialError::Tunnel(TunnelError::Gone { .. }))
+}
+
+/// Whether an attempt may have failed because of the certificate that it was made with. A client cannot tell: a tunnel that does
+/// not come up with one certificate, and does with the other, is evidence enough.
+pub(super) fn may_be_the_certificate(error: &DialError) -> bool {
+    error.is_refusal() || matches!(error, DialError::Tunnel(TunnelError::Client { .. } | TunnelError::TimedOut { .. }))
+}
