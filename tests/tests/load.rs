@@ -12,7 +12,7 @@ use cloudlink_proto::link::{Admission, FromDevice, LINK_PATH, SUBPROTOCOL, Serve
 use cloudlink_tests::bench::connect;
 use cloudlink_tests::bench::peer::Peer;
 use cloudlink_tests::clock;
-use cloudlink_tests::load::{Event, Fleet, Protocol, Swarm, fleet};
+use cloudlink_tests::load::{Event, Fleet, Pace, Protocol, Swarm, fleet};
 use futures_util::{SinkExt, StreamExt};
 use http::HeaderValue;
 use http::header::SEC_WEBSOCKET_PROTOCOL;
@@ -35,7 +35,7 @@ async fn devices_link_with_their_own_certificates_and_obey() {
     let fleet = new_fleet();
     let (address, mut seen) = serve(&fleet).await;
     let target = connect::target(address, &fleet).unwrap();
-    let mut swarm = within(Swarm::connect(&target, &fleet, Protocol::Link, 0..DEVICES, 8)).await.unwrap();
+    let mut swarm = within(Swarm::connect(&target, &fleet, Protocol::Link, 0..DEVICES, Pace::AtOnce(8))).await.unwrap();
 
     let deadline = Instant::now() + PATIENCE;
     let (mut stored, mut certificates, mut reports, mut statuses) = (0, Vec::new(), 0, Vec::new());
@@ -69,7 +69,7 @@ async fn lost_connection_is_an_error() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let target = connect::target(listener.local_addr().unwrap(), &fleet).unwrap();
     drop(listener);
-    let error = within(Swarm::connect(&target, &fleet, Protocol::Link, 0..3, 8)).await.unwrap_err();
+    let error = within(Swarm::connect(&target, &fleet, Protocol::Link, 0..3, Pace::AtOnce(8))).await.unwrap_err();
     assert!(format!("{error:#}").contains("cannot connect to 127.0.0.1"), "{error:#}");
 }
 
@@ -88,7 +88,7 @@ async fn other_servers_refuse_a_certificate_of_another_authority() {
     for peer in Peer::ALL {
         let server = peer.start(&fleet, clock::now()).await.unwrap();
         let target = connect::target(server.address(), &fleet).unwrap();
-        let connecting = Swarm::connect(&target, &strangers, peer.protocol(), 0..1, 1);
+        let connecting = Swarm::connect(&target, &strangers, peer.protocol(), 0..1, Pace::AtOnce(1));
         assert!(within(connecting).await.is_err(), "{} took a stranger", peer.name());
     }
 }

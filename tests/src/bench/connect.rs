@@ -11,14 +11,14 @@ use tokio::time::sleep;
 use super::peer::Peer;
 use super::usage::Process;
 use crate::load::fleet::SERVER_NAME;
-use crate::load::{Fleet, Protocol, Swarm, Target};
+use crate::load::{Fleet, Pace, Protocol, Swarm, Target};
 
-/// Devices that dial at the same time.
-pub const DIALLING_MAX: usize = 64;
+/// How many devices dial at the same time.
+pub const DIALLING: Pace = Pace::AtOnce(64);
 /// Connections that are made and closed first, so that what is made once (pools, caches, code pages) is not counted.
 const WARM_UP: usize = 50;
 /// How long a server may tidy up before its memory is read.
-const SETTLE: Duration = Duration::from_secs(5);
+pub const SETTLE: Duration = Duration::from_secs(5);
 
 /// What one connection costs.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,12 +39,12 @@ pub async fn measure(
     protocol: Protocol,
 ) -> Result<(Cost, Swarm)> {
     let count = fleet.devices.len();
-    Swarm::connect(target, fleet, protocol, 0..WARM_UP.min(count), DIALLING_MAX).await?.stop().await;
+    Swarm::connect(target, fleet, protocol, 0..WARM_UP.min(count), DIALLING).await?.stop().await;
     sleep(SETTLE).await;
 
     let memory = process.memory_bytes()?;
     let (cpu, descendants_cpu) = (process.cpu()?, process.descendants_cpu()?);
-    let swarm = Swarm::connect(target, fleet, protocol, 0..count, DIALLING_MAX).await?;
+    let swarm = Swarm::connect(target, fleet, protocol, 0..count, DIALLING).await?;
     let (cpu, descendants_cpu) = (process.cpu()? - cpu, process.descendants_cpu()?.saturating_sub(descendants_cpu));
     sleep(SETTLE).await;
     let grown = process.memory_bytes()?.saturating_sub(memory);

@@ -15,6 +15,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::dial::Credentials;
+
 /// The name that every server of a benchmark answers to.
 pub const SERVER_NAME: &str = "localhost";
 
@@ -36,7 +38,7 @@ pub struct Credential {
     pub not_after: OffsetDateTime,
     /// SHA-256 of the public key.
     pub key_hash: [u8; 32],
-    key: PrivateKey,
+    key: Arc<PrivateKey>,
 }
 
 /// What a server has.
@@ -84,7 +86,13 @@ impl Credential {
         let certificate = authority.issue_device(&request, &identity, serial, validity)?;
         let mut key_hash = [0; 32];
         key_hash.copy_from_slice(digest::digest(&digest::SHA256, &request.public_key_der()).as_ref());
-        Ok(Self { id, serial, certificate, not_after: validity.not_after(), key_hash, key })
+        Ok(Self { id, serial, certificate, not_after: validity.not_after(), key_hash, key: Arc::new(key) })
+    }
+
+    /// What it shows to be let in, for other clients than those of the load generator.
+    #[must_use]
+    pub fn credentials(&self) -> Credentials {
+        Credentials { certificate: self.certificate.clone(), key: self.key.clone() }
     }
 
     /// The private key, for a TLS stack.

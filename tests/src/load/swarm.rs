@@ -1,7 +1,6 @@
 //! Many devices at once.
 
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,13 +9,14 @@ use cloudlink_proto::ids::CommandId;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, interval};
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::device::Link;
 use super::dial::Target;
 use super::fleet::Fleet;
+use super::openvpn::{self, Tunnel};
 use super::{mqtt, nats};
 
 /// Events that wait to be looked at. A swarm whose owner does not look holds its devices up, and loses nothing.
@@ -30,6 +30,16 @@ pub enum Protocol {
     Link,
     Mqtt,
     Nats,
+    OpenVpn,
+}
+
+/// How fast the devices of a swarm come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// As fast as they get through, with so many dialling at the same time.
+    AtOnce(usize),
+    /// One after each such pause, however many are still dialling.
+    Every(Duration),
 }
 
 /// What becomes of the devices of a swarm.
@@ -68,13 +78,13 @@ pub struct Swarm {
 }
 
 impl Swarm {
-    /// Connects these devices of the fleet, `at_once` at a time, and returns when all of them are.
+    /// Connects these devices of the fleet, and returns when all of them are.
     pub async fn connect(
         target: &Target,
         fleet: &Arc<Fleet>,
         protocol: Protocol,
-        range: Range<usize>,
-        at_once: usize,
+        range: impl ExactSizeIterator<Item = usize>,
+        pace: Pace,
     ) -> Result<Self> {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let mut swarm = Self {
@@ -84,8 +94,16 @@ impl Swarm {
             early: VecDeque::new(),
             count: range.len(),
         };
+        let (at_once, every) = match pace {
+            Pace::AtOnce(devices) => (devices, None),
+            Pace::Every(pause) => (Semaphore::MAX_PERMITS, Some(pause)),
+        };
         let dialling = Arc::new(Semaphore::new(at_once));
+        let mut ticks = every.map(interval);
         for index in range {
+            if let Some(ticks) = &mut ticks {
+                ticks.tick().await;
+            }
             let member = Member {
                 target: target.clone(),
                 fleet: fleet.clone(),
@@ -155,32 +173,38 @@ impl Member {
             Connection::Link(mut link) => link.run(stop).await,
             Connection::Mqtt(mut stream) => mqtt::hold(&mut stream, stop).await,
             Connection::Nats(mut stream) => nats::hold(&mut stream, stop).await,
+            Connection::OpenVpn(mut tunnel) => tunnel.hold(stop).await,
         }
     }
 
     async fn connect(&self) -> Result<Connection> {
-        let credential = self.fleet.devices.get(self.index).context("the fleet has no such device")?;
-        let mut stream = self.target.connect(self.index).await?;
-        if self.protocol == Protocol::Nats {
-            nats::greeting(&mut stream).await?;
-        }
-        let mut stream = Box::new(self.target.secure(stream, credential).await?);
-        let connection = match self.protocol {
+        let Self { target, protocol, index, .. } = self;
+        let credential = self.fleet.devices.get(*index).context("the fleet has no such device")?;
+        let mut stream = target.connect(*index).await?;
+        let connection = match protocol {
             // Tells by itself that it is live.
             Protocol::Link => {
-                let link = Link::open(stream, credential.id, self.index, self.reporter.clone()).await?;
+                let stream = Box::new(target.secure(stream, credential).await?);
+                let link = Link::open(stream, credential.id, *index, self.reporter.clone()).await?;
                 return Ok(Connection::Link(Box::new(link)));
             }
             Protocol::Mqtt => {
+                let mut stream = Box::new(target.secure(stream, credential).await?);
                 mqtt::open(&mut stream, &credential.id.to_string()).await?;
                 Connection::Mqtt(stream)
             }
             Protocol::Nats => {
+                nats::greeting(&mut stream).await?;
+                let mut stream = Box::new(target.secure(stream, credential).await?);
                 nats::open(&mut stream, &credential.id.to_string()).await?;
                 Connection::Nats(stream)
             }
+            Protocol::OpenVpn => {
+                let config = openvpn::config(credential, &target.roots, &target.server_name)?;
+                Connection::OpenVpn(Box::new(Tunnel::open(stream, config).await?))
+            }
         };
-        self.reporter.report(Event::Live { index: self.index, at: Instant::now() }).await;
+        self.reporter.report(Event::Live { index: *index, at: Instant::now() }).await;
         Ok(connection)
     }
 }
@@ -190,4 +214,5 @@ enum Connection {
     Link(Box<Link<Box<TlsStream<TcpStream>>>>),
     Mqtt(Box<TlsStream<TcpStream>>),
     Nats(Box<TlsStream<TcpStream>>),
+    OpenVpn(Box<Tunnel>),
 }

@@ -1,0 +1,135 @@
+//! The servers that are measured.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+use time::OffsetDateTime;
+
+use crate::bench::peer::Files;
+use crate::bench::usage::Process;
+use crate::bench::{connect, seed};
+use crate::fleet::Fleet as People;
+use crate::load::{Fleet, Target};
+use crate::netns::SERVER_IPV4;
+use crate::openvpn::{Profile, UP};
+use crate::poll::wait_for;
+use crate::program::{Program, bound};
+use crate::server::Settings;
+
+/// Nobody else is in the network that this runs in.
+const CLOUDLINK_PORT: u16 = 26_000;
+const STOCK_PORT: u16 = 26_001;
+/// How long OpenVPN may take until it listens.
+const START_WITHIN: Duration = Duration::from_secs(20);
+
+/// A running server. It is stopped when dropped.
+#[derive(Debug)]
+pub(super) struct Server {
+    pub(super) name: &'static str,
+    pub(super) process: Process,
+    port: u16,
+    ca_pem: String,
+    fleet: Arc<Fleet>,
+    _running: Running,
+}
+
+#[derive(Debug)]
+enum Running {
+    Cloudlink { _people: Box<People> },
+    Stock { _program: Program, _directory: TempDir },
+}
+
+impl Server {
+    /// Starts `cloudlinkd` with its own Postgres, and makes a fleet of devices that it knows.
+    pub(super) async fn cloudlink(devices: usize, now: OffsetDateTime) -> Result<(Self, Arc<Fleet>)> {
+        // Stock clients that come to the port at the same address are more than a customer has.
+        let set = ["tunnel.enabled=true", "tunnel.interface=clb0", "log.filter=info"];
+        let settings = Settings {
+            device: Some((Ipv4Addr::UNSPECIFIED, CLOUDLINK_PORT).into()),
+            set: set.map(str::to_owned).into(),
+            ..Settings::default()
+        };
+        let mut people = Box::new(People::start_with(&settings).await.context("cannot start cloudlinkd")?);
+        let fleet = Arc::new(seed::devices(&people, devices, now).await?);
+        let server = Self {
+            name: "cloudlinkd",
+            process: Process::new(people.server.program().pid()),
+            port: CLOUDLINK_PORT,
+            ca_pem: fleet.authority.certificate_pem(),
+            fleet: fleet.clone(),
+            _running: Running::Cloudlink { _people: people },
+        };
+        Ok((server, fleet))
+    }
+
+    /// Starts OpenVPN for the devices of a fleet.
+    pub(super) async fn stock(fleet: &Arc<Fleet>, now: OffsetDateTime) -> Result<Self> {
+        let directory = tempfile::tempdir().context("no directory for the configuration")?;
+        let files = Files::write(directory.path(), fleet, now)?;
+        let config = directory.path().join("server.conf");
+        std::fs::write(&config, stock_config(&files))?;
+        let mut command = bound("openvpn");
+        command.arg("--config").arg(&config);
+        let mut program = Program::start("openvpn", command, &directory.path().join("server.log"))?;
+        wait_for("an OpenVPN server that listens", START_WITHIN, async || {
+            if let Err(ended) = program.ensure_running() {
+                return Ok(Err(ended));
+            }
+            ensure!(program.log_text()?.contains(UP));
+            Ok(Ok(()))
+        })
+        .await??;
+        Ok(Self {
+            name: "openvpn",
+            process: Process::new(program.pid()),
+            port: STOCK_PORT,
+            ca_pem: fleet.authority.certificate_pem(),
+            fleet: fleet.clone(),
+            _running: Running::Stock { _program: program, _directory: directory },
+        })
+    }
+
+    /// Where simulated devices dial it: on the loopback interface, where each customer can have an address.
+    pub(super) fn target(&self) -> Result<Target> {
+        connect::target(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)), &self.fleet)
+    }
+
+    /// The configuration of a stock client with the certificate of this device.
+    pub(super) fn profile(&self, device: usize) -> Result<Profile> {
+        let device = self.fleet.devices.get(device).context("the fleet has no such device")?;
+        let remote = SocketAddr::from((SERVER_IPV4, self.port));
+        Ok(Profile::new(remote, &self.ca_pem).with_credentials(&device.credentials()))
+    }
+}
+
+/// As its manual has it, and no safer than Cloudlink: TLS 1.3, AES-256-GCM, addresses of both kinds. It logs errors only.
+fn stock_config(files: &Files) -> String {
+    let Files { ca, certificate, key } = files;
+    format!(
+        "port {STOCK_PORT}
+proto tcp-server
+dev clbstock
+dev-type tun
+topology subnet
+server 10.78.0.0 255.255.192.0
+server-ipv6 fd00:78::/64
+max-clients 16000
+keepalive 10 60
+dh none
+tls-version-min 1.3
+remote-cert-tls client
+data-ciphers AES-256-GCM
+disable-dco
+verb 1
+ca {}
+cert {}
+key {}
+",
+        ca.display(),
+        certificate.display(),
+        key.display()
+    )
+}
