@@ -5,6 +5,7 @@
 
 pub mod command;
 pub mod connect;
+pub mod openvpn;
 pub mod peer;
 pub mod report;
 pub mod seed;

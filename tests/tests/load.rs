@@ -9,10 +9,10 @@ use std::time::Duration;
 use cloudlink_proto::ids::{CommandId, DeviceId, GrantId, TenantId};
 use cloudlink_proto::link::message::{CollectMetrics, Command, CommandReceipt, command, command_status};
 use cloudlink_proto::link::{Admission, FromDevice, LINK_PATH, SUBPROTOCOL, Server, Session, Timing};
-use cloudlink_tests::bench::connect;
 use cloudlink_tests::bench::peer::Peer;
-use cloudlink_tests::clock;
+use cloudlink_tests::bench::{connect, openvpn};
 use cloudlink_tests::load::{Event, Fleet, Pace, Protocol, Swarm, fleet};
+use cloudlink_tests::{clock, netns};
 use futures_util::{SinkExt, StreamExt};
 use http::HeaderValue;
 use http::header::SEC_WEBSOCKET_PROTOCOL;
@@ -91,6 +91,25 @@ async fn other_servers_refuse_a_certificate_of_another_authority() {
         let connecting = Swarm::connect(&target, &strangers, peer.protocol(), 0..1, Pace::AtOnce(1));
         assert!(within(connecting).await.is_err(), "{} took a stranger", peer.name());
     }
+}
+
+#[test]
+fn stock_openvpn_serves_simulated_clients_of_its_authority_only() -> anyhow::Result<()> {
+    netns::test("stock_openvpn_serves_simulated_clients_of_its_authority_only", async || {
+        let (fleet, strangers) = (new_fleet(), new_fleet());
+        let server = openvpn::server::Server::stock(&fleet, clock::now()).await?;
+        let target = server.target()?;
+        let pace = Pace::Every(Duration::from_millis(20));
+        let mut swarm = within(Swarm::connect(&target, &fleet, Protocol::OpenVpn, 0..8, pace)).await?;
+        for _ in 0..8 {
+            let event = within(swarm.event()).await?;
+            assert!(matches!(event, Event::Live { .. }), "{event:?}");
+        }
+        within(swarm.stop()).await;
+        let connecting = Swarm::connect(&target, &strangers, Protocol::OpenVpn, 0..1, Pace::AtOnce(1));
+        assert!(within(connecting).await.is_err(), "openvpn took a stranger");
+        Ok(())
+    })
 }
 
 /// What the server sees of the devices.

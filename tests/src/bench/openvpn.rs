@@ -7,7 +7,7 @@ mod client;
 mod handshake;
 mod memory;
 mod ping;
-mod server;
+pub mod server;
 mod traffic;
 
 use anyhow::Result;
@@ -66,7 +66,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     match (values.get(middle.wrapping_sub(1)), values.get(middle)) {
-        (Some(below), Some(above)) if values.len() % 2 == 0 => f64::midpoint(*below, *above),
+        (Some(below), Some(above)) if values.len().is_multiple_of(2) => f64::midpoint(*below, *above),
         (_, Some(value)) => *value,
         (_, None) => f64::NAN,
     }

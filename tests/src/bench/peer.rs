@@ -124,14 +124,14 @@ impl Server {
     }
 }
 
-struct Files {
-    ca: PathBuf,
-    certificate: PathBuf,
-    key: PathBuf,
+pub(super) struct Files {
+    pub(super) ca: PathBuf,
+    pub(super) certificate: PathBuf,
+    pub(super) key: PathBuf,
 }
 
 impl Files {
-    fn write(directory: &Path, fleet: &Fleet, now: OffsetDateTime) -> Result<Self> {
+    pub(super) fn write(directory: &Path, fleet: &Fleet, now: OffsetDateTime) -> Result<Self> {
         let files = Self {
             ca: directory.join("ca.crt"),
             certificate: directory.join("server.crt"),

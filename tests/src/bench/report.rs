@@ -19,23 +19,59 @@ pub struct Line {
     pub peer_value: Option<f64>,
     /// `value` by `peer_value`.
     pub ratio: Option<f64>,
-    /// The most that `value` may be; without one the figure only informs.
+    /// The most that `value` may be; without any goal the figure only informs.
     pub goal: Option<f64>,
-    /// Whether the goal is met; a figure without one is.
+    /// What `ratio` is to be.
+    pub ratio_goal: Option<Bound>,
+    /// Whether the goals are met; a figure without one is.
     pub met: bool,
+}
+
+/// A limit, included.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bound {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Bound {
+    fn holds(self, value: f64) -> bool {
+        match self {
+            Self::AtMost(limit) => value <= limit,
+            Self::AtLeast(limit) => value >= limit,
+        }
+    }
 }
 
 impl Line {
     #[must_use]
     pub fn new(bench: &'static str, metric: &'static str, value: f64, unit: &'static str) -> Self {
         let value = round(value);
-        Self { bench, metric, value, unit, peer: None, peer_value: None, ratio: None, goal: None, met: true }
+        Self {
+            bench,
+            metric,
+            value,
+            unit,
+            peer: None,
+            peer_value: None,
+            ratio: None,
+            goal: None,
+            ratio_goal: None,
+            met: true,
+        }
     }
 
     /// The figure is not to be above this.
     #[must_use]
     pub fn with_goal(self, goal: f64) -> Self {
         Self { goal: Some(goal), met: self.value <= goal, ..self }
+    }
+
+    /// The figure is to be so much of the other server's.
+    #[must_use]
+    pub fn with_ratio_goal(self, goal: Bound) -> Self {
+        Self { ratio_goal: Some(goal), met: self.ratio.is_some_and(|ratio| goal.holds(ratio)), ..self }
     }
 
     #[must_use]
@@ -91,9 +127,21 @@ mod tests {
         let line = Line::new("connect", "cpu", 0.80001, "ms").beside("nats-server", 1.25).with_goal(0.9);
         assert_eq!(
             serde_json::to_string(&line).unwrap(),
-            r#"{"bench":"connect","metric":"cpu","value":0.8,"unit":"ms","peer":"nats-server","peer_value":1.25,"ratio":0.64,"goal":0.9,"met":true}"#
+            r#"{"bench":"connect","metric":"cpu","value":0.8,"unit":"ms","peer":"nats-server","peer_value":1.25,"ratio":0.64,"goal":0.9,"ratio_goal":null,"met":true}"#
         );
         assert!(!Line::new("connect", "cpu", 0.95, "ms").with_goal(0.9).met);
+    }
+
+    #[test]
+    fn ratio_has_a_limit_above_or_below() {
+        let line = |value| Line::new("openvpn", "cpu", value, "ms").beside("openvpn", 2.0);
+        assert!(line(1.0).with_ratio_goal(Bound::AtMost(0.5)).met);
+        assert!(!line(1.1).with_ratio_goal(Bound::AtMost(0.5)).met);
+        assert!(line(3.0).with_ratio_goal(Bound::AtLeast(1.5)).met);
+        assert!(!line(2.9).with_ratio_goal(Bound::AtLeast(1.5)).met);
+        let json = serde_json::to_value(line(1.0).with_ratio_goal(Bound::AtMost(0.5))).unwrap();
+        assert_eq!(json["ratio_goal"], serde_json::json!({ "at_most": 0.5 }));
+        assert!(!Line::new("openvpn", "cpu", 1.0, "ms").with_ratio_goal(Bound::AtMost(0.5)).met, "there is no ratio");
     }
 
     #[test]

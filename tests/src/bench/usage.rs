@@ -6,6 +6,22 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
+/// Processor time of the whole machine since it began, in user and kernel mode, interrupts included (proc(5), `/proc/stat`).
+pub fn machine_cpu() -> Result<Duration> {
+    /// The position of each: user, nice, system, irq, softirq. Idle and stolen time is not spent.
+    const SPENT: [usize; 5] = [1, 2, 3, 6, 7];
+    let stat = std::fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
+    let fields: Vec<_> = stat.lines().next().unwrap_or_default().split_whitespace().collect();
+    let ticks =
+        SPENT.iter().map(|position| Ok(fields.get(*position).context("/proc/stat is short")?.parse::<u64>()?));
+    of_ticks(ticks.sum::<Result<u64>>()?)
+}
+
+fn of_ticks(ticks: u64) -> Result<Duration> {
+    let per_second = sysconf(SysconfVar::CLK_TCK)?.context("no clock tick")?;
+    Ok(Duration::from_secs(ticks) / u32::try_from(per_second)?)
+}
+
 /// A process that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Process {
@@ -30,8 +46,7 @@ impl Process {
     /// Processor time of all its threads since it began, in user and kernel mode.
     pub fn cpu(self) -> Result<Duration> {
         let (_, ticks) = self.stat()?;
-        let per_second = sysconf(SysconfVar::CLK_TCK)?.context("no clock tick")?;
-        Ok(Duration::from_secs(ticks) / u32::try_from(per_second)?)
+        of_ticks(ticks)
     }
 
     /// Processor time of its children and theirs, those that have ended and were waited for left out.

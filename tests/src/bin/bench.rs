@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use cloudlink_tests::api::install_provider;
 use cloudlink_tests::bench::connect::Cost;
+use cloudlink_tests::bench::openvpn::{self, Part};
 use cloudlink_tests::bench::peer::Peer;
 use cloudlink_tests::bench::report::{Line, Report};
 use cloudlink_tests::bench::usage::Process;
@@ -15,6 +16,7 @@ use cloudlink_tests::bench::{command, connect, seed};
 use cloudlink_tests::clock;
 use cloudlink_tests::fleet::Fleet as People;
 use cloudlink_tests::load::{Fleet, Protocol, Swarm};
+use cloudlink_tests::netns;
 
 const MEMORY_KB_MAX: f64 = 12.0;
 const CPU_MS_MAX: f64 = 0.9;
@@ -25,9 +27,12 @@ const COMMANDS_WARM_UP: usize = 100;
 /// Tokens by which commands at the same time are asked for. The server lets each make 1,000 requests a second.
 const OPERATORS: usize = 16;
 
-/// What a link costs beside other servers, and how fast a command is. One JSON object a line.
+/// What links and tunnels cost beside other servers, and how fast a command is. One JSON object a line.
 #[derive(Debug, Parser)]
 struct Arguments {
+    /// Measure only this; may be given more than once, or with commas.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Only>,
     /// Devices to connect.
     #[arg(long, default_value_t = 10_000)]
     links: usize,
@@ -48,13 +53,58 @@ struct Arguments {
     strict: bool,
 }
 
-#[tokio::main]
-async fn main() -> Result<ExitCode> {
+/// What can be measured alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Only {
+    /// Links over WebSocket, and commands.
+    Links,
+    /// Everything about tunnels of OpenVPN clients.
+    Openvpn,
+    OpenvpnHandshake,
+    OpenvpnTraffic,
+    OpenvpnPing,
+    OpenvpnMemory,
+}
+
+impl Arguments {
+    fn wants(&self, what: Only) -> bool {
+        self.only.is_empty() || self.only.contains(&what)
+    }
+
+    fn openvpn_parts(&self) -> Vec<Part> {
+        let only = |part| match part {
+            Part::Handshake => Only::OpenvpnHandshake,
+            Part::Traffic => Only::OpenvpnTraffic,
+            Part::Ping => Only::OpenvpnPing,
+            Part::Memory => Only::OpenvpnMemory,
+        };
+        Part::ALL.into_iter().filter(|part| self.wants(Only::Openvpn) || self.wants(only(*part))).collect()
+    }
+}
+
+fn main() -> Result<ExitCode> {
     install_provider();
     let arguments = Arguments::parse();
     let mut report = Report::create(&arguments.out)?;
-    let now = clock::now();
+    if arguments.wants(Only::Links) {
+        tokio::runtime::Runtime::new()?.block_on(Box::pin(measure_links(&mut report, &arguments)))?;
+    }
+    let parts = arguments.openvpn_parts();
+    match netns::lacking() {
+        _ if parts.is_empty() => {}
+        None => netns::run(async || openvpn::run(&parts, &mut report).await)?,
+        Some(what) => skip(what),
+    }
+    Ok(if arguments.strict && report.missed() > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
 
+#[expect(clippy::print_stderr, reason = "whoever measures is told what is not")]
+fn skip(what: &str) {
+    eprintln!("skipped: openvpn: {what}");
+}
+
+async fn measure_links(report: &mut Report, arguments: &Arguments) -> Result<()> {
+    let now = clock::now();
     let mut people = People::start().await.context("cannot start cloudlinkd")?;
     let fleet = Arc::new(seed::devices(&people, arguments.links, now).await?);
     let target = connect::target(people.server.device, &fleet)?;
@@ -63,16 +113,16 @@ async fn main() -> Result<ExitCode> {
 
     let database_ms = cost.descendants_cpu.as_secs_f64() * 1000.0;
     report.add(&Line::new("connect", "database_cpu_per_connect", database_ms, "ms"))?;
-    measure_commands(&mut report, &people, &fleet, &mut swarm, &arguments).await?;
+    measure_commands(report, &people, &fleet, &mut swarm, arguments).await?;
     // One process has not files enough for the devices of two servers, and an idle server disturbs the next.
     swarm.stop().await;
     drop(people);
 
     for peer in Peer::ALL {
         let peer_cost = connect::measure_peer(peer, &fleet, now).await?;
-        add_connect(&mut report, &cost, peer, &peer_cost)?;
+        add_connect(report, &cost, peer, &peer_cost)?;
     }
-    Ok(if arguments.strict && report.missed() > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(())
 }
 
 fn add_connect(report: &mut Report, cost: &Cost, peer: Peer, peer_cost: &Cost) -> Result<()> {

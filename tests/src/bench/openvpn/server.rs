@@ -27,7 +27,7 @@ const START_WITHIN: Duration = Duration::from_secs(20);
 
 /// A running server. It is stopped when dropped.
 #[derive(Debug)]
-pub(super) struct Server {
+pub struct Server {
     pub(super) name: &'static str,
     pub(super) process: Process,
     port: u16,
@@ -44,7 +44,7 @@ enum Running {
 
 impl Server {
     /// Starts `cloudlinkd` with its own Postgres, and makes a fleet of devices that it knows.
-    pub(super) async fn cloudlink(devices: usize, now: OffsetDateTime) -> Result<(Self, Arc<Fleet>)> {
+    pub async fn cloudlink(devices: usize, now: OffsetDateTime) -> Result<(Self, Arc<Fleet>)> {
         // Stock clients that come to the port at the same address are more than a customer has.
         let set = ["tunnel.enabled=true", "tunnel.interface=clb0", "log.filter=info"];
         let settings = Settings {
@@ -66,7 +66,7 @@ impl Server {
     }
 
     /// Starts OpenVPN for the devices of a fleet.
-    pub(super) async fn stock(fleet: &Arc<Fleet>, now: OffsetDateTime) -> Result<Self> {
+    pub async fn stock(fleet: &Arc<Fleet>, now: OffsetDateTime) -> Result<Self> {
         let directory = tempfile::tempdir().context("no directory for the configuration")?;
         let files = Files::write(directory.path(), fleet, now)?;
         let config = directory.path().join("server.conf");
@@ -93,12 +93,12 @@ impl Server {
     }
 
     /// Where simulated devices dial it: on the loopback interface, where each customer can have an address.
-    pub(super) fn target(&self) -> Result<Target> {
+    pub fn target(&self) -> Result<Target> {
         connect::target(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)), &self.fleet)
     }
 
     /// The configuration of a stock client with the certificate of this device.
-    pub(super) fn profile(&self, device: usize) -> Result<Profile> {
+    pub fn profile(&self, device: usize) -> Result<Profile> {
         let device = self.fleet.devices.get(device).context("the fleet has no such device")?;
         let remote = SocketAddr::from((SERVER_IPV4, self.port));
         Ok(Profile::new(remote, &self.ca_pem).with_credentials(&device.credentials()))
