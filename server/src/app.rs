@@ -1,6 +1,7 @@
 //! Puts the node together, runs it, and takes it apart in the opposite order.
 
 use std::fs::File;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::bus::Bus;
-use crate::config::{Config, Database, Wrapping};
+use crate::config::{Config, Database};
 use crate::lifecycle::{Shutdown, StopSignals};
 use crate::link::{Links, Tls};
 use crate::metrics::Metrics;
@@ -25,6 +26,8 @@ use crate::secret::{Purpose, Token};
 use crate::store::first_admin::first_admin_create;
 use crate::store::setup::{self, Address, Probe, SetupError};
 use crate::store::{Store, StoreError, Visibility};
+use crate::tunnel::plane::Plane;
+use crate::tunnel::{self, Tunnels};
 use crate::{clock, file, http, link, operations, people, pki, tasks};
 
 /// The name of the database in a cluster of our own.
@@ -32,6 +35,9 @@ const DATABASE: &str = "cloudlink";
 /// Between two attempts to reach the database at the start; doubled with each, up to [`DATABASE_AGAIN_AFTER_MAX`].
 const DATABASE_AGAIN_AFTER: Duration = Duration::from_millis(250);
 const DATABASE_AGAIN_AFTER_MAX: Duration = Duration::from_secs(5);
+/// What to do when there is no TUN interface.
+const NO_INTERFACE: &str = "tunnels are enabled, but their interface cannot be made: this needs /dev/net/tun and CAP_NET_ADMIN; \
+                            without OpenVPN clients, set tunnel.enabled = false";
 /// For connections to the database that are still in use when everything else has ended.
 const POOL_CLOSE_WITHIN: Duration = Duration::from_secs(3);
 
@@ -120,8 +126,9 @@ impl Node {
             people::settings(&self.config.people),
             shutdown.soft.clone(),
         );
-        if self.config.tunnel.enabled && self.config.tunnel.wrapping == Wrapping::None {
-            api = api.with_openvpn(self.remote(ServerWrapping::None)?);
+        let tunnels = self.tunnels(&store, &shutdown).await?;
+        if let Some((_, wrapping)) = &tunnels {
+            api = api.with_openvpn(self.remote(wrapping.clone())?);
         }
         shutdown.spawn_vital("event hints", api.clone().follow_hints());
         let fresh = self.pki.clone().keep_fresh(Arc::clone(&self.metrics), shutdown.soft.clone());
@@ -129,9 +136,14 @@ impl Node {
         let certificate = Arc::clone(&self.pki.server);
         let people = people::server(&self.config.people, certificate, http::router(api), &self.metrics);
         shutdown.spawn_vital("people port", people.run(ports.people.listen()?, shutdown.clone()));
-        let links = self.links(store.clone(), bus)?;
+        let tunnels = tunnels.map(|(tunnels, _)| tunnels);
+        let links = self.links(store.clone(), bus, tunnels.clone())?;
         tasks::start(&links, &shutdown);
-        shutdown.spawn_vital("device port", link::accept::run(links, ports.device.listen()?, shutdown.clone()));
+        if let Some(tunnels) = tunnels {
+            self.serve_inside(&links, &tunnels, &shutdown)?;
+        }
+        let soft = self.config.shutdown.soft_seconds.duration();
+        shutdown.spawn_vital("device port", link::accept::run(links, ports.device.listen()?, soft, shutdown.clone()));
         readiness.running(store.clone());
         tracing::info!(node = %self.config.node, version = env!("CARGO_PKG_VERSION"), "the node is up");
 
@@ -157,7 +169,7 @@ impl Node {
         failure.map_or(Ok(()), Err)
     }
 
-    fn links(&self, store: Store, bus: Bus) -> anyhow::Result<Links> {
+    fn links(&self, store: Store, bus: Bus, tunnels: Option<Arc<Tunnels>>) -> anyhow::Result<Links> {
         let config = &self.config;
         let enroll_name = config.device.enroll_name().to_string();
         let tls = Tls::new(
@@ -178,7 +190,44 @@ impl Node {
             metrics: Arc::clone(&self.metrics),
             authority: Arc::clone(&self.pki.authority),
             tls,
+            tunnels,
         }))
+    }
+
+    /// The addresses, the interface and the keys of tunnels, before anybody dials.
+    async fn tunnels(
+        &self,
+        store: &Store,
+        shutdown: &Shutdown,
+    ) -> anyhow::Result<Option<(Arc<Tunnels>, ServerWrapping)>> {
+        let config = &self.config.tunnel;
+        if !config.enabled {
+            return Ok(None);
+        }
+        let wrapping = tunnel::wrapping::load(&self.config)?;
+        let root = self.pki.authority.certificate_der();
+        let certificate = Arc::clone(&self.pki.server) as _;
+        let server = tunnel::server_config(config, root.clone(), certificate, wrapping.clone())
+            .context("tunnels cannot speak TLS")?;
+        let leased = tunnel::lease(config, root, &self.config.node, store).await?;
+        let plane = Plane::open(config, leased.slice, &self.metrics).context(NO_INTERFACE)?;
+        plane.start(shutdown);
+        let (device, store) = (&self.config.device, store.clone());
+        let parts = tunnel::Parts { config, device, server, plane, leased, store };
+        Ok(Some((Tunnels::new(parts), wrapping)))
+    }
+
+    /// Agents find their link inside tunnels on both of the node's addresses.
+    fn serve_inside(&self, links: &Links, tunnels: &Arc<Tunnels>, shutdown: &Shutdown) -> anyhow::Result<()> {
+        let config = &self.config.tunnel;
+        let port = u16::try_from(config.link_port).context("tunnel.link_port is not one")?;
+        let gateway = tunnels.plane.slice().gateway();
+        for address in [IpAddr::from(gateway.ipv4), IpAddr::from(gateway.ipv6)] {
+            let listener = tunnel::inside::listen(config.interface.as_str(), (address, port).into())?;
+            let serve = tunnel::inside::run(links.clone(), Arc::clone(tunnels), listener, shutdown.clone());
+            shutdown.spawn_vital("link port of tunnels", serve);
+        }
+        Ok(())
     }
 
     /// What OpenVPN clients are told.

@@ -19,21 +19,22 @@
 //! Start reading at [`accept`], then `request`, `opening`, `conn`.
 
 pub mod accept;
-mod admission;
-mod conn;
+pub(crate) mod admission;
+pub(crate) mod conn;
 pub(crate) mod dispatch;
 mod enroll;
-mod limit;
-mod opening;
-mod problem;
+pub(crate) mod limit;
+pub(crate) mod opening;
+pub(crate) mod problem;
 mod registry;
 mod renew;
 mod report;
-mod request;
-mod statement;
+pub(crate) mod request;
+pub(crate) mod statement;
+pub(crate) mod stream;
 #[cfg(test)]
 mod tests;
-mod tls;
+pub(crate) mod tls;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -44,12 +45,12 @@ use cloudlink_certs::{Authority, TrustDomain};
 use cloudlink_proto::link::Timing;
 use tokio::time::Instant;
 
-pub(crate) use conn::applied_to_metrics;
+pub(crate) use conn::{applied_to_metrics, close_row};
 pub use tls::{Tls, TlsError};
 
 use limit::{Allowance, Gate};
 use registry::Registry;
-pub(crate) use registry::{Ending, Handle, Order, Unproven};
+pub(crate) use registry::{Ending, Handle, Order, Seat, TunnelSeat, Unproven};
 use report::Reports;
 use statement::{Closes, Hellos, Standings, Transitions};
 
@@ -58,8 +59,9 @@ use crate::bus::Bus;
 use crate::config;
 use crate::metrics::{Failure, Metrics};
 use crate::store::Store;
+use crate::tunnel::Tunnels;
 
-/// `links.transport` and the metrics' label.
+/// `links.transport` and the metrics' label of links over a connection of their own.
 pub(crate) const TRANSPORT: &str = "websocket";
 /// Enrollments a second from one address, in the long run: each costs a signature and a transaction.
 const ENROLLMENTS_PER_SECOND: u32 = 5;
@@ -81,6 +83,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     pub authority: Arc<Authority>,
     pub tls: Tls,
+    /// Where OpenVPN clients are served.
+    pub(crate) tunnels: Option<Arc<Tunnels>>,
 }
 
 /// The device port and its links. Cheap to clone; every clone is the same.
@@ -91,8 +95,8 @@ pub struct Links(pub(crate) Arc<Shared>);
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) node: String,
-    trust_domain: TrustDomain,
-    device: config::Device,
+    pub(crate) trust_domain: TrustDomain,
+    pub(crate) device: config::Device,
     link: config::Link,
     certificate: config::Certificate,
     pub(crate) store: Store,
@@ -100,12 +104,13 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     authority: Arc<Authority>,
     tls: Tls,
+    pub(crate) tunnels: Option<Arc<Tunnels>>,
     strangers: Arc<Gate>,
     enrolling: Arc<Gate>,
     pub(crate) registry: Registry,
     pub(crate) reports: Reports,
     standings: Batch<Standings>,
-    hellos: Batch<Hellos>,
+    pub(crate) hellos: Batch<Hellos>,
     transitions: Batch<Transitions>,
     closes: Batch<Closes>,
     clones: opening::Clones,
@@ -116,7 +121,8 @@ impl Links {
     /// Starts what links share. To be called in a runtime.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { node, trust_domain, device, link, certificate, store, bus, metrics, authority, tls } = parts;
+        let Parts { node, trust_domain, device, link, certificate, store, bus, metrics, authority, tls, tunnels } =
+            parts;
         let strangers = Gate::new(Allowance {
             total_max: device.unauthenticated_max,
             per_address_max: device.unauthenticated_per_address_max,
@@ -148,6 +154,7 @@ impl Links {
             metrics,
             authority,
             tls,
+            tunnels,
             strangers,
             enrolling,
         }))
@@ -178,7 +185,7 @@ impl Shared {
     }
 
     /// Counts a connection that became nothing, and logs one now and then.
-    fn refuse(&self, failure: Failure, remote: IpAddr) {
+    pub(crate) fn refuse(&self, failure: Failure, remote: IpAddr) {
         self.metrics.handshake_failed(failure);
         if let Some(unlogged) = self.refusals.sample(Instant::now()) {
             tracing::info!(reason = failure.label(), %remote, unlogged, "a connection to the device port was refused");

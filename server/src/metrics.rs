@@ -52,9 +52,13 @@ pub enum Failure {
     Revoked,
     /// A certificate of ours that the database does not know, or knows otherwise.
     Unknown,
+    /// An OpenVPN client, where tunnels are off.
+    OpenvpnOff,
+    /// An OpenVPN client under another key than the server's, or a key of another device.
+    Wrapping,
     /// A malformed or oversize request.
     Http,
-    /// A broken rule of the link protocol.
+    /// A broken rule of the link protocol, or of OpenVPN's.
     Protocol,
     /// An enrollment token that is unknown, used or expired.
     Token,
@@ -68,7 +72,7 @@ pub enum Failure {
 
 impl Failure {
     /// Every reason there is.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Overload,
         Self::Timeout,
         Self::Tls,
@@ -76,6 +80,8 @@ impl Failure {
         Self::CertificateInvalid,
         Self::Revoked,
         Self::Unknown,
+        Self::OpenvpnOff,
+        Self::Wrapping,
         Self::Http,
         Self::Protocol,
         Self::Token,
@@ -94,6 +100,8 @@ impl Failure {
             Self::CertificateInvalid => "certificate_invalid",
             Self::Revoked => "revoked",
             Self::Unknown => "unknown",
+            Self::OpenvpnOff => "openvpn_off",
+            Self::Wrapping => "wrapping",
             Self::Http => "http",
             Self::Protocol => "protocol",
             Self::Token => "token",
@@ -180,7 +188,7 @@ pub struct Metrics {
     pub links_closed: IntCounterVec,
     /// Connections to the device port that are not authenticated yet.
     pub connections_unauthenticated: IntGauge,
-    /// `kind` (`full`, `resumed`): TLS handshakes that succeeded on the device port.
+    /// `kind` (`full`, `resumed`, `openvpn`): handshakes that succeeded on the device port.
     pub handshakes: IntCounterVec,
     /// From accepting a connection to the end of its TLS handshake.
     pub handshake_seconds: Histogram,
@@ -201,6 +209,8 @@ pub struct Metrics {
 
     /// Tunnels that are live now.
     pub tunnels_live: IntGauge,
+    /// Tunnels in which an agent answers.
+    pub tunnel_agents_live: IntGauge,
     /// Tunnels that came up since the start.
     pub tunnels_opened: IntCounter,
     /// `reason`: tunnels that ended since the start.
@@ -275,7 +285,7 @@ impl Metrics {
             handshakes: counters(
                 &registry,
                 "cloudlink_device_handshakes_total",
-                "TLS handshakes that succeeded on the device port.",
+                "Handshakes that succeeded on the device port: TLS, full or resumed, and OpenVPN.",
                 &["kind"],
             ),
             handshake_seconds: histogram(
@@ -314,6 +324,7 @@ impl Metrics {
                 "Link messages of a kind that this server does not know.",
             ),
             tunnels_live: gauge(&registry, "cloudlink_tunnels_live", "Tunnels that are live now."),
+            tunnel_agents_live: gauge(&registry, "cloudlink_tunnel_agents_live", "Tunnels in which an agent answers."),
             tunnels_opened: counter(&registry, "cloudlink_tunnels_opened_total", "Tunnels that came up."),
             tunnels_closed: counters(&registry, "cloudlink_tunnels_closed_total", "Tunnels that ended.", &["reason"]),
             tunnel_bytes: counters(
@@ -424,6 +435,26 @@ impl Metrics {
         self.handshake_failures.with_label_values(&[reason.label()]).inc();
     }
 
+    /// Counts a link that came up. One inside a tunnel is counted apart: the tunnel is its device's link already.
+    pub fn link_opened(&self, is_inside: bool) {
+        if is_inside {
+            self.tunnel_agents_live.inc();
+        } else {
+            self.links_live.with_label_values(&["websocket"]).inc();
+            self.links_opened.with_label_values(&["websocket"]).inc();
+        }
+    }
+
+    /// Counts a link that ended.
+    pub fn link_closed(&self, is_inside: bool, reason: &str) {
+        if is_inside {
+            self.tunnel_agents_live.dec();
+        } else {
+            self.links_live.with_label_values(&["websocket"]).dec();
+            self.links_closed.with_label_values(&["websocket", reason]).inc();
+        }
+    }
+
     /// Counts an enrollment that was refused.
     pub fn enrollment_failed(&self, reason: Failure) {
         self.enrollment_failures.with_label_values(&[reason.label()]).inc();
@@ -458,9 +489,11 @@ impl Metrics {
             self.tunnel_bytes.with_label_values(&[direction]);
             self.tunnel_packets.with_label_values(&[direction]);
         }
-        self.links_live.with_label_values(&["websocket"]);
-        self.links_opened.with_label_values(&["websocket"]);
-        for kind in ["full", "resumed"] {
+        for transport in ["websocket", "openvpn"] {
+            self.links_live.with_label_values(&[transport]);
+            self.links_opened.with_label_values(&[transport]);
+        }
+        for kind in ["full", "resumed", "openvpn"] {
             self.handshakes.with_label_values(&[kind]);
         }
     }

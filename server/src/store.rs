@@ -18,6 +18,7 @@ pub mod setup;
 pub mod tenant;
 pub mod token;
 pub mod transition;
+pub mod tunnel;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

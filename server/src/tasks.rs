@@ -4,6 +4,9 @@
 mod deadline;
 pub(crate) mod presence;
 pub(crate) mod revocation;
+mod tunnel;
+
+use std::sync::Arc;
 
 use crate::lifecycle::Shutdown;
 use crate::link::{Links, dispatch};
@@ -14,4 +17,8 @@ pub fn start(links: &Links, shutdown: &Shutdown) {
     shutdown.spawn_vital("deadline", deadline::run(links.clone(), shutdown.clone()));
     shutdown.spawn_vital("presence", presence::run(links.clone(), shutdown.clone()));
     shutdown.spawn_vital("revocation", revocation::run(links.clone(), shutdown.clone()));
+    if let Some(tunnels) = &links.0.tunnels {
+        shutdown.spawn_vital("tunnel lease", tunnel::lease(links.clone(), Arc::clone(tunnels), shutdown.clone()));
+        shutdown.spawn_vital("tunnel traffic", tunnel::traffic(links.clone(), Arc::clone(tunnels), shutdown.clone()));
+    }
 }

@@ -6,25 +6,34 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cloudlink_proto::link::message::goodbye::Code;
-use tokio::io::AsyncWriteExt;
+use cloudlink_proto::openvpn::sniff::SNIFF_BYTES_MAX;
+use cloudlink_proto::openvpn::{Sniffed, sniff};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::admission::identify;
 use super::limit::Pass;
+use super::request::Caller;
+use super::stream::Stream;
 use super::tls::{self, Purpose};
-use super::{Ending, Links, Shared, conn, opening, request};
+use super::{Ending, Links, Seat, Shared, conn, opening, request};
 use crate::lifecycle::Shutdown;
 use crate::metrics::Failure;
 use crate::store::link::link_close_node;
+use crate::tunnel;
+use crate::tunnel::opening::Arrival;
 
 /// How long to wait when the system refuses to accept: most often it has no open file left, and one has to be closed first.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// How much of the soft stop the tunnels' clients are sent away in: the last ones have to hear it, too.
+const TUNNELS_SHARE_OF_SOFT: f64 = 0.7;
+/// How long after its end a tunnel is up again, as a rule.
+const TUNNEL_BACK_WITHIN: Duration = Duration::from_secs(5);
 /// How long to wait for the database at the start.
 const DATABASE_RETRY: Duration = Duration::from_secs(1);
-/// The first byte of a TLS record that holds a ClientHello (RFC 8446, section 5.1: `handshake`).
-const TLS_HANDSHAKE: u8 = 0x16;
 /// What a browser or a script that speaks plain HTTP is told.
 const PLAIN_HTTP_ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\n\
     content-type: application/problem+json\r\n\
@@ -32,8 +41,9 @@ const PLAIN_HTTP_ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\n\
     connection: close\r\n\r\n\
     {\"type\":\"urn:cloudlink:problem:bad_request\",\"title\":\"Bad request\",\"status\":400,\"detail\":\"this port speaks TLS 1.3 and nothing else\"}";
 
-/// Serves the device port until the soft stop, then sends every device away, politely and spread over time.
-pub async fn run(links: Links, listener: TcpListener, shutdown: Shutdown) {
+/// Serves the device port until the soft stop, which may take as long as `soft`, then sends every device away, politely and
+/// spread over time.
+pub async fn run(links: Links, listener: TcpListener, soft: Duration, shutdown: Shutdown) {
     let Links(shared) = links;
     tokio::select! {
         () = shutdown.soft.cancelled() => return,
@@ -53,7 +63,7 @@ pub async fn run(links: Links, listener: TcpListener, shutdown: Shutdown) {
         }
     }
     drop(listener);
-    send_away(&shared);
+    send_away(&shared, soft);
     let hard = shutdown.hard.clone();
     shutdown.tasks.spawn(async move {
         // Links that end meanwhile are gone from the registry; the last of them ends this wait by the end of all tasks.
@@ -84,15 +94,30 @@ async fn close_earlier_life(shared: &Shared) {
     }
 }
 
-fn send_away(shared: &Shared) {
-    let handles = shared.registry.all();
+/// Links are told when to come back. Clients of tunnels come back at once when they are told, so each tunnel tells its own in
+/// its time, while this node still serves it; the agent inside one comes back when the tunnel is there again.
+fn send_away(shared: &Shared, soft: Duration) {
+    let mut handles = shared.registry.all();
+    // Both of a device have one place.
+    handles.sort_unstable_by_key(|handle| handle.key.device_id);
+    handles.dedup_by_key(|handle| handle.key.device_id);
     let spread = shared.link.reconnect_spread_seconds.duration();
+    let spread_tunnels = spread.min(soft.mul_f64(TUNNELS_SHARE_OF_SOFT));
     let count = u32::try_from(handles.len()).unwrap_or(u32::MAX).max(1);
     for (place, handle) in (0..).zip(&handles) {
-        let retry_after = spread / count * place;
-        handle.end(Ending::Polite { code: Code::ShuttingDown, message: "this node stops", retry_after });
+        let device = handle.key.device_id;
+        let away = |retry_after| Ending::Polite { code: Code::ShuttingDown, message: "this node stops", retry_after };
+        let Some(tunnel) = shared.registry.find_tunnel(device) else {
+            handle.end(away(spread / count * place));
+            continue;
+        };
+        let retry_after = spread_tunnels / count * place;
+        tunnel.end(away(retry_after));
+        if let Some(agent) = shared.registry.find(device).filter(|link| matches!(link.seat, Seat::Inside(_))) {
+            agent.end(away(retry_after + TUNNEL_BACK_WITHIN));
+        }
     }
-    tracing::info!(links = handles.len(), ?spread, "told the devices to come back later");
+    tracing::info!(devices = handles.len(), ?spread, "told the devices to come back later");
 }
 
 /// Decides by numbers alone whether a stranger is let in at all.
@@ -107,20 +132,61 @@ fn admit(shared: &Arc<Shared>, stream: TcpStream, remote: IpAddr, shutdown: &Shu
 /// room for what came before.
 async fn serve(shared: Arc<Shared>, stream: TcpStream, remote: IpAddr, pass: Pass, shutdown: Shutdown) {
     shared.metrics.connections_unauthenticated.inc();
-    let link = tokio::select! {
+    let established = tokio::select! {
         () = shutdown.soft.cancelled() => None,
-        link = establish(&shared, stream, remote, pass) => link,
+        established = establish(&shared, stream, remote, pass) => established,
     };
     shared.metrics.connections_unauthenticated.dec();
-    if let Some(link) = link {
-        shutdown.tasks.spawn(conn::run(link, shutdown.hard.clone()));
+    match established {
+        Some(Established::Link(link)) => {
+            shutdown.tasks.spawn(conn::run(link, shutdown.hard.clone()));
+        }
+        Some(Established::Tunnel(tunnel)) => {
+            shutdown.tasks.spawn(tunnel::life::run(shared, tunnel, shutdown.hard.clone()));
+        }
+        None => {}
     }
 }
 
-async fn establish(shared: &Arc<Shared>, stream: TcpStream, remote: IpAddr, pass: Pass) -> Option<conn::Link> {
-    let begun = Instant::now();
-    let deadline = begun + shared.device.handshake_timeout_seconds.duration();
-    let shaken = timeout_at(deadline, handshake(shared, stream)).await.unwrap_or(Err(Failure::Timeout));
+/// What a connection has become.
+enum Established {
+    Link(conn::Link),
+    Tunnel(tunnel::conn::Tunnel),
+}
+
+async fn establish(shared: &Arc<Shared>, mut stream: TcpStream, remote: IpAddr, pass: Pass) -> Option<Established> {
+    let accepted_at = Instant::now();
+    let deadline = accepted_at + shared.device.handshake_timeout_seconds.duration();
+    let spoken = timeout_at(deadline, listen(&mut stream)).await.unwrap_or(Err(Failure::Timeout));
+    match (spoken, &shared.tunnels) {
+        (Ok(Spoken::Tls), _) => {
+            establish_link(shared, stream, remote, pass, accepted_at, deadline).await.map(Established::Link)
+        }
+        (Ok(Spoken::OpenVpn(first)), Some(tunnels)) => {
+            let arrival = Arrival { stream, first, remote, accepted_at, pass };
+            Box::pin(tunnel::opening::open(shared, tunnels, arrival)).await.map(Established::Tunnel)
+        }
+        (Ok(Spoken::OpenVpn(_)), None) => {
+            shared.refuse(Failure::OpenvpnOff, remote);
+            None
+        }
+        (Err(failure), _) => {
+            shared.refuse(failure, remote);
+            None
+        }
+    }
+}
+
+async fn establish_link(
+    shared: &Arc<Shared>,
+    stream: TcpStream,
+    remote: IpAddr,
+    pass: Pass,
+    begun: Instant,
+    deadline: Instant,
+) -> Option<conn::Link> {
+    let shake = async { shake(shared, stream).await.map_err(|error| tls::failure(&error)) };
+    let shaken = timeout_at(deadline, shake).await.unwrap_or(Err(Failure::Timeout));
     let (purpose, stream) = match shaken {
         Ok(shaken) => shaken,
         Err(failure) => {
@@ -136,7 +202,12 @@ async fn establish(shared: &Arc<Shared>, stream: TcpStream, remote: IpAddr, pass
     shared.metrics.handshake_seconds.observe(begun.elapsed().as_secs_f64());
 
     let deadline = Instant::now() + shared.device.request_timeout_seconds.duration();
-    let upgraded = match timeout_at(deadline, request::serve(shared, stream, purpose, remote)).await {
+    let caller = match purpose {
+        Purpose::Link => Caller::Device(identify(stream.get_ref().1.peer_certificates(), &shared.trust_domain)),
+        Purpose::Enrollment => Caller::Stranger,
+    };
+    let serve = request::serve(shared, Stream::Tls(stream), caller, remote);
+    let upgraded = match timeout_at(deadline, serve).await {
         Ok(upgraded) => upgraded?,
         Err(_) => {
             shared.refuse(Failure::Timeout, remote);
@@ -148,22 +219,41 @@ async fn establish(shared: &Arc<Shared>, stream: TcpStream, remote: IpAddr, pass
     opening::open(shared, upgraded, remote).await
 }
 
-/// What the first byte says that the peer speaks. OpenVPN over TCP, which begins with the length of its first packet, gets
-/// its branch here.
-async fn handshake(shared: &Shared, mut stream: TcpStream) -> Result<(Purpose, TlsStream<TcpStream>), Failure> {
+/// What a peer speaks.
+enum Spoken {
+    Tls,
+    /// With the bytes that were taken to find out.
+    OpenVpn(Vec<u8>),
+}
+
+/// Finds out by the first bytes. Those of TLS are left where they are; OpenVPN needs up to three, which are taken: a look that
+/// takes nothing cannot wait for more.
+async fn listen(stream: &mut TcpStream) -> Result<Spoken, Failure> {
     stream.set_nodelay(true).map_err(|_| Failure::Closed)?;
-    let mut first = [0; 1];
-    match stream.peek(&mut first).await {
-        Ok(0) | Err(_) => Err(Failure::Closed),
-        Ok(_) if first[0] == TLS_HANDSHAKE => shake(shared, stream).await.map_err(|error| tls::failure(&error)),
-        Ok(_) => {
-            if first[0].is_ascii_uppercase() {
-                // Nothing is lost if it does not arrive.
-                let _ = stream.write_all(PLAIN_HTTP_ANSWER).await;
-                let _ = stream.shutdown().await;
+    let mut first = [0; SNIFF_BYTES_MAX];
+    if !matches!(stream.peek(&mut first[..1]).await, Ok(1)) {
+        return Err(Failure::Closed);
+    }
+    let mut heard = 1;
+    let mut taken = 0;
+    loop {
+        match sniff(&first[..heard]) {
+            Sniffed::Tls => return Ok(Spoken::Tls),
+            Sniffed::OpenVpn => return Ok(Spoken::OpenVpn(first[..heard].to_vec())),
+            Sniffed::Junk => {
+                if taken == 0 && first[0].is_ascii_uppercase() {
+                    // Nothing is lost if it does not arrive.
+                    let _ = stream.write_all(PLAIN_HTTP_ANSWER).await;
+                    let _ = stream.shutdown().await;
+                }
+                return Err(Failure::Tls);
             }
-            Err(Failure::Tls)
+            Sniffed::NeedMore => match stream.read(&mut first[taken..]).await {
+                Ok(0) | Err(_) => return Err(Failure::Closed),
+                Ok(bytes) => taken += bytes,
+            },
         }
+        heard = heard.max(taken);
     }
 }
 

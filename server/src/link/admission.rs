@@ -13,7 +13,6 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::problem::Problem;
-use crate::batch::Unanswered;
 use crate::clock;
 use crate::metrics::Failure;
 use crate::store::certificate::Standing;
@@ -29,7 +28,7 @@ pub(crate) struct Identified {
 }
 
 /// Reads who the peer is from its certificates.
-pub(super) fn identify(
+pub(crate) fn identify(
     chain: Option<&[CertificateDer<'_>]>,
     trust_domain: &TrustDomain,
 ) -> Result<Identified, Problem> {
@@ -62,7 +61,7 @@ fn check_validity(certificate: &DeviceCertificate, now: OffsetDateTime) -> Resul
 }
 
 /// Asks the database whether the device may open a link.
-pub(super) async fn admit(shared: &Shared, peer: &Identified) -> Result<(), Problem> {
+pub(crate) async fn admit(shared: &Shared, peer: &Identified) -> Result<(), Problem> {
     if !shared.registry.has_room() {
         let detail = "this node serves as many links as it may";
         return Err(Problem::new(
@@ -74,10 +73,7 @@ pub(super) async fn admit(shared: &Shared, peer: &Identified) -> Result<(), Prob
         )
         .with_retry_after(shared.reconnect_spread_seconds()));
     }
-    let known = shared.standings.ask(peer.serial.to_vec()).await.map_err(|unanswered| match unanswered {
-        Unanswered::Unavailable => Problem::unavailable(),
-        Unanswered::Fault => Problem::internal(),
-    })?;
+    let known = shared.standings.ask(peer.serial.to_vec()).await.map_err(Problem::from)?;
     let Some(known) = known.filter(|known| known.device_id == peer.device_id && known.tenant_id == peer.tenant_id)
     else {
         let detail = "the fleet's authority signed this certificate, but the server has no record of it";

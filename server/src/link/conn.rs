@@ -20,18 +20,17 @@ use cloudlink_proto::link::{
 };
 use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_util::sync::CancellationToken;
 
+use super::Shared;
 use super::admission::Identified;
-use super::registry::{Ending, Handle, Order};
+use super::registry::{Ending, Handle, Order, Seat};
 use super::renew::{self, Renewed};
-use super::{Shared, TRANSPORT};
+use super::stream::Stream;
 use crate::batch::Unanswered;
 use crate::bus::Hint;
 use crate::model::command::State;
@@ -40,7 +39,7 @@ use crate::store::link::{ClosedLink, Ended, link_prove_boot_in_txn};
 use crate::store::transition::{Applied, Outcome, Source, Transition};
 use crate::store::{StoreError, Visibility};
 
-pub(super) type Socket = WebSocketStream<TlsStream<TcpStream>>;
+pub(super) type Socket = WebSocketStream<Stream>;
 
 /// Reports of one device that wait to be stored. A device that has more is sent away, and says them again later.
 const WORK_MAX: usize = 64;
@@ -61,7 +60,7 @@ const OVERLOAD_RETRY: Duration = Duration::from_secs(15);
 
 /// A live link. Everything large is in a box: there are tens of thousands of these, and most are idle.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(crate) struct Link {
     shared: Arc<Shared>,
     socket: Box<Socket>,
     session: Box<Session<Server>>,
@@ -77,6 +76,7 @@ pub(super) struct Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.shared.registry.leave(&self.handle);
+        self.finished();
     }
 }
 
@@ -134,9 +134,8 @@ impl Link {
 }
 
 /// Serves a link until its end.
-pub(super) async fn run(mut link: Link, hard: CancellationToken) {
-    link.shared.metrics.links_live.with_label_values(&[TRANSPORT]).inc();
-    link.shared.metrics.links_opened.with_label_values(&[TRANSPORT]).inc();
+pub(crate) async fn run(mut link: Link, hard: CancellationToken) {
+    link.shared.metrics.link_opened(link.handle.tunnel_id().is_some());
     tracing::debug!(device = %link.handle.key.device_id, epoch = link.handle.key.epoch, "a link is live");
     let doing = link.drive().await;
     Box::pin(link.finish(doing, hard)).await;
@@ -384,8 +383,7 @@ impl Link {
         self.shared.registry.leave(&self.handle);
         let reason = self.close_reason();
         let metrics = &self.shared.metrics;
-        metrics.links_live.with_label_values(&[TRANSPORT]).dec();
-        metrics.links_closed.with_label_values(&[TRANSPORT, reason]).inc();
+        metrics.link_closed(self.handle.tunnel_id().is_some(), reason);
         metrics.link_messages_unknown.inc_by(self.session.unknown_messages().into());
         tracing::debug!(device = %self.handle.key.device_id, epoch = self.handle.key.epoch, reason, "a link has ended");
 
@@ -399,11 +397,19 @@ impl Link {
                 let _ = timeout(FINISH_WITHIN, self.finish_work(doing)).await;
                 close_row(&shared, link).await;
             }
+            self.finished();
             say_goodbye(&mut self.socket, &mut self.session).await;
         };
         tokio::select! {
             () = hard.cancelled() => {}
             () = stored => {}
+        }
+    }
+
+    /// The tunnel that carried the link may write its own end.
+    fn finished(&self) {
+        if let Seat::Inside(seat) = &self.handle.seat {
+            seat.finished.cancel();
         }
     }
 

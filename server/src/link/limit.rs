@@ -50,7 +50,7 @@ struct Address {
 
 /// Whom connections are counted for: an IPv4 address, or an IPv6 /64, of which one customer has at least one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Source {
+pub(crate) enum Source {
     V4(Ipv4Addr),
     V6([u8; 8]),
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use cloudlink_proto::ids::DeviceId;
+use cloudlink_proto::ids::{DeviceId, TunnelId};
 use cloudlink_proto::link::message::Hello;
 use cloudlink_proto::link::message::goodbye::Code;
 use cloudlink_proto::link::{Admission, FromDevice, MESSAGE_BYTES_MAX, Session};
@@ -14,17 +14,18 @@ use serde_json::json;
 use tokio::time::{Instant, timeout_at};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_util::sync::CancellationToken;
 
 use super::admission::Identified;
 use super::conn::{self, Link, Socket};
-use super::registry::{Ending, Seat};
+use super::registry::{Ending, InsideSeat, Seat};
 use super::request::Upgraded;
 use super::{Shared, TRANSPORT};
 use crate::batch::Unanswered;
-use crate::clock;
 use crate::metrics::Failure;
 use crate::store::dispatch::LinkKey;
 use crate::store::link::{NewLink, OpenedLink, link_suspect_clone};
+use crate::{clock, tunnel};
 
 /// What a WebSocket takes from TLS at once. A link is idle most of its life, and keeps this much all the time; a message
 /// that is longer gets the room that it needs.
@@ -37,8 +38,8 @@ const SUSPECT_EVERY: Duration = Duration::from_secs(600);
 const SUSPECTS_MAX: usize = 10_000;
 
 /// Opens a link on a WebSocket. `None`: it came to nothing, and is closed.
-pub(super) async fn open(shared: &Arc<Shared>, upgraded: Upgraded, remote: IpAddr) -> Option<Link> {
-    let Upgraded { stream, read_ahead, peer } = upgraded;
+pub(crate) async fn open(shared: &Arc<Shared>, upgraded: Upgraded, remote: IpAddr) -> Option<Link> {
+    let Upgraded { stream, tunnel_id, read_ahead, peer } = upgraded;
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(0)
@@ -49,7 +50,7 @@ pub(super) async fn open(shared: &Arc<Shared>, upgraded: Upgraded, remote: IpAdd
     let mut socket = Box::new(socket);
     let mut session = Box::new(Session::server(Instant::now().into_std(), &shared.timing()));
     let opened = match hello(shared, &mut socket, &mut session).await {
-        Some(hello) => welcome(shared, &mut session, &peer, hello, remote).await,
+        Some(hello) => welcome(shared, &mut session, &peer, tunnel_id, hello, remote).await,
         None => None,
     };
     if let Some(Welcomed { handle, boot_id, hostname, opened }) = opened {
@@ -100,6 +101,7 @@ async fn welcome(
     shared: &Shared,
     session: &mut Session<cloudlink_proto::link::Server>,
     peer: &Identified,
+    tunnel_id: Option<TunnelId>,
     hello: Hello,
     remote: IpAddr,
 ) -> Option<Welcomed> {
@@ -109,12 +111,12 @@ async fn welcome(
     let device_ms = i64::try_from(hello.clock_unix_ms).unwrap_or(i64::MAX);
     let link = NewLink {
         device_id: peer.device_id,
-        tunnel_id: None,
+        tunnel_id,
         has_agent: true,
         tunnel: None,
         certificate_serial: HEXLOWER.encode(&peer.serial),
         node: shared.node.clone(),
-        transport: TRANSPORT,
+        transport: if tunnel_id.is_some() { tunnel::opening::TRANSPORT } else { TRANSPORT },
         remote_address: remote,
         boot_id: boot_id.clone(),
         agent: storable(hello.agent),
@@ -127,7 +129,11 @@ async fn welcome(
     let opened = match shared.hellos.ask(link).await {
         Ok(Some(opened)) => opened,
         Ok(None) => {
-            let Ending::Polite { code, message, .. } = Ending::REVOKED else { return None };
+            // Inside a tunnel it may be the tunnel that is not the newest any more.
+            let carrier = tunnel_id.map(|_| shared.registry.find_tunnel(peer.device_id).and_then(|it| it.tunnel_id()));
+            let is_carried = carrier.is_none_or(|carrier| carrier == tunnel_id);
+            let ending = if is_carried { Ending::REVOKED } else { Ending::REPLACED };
+            let Ending::Polite { code, message, .. } = ending else { return None };
             session.goodbye(Instant::now().into_std(), code, message, Duration::ZERO);
             return None;
         }
@@ -142,7 +148,7 @@ async fn welcome(
     };
     let now = Instant::now();
     let key = LinkKey { device_id: peer.device_id, epoch: opened.epoch };
-    let handle = shared.registry.enter(key, peer.serial.clone(), Seat::Direct, now);
+    let handle = shared.registry.enter(key, peer.serial.clone(), seat(tunnel_id), now);
     let admission = Admission {
         device_id: peer.device_id,
         tenant_id: peer.tenant_id,
@@ -155,6 +161,12 @@ async fn welcome(
         tracing::debug!(device = %peer.device_id, %error, "a device could not be welcomed in time");
     }
     Some(Welcomed { handle, boot_id, hostname, opened })
+}
+
+fn seat(tunnel_id: Option<TunnelId>) -> Seat {
+    tunnel_id.map_or(Seat::Direct, |tunnel_id| {
+        Seat::Inside(Box::new(InsideSeat { tunnel_id, finished: CancellationToken::new() }))
+    })
 }
 
 /// Text of a device, as Postgres can store it: without NUL.

@@ -5,14 +5,15 @@ use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTE
 use http::{Response, StatusCode};
 use http_body_util::Full;
 
+use crate::batch::Unanswered;
 use crate::metrics::Failure;
 
 /// An answer on the device port.
-pub(super) type Answer = Response<Full<Bytes>>;
+pub(crate) type Answer = Response<Full<Bytes>>;
 
 /// Something a device may be told.
 #[derive(Clone, Debug)]
-pub(super) struct Problem {
+pub(crate) struct Problem {
     /// After `urn:cloudlink:problem:`.
     kind: &'static str,
     status: StatusCode,
@@ -23,14 +24,14 @@ pub(super) struct Problem {
     /// A header that the status calls for.
     header: Option<(HeaderName, &'static str)>,
     /// How it is counted.
-    pub(super) failure: Failure,
+    pub(crate) failure: Failure,
 }
 
 /// How long a device waits when the database is away.
 const UNAVAILABLE_RETRY_SECONDS: u32 = 5;
 
 impl Problem {
-    pub(super) fn new(
+    pub(crate) fn new(
         kind: &'static str,
         status: StatusCode,
         title: &'static str,
@@ -40,15 +41,15 @@ impl Problem {
         Self { kind, status, title, detail: detail.into(), retry_after_seconds: None, header: None, failure }
     }
 
-    pub(super) fn bad_request(detail: impl Into<String>) -> Self {
+    pub(crate) fn bad_request(detail: impl Into<String>) -> Self {
         Self::new("bad_request", StatusCode::BAD_REQUEST, "Bad request", detail, Failure::Http)
     }
 
-    pub(super) fn not_found(detail: &'static str) -> Self {
+    pub(crate) fn not_found(detail: &'static str) -> Self {
         Self::new("not_found", StatusCode::NOT_FOUND, "Not found", detail, Failure::Http)
     }
 
-    pub(super) fn method_not_allowed(allowed: &'static str) -> Self {
+    pub(crate) fn method_not_allowed(allowed: &'static str) -> Self {
         let detail = format!("only {allowed} is allowed here");
         let problem = Self::new(
             "method_not_allowed",
@@ -60,34 +61,49 @@ impl Problem {
         problem.with_header(http::header::ALLOW, allowed)
     }
 
-    pub(super) fn unavailable() -> Self {
+    pub(crate) fn unavailable() -> Self {
         let detail = "the database cannot be reached, so nobody can be admitted; try again";
         Self::new("unavailable", StatusCode::SERVICE_UNAVAILABLE, "Unavailable", detail, Failure::Unavailable)
             .with_retry_after(UNAVAILABLE_RETRY_SECONDS)
     }
 
-    pub(super) fn too_many_requests(detail: &'static str, retry_after_seconds: u32) -> Self {
+    /// A device that was revoked after it was admitted.
+    pub(crate) fn revoked() -> Self {
+        let detail = "the device or its certificate was revoked";
+        Self::new("device_revoked", StatusCode::FORBIDDEN, "Device revoked", detail, Failure::Revoked)
+    }
+
+    pub(crate) fn too_many_requests(detail: &'static str, retry_after_seconds: u32) -> Self {
         Self::new("too_many_requests", StatusCode::TOO_MANY_REQUESTS, "Too many requests", detail, Failure::Overload)
             .with_retry_after(retry_after_seconds)
     }
 
-    pub(super) fn internal() -> Self {
+    pub(crate) fn internal() -> Self {
         let detail = "the server failed; its log says why";
         Self::new("internal", StatusCode::INTERNAL_SERVER_ERROR, "Internal error", detail, Failure::Unavailable)
     }
 
-    pub(super) fn with_retry_after(mut self, seconds: u32) -> Self {
+    pub(crate) fn with_retry_after(mut self, seconds: u32) -> Self {
         self.retry_after_seconds = Some(seconds);
         self
     }
 
-    pub(super) fn with_header(mut self, name: HeaderName, value: &'static str) -> Self {
+    pub(crate) fn with_header(mut self, name: HeaderName, value: &'static str) -> Self {
         self.header = Some((name, value));
         self
     }
 
+    /// In words for people.
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    pub(crate) const fn retry_after_seconds(&self) -> Option<u32> {
+        self.retry_after_seconds
+    }
+
     /// Whoever got an error dials again.
-    pub(super) fn answer(&self) -> Answer {
+    pub(crate) fn answer(&self) -> Answer {
         let body = serde_json::json!({
             "type": format!("urn:cloudlink:problem:{}", self.kind),
             "title": self.title,
@@ -106,5 +122,14 @@ impl Problem {
             headers.insert(name, HeaderValue::from_static(value));
         }
         answer
+    }
+}
+
+impl From<Unanswered> for Problem {
+    fn from(unanswered: Unanswered) -> Self {
+        match unanswered {
+            Unanswered::Unavailable => Self::unavailable(),
+            Unanswered::Fault => Self::internal(),
+        }
     }
 }

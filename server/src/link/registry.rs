@@ -5,6 +5,7 @@
 //! everything that was there; a link inside the tunnel ends only an older one, and ends with its tunnel.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -66,6 +67,8 @@ pub(crate) enum Seat {
 #[derive(Debug)]
 pub(crate) struct TunnelSeat {
     pub(crate) tunnel_id: TunnelId,
+    /// Where the client dials from.
+    pub(crate) remote: IpAddr,
     pub(crate) identity: Identified,
 }
 
@@ -405,7 +408,8 @@ mod tests {
             serial: Box::default(),
             expires_at: Instant::now(),
         };
-        let seat = Seat::Tunnel(Box::new(TunnelSeat { tunnel_id: tunnel_id(id), identity }));
+        let seat =
+            Seat::Tunnel(Box::new(TunnelSeat { tunnel_id: tunnel_id(id), remote: [192, 0, 2, 1].into(), identity }));
         registry.enter(key, Box::default(), seat, Instant::now())
     }
 

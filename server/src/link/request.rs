@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use cloudlink_proto::ids::TunnelId;
 use cloudlink_proto::link::{ENROLL_PATH, LINK_PATH, SUBPROTOCOL};
 use http::header::{
     CONNECTION, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
@@ -18,14 +19,12 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::admission::{Identified, admit, identify};
+use super::admission::{Identified, admit};
 use super::problem::{Answer, Problem};
-use super::tls::Purpose;
+use super::stream::Stream;
 use super::{Shared, enroll};
 use crate::metrics::Failure;
 
@@ -38,25 +37,34 @@ const GOODBYE_WITHIN: Duration = Duration::from_secs(1);
 /// Length of a `Sec-WebSocket-Key`: 16 bytes in base64 (RFC 6455, section 4.1).
 const KEY_CHARS: usize = 24;
 
+/// Who makes a request, as far as the connection tells.
+#[derive(Debug)]
+pub(crate) enum Caller {
+    /// Whoever has no certificate, and a token perhaps.
+    Stranger,
+    /// Somebody with a certificate, or without one.
+    Device(Result<Identified, Problem>),
+    /// The device at the other end of a tunnel, which was admitted with it.
+    Tunnel { tunnel_id: TunnelId, peer: Identified },
+}
+
 /// A connection that is a WebSocket now, of a peer that may link.
 #[derive(Debug)]
-pub(super) struct Upgraded {
-    pub(super) stream: TlsStream<TcpStream>,
+pub(crate) struct Upgraded {
+    pub(super) stream: Stream,
+    /// The tunnel that it is inside of.
+    pub(super) tunnel_id: Option<TunnelId>,
     /// What the peer sent right after its request.
     pub(super) read_ahead: Bytes,
     pub(super) peer: Identified,
 }
 
 /// Answers the request. `None`: there is no link, and the connection is closed.
-pub(super) async fn serve(
-    shared: &Arc<Shared>,
-    stream: TlsStream<TcpStream>,
-    purpose: Purpose,
-    remote: IpAddr,
-) -> Option<Upgraded> {
-    let peer = match purpose {
-        Purpose::Link => Some(identify(stream.get_ref().1.peer_certificates(), &shared.trust_domain)),
-        Purpose::Enrollment => None,
+pub(crate) async fn serve(shared: &Arc<Shared>, stream: Stream, caller: Caller, remote: IpAddr) -> Option<Upgraded> {
+    let (peer, tunnel_id) = match caller {
+        Caller::Stranger => (None, None),
+        Caller::Device(peer) => (Some(peer), None),
+        Caller::Tunnel { tunnel_id, peer } => (Some(Ok(peer)), Some(tunnel_id)),
     };
     let admitted = Mutex::new(None);
     let service = service_fn(|request| {
@@ -64,7 +72,7 @@ pub(super) async fn serve(
         Box::pin(async move {
             let answer = match peer {
                 None => enroll::answer(&shared, request, remote).await,
-                Some(peer) => link(&shared, &request, peer).await.map(|(peer, answer)| {
+                Some(peer) => link(&shared, &request, peer, tunnel_id).await.map(|(peer, answer)| {
                     *admitted.lock().unwrap_or_else(PoisonError::into_inner) = Some(peer);
                     answer
                 }),
@@ -102,7 +110,7 @@ pub(super) async fn serve(
     let (mut stream, read_ahead) = (parts.io.into_inner(), parts.read_buf);
     let peer = admitted.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(peer) = peer {
-        return Some(Upgraded { stream, read_ahead, peer });
+        return Some(Upgraded { stream, tunnel_id, read_ahead, peer });
     }
     // The peer may be gone already.
     let _ = timeout(GOODBYE_WITHIN, stream.shutdown()).await;
@@ -114,6 +122,7 @@ async fn link(
     shared: &Shared,
     request: &Request<Incoming>,
     peer: Result<Identified, Problem>,
+    tunnel_id: Option<TunnelId>,
 ) -> Result<(Identified, Answer), Problem> {
     match (request.uri().path(), request.method()) {
         (LINK_PATH, &Method::GET) => {}
@@ -123,7 +132,10 @@ async fn link(
     }
     let answer = upgrade(request.headers())?;
     let peer = peer?;
-    admit(shared, &peer).await?;
+    // With its tunnel the device was admitted, and has a place.
+    if tunnel_id.is_none() {
+        admit(shared, &peer).await?;
+    }
     Ok((peer, answer))
 }
 

@@ -36,7 +36,7 @@ impl Statement for Standings {
 
 /// A device said hello: which epoch does its link get? None if it may not link any more.
 #[derive(Debug)]
-pub(super) struct Hellos;
+pub(crate) struct Hellos;
 
 impl Statement for Hellos {
     type Question = NewLink;

@@ -113,11 +113,12 @@ impl Port {
             metrics: Arc::clone(&metrics),
             authority: Arc::clone(&authority),
             tls,
+            tunnels: None,
         });
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         tasks::start(&links, &shutdown);
-        shutdown.tasks.spawn(accept::run(links.clone(), listener, shutdown.clone()));
+        shutdown.tasks.spawn(accept::run(links.clone(), listener, Duration::from_secs(20), shutdown.clone()));
         let database = PgPoolOptions::new().max_connections(3).connect_with(database).await.unwrap();
         Self { address, links, bus, metrics, authority, shutdown, database }
     }

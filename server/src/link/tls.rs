@@ -123,14 +123,17 @@ impl fmt::Debug for Keys {
 }
 
 /// Why a handshake failed, in a bounded number of words.
+pub(super) fn failure(error: &io::Error) -> Failure {
+    let error = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    error.map_or(Failure::Closed, failure_of)
+}
+
+/// The same, from what TLS itself says.
 #[expect(
     clippy::wildcard_enum_match_arm,
     reason = "what is not named here is a broken handshake, in a newer rustls as well"
 )]
-pub(super) fn failure(error: &io::Error) -> Failure {
-    let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
-        return Failure::Closed;
-    };
+pub(crate) fn failure_of(error: &rustls::Error) -> Failure {
     match error {
         rustls::Error::NoCertificatesPresented => Failure::CertificateMissing,
         rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure) => Failure::Tls,

@@ -1,0 +1,200 @@
+//! Tunnels: which part of the address pool a node gives out, which address each device has in it, and what went through. A
+//! tunnel's row is made by [`link_open`](super::link::link_open), as it is its device's link.
+
+use std::time::Duration;
+
+use cloudlink_proto::ids::{DeviceId, TunnelId};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::StoreError;
+
+/// How long an address is kept for a device that asked for it a moment ago, and whose tunnel may not be up yet.
+const OPENING_WITHIN: Duration = Duration::from_secs(120);
+
+/// Leases a node the slice that it had before, or one that nobody has, or else the one whose lease ended first. `None`: all of
+/// them are leased to other nodes.
+pub async fn slice_lease_in_txn(
+    connection: &mut PgConnection,
+    node: &str,
+    slices: u32,
+    lease: Duration,
+) -> Result<Option<u32>, StoreError> {
+    // Two nodes that start at once must not find the same one.
+    sqlx::query!("lock table tunnel_slices in share row exclusive mode").execute(&mut *connection).await?;
+    // A slice beyond the end of a pool that was made smaller is nobody's.
+    let slices = i32::try_from(slices).unwrap_or(i32::MAX);
+    sqlx::query!("delete from tunnel_slices where slice >= $1", slices).execute(&mut *connection).await?;
+    let slice = sqlx::query_scalar!(
+        r#"with choice as (
+               select slice, 0 as place from tunnel_slices where node = $1
+               union all
+               (select n, 1 from generate_series(0, $2::integer - 1) n
+                 where not exists (select from tunnel_slices s where s.slice = n) order by n limit 1)
+               union all
+               (select slice, 2 from tunnel_slices where leased_until < clock_timestamp() order by leased_until limit 1)
+               order by place limit 1
+           ),
+           left_by as (
+               delete from tunnel_slices s using choice c where s.slice = c.slice and s.node <> $1
+           )
+           select slice as "slice!" from choice"#,
+        node,
+        slices,
+    )
+    .fetch_optional(&mut *connection)
+    .await?;
+    let Some(slice) = slice else { return Ok(None) };
+    sqlx::query!(
+        "insert into tunnel_slices (slice, node, leased_until)
+         values ($1, $2, clock_timestamp() + make_interval(secs => $3))
+             on conflict (slice) do update set leased_until = excluded.leased_until",
+        slice,
+        node,
+        lease.as_secs_f64(),
+    )
+    .execute(connection)
+    .await?;
+    Ok(Some(slice.unsigned_abs()))
+}
+
+/// Renews a lease. False: another node has the slice by now.
+pub async fn slice_renew(
+    connection: &mut PgConnection,
+    node: &str,
+    slice: u32,
+    lease: Duration,
+) -> Result<bool, StoreError> {
+    let renewed = sqlx::query!(
+        "update tunnel_slices set leased_until = clock_timestamp() + make_interval(secs => $3)
+          where node = $1 and slice = $2",
+        node,
+        slice.cast_signed(),
+        lease.as_secs_f64(),
+    )
+    .execute(connection)
+    .await?;
+    Ok(renewed.rows_affected() > 0)
+}
+
+/// A device's place in a slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceAddress {
+    pub device_id: DeviceId,
+    pub host: u32,
+}
+
+/// Gives each of the devices its address in the slice: the one that it had; else one that nobody had; else the one that was
+/// used least recently, of a device that has no tunnel. A device for which there is none is missing from the answer.
+///
+/// Only the node that leases the slice may ask, and one question at a time.
+pub async fn address_lease(
+    connection: &mut PgConnection,
+    slice: u32,
+    hosts_max: u32,
+    devices: &[DeviceId],
+) -> Result<Vec<DeviceAddress>, StoreError> {
+    let devices: Vec<Uuid> = devices.iter().map(|device| device.as_uuid()).collect();
+    let rows = sqlx::query!(
+        r#"with known as (
+               update tunnel_addresses a set used_at = clock_timestamp()
+                where a.slice = $1 and a.device_id = any($3)
+               returning a.device_id, a.host
+           ),
+           missing as materialized (
+               select d.id, row_number() over (order by d.id) as place
+                 from (select distinct unnest($3::uuid[]) as id) d
+                where not exists (select from tunnel_addresses a where a.slice = $1 and a.device_id = d.id)
+           ),
+           fresh as (
+               select n as host, row_number() over (order by n) as place
+                 from (select coalesce(max(host), 1) as last from tunnel_addresses where slice = $1) l
+                cross join generate_series(l.last + 1, least($2, l.last + (select count(*)::integer from missing))) n
+           ),
+           given as (
+               insert into tunnel_addresses (slice, host, device_id)
+               select $1, f.host, m.id from missing m join fresh f on f.place = m.place order by f.host
+               returning device_id, host
+           ),
+           without as materialized (
+               select m.id, row_number() over (order by m.place) as place
+                 from missing m where m.place > (select count(*) from fresh)
+           ),
+           oldest as materialized (
+               select a.host, row_number() over (order by a.used_at, a.host) as place
+                 from tunnel_addresses a
+                where a.slice = $1 and a.used_at < clock_timestamp() - make_interval(secs => $4)
+                  and (select count(*) from without) > 0
+                  and a.device_id <> all ($3)
+                  and not exists (select from links l
+                                   where l.device_id = a.device_id and l.tunnel_id is not null and l.closed_at is null)
+                order by a.used_at, a.host
+                limit (select count(*) from without)
+           ),
+           taken as (
+               update tunnel_addresses a set device_id = w.id, used_at = clock_timestamp()
+                 from without w join oldest o on o.place = w.place
+                where a.slice = $1 and a.host = o.host
+               returning a.device_id, a.host
+           )
+           select device_id as "device_id!", host as "host!" from known
+           union all select device_id, host from given
+           union all select device_id, host from taken"#,
+        slice.cast_signed(),
+        i32::try_from(hosts_max).unwrap_or(i32::MAX),
+        &devices,
+        OPENING_WITHIN.as_secs_f64(),
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| DeviceAddress { device_id: DeviceId::from_uuid(row.device_id), host: row.host.unsigned_abs() })
+        .collect())
+}
+
+/// What went through a tunnel since it came up.
+#[derive(Clone, Copy, Debug)]
+pub struct TunnelTraffic {
+    pub tunnel_id: TunnelId,
+    pub device_id: DeviceId,
+    pub packets_in: u64,
+    pub packets_out: u64,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    pub dropped: u64,
+}
+
+/// Writes what went through tunnels. At most one row a device. Losing it costs nothing: the next one says it again.
+pub async fn tunnel_count(connection: &mut PgConnection, tunnels: &[TunnelTraffic]) -> Result<(), StoreError> {
+    let devices: Vec<Uuid> = tunnels.iter().map(|tunnel| tunnel.device_id.as_uuid()).collect();
+    let ids: Vec<Uuid> = tunnels.iter().map(|tunnel| tunnel.tunnel_id.as_uuid()).collect();
+    let column = |value: fn(&TunnelTraffic) -> u64| -> Vec<i64> {
+        tunnels.iter().map(|tunnel| i64::try_from(value(tunnel)).unwrap_or(i64::MAX)).collect()
+    };
+    sqlx::query!(
+        r#"with counted as materialized (
+               select t.device_id, c.packets_in, c.packets_out, c.bytes_in, c.bytes_out, c.dropped
+                 from unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[])
+                      as c(device_id, id, packets_in, packets_out, bytes_in, bytes_out, dropped)
+                 join tunnels t on t.device_id = c.device_id and t.id = c.id
+                where set_config('synchronous_commit', 'off', true) is not null
+                order by t.device_id
+                  for update of t skip locked
+           )
+           update tunnels t
+              set packets_in = c.packets_in, packets_out = c.packets_out, bytes_in = c.bytes_in, bytes_out = c.bytes_out,
+                  dropped = c.dropped
+             from counted c where t.device_id = c.device_id"#,
+        &devices,
+        &ids,
+        &column(|tunnel| tunnel.packets_in),
+        &column(|tunnel| tunnel.packets_out),
+        &column(|tunnel| tunnel.bytes_in),
+        &column(|tunnel| tunnel.bytes_out),
+        &column(|tunnel| tunnel.dropped),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}

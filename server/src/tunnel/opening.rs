@@ -1,0 +1,248 @@
+//! From a connection that speaks OpenVPN to a live tunnel: its turn, the handshake, who it is, its address, the epoch.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cloudlink_proto::ids::TunnelId;
+use cloudlink_proto::openvpn::{Admission, AdmissionV6, Authenticated, Farewell};
+use data_encoding::HEXLOWER;
+use http::StatusCode;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout_at};
+use uuid::Uuid;
+
+use super::Tunnels;
+use super::conn::Tunnel;
+use super::handshake::Handshake;
+use super::slice::{Addresses, IPV6_PREFIX};
+use super::wrapping;
+use crate::link::admission::{Identified, admit, identify};
+use crate::link::limit::Pass;
+use crate::link::problem::Problem;
+use crate::link::{Seat, Shared, TunnelSeat};
+use crate::metrics::Failure;
+use crate::store::dispatch::LinkKey;
+use crate::store::link::{NewLink, NewTunnel};
+
+/// `links.transport` and the metrics' label.
+pub(crate) const TRANSPORT: &str = "openvpn";
+/// How long a stock client waits for the end of its handshake (`--hand-window`), less what its packets take on their way.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(57);
+/// When a client comes back that was refused, if it can be told: a person has to do something first.
+const BACKOFF: Duration = Duration::from_secs(300);
+/// When one comes back for which no address is left.
+const NO_ADDRESS_BACKOFF_SECONDS: u32 = 60;
+/// Characters of a claim of the client that are kept.
+const CLAIM_CHARS_MAX: usize = 64;
+
+/// A connection that has said that it speaks OpenVPN.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    pub(crate) stream: TcpStream,
+    /// The bytes that said so.
+    pub(crate) first: Vec<u8>,
+    pub(crate) remote: IpAddr,
+    pub(crate) accepted_at: Instant,
+    /// Its place among strangers.
+    pub(crate) pass: Pass,
+}
+
+/// Opens a tunnel. `None`: it came to nothing, and is closed.
+pub(crate) async fn open(shared: &Arc<Shared>, tunnels: &Arc<Tunnels>, arrival: Arrival) -> Option<Tunnel> {
+    let (remote, deadline) = (arrival.remote, arrival.accepted_at + CLIENT_PATIENCE);
+    let opened = timeout_at(deadline, establish(shared, tunnels, arrival)).await.unwrap_or(Err(Failure::Timeout));
+    match opened {
+        Ok(tunnel) => {
+            tunnels.refused.forgive(remote);
+            Some(tunnel)
+        }
+        Err(failure) => {
+            if is_refusal(failure) {
+                tunnels.refused.note(remote, Instant::now());
+            }
+            shared.refuse(failure, remote);
+            None
+        }
+    }
+}
+
+/// Whether the client will fail the next time, too.
+fn is_refusal(failure: Failure) -> bool {
+    match failure {
+        Failure::Tls
+        | Failure::CertificateMissing
+        | Failure::CertificateInvalid
+        | Failure::Revoked
+        | Failure::Unknown
+        | Failure::Wrapping
+        | Failure::Protocol => true,
+        Failure::Overload
+        | Failure::Timeout
+        | Failure::Http
+        | Failure::Token
+        | Failure::Csr
+        | Failure::Unavailable
+        | Failure::OpenvpnOff
+        | Failure::Closed => false,
+    }
+}
+
+async fn establish(shared: &Arc<Shared>, tunnels: &Arc<Tunnels>, arrival: Arrival) -> Result<Tunnel, Failure> {
+    let Arrival { stream, first, remote, accepted_at: _, pass } = arrival;
+    sleep(tunnels.refused.delay(remote, Instant::now())).await;
+    let within = shared.device.handshake_timeout_seconds.duration() + shared.device.request_timeout_seconds.duration();
+    let config = Arc::clone(&tunnels.server);
+    let mut handshake = Handshake::begin(stream, first, config, &tunnels.turns, within).await;
+    let begun = Instant::now();
+    let client = handshake.authenticate().await?;
+    shared.metrics.handshakes.with_label_values(&[TRANSPORT]).inc();
+    shared.metrics.handshake_seconds.observe(begun.elapsed().as_secs_f64());
+
+    let opened = take_in(shared, tunnels, &mut handshake, &client, pass, remote).await;
+    match opened {
+        Ok(opened) => {
+            let (stream, session) = handshake.into_parts();
+            live(shared, tunnels, opened, remote, move |port, handle, expires_at| Tunnel {
+                session,
+                stream,
+                port,
+                handle,
+                expires_at,
+            })
+        }
+        Err(Refusal::Failed(failure)) => Err(failure),
+        Err(Refusal::Told(problem)) => {
+            handshake.send_away(&farewell(&problem)).await;
+            Err(problem.failure)
+        }
+    }
+}
+
+enum Refusal {
+    /// The handshake came to nothing.
+    Failed(Failure),
+    /// The client is to be told.
+    Told(Problem),
+}
+
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Self {
+        Self::Told(problem)
+    }
+}
+
+/// A client that the database takes for its device's newest.
+struct Opened {
+    peer: Identified,
+    tunnel_id: TunnelId,
+    host: u32,
+    epoch: u64,
+}
+
+async fn take_in(
+    shared: &Arc<Shared>,
+    tunnels: &Arc<Tunnels>,
+    handshake: &mut Handshake<'_>,
+    client: &Authenticated,
+    pass: Pass,
+    remote: IpAddr,
+) -> Result<Opened, Refusal> {
+    let peer = identify(Some(&client.certificates), &shared.trust_domain)?;
+    if !wrapping::is_key_of(&tunnels.server.wrapping, peer.device_id, client.key_metadata.as_deref()) {
+        let detail = "the tls-crypt-v2 key was made for another device";
+        let (kind, title) = ("client_key_invalid", "Client key invalid");
+        return Err(Problem::new(kind, StatusCode::FORBIDDEN, title, detail, Failure::Wrapping).into());
+    }
+    admit(shared, &peer).await?;
+    // Authenticated: no stranger any more.
+    drop(pass);
+    let (host, addresses) = address(tunnels, &peer).await?;
+    handshake.admit(&admission(tunnels, addresses)).await.map_err(Refusal::Failed)?;
+
+    let tunnel_id = TunnelId::from_uuid(Uuid::now_v7());
+    let link = NewLink {
+        device_id: peer.device_id,
+        tunnel_id: Some(tunnel_id),
+        has_agent: false,
+        tunnel: Some(NewTunnel {
+            ipv4: addresses.ipv4,
+            ipv6: addresses.ipv6,
+            client: claim(&client.info.version),
+            platform: claim(&client.info.platform),
+            cipher: handshake.session().agreed().map_or("", |agreed| agreed.cipher.name()),
+        }),
+        certificate_serial: HEXLOWER.encode(&peer.serial),
+        node: shared.node.clone(),
+        transport: TRANSPORT,
+        remote_address: remote,
+        boot_id: String::new(),
+        agent: String::new(),
+        os: String::new(),
+        hostname: String::new(),
+        clock_offset_ms: 0,
+        capabilities: Vec::new(),
+    };
+    match shared.hellos.ask(link).await {
+        Ok(Some(opened)) => Ok(Opened { peer, tunnel_id, host, epoch: opened.epoch }),
+        Ok(None) => Err(Problem::revoked().into()),
+        Err(unanswered) => Err(Problem::from(unanswered).into()),
+    }
+}
+
+async fn address(tunnels: &Tunnels, peer: &Identified) -> Result<(u32, Addresses), Problem> {
+    let host = tunnels.addresses.ask(peer.device_id).await.map_err(Problem::from)?;
+    let leased = host.and_then(|host| Some((host, tunnels.plane.slice().addresses(host)?)));
+    leased.ok_or_else(|| {
+        let detail = "all tunnel addresses of this node are in use";
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        Problem::new("overloaded", status, "Overloaded", detail, Failure::Overload)
+            .with_retry_after(NO_ADDRESS_BACKOFF_SECONDS)
+    })
+}
+
+fn admission(tunnels: &Tunnels, addresses: Addresses) -> Admission {
+    let gateway = tunnels.plane.slice().gateway();
+    Admission {
+        ipv4: addresses.ipv4,
+        netmask: tunnels.plane.slice().netmask(),
+        gateway: gateway.ipv4,
+        ipv6: Some(AdmissionV6 { address: addresses.ipv6, prefix_bits: IPV6_PREFIX, gateway: gateway.ipv6 }),
+        peer_id: 0,
+        options: Vec::new(),
+    }
+}
+
+/// Enters the tunnel. The one that is entered last has the address, so both happen in one go.
+fn live(
+    shared: &Shared,
+    tunnels: &Arc<Tunnels>,
+    opened: Opened,
+    remote: IpAddr,
+    tunnel: impl FnOnce(super::plane::Port, Arc<crate::link::Handle>, Instant) -> Tunnel,
+) -> Result<Tunnel, Failure> {
+    let Opened { peer, tunnel_id, host, epoch } = opened;
+    let key = LinkKey { device_id: peer.device_id, epoch };
+    let (serial, expires_at) = (peer.serial.clone(), peer.expires_at);
+    let seat = Seat::Tunnel(Box::new(TunnelSeat { tunnel_id, remote, identity: peer }));
+    let entering = tunnels.entering();
+    let handle = shared.registry.enter(key, serial, seat, Instant::now());
+    if handle.ending().is_some() {
+        // A newer one of the device came up meanwhile; the row is its own.
+        return Err(Failure::Closed);
+    }
+    let port = tunnels.plane.attach(host, tunnel_id, key.device_id);
+    drop(entering);
+    Ok(tunnel(port, handle, expires_at))
+}
+
+/// Never `AUTH_FAILED` alone, after which a stock client ends for good: a device that is put back comes back by itself.
+fn farewell(problem: &Problem) -> Farewell {
+    let backoff_seconds = problem.retry_after_seconds().unwrap_or(u32::try_from(BACKOFF.as_secs()).unwrap_or(u32::MAX));
+    Farewell::AuthFailedTemporarily { backoff_seconds, text: problem.detail().to_owned() }
+}
+
+/// What a client says about itself, as it can be stored and shown.
+fn claim(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).chars().filter(|char| !char.is_control()).take(CLAIM_CHARS_MAX).collect()
+}

@@ -1,0 +1,32 @@
+//! The statements that tunnels share, each for many of them at once.
+
+use cloudlink_proto::ids::DeviceId;
+
+use crate::batch::Statement;
+use crate::store::tunnel::address_lease;
+use crate::store::{Store, StoreError};
+
+/// Which address does the device have? None: there is none left.
+#[derive(Debug)]
+pub(super) struct Leases {
+    pub(super) slice: u32,
+    pub(super) hosts_max: u32,
+}
+
+impl Statement for Leases {
+    type Question = DeviceId;
+    type Answer = Option<u32>;
+    type Key = DeviceId;
+    const NAME: &'static str = "address_lease";
+    const EVEN_UNHEARD: bool = false;
+
+    fn key(device: &DeviceId) -> DeviceId {
+        *device
+    }
+
+    async fn ask(&self, store: &Store, devices: &[DeviceId]) -> Result<Vec<Option<u32>>, StoreError> {
+        let leased = address_lease(&mut *store.connection().await?, self.slice, self.hosts_max, devices).await?;
+        let host = |device: &DeviceId| Some(leased.iter().find(|leased| leased.device_id == *device)?.host);
+        Ok(devices.iter().map(host).collect())
+    }
+}
