@@ -1,11 +1,15 @@
 //! The agent against a server of the link protocol, over real sockets.
 
 #[cfg(test)]
+mod client;
+#[cfg(test)]
 mod command_line;
 #[cfg(test)]
 mod enrollment;
 #[cfg(test)]
 mod hostile;
+#[cfg(test)]
+mod namespace;
 #[cfg(test)]
 mod server;
 #[cfg(test)]

@@ -1,23 +1,20 @@
 //! Links through a tunnel that somebody else keeps up: real TUN interfaces in network namespaces of the test's own, and a
 //! cable between them in place of an OpenVPN session.
 
-use std::future::Future;
-use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::process::Command;
-use std::sync::{Arc, mpsc};
-use std::thread;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cloudlink_agent::config::Config;
 use cloudlink_proto::link::message::goodbye::Code;
 use cloudlink_proto::link::message::{Command as Instruction, CommandReceipt, RestartService, command, command_status};
-use nix::sched::{CloneFlags, unshare};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tun_rs::{AsyncDevice, DeviceBuilder, SyncDevice};
 use uuid::Uuid;
 
+use crate::namespace::{Gateway, in_namespace, ip};
 use crate::server::{Device, Fleet, SOON, ServerLink, TestServer};
 use crate::session::Running;
 
@@ -28,49 +25,6 @@ const PREFIX: u8 = 16;
 const PORT: u16 = 8080;
 /// A tunnel that comes up is used within this: far less than the back-off can be, or missed pings take.
 const NOTICED_WITHIN: Duration = Duration::from_secs(6);
-
-/// Runs a test on a thread that is in a network namespace of its own, which vanishes with it. All that the test starts is in
-/// there, too. Only root can do that: for anybody else the test is skipped, and says so.
-fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
-    let name = thread::current().name().unwrap_or_default().to_owned();
-    let thread = thread::spawn(move || {
-        if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
-            // Not `eprintln!`, which the test runner keeps to itself while a test passes.
-            let _ = writeln!(std::io::stderr(), "skipped: {name}: no network namespace of its own: {error}");
-            return;
-        }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(test());
-    });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-/// The server's side of the tunnel: a thread in a namespace of its own.
-struct Gateway {
-    errands: mpsc::Sender<Box<dyn FnOnce() + Send>>,
-}
-
-impl Gateway {
-    fn new() -> Self {
-        let (errands, sent) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
-        thread::spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            for errand in sent {
-                errand();
-            }
-        });
-        Self { errands }
-    }
-
-    /// Does something over there.
-    fn run<T: Send + 'static>(&self, errand: impl FnOnce() -> T + Send + 'static) -> T {
-        let (done, result) = mpsc::channel();
-        self.errands.send(Box::new(move || done.send(errand()).unwrap())).unwrap();
-        result.recv().unwrap()
-    }
-}
 
 /// What carries packets between the device's interface and the gateway's.
 struct Tunnel {
@@ -107,11 +61,6 @@ impl Tunnel {
 
 fn interface(name: &str, address: Ipv4Addr) -> SyncDevice {
     DeviceBuilder::new().name(name).ipv4(address, PREFIX, None).build_sync().unwrap()
-}
-
-fn ip(arguments: &str) {
-    let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
-    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn server(gateway: &Gateway) -> TestServer {
