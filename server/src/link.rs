@@ -49,8 +49,7 @@ pub(crate) use conn::{applied_to_metrics, close_row};
 pub use tls::{Tls, TlsError};
 
 use limit::{Allowance, Gate};
-use registry::Registry;
-pub(crate) use registry::{Ending, Handle, Order, Seat, TunnelSeat, Unproven};
+pub(crate) use registry::{Ending, Handle, Order, Registry, Seat, TunnelSeat, Unproven};
 use report::Reports;
 use statement::{Closes, Hellos, Standings, Transitions};
 

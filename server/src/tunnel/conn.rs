@@ -6,6 +6,8 @@
 
 mod inbound;
 mod outbound;
+#[cfg(test)]
+mod tests;
 
 use std::future::poll_fn;
 use std::io;

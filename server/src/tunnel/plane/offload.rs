@@ -118,6 +118,9 @@ impl<'a> Large<'a> {
                 let ip_bytes = usize::from(head.checksum_start);
                 let tcp = packet.get(ip_bytes..).filter(|tcp| tcp.len() >= 20).ok_or(OffloadError)?;
                 let tcp_bytes = usize::from(tcp[12] >> 4) * 4;
+                if tcp_bytes < 20 {
+                    return Err(OffloadError);
+                }
                 Self::cut(packet, ip_bytes + tcp_bytes, head.segment_bytes, Kind::Tcp { ip_bytes })
             }
             GSO_UDP => {
@@ -413,4 +416,232 @@ fn low_u16(number: usize) -> u16 {
 
 fn low_u32(number: usize) -> u32 {
     u32::try_from(number & 0xffff_ffff).expect("32 bits")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Room without end.
+    #[derive(Default)]
+    struct Packets(Vec<Vec<u8>>);
+
+    impl Room for Packets {
+        fn add(&mut self, headers: &[u8], payload: &[u8]) -> Option<&mut [u8]> {
+            self.0.push([headers, payload].concat());
+            self.0.last_mut().map(Vec::as_mut_slice)
+        }
+    }
+
+    /// A packet of a TCP stream, as a client's kernel makes it.
+    #[derive(Clone, Debug)]
+    struct Tcp {
+        is_ipv6: bool,
+        port: u16,
+        id: u16,
+        sequence: u32,
+        flags: u8,
+        options: Vec<u8>,
+        payload: Vec<u8>,
+    }
+
+    impl Tcp {
+        fn packet(&self) -> Vec<u8> {
+            let tcp_bytes = 20 + self.options.len();
+            let transport_bytes = low_u16(tcp_bytes + self.payload.len());
+            let mut packet = if self.is_ipv6 {
+                let mut head = vec![0x60, 0, 0, 0, 0, 0, TCP, 64];
+                head[4..6].copy_from_slice(&transport_bytes.to_be_bytes());
+                head.extend([[0xfd; 16], [0xfe; 16]].concat());
+                head
+            } else {
+                let mut head = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, TCP, 0, 0, 10, 0, 0, 2, 10, 0, 0, 1];
+                head[2..4].copy_from_slice(&(20 + transport_bytes).to_be_bytes());
+                head[4..6].copy_from_slice(&self.id.to_be_bytes());
+                let checksum = fold(sum(&head));
+                put_u16(&mut head, 10, checksum);
+                head
+            };
+            let ip_bytes = packet.len();
+            packet.extend(self.port.to_be_bytes());
+            packet.extend([0, 80]);
+            packet.extend(self.sequence.to_be_bytes());
+            packet.extend([0, 0, 0, 9, u8::try_from(tcp_bytes / 4).unwrap() << 4, self.flags, 1, 0, 0, 0, 0, 0]);
+            packet.extend(&self.options);
+            packet.extend(&self.payload);
+            let checksum = fold(pseudo_sum(&packet, ip_bytes, TCP) + sum(&packet[ip_bytes..]));
+            put_u16(&mut packet, ip_bytes + TCP_CHECKSUM_AT, checksum);
+            packet
+        }
+    }
+
+    /// What the interface is given for these packets: whole writes, and of how many packets each is.
+    fn written(packets: &[Vec<u8>]) -> Vec<(Vec<u8>, usize)> {
+        let mut bytes = vec![0xaa; 7];
+        let mut ranges = Vec::new();
+        for packet in packets {
+            ranges.push(bytes.len()..bytes.len() + packet.len());
+            bytes.extend(packet);
+        }
+        let mut writes = Vec::new();
+        merge(&bytes, &ranges, |parts, count| {
+            writes.push((parts.iter().flat_map(|part| part.to_vec()).collect(), count));
+        });
+        writes
+    }
+
+    /// What the kernel would make of a write, were it to go out again.
+    fn cut(write: &[u8]) -> Vec<Vec<u8>> {
+        let mut write = write.to_vec();
+        let large = Large::read(&mut write).unwrap();
+        let mut packets = Packets::default();
+        assert_eq!(large.segment(&mut packets), 0);
+        assert!(packets.0.len() == large.segments());
+        assert!(packets.0.iter().all(|packet| packet.len() <= large.segment_bytes_max()));
+        packets.0
+    }
+
+    fn stream(is_ipv6: bool, payloads: &[usize]) -> Vec<Vec<u8>> {
+        let (mut sequence, mut id) = (u32::MAX - 2000, u16::MAX);
+        let packet = |&bytes: &usize| {
+            let payload = (0..bytes).map(|at| u8::try_from(at % 251).unwrap()).collect();
+            let tcp = Tcp { is_ipv6, port: 7, id, sequence, flags: ACK, options: vec![1; 12], payload };
+            sequence = sequence.wrapping_add(low_u32(bytes));
+            id = id.wrapping_add(1);
+            tcp.packet()
+        };
+        payloads.iter().map(packet).collect()
+    }
+
+    #[test]
+    fn neighbours_of_a_stream_become_one_and_come_apart_as_they_were() {
+        for is_ipv6 in [false, true] {
+            let packets = stream(is_ipv6, &[1448, 1448, 1448, 100]);
+            let writes = written(&packets);
+            assert_eq!(writes.iter().map(|(_, count)| *count).collect::<Vec<_>>(), [4]);
+            assert_eq!(cut(&writes[0].0), packets);
+        }
+    }
+
+    #[test]
+    fn what_a_receiver_could_tell_apart_stays_apart() {
+        let counts = |packets: &[Vec<u8>]| written(packets).iter().map(|(_, count)| *count).collect::<Vec<_>>();
+        let base = stream(false, &[100, 100]);
+        assert_eq!(counts(&base), [2]);
+        // Of another stream, of another time to live, with another window, without a place in between, a repetition.
+        for (at, value) in [(21, 9), (8, 63), (34, 2), (27, 0xff)] {
+            let mut packets = base.clone();
+            packets[1][at] = value;
+            assert_eq!(counts(&packets), [1, 1], "{at}");
+        }
+        assert_eq!(counts(&[base[0].clone(), base[0].clone()]), [1, 1]);
+        // A larger one behind a smaller, anything behind a push, an empty one.
+        assert_eq!(counts(&stream(false, &[100, 200, 200])), [1, 2]);
+        assert_eq!(counts(&stream(false, &[100, 0, 100])), [1, 1, 1]);
+        assert_eq!(counts(&stream(false, &[100, 50, 50, 50])), [2, 2]);
+        // A wrong checksum is for the kernel to see.
+        let mut packets = base;
+        *packets[1].last_mut().unwrap() ^= 1;
+        assert_eq!(counts(&packets), [1, 1]);
+        // No more than fit into one packet.
+        assert_eq!(counts(&stream(false, &[1448; 50])), [45, 5]);
+        assert_eq!(counts(&stream(true, &[10; 100])), [64, 36]);
+    }
+
+    #[test]
+    fn a_checksum_that_the_kernel_left_open_is_made() {
+        let packet = stream(false, &[33]).remove(0);
+        let mut open = packet.clone();
+        let pseudo = !fold(pseudo_sum(&packet, 20, TCP));
+        put_u16(&mut open, 20 + TCP_CHECKSUM_AT, pseudo);
+        let head = Head { flags: NEEDS_CHECKSUM, checksum_start: 20, checksum_at: 16, ..Head::default() };
+        assert_eq!(cut(&[&head.encode()[..], &open].concat()), [packet]);
+    }
+
+    #[test]
+    fn large_udp_packets_are_cut_into_datagrams() {
+        let mut packet = vec![0x60, 0, 0, 0, 1, 2, UDP, 64];
+        packet.extend([[0xfd; 16], [0xfe; 16]].concat());
+        packet.extend([0, 7, 0, 80, 1, 2, 0, 0]);
+        packet.extend([5; 250]);
+        let head = Head { kind: GSO_UDP, segment_bytes: 100, checksum_start: 40, checksum_at: 6, ..Head::default() };
+        let datagrams = cut(&[&head.encode()[..], &packet].concat());
+        assert_eq!(datagrams.iter().map(Vec::len).collect::<Vec<_>>(), [148, 148, 98]);
+        for datagram in datagrams {
+            assert_eq!(usize::from(u16::from_be_bytes([datagram[44], datagram[45]])), datagram.len() - 40);
+            assert_eq!(fold(pseudo_sum(&datagram, 40, UDP) + sum(&datagram[40..])), 0);
+        }
+    }
+
+    #[test]
+    fn a_checksum_is_that_of_the_internet() {
+        // RFC 1071, section 3.
+        assert_eq!(!fold(sum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7])), 0xddf2);
+        for bytes in 0..20_usize {
+            let data: Vec<u8> = (0..bytes).map(|at| u8::try_from(200 + at).unwrap()).collect();
+            let slow: u64 =
+                data.chunks(2).map(|pair| u64::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u64::from(*low))).sum();
+            assert_eq!(fold(sum(&data)), fold(slow), "{bytes}");
+        }
+    }
+
+    fn tcp() -> impl Strategy<Value = Tcp> {
+        (
+            any::<bool>(),
+            0_u16..2,
+            prop_oneof![4 => Just(ACK), 1 => Just(ACK | PSH), 1 => any::<u8>()],
+            0_usize..3,
+            0_usize..3,
+        )
+            .prop_map(|(is_ipv6, port, flags, options, payload)| Tcp {
+                is_ipv6,
+                port,
+                id: 0,
+                sequence: 0,
+                flags,
+                options: vec![1; options * 4],
+                payload: vec![3; payload * 50],
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_put_together_comes_apart_as_it_was(streams in prop::collection::vec((tcp(), 1_u16..6), 1..20)) {
+            let mut sequences = [0_u32; 2];
+            let mut id = 0;
+            let mut packets = Vec::new();
+            for (tcp, count) in streams {
+                for _ in 0..count {
+                    let sequence = &mut sequences[usize::from(tcp.port)];
+                    packets.push(Tcp { id, sequence: *sequence, ..tcp.clone() }.packet());
+                    *sequence = sequence.wrapping_add(low_u32(tcp.payload.len()));
+                    id += 1;
+                }
+            }
+            let mut again = Vec::new();
+            for (write, count) in written(&packets) {
+                let parts = cut(&write);
+                prop_assert_eq!(parts.len(), count);
+                again.extend(parts);
+            }
+            prop_assert_eq!(again, packets);
+        }
+
+        #[test]
+        fn arbitrary_packets_never_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..300), kind in 0_u8..7, six in any::<bool>()) {
+            if let [_, first_kind, _, _, _, segment, start_low, start_high, ..] = bytes.as_mut_slice() {
+                (*first_kind, *segment, *start_low, *start_high) = (kind, 0, if six { 40 } else { 20 }, 0);
+            }
+            if let Some(version) = bytes.get_mut(HEAD_BYTES) {
+                *version = if six { 0x60 } else { 0x45 };
+            }
+            let packet = bytes.get(HEAD_BYTES..).unwrap_or_default().to_vec();
+            if let Ok(large) = Large::read(&mut bytes) {
+                large.segment(&mut Packets::default());
+            }
+            _ = written(&[packet.clone(), packet]);
+        }
+    }
 }
