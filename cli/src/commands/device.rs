@@ -173,8 +173,10 @@ fn link_fields(table: &mut Table, link: &model::Link, here: &Here) {
     table.field("  from", link.remote_address.clone());
     table.field("  to node", format!("{}, epoch {}", link.node, link.epoch));
     if !link.has_agent {
+        if link.is_live() {
+            table.field("  agent", Cell::toned("none answers on this tunnel: it takes no commands", Tone::Warn));
+        }
         // It is the agent that tells the rest.
-        table.field("  agent", Cell::toned("none answers on this tunnel: it takes no commands", Tone::Warn));
         return;
     }
     table.field("  host", format!("{}, {}", link.hostname, link.os));

@@ -88,15 +88,15 @@ nobind
 persist-tun
 persist-key
 resolv-retry infinite
-connect-retry 5 300
-# Whatever it is told, it comes back.
-auth-retry nointeract
+connect-retry 2 300
 remote-cert-tls server
 verify-x509-name {common_name} name
 tls-version-min 1.3
 # OpenVPN 2.4 does not know the option, and has the first two ciphers anyway.
 ignore-unknown-option data-ciphers
 data-ciphers AES-256-GCM:AES-128-GCM:CHACHA20-POLY1305
+# For clients that name one cipher only.
+cipher AES-256-GCM
 verb 3
 # The private key was made on the device and never left it: this is where the client looks for it.
 key {key}
@@ -190,15 +190,15 @@ mod tests {
         persist-tun
         persist-key
         resolv-retry infinite
-        connect-retry 5 300
-        # Whatever it is told, it comes back.
-        auth-retry nointeract
+        connect-retry 2 300
         remote-cert-tls server
         verify-x509-name link.example.com name
         tls-version-min 1.3
         # OpenVPN 2.4 does not know the option, and has the first two ciphers anyway.
         ignore-unknown-option data-ciphers
         data-ciphers AES-256-GCM:AES-128-GCM:CHACHA20-POLY1305
+        # For clients that name one cipher only.
+        cipher AES-256-GCM
         verb 3
         # The private key was made on the device and never left it: this is where the client looks for it.
         key "device.key"
