@@ -86,7 +86,7 @@ pub use push::{Admission, AdmissionV6, PushError, Pushed};
 pub use random::Random;
 pub use reliable::{IN_FLIGHT_MAX, RECEIVE_WINDOW};
 pub use replay::{ReplayError, WINDOW_IDS};
-pub use server::{AdmitError, Authenticated, Farewell, PUSH_REQUESTS_MAX, ServerEvent};
+pub use server::{AdmitError, Authenticated, Farewell, PUSH_REPLY_INTERVAL, PUSH_REQUESTS_MAX, ServerEvent};
 pub use session::{Agreed, Event, Output, Received, Session};
 pub use sniff::{Sniffed, sniff};
 pub use state::State;

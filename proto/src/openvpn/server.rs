@@ -1,7 +1,7 @@
 //! The server's end.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustls::pki_types::CertificateDer;
 
@@ -28,8 +28,10 @@ use super::static_key::StaticKey;
 use super::timer::FIRST_PACKET_WITHIN;
 use super::wrap::Wrap;
 
-/// Times that a client may ask for its push.
+/// Times that a client may ask for its push in one [`PUSH_REPLY_INTERVAL`].
 pub const PUSH_REQUESTS_MAX: u32 = 64;
+/// A client that asks again gets its push again, but not more often than this.
+pub const PUSH_REPLY_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What happened to a server's session.
 #[derive(Debug, PartialEq)]
@@ -83,7 +85,10 @@ pub(super) struct ServerSide {
     /// The static key in use, for mixing into later ones. With `tls-crypt-v2` it is known after the first packet.
     client_key: Option<Box<StaticKey>>,
     key_metadata: Option<Vec<u8>>,
+    /// In this interval, which began at `push_requests_since`.
     push_requests: u32,
+    push_requests_since: Instant,
+    pushed_at: Instant,
     /// The client waits for its push.
     wants_push: bool,
     has_temporary_failure: bool,
@@ -91,8 +96,9 @@ pub(super) struct ServerSide {
     takes_pushed_cipher: bool,
     has_compression: bool,
     /// What the client gets, when that is decided.
+    admission: Option<Box<Admission>>,
+    /// What that means for its packets.
     pub(super) inner: Option<InnerPolicy>,
-    push: Vec<String>,
 }
 
 impl ServerSide {
@@ -228,13 +234,15 @@ impl Session {
             client_key: None,
             key_metadata: None,
             push_requests: 0,
+            push_requests_since: now,
+            pushed_at: now,
             wants_push: false,
             has_temporary_failure: false,
             mtu_max: None,
             takes_pushed_cipher: false,
             has_compression: false,
+            admission: None,
             inner: None,
-            push: Vec::new(),
         };
         let random = Random::from_seed(start.seed);
         Self::new(Role::Server(Box::new(side)), now, random, wrap, key, FIRST_PACKET_WITHIN)
@@ -252,10 +260,10 @@ impl Session {
         let (Role::Server(side), Some(agreed), true) = (&mut self.role, &mut self.agreed, is_awaited) else {
             return Err(error);
         };
-        if side.inner.is_some() {
+        if side.admission.is_some() {
             return Err(error);
         }
-        side.push = replies(&side.options(agreed, admission));
+        side.admission = Some(Box::new(admission.clone()));
         side.inner =
             Some(InnerPolicy { ipv4: admission.ipv4, ipv6: admission.ipv6.map(|ipv6| ipv6.address), mtu: agreed.mtu });
         // Both sides send it, as stock peers do, although it says nothing over TCP.
@@ -370,14 +378,20 @@ impl Session {
         }
     }
 
-    /// One push is enough: over TCP it cannot be lost. What a client asks after that is only counted.
     fn push_requested(&mut self) -> Result<(), CloseReason> {
+        let (now, state) = (self.now, self.state());
         let Role::Server(side) = &mut self.role else { return Ok(()) };
+        if now >= side.push_requests_since + PUSH_REPLY_INTERVAL {
+            (side.push_requests, side.push_requests_since) = (0, now);
+        }
         side.push_requests += 1;
         if side.push_requests > PUSH_REQUESTS_MAX {
             return Err(CloseReason::PushRequests);
         }
         side.wants_push = true;
+        if state == State::Live && now >= side.pushed_at + PUSH_REPLY_INTERVAL {
+            self.push();
+        }
         self.connect();
         Ok(())
     }
@@ -386,16 +400,23 @@ impl Session {
     pub(super) fn connect(&mut self) {
         let state = self.state();
         let Role::Server(side) = &mut self.role else { return };
-        if state != State::AwaitAdmission || side.push.is_empty() || !side.wants_push {
+        if state != State::AwaitAdmission || side.admission.is_none() || !side.wants_push {
             return;
         }
-        let push = std::mem::take(&mut side.push);
-        self.messages.extend(push.iter().map(|reply| encode(reply)));
+        self.push();
         self.step(Step::Admitted);
         self.deadlines.sent_at = self.now;
         self.deadlines.received_at = self.now;
         self.budget = Budget::new(self.now);
         self.events.push_back(Event::Server(ServerEvent::Connected));
+    }
+
+    fn push(&mut self) {
+        let (Role::Server(side), Some(agreed)) = (&mut self.role, &self.agreed) else { return };
+        let Some(admission) = &side.admission else { return };
+        let replies = replies(&side.options(agreed, admission));
+        side.pushed_at = self.now;
+        self.messages.extend(replies.iter().map(|reply| encode(reply)));
     }
 }
 
