@@ -270,9 +270,13 @@ impl Session {
         }
         while !self.key(which).tls_out.is_empty() && self.key(which).reliable.may_send() {
             let mut rest = std::mem::take(&mut self.key(which).tls_out);
-            let payload: Vec<u8> = rest.drain(..rest.len().min(CONTROL_PAYLOAD_BYTES_MAX)).collect();
-            self.key(which).tls_out = rest;
-            self.send(which, Opcode::Control, &payload);
+            let bytes = rest.len().min(CONTROL_PAYLOAD_BYTES_MAX);
+            self.send(which, Opcode::Control, &rest[..bytes]);
+            // Mostly that was all, and its memory goes.
+            if bytes < rest.len() {
+                rest.drain(..bytes);
+                self.key(which).tls_out = rest;
+            }
             if self.key(which).tls_out.is_empty() && which == Which::Current {
                 self.write_message();
             }

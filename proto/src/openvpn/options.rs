@@ -56,6 +56,8 @@ fn mirrored(word: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -75,5 +77,14 @@ mod tests {
         assert!(options.has_compression() && !options.is_tap());
         assert_eq!(options.cipher(), Some(b"BF-CBC".as_slice()));
         assert!(Options::new(b"V4,dev-type tap".to_vec()).is_tap());
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_strings_never_panic_and_are_answered_in_their_length(bytes in prop::collection::vec(any::<u8>(), 0..512)) {
+            let options = Options::new(bytes.clone());
+            _ = (options.is_tap(), options.has_compression(), options.cipher());
+            prop_assert!(bytes.is_empty() || options.mirrored().len() == bytes.len());
+        }
     }
 }

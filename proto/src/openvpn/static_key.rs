@@ -227,6 +227,8 @@ fn encode_base64(bytes: &[u8], name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn counting<const N: usize>() -> [u8; N] {
@@ -255,5 +257,26 @@ mod tests {
     fn debug_shows_no_key() {
         let shown = format!("{:?}", V2ClientKey { key: StaticKey::from_bytes([0xab; 256]), wrapped: vec![] });
         assert!(!shown.contains("171") && !shown.contains("ab"), "{shown}");
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_files_never_panic(inside in "(.|\n)*") {
+            for name in [STATIC_KEY, V2_SERVER_KEY, V2_CLIENT_KEY] {
+                let text = format!("-----BEGIN {name}-----{inside}-----END {name}-----");
+                _ = StaticKey::from_pem(&text);
+                _ = V2ServerKey::from_pem(&text);
+                _ = V2ClientKey::from_pem(&text);
+            }
+        }
+
+        #[test]
+        fn any_key_survives_its_file_whatever_the_white_space(seed in any::<[u8; 32]>(), gap in "[ \t\r\n]{0,4}") {
+            let mut random = Random::from_seed(seed);
+            let key = StaticKey::generate(&mut random);
+            prop_assert_eq!(StaticKey::from_pem(&key.to_pem().replace('\n', &format!("\n{gap}"))), Ok(key));
+            let key = V2ServerKey::generate(&mut random);
+            prop_assert_eq!(V2ServerKey::from_pem(&key.to_pem().replace('\n', &format!("{gap}\n"))), Ok(key));
+        }
     }
 }

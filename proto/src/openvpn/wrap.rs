@@ -312,6 +312,7 @@ impl CryptKey {
 #[cfg(test)]
 mod tests {
     use data_encoding::HEXLOWER;
+    use proptest::prelude::*;
     use rstest::rstest;
 
     use super::*;
@@ -393,5 +394,25 @@ mod tests {
     fn the_wrong_half_is_refused(#[case] mut wrap: Wrap) {
         let packet = sealed(&mut wrap);
         assert_eq!(wrap.open(&packet), Err(UnwrapError::Mac));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_packets_never_panic_and_never_pass(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            _ = Wrap::Plain.open(&bytes);
+            for (mut one, mut other) in pairs() {
+                prop_assert!(one.open(&bytes).is_err() && other.open(&bytes).is_err());
+            }
+        }
+
+        #[test]
+        fn any_body_survives_its_wrapping(body in prop::collection::vec(any::<u8>(), 0..300), first in any::<u8>()) {
+            for (mut one, mut other) in pairs() {
+                let mut packet = Vec::new();
+                one.seal(first, server_id(), &body, &mut packet);
+                let opened = other.open(&packet).unwrap();
+                prop_assert_eq!((opened.sender, opened.body.as_ref()), (server_id(), body.as_slice()));
+            }
+        }
     }
 }

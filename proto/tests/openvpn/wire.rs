@@ -148,6 +148,21 @@ impl Pki {
         Arc::new(config)
     }
 
+    /// As OpenSSL does it: a key exchange with nothing post-quantum, and the authority's certificate sent along.
+    pub(crate) fn stock_client_tls(&self) -> Arc<rustls::ClientConfig> {
+        let mut provider = default_provider();
+        provider.kx_groups.retain(|group| group.name() == rustls::NamedGroup::X25519);
+        let chain = vec![self.device.certificate.clone(), self.authority.certificate_der().clone()];
+        let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(self.roots())
+            .with_client_auth_cert(chain, self.device.key_der())
+            .unwrap();
+        tls_client_config(&mut config);
+        Arc::new(config)
+    }
+
     pub(crate) fn server_config(&self) -> ServerConfig {
         ServerConfig::new(self.server_tls())
     }
