@@ -369,7 +369,11 @@ impl Agent {
             self.dialling = Dialling::At(Instant::now() + DIAL_WITHIN.mul_f64(jitter()), Reason::Own);
             return;
         }
-        if self.trial.failed(slot, may_be_the_certificate(error), self.identity.slot(Slot::Current).is_some()) {
+        let is_against_it = may_be_the_certificate(error);
+        // A server that made a tunnel with a certificate has taken it, and the other one no longer: what fails then is something
+        // else.
+        let is_taken = self.tunnel.is_some() && !is_against_it;
+        if !is_taken && self.trial.failed(slot, is_against_it, self.identity.slot(Slot::Current).is_some()) {
             // The present certificate is tried at once: it is not what was refused.
             self.dialling = Dialling::At(Instant::now() + Duration::from_secs(1).mul_f64(jitter()), Reason::Own);
             return;

@@ -53,8 +53,8 @@ pub fn text(config: &Config, started: &Started, slot: Slot) -> Result<String, Tu
         "dev-type tun".to_owned(),
         format!("remote {host} {port} tcp-client"),
         "nobind".to_owned(),
-        // Seconds: the first attempts come soon, after a time out they come more and more seldom.
-        "connect-retry 1 60".to_owned(),
+        // Seconds: as for a link, at first and at the longest. A server that asks for more time than that does not get it.
+        "connect-retry 1 300".to_owned(),
         "connect-timeout 20".to_owned(),
         format!("ca {}", path(&server.ca_file)?),
         format!("cert {}", path(&identity)?),
@@ -121,7 +121,7 @@ mod tests {
     fn the_client_is_told_whom_to_dial_and_whom_to_trust() {
         let profile = profile("host = \"link.example.com\"", "", Slot::Current);
         let expected = "client\ndev cloudlink\ndev-type tun\nremote link.example.com 443 tcp-client\nnobind\n\
-            connect-retry 1 60\nconnect-timeout 20\nca \"/etc/ca.pem\"\ncert \"/var/lib/my agent/current.pem\"\n\
+            connect-retry 1 300\nconnect-timeout 20\nca \"/etc/ca.pem\"\ncert \"/var/lib/my agent/current.pem\"\n\
             key \"/var/lib/my agent/current.pem\"\npersist-key\nremote-cert-tls server\n\
             verify-x509-name link.example.com name\ntls-version-min 1.3\nroute-nopull\nscript-security 1\nverb 3\n\
             suppress-timestamps\n";
