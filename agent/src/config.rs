@@ -434,6 +434,17 @@ mod tests {
     }
 
     #[test]
+    fn the_examples_of_the_manual_are_good() {
+        let manual = include_str!("../../docs/AGENT.md");
+        let blocks = manual.split("```toml\n").skip(1).map(|block| block.split("```").next().unwrap());
+        let examples: Vec<_> = blocks.filter(|block| block.starts_with("state_dir")).collect();
+        assert_eq!(examples.len(), 2);
+        for example in examples {
+            Config::parse(example).unwrap_or_else(|faults| panic!("{faults:?}"));
+        }
+    }
+
+    #[test]
     fn all_faults_are_told_at_once_with_line_and_hint() {
         let problems = problems(
             "statedir = \"/var/lib/a\"\n\
