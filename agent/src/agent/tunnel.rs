@@ -83,7 +83,11 @@ impl Tunnel {
     /// Whether there is another tunnel than at the last look, or none any more.
     fn look(&mut self, now: Instant) -> bool {
         self.look_at = now + LOOK_EVERY;
-        let found = interface::find(&self.settings).ok();
+        let found = match interface::find(&self.settings) {
+            // Nothing was seen, neither that it is there nor that it is gone.
+            Err(TunnelError::Interfaces(_)) => return false,
+            found => found.ok(),
+        };
         if found == self.seen {
             return false;
         }

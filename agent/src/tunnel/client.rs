@@ -343,6 +343,8 @@ impl Supervisor {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            // Ctrl-C is for the agent, which has something to say through the tunnel before that ends.
+            .process_group(0)
             .kill_on_drop(true)
             .spawn()
     }

@@ -58,10 +58,15 @@ pub const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Waits until this tunnel is no longer there.
 pub async fn gone(settings: &OpenVpn, tunnel: &Interface) -> TunnelError {
-    while find(settings).is_ok_and(|found| found == *tunnel) {
+    loop {
+        match find(settings) {
+            Ok(found) if found == *tunnel => {}
+            // Nothing was seen, neither that it is there nor that it is gone.
+            Err(TunnelError::Interfaces(_)) => {}
+            Ok(_) | Err(_) => return TunnelError::Gone { interface: tunnel.name.clone() },
+        }
         sleep(LOOK_EVERY).await;
     }
-    TunnelError::Gone { interface: tunnel.name.clone() }
 }
 
 struct Found {
