@@ -229,6 +229,22 @@ mod tests {
     }
 
     #[test]
+    fn what_a_profile_cannot_name_is_told_before_there_is_one() {
+        let long = format!("/{}", "d".repeat(230));
+        let state_dir = BEGINNING.replace("\"/s\"", &format!("{long:?}"));
+        let ca_file = BEGINNING.replace("\"/ca\"", "\"/c\\na\"");
+        for (text, expected) in [
+            (&state_dir, "line 1: state_dir is longer than OpenVPN reads it"),
+            (&ca_file, "line 4: server.ca_file is not text on one line"),
+        ] {
+            assert!(Config::parse(text).is_ok(), "of no matter beside a client");
+            let faults = Config::parse(&format!("{text}start = true\n")).unwrap_err();
+            assert_eq!(faults.len(), 1, "{faults:?}");
+            assert!(faults[0].to_string().starts_with(expected), "{faults:?}");
+        }
+    }
+
+    #[test]
     fn a_transport_that_is_not_known_is_told() {
         let text = BEGINNING.replace("\"openvpn\"", "\"carrier-pigeon\"");
         let faults = Config::parse(&text).unwrap_err();
