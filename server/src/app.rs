@@ -126,7 +126,7 @@ impl Node {
             people::settings(&self.config.people),
             shutdown.soft.clone(),
         );
-        let tunnels = self.tunnels(&store, &shutdown).await?;
+        let tunnels = self.tunnels(&store, &until_hard).await?;
         if let Some((_, wrapping)) = &tunnels {
             api = api.with_openvpn(self.remote(wrapping.clone())?);
         }
