@@ -54,12 +54,13 @@ pub(super) struct ClientMessage {
     pub(super) peer_info: Vec<u8>,
 }
 
-/// The client's contribution: `pre-master 48 | random 32 | random 32`.
-pub(super) struct ClientSecret(Zeroizing<[u8; 112]>);
+/// The client's contribution: `pre-master 48 | random 32 | random 32`. Boxed, since each session has room for one and hardly ever has
+/// one.
+pub(super) struct ClientSecret(Box<Zeroizing<[u8; 112]>>);
 
 impl ClientSecret {
     pub(super) fn new(bytes: [u8; 112]) -> Self {
-        Self(Zeroizing::new(bytes))
+        Self(Box::new(Zeroizing::new(bytes)))
     }
 
     pub(super) fn pre_master(&self) -> &[u8] {
@@ -112,11 +113,11 @@ impl ClientMessage {
 
 /// What a server contributes to the keys: `random 32 | random 32`.
 #[derive(Clone)]
-pub(super) struct ServerSecret(Zeroizing<[u8; 64]>);
+pub(super) struct ServerSecret(Box<Zeroizing<[u8; 64]>>);
 
 impl ServerSecret {
     pub(super) fn new(bytes: [u8; 64]) -> Self {
-        Self(Zeroizing::new(bytes))
+        Self(Box::new(Zeroizing::new(bytes)))
     }
 
     pub(super) fn random1(&self) -> &[u8] {
@@ -197,9 +198,9 @@ mod tests {
     fn both_messages_survive_a_round_trip() {
         let decoded = ClientMessage::decode(&message().encode()).unwrap();
         assert_eq!((decoded.options, decoded.peer_info), (message().options, message().peer_info));
-        assert_eq!(*decoded.secret.0, [7; 112]);
+        assert_eq!(**decoded.secret.0, [7; 112]);
         let encoded = ServerSecret::new([9; 64]).encode_message(b"V4");
-        assert_eq!(*ServerSecret::decode_message(&encoded).unwrap().0, [9; 64]);
+        assert_eq!(**ServerSecret::decode_message(&encoded).unwrap().0, [9; 64]);
     }
 
     #[test]
