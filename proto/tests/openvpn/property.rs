@@ -1,4 +1,11 @@
 //! Arbitrary bytes, in arbitrary order, at arbitrary times.
+//!
+//! Sessions as a whole are here, and the corpus of the fuzz targets (`proto/fuzz`): `first_bytes` is before TLS, with key files,
+//! peer info, inner packets and the sniffer; `session` is both sides and their wire, from the start or from a live session, with
+//! renegotiations; `insider` is behind TLS. Each parser has its own property tests beside it: frames in `stream`, wrappings
+//! in `wrap`, wrapped client keys in `client_key`, key files in `static_key`, control packets in `packet`, their order in
+//! `reliable`, key exchanges in `key_method`, `options`, `peer_info`, control messages in `message`, `push`, encrypted packets
+//! in `data`, packet ids in `replay`, what comes out of a tunnel in `inner`.
 
 use std::time::Duration;
 
