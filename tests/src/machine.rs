@@ -5,8 +5,7 @@
 //! does the same and ends the script.
 
 use std::ffi::OsStr;
-use std::fs::{File, Permissions};
-use std::io::Write as _;
+use std::fs::Permissions;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -111,10 +110,17 @@ filter = "info,cloudlink_agent=debug"
         Self { site: Some(Arc::clone(site)), ..self }
     }
 
-    /// Adds lines to the agent's configuration: sections that are not in it yet.
-    pub fn configure(&self, lines: &str) -> anyhow::Result<()> {
-        let mut file = File::options().append(true).open(self.config_file())?;
-        Ok(writeln!(file, "\n{lines}")?)
+    /// The same machine, with its link in a tunnel: what the agent is told under `[openvpn]`.
+    pub fn through_tunnel(self, openvpn: &str) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(self.config_file())?;
+        let text = text.replace("[server]\n", &format!("[openvpn]\n{openvpn}\n\n[server]\ntransport = \"openvpn\"\n"));
+        std::fs::write(self.config_file(), text)?;
+        Ok(self)
+    }
+
+    /// A command of its agent, to be run where the machine stands.
+    pub fn agent(&self) -> anyhow::Result<Command> {
+        Ok(self.bound(binary("cloudlink-agent")?))
     }
 
     fn bound(&self, program: impl AsRef<OsStr>) -> Command {
@@ -129,7 +135,7 @@ filter = "info,cloudlink_agent=debug"
         let token_file = self.directory.join("token");
         std::fs::write(&token_file, token)?;
         let log = self.directory.join("enroll.log");
-        let mut command = self.bound(binary("cloudlink-agent")?);
+        let mut command = self.agent()?;
         command.arg("enroll").arg("--config").arg(self.config_file()).arg("--token-file").arg(&token_file);
         let mut program = Program::start("cloudlink-agent enroll", command, &log)?;
         let status = program.wait(ENROLL_LIMIT)?.context("the agent did not enroll in time")?;

@@ -16,6 +16,7 @@ use crate::fleet::Fleet;
 use crate::netns::{Site, done};
 use crate::poll::wait_for;
 use crate::program::Program;
+use crate::server::SERVER_NAME;
 
 /// From the start, or from the loss of a connection, until a client has a tunnel.
 pub const TUNNEL_LIMIT: Duration = Duration::from_secs(30);
@@ -172,7 +173,7 @@ impl Client {
 
 fn run(site: &Site, profile: &Path, log: &Path) -> anyhow::Result<Program> {
     let mut command = site.bound("openvpn");
-    command.arg("--config").arg(profile).args(["--verb", "4"]);
+    command.arg("--config").arg(profile).args(["--verb", "3"]);
     Program::start("openvpn", command, log)
 }
 
@@ -258,6 +259,21 @@ impl Fleet {
         Ok(Profile::new(self.server.device, &std::fs::read_to_string(self.server.ca_file())?))
     }
 
+    /// The profile that the command line gives out for a device, with everything in it.
+    pub async fn issued_profile(&self, device: &Enrolled) -> anyhow::Result<Profile> {
+        let (key, file) = (self.path(&format!("{}.key", device.id)), self.path(&format!("{}.issued.ovpn", device.id)));
+        std::fs::write(&key, device.credentials.key.to_pem().as_bytes())?;
+        let (key, output) = (key.to_str().context("not UTF-8")?, file.to_str().context("not UTF-8")?);
+        let arguments = ["device", "openvpn-profile", &device.id, "--key-file", key, "--output", output];
+        let said = self.cli(self.tenant.token()).run(&arguments).await?;
+        anyhow::ensure!(said.code == Some(0), "{said:?}");
+        let text = std::fs::read_to_string(&file)?;
+        let (by_name, address) = (format!("\nremote {SERVER_NAME} "), self.server.device.ip());
+        anyhow::ensure!(text.contains(&by_name), "{text}");
+        // As a name server would tell the client.
+        Ok(Profile::from_text(&text.replace(&by_name, &format!("\nremote {address} "))))
+    }
+
     /// Enrolls a device, and starts a stock client for it.
     pub async fn client(&self, site: &Arc<Site>, name: &str) -> anyhow::Result<(Enrolled, Client)> {
         self.client_with(site, name, |profile| profile).await
@@ -281,10 +297,13 @@ impl Fleet {
     }
 }
 
-/// Lets `openvpn --genkey` write a file, and gives back what is in it.
-pub fn generate_key(arguments: &[&str], file: &Path) -> anyhow::Result<String> {
+/// Lets `openvpn --genkey` write a key to a file, with what is to be in it besides, and gives back the file's text.
+pub fn generate_key(arguments: &[&str], file: &Path, metadata: &str) -> anyhow::Result<String> {
     let mut command = std::process::Command::new("openvpn");
     command.args(arguments).arg(file);
+    if !metadata.is_empty() {
+        command.arg(metadata);
+    }
     done(command)?;
     Ok(std::fs::read_to_string(file)?)
 }

@@ -96,7 +96,9 @@ impl Capture {
 
     async fn with(mut command: Command, interface: &str, file: &Path) -> anyhow::Result<Self> {
         // As root, for nobody else may write where tests do; each packet at once; whole ones.
-        command.args(["-Z", "root", "-U", "-s", "0", "-n", "-B", "16384", "-i", interface, "-w"]).arg(file);
+        command
+            .args(["-Z", "root", "-U", "--immediate-mode", "-s", "0", "-n", "-B", "16384", "-i", interface, "-w"])
+            .arg(file);
         let program = Program::start("tcpdump", command, &file.with_extension("log"))?;
         wait_for("tcpdump", BEGIN_LIMIT, async || {
             anyhow::ensure!(program.log_text()?.contains("listening on"), "{}", program.log_text()?);
