@@ -1,11 +1,13 @@
-//! The story: refused, granted, done and proven, revoked, refused again.
+//! The story: refused, granted, done and proven, revoked, refused again; then, where that can be, the same through a tunnel.
 
 use cloudlink_tests::api::text;
 use cloudlink_tests::fleet::LINK_LIMIT;
 use cloudlink_tests::machine::SERVICE;
+use cloudlink_tests::netns;
 use cloudlink_tests::poll::wait_for;
 
 use crate::stage::{DEVICE, Expect, Person, Ports, Stage, chapter};
+use crate::tunnel;
 
 pub(crate) async fn run(ports: Ports) -> anyhow::Result<()> {
     chapter(
@@ -60,6 +62,11 @@ pub(crate) async fn run(ports: Ports) -> anyhow::Result<()> {
     stage.cloudlink(Person::Customer, &["grant", "revoke", &id], Expect::Success).await?;
     stage.cloudlink(Person::Operator, &reboot, Expect::Refusal).await?;
     anyhow::ensure!(stage.device.reboots() == 1, "the device was rebooted {} times", stage.device.reboots());
+
+    match netns::lacking() {
+        None => tunnel::run(&stage).await?,
+        Some(what) => println!("\n\n   Skipped, the same through the stock OpenVPN client: {what}."),
+    }
 
     chapter(
         "What is left is the record",

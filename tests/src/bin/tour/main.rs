@@ -1,12 +1,13 @@
 //! `make demo` and `make up`: a throw-away fleet, and the main job told as a tour.
 //!
-//! Everything runs for real, as somebody would run it: [`stage`] has the fleet, [`demo`] the story, [`up`] leaves the stage
-//! to the user.
+//! Everything runs for real, as somebody would run it: [`stage`] has the fleet, [`demo`] the story with [`tunnel`] as its second
+//! half, [`up`] leaves the stage to the user.
 
 #![expect(clippy::print_stdout, reason = "telling is what this program is for")]
 
 mod demo;
 mod stage;
+mod tunnel;
 mod up;
 
 use std::path::PathBuf;
@@ -14,6 +15,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use cloudlink_tests::api::install_provider;
+use cloudlink_tests::netns;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::stage::Ports;
@@ -40,15 +43,16 @@ enum Verb {
     },
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     install_provider();
     let line = Line::parse();
-    let ports = if line.free_ports { Ports::Free } else { Ports::Usual };
-    // What is interrupted is dropped, and dropping it stops what it started.
-    let told = tokio::select! {
-        told = Box::pin(run(line.verb.clone(), ports)) => told.map(|()| false),
-        interrupted = interrupted() => interrupted.map(|()| true),
+    let told = match line.verb {
+        // The tunnels' interface, and the devices behind it, are nothing that a host should see.
+        Verb::Demo if netns::lacking().is_none() => netns::run(async || play(line.verb.clone(), Ports::Own).await),
+        Verb::Demo | Verb::Up { .. } => {
+            let ports = if line.free_ports { Ports::Free } else { Ports::Usual };
+            Runtime::new().map_err(Into::into).and_then(|runtime| runtime.block_on(play(line.verb.clone(), ports)))
+        }
     };
     match (told, line.verb) {
         (Ok(false), _) => ExitCode::SUCCESS,
@@ -61,6 +65,15 @@ async fn main() -> ExitCode {
             println!("\nThe tour ends here: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Whether it was interrupted.
+async fn play(verb: Verb, ports: Ports) -> anyhow::Result<bool> {
+    // What is interrupted is dropped, and dropping it stops what it started.
+    tokio::select! {
+        told = Box::pin(run(verb, ports)) => told.map(|()| false),
+        interrupted = interrupted() => interrupted.map(|()| true),
     }
 }
 

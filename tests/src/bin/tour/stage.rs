@@ -9,7 +9,6 @@ use anyhow::Context as _;
 use cloudlink_tests::cli::Cli;
 use cloudlink_tests::machine::Machine;
 use cloudlink_tests::port;
-use cloudlink_tests::program::binary;
 use cloudlink_tests::server::{Plan, Server, Settings};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
@@ -19,11 +18,13 @@ pub(crate) const CUSTOMER: &str = "demo-customer";
 pub(crate) const DEVICE: &str = "demo-gateway";
 
 /// Where to listen.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ports {
     /// Where a server would, as far as that is possible.
     Usual,
     Free,
+    /// In a network of its own, where devices reach it over a wire, some of them through tunnels.
+    Own,
 }
 
 /// Who types. Each is also the name of a profile of the command line.
@@ -64,12 +65,12 @@ impl Stage {
     /// Starts a server with a new PKI and database, and sets up a machine that is switched off.
     pub(crate) async fn set(ports: Ports) -> anyhow::Result<Self> {
         let directory = cloudlink_tests::fleet::directory()?;
-        let settings = Settings {
-            device: choose(ports, &[443, 4443])?,
-            people: choose(ports, &[8443])?,
-            operations: choose(ports, &[9090])?,
-            set: Vec::new(),
+        let settings = match ports {
+            Ports::Own => Settings::with_tunnels(&[]),
+            Ports::Usual | Ports::Free => Settings { device: choose(ports, &[443, 4443])?, ..Settings::default() },
         };
+        let (people, operations) = (choose(ports, &[8443])?, choose(ports, &[9090])?);
+        let settings = Settings { people, operations, ..settings };
         let plan = Plan::new(&directory.path().join("server"), &settings)?;
         let config = shown(&plan.config_file())?;
         type_line("server", &["cloudlinkd", "pki", "init", "--config", &config], None);
@@ -110,17 +111,23 @@ impl Stage {
 
     /// Enrolls the device with a token of the customer, and switches it on.
     pub(crate) async fn enroll(&mut self) -> anyhow::Result<()> {
-        let token_file = self.directory.path().join("tokens/enrollment");
-        let create = ["enroll-token", "create", DEVICE, "--label", "site=north"];
-        self.secret(Person::Customer, &create, &token_file).await?;
-        let (config, token) = (shown(&self.device.config_file())?, shown(&token_file)?);
-        type_line("device", &["cloudlink-agent", "enroll", "--config", &config, "--token-file", &token], None);
-        let mut command = Command::new(binary("cloudlink-agent")?);
+        self.enroll_machine(DEVICE, "device", &self.device).await?;
+        let config = shown(&self.device.config_file())?;
+        type_line("device", &["cloudlink-agent", "run", "--config", &config], None);
+        self.device.power_on()
+    }
+
+    /// Enrolls a machine under a name, as somebody who sits at it.
+    pub(crate) async fn enroll_machine(&self, name: &str, who: &str, machine: &Machine) -> anyhow::Result<()> {
+        let token_file = self.directory.path().join("tokens").join(name);
+        self.secret(Person::Customer, &["enroll-token", "create", name, "--label", "site=north"], &token_file).await?;
+        let (config, token) = (shown(&machine.config_file())?, shown(&token_file)?);
+        type_line(who, &["cloudlink-agent", "enroll", "--config", &config, "--token-file", &token], None);
+        let mut command = Command::from(machine.agent()?);
         command.args(["enroll", "--config", &config, "--token-file", &token]).env("NO_COLOR", "1");
         let (status, _) = watch(command).await?;
         anyhow::ensure!(status.success(), "the device could not be enrolled");
-        type_line("device", &["cloudlink-agent", "run", "--config", &config], None);
-        self.device.power_on()
+        Ok(())
     }
 
     /// Types a `cloudlink` line as somebody, shows what it says, and gives back what it wrote to standard output.
@@ -188,13 +195,13 @@ pub(crate) fn chapter(title: &str, text: &str) {
 fn choose(ports: Ports, wanted: &[u16]) -> anyhow::Result<Option<SocketAddr>> {
     let address = |port: &u16| SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
     let usual = match ports {
-        Ports::Usual => wanted.iter().map(address).find(|address| port::is_free(*address)),
+        Ports::Usual | Ports::Own => wanted.iter().map(address).find(|address| port::is_free(*address)),
         Ports::Free => None,
     };
     usual.map_or_else(|| port::free().map(Some), |address| Ok(Some(address)))
 }
 
-fn type_line(who: &str, words: &[&str], into: Option<&Path>) {
+pub(crate) fn type_line(who: &str, words: &[&str], into: Option<&Path>) {
     let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
     let into = into.map(|file| format!(" > {}", file.display())).unwrap_or_default();
     println!("\n{who}$ {}{into}", words.join(" "));
@@ -210,7 +217,7 @@ fn quoted(word: &str) -> String {
     }
 }
 
-fn shown(path: &Path) -> anyhow::Result<String> {
+pub(crate) fn shown(path: &Path) -> anyhow::Result<String> {
     Ok(path.to_str().context("the path is not UTF-8")?.to_owned())
 }
 
