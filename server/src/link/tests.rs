@@ -10,12 +10,14 @@ mod peer;
 mod renew;
 mod revoke;
 mod stop;
+mod tunnel;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use cloudlink_certs::{Authority, DeviceIdentity, Serial, TrustDomain, Validity};
+use cloudlink_proto::openvpn::ServerWrapping;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls_pki_types::PrivateKeyDer;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -25,10 +27,12 @@ use tokio::time::{Instant, sleep};
 
 use super::{Links, Parts, Tls, accept};
 use crate::bus::Bus;
-use crate::config::{Certificate, Device, Link};
+use crate::config::{self, Certificate, Device, Link};
 use crate::lifecycle::Shutdown;
 use crate::metrics::Metrics;
 use crate::store::Store;
+use crate::tunnel::plane::Plane;
+use crate::tunnel::{self as tunnels, Tunnels};
 use crate::{clock, tasks};
 
 const SERVER_NAME: &str = "link.test";
@@ -68,6 +72,10 @@ struct Settings {
     device: Device,
     link: Link,
     certificate: Certificate,
+    /// Served if it is enabled, without an interface.
+    tunnel: config::Tunnel,
+    /// What is around their control packets.
+    wrapping: ServerWrapping,
     /// What the port reaches the database by.
     database: PgConnectOptions,
     /// How long it waits for an answer of the database.
@@ -85,6 +93,8 @@ impl Port {
             device: Device::default(),
             link: Link::default(),
             certificate: Certificate::default(),
+            tunnel: config::Tunnel::default(),
+            wrapping: ServerWrapping::None,
             database: database.clone(),
             statement_within: Duration::from_secs(15),
         };
@@ -93,27 +103,43 @@ impl Port {
         let authority = Arc::new(new_authority());
         let (chain, key) = server_certificate(&authority);
         let server = CertifiedKey::new(chain, rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).unwrap());
+        let server = Arc::new(SingleCertAndKey::from(server));
         let tls = Tls::new(
             authority.certificate_der().clone(),
-            Arc::new(SingleCertAndKey::from(server)),
+            Arc::clone(&server) as _,
             ENROLL_NAME,
             settings.device.resumption_seconds.duration(),
         )
         .unwrap();
         let pool = PgPoolOptions::new().max_connections(6).acquire_timeout(Duration::from_secs(2));
         let (bus, metrics, shutdown) = (Bus::new(), Arc::new(Metrics::new()), Shutdown::new());
+        let store = Store::new(pool, settings.database).with_patience(settings.statement_within);
+        let root = authority.certificate_der();
+        let tunnels = if settings.tunnel.enabled {
+            let leased = tunnels::lease(&settings.tunnel, root, "node-1", &store).await.unwrap();
+            Some(Tunnels::new(tunnels::Parts {
+                config: &settings.tunnel,
+                device: &settings.device,
+                server: tunnels::server_config(&settings.tunnel, root.clone(), server, settings.wrapping).unwrap(),
+                plane: Plane::without_interface(leased.slice, &metrics),
+                leased,
+                store: store.clone(),
+            }))
+        } else {
+            None
+        };
         let links = Links::new(Parts {
             node: "node-1".to_owned(),
             trust_domain: trust_domain(),
             device: settings.device,
             link: settings.link,
             certificate: settings.certificate,
-            store: Store::new(pool, settings.database).with_patience(settings.statement_within),
+            store,
             bus: bus.clone(),
             metrics: Arc::clone(&metrics),
             authority: Arc::clone(&authority),
             tls,
-            tunnels: None,
+            tunnels,
         });
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -198,3 +198,122 @@ pub async fn tunnel_count(connection: &mut PgConnection, tunnels: &[TunnelTraffi
     .await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use cloudlink_proto::ids::DeviceId;
+    use serde_json::json;
+    use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+    use super::*;
+    use crate::http::testing::Scene;
+    use crate::model::new_id;
+    use crate::store::Visibility;
+
+    const LEASE: Duration = Duration::from_secs(3600);
+
+    async fn lease(scene: &Scene, node: &str, slices: u32) -> Option<u32> {
+        let mut transaction = scene.store.begin(Visibility::All).await.unwrap();
+        let leased = slice_lease_in_txn(&mut transaction, node, slices, LEASE).await.unwrap();
+        transaction.commit().await.unwrap();
+        leased
+    }
+
+    async fn run(scene: &Scene, sql: &'static str) {
+        sqlx::raw_sql(sql).execute(&scene.root).await.unwrap();
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn each_node_has_a_slice_of_its_own_and_gets_it_back(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        assert_eq!(lease(&scene, "a", 2).await, Some(0));
+        assert_eq!(lease(&scene, "b", 2).await, Some(1));
+        assert_eq!(lease(&scene, "a", 2).await, Some(0));
+        assert_eq!(lease(&scene, "c", 2).await, None, "both are leased");
+        run(&scene, "update tunnel_slices set leased_until = now() - interval '1 second' where node = 'b'").await;
+        assert_eq!(lease(&scene, "b", 2).await, Some(1), "nobody else wanted it meanwhile");
+        run(&scene, "update tunnel_slices set leased_until = now() - interval '1 second' where node = 'b'").await;
+        assert_eq!(lease(&scene, "c", 2).await, Some(1), "its lease had ended");
+        let mut connection = scene.store.connection().await.unwrap();
+        assert!(!slice_renew(&mut connection, "b", 1, LEASE).await.unwrap());
+        assert!(slice_renew(&mut connection, "c", 1, LEASE).await.unwrap());
+        assert_eq!(lease(&scene, "b", 3).await, Some(2));
+        assert_eq!(lease(&scene, "b", 2).await, None, "the pool was made smaller");
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn nodes_that_start_at_once_find_different_slices(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        let nodes = ["a", "b", "c", "d"].map(|node| lease(&scene, node, 4));
+        let mut slices: Vec<_> = futures_util::future::join_all(nodes).await.into_iter().flatten().collect();
+        slices.sort_unstable();
+        assert_eq!(slices, [0, 1, 2, 3]);
+    }
+
+    async fn devices(scene: &Scene, count: usize) -> Vec<DeviceId> {
+        let mut devices = Vec::new();
+        for number in 0..count {
+            let device = DeviceId::from_uuid(new_id());
+            scene.insert_device(device, scene.tenant, &format!("gateway {number}"), json!({})).await;
+            devices.push(device);
+        }
+        devices
+    }
+
+    /// The hosts of the devices, in their order.
+    async fn hosts(scene: &Scene, slice: u32, hosts_max: u32, devices: &[DeviceId]) -> Vec<Option<u32>> {
+        let mut connection = scene.store.connection().await.unwrap();
+        let leased = address_lease(&mut connection, slice, hosts_max, devices).await.unwrap();
+        devices.iter().map(|device| Some(leased.iter().find(|leased| leased.device_id == *device)?.host)).collect()
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn a_device_keeps_its_address_and_others_get_others(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        let devices = devices(&scene, 4).await;
+        assert_eq!(hosts(&scene, 0, 100, &devices[..1]).await, [Some(2)]);
+        assert_eq!(hosts(&scene, 0, 100, &devices[..3]).await, [Some(2), Some(3), Some(4)]);
+        assert_eq!(hosts(&scene, 0, 100, &devices[2..]).await, [Some(4), Some(5)]);
+        assert_eq!(hosts(&scene, 1, 100, &devices[3..]).await, [Some(2)], "another slice");
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn when_all_are_given_the_one_that_was_used_least_recently_and_is_not_live_is_taken_over(
+        pool: PgPoolOptions,
+        database: PgConnectOptions,
+    ) {
+        let scene = Scene::new(pool, database).await;
+        let devices = devices(&scene, 6).await;
+        // Four hosts: 2 to 5.
+        assert_eq!(hosts(&scene, 0, 5, &devices[..4]).await, [Some(2), Some(3), Some(4), Some(5)]);
+        assert_eq!(hosts(&scene, 0, 5, &devices[4..5]).await, [None], "those who have just asked are not disturbed");
+        run(&scene, "update tunnel_addresses set used_at = now() - make_interval(hours => 10 - host)").await;
+        // The one that was used least recently is live.
+        scene.tunnel(devices[0]).await;
+        assert_eq!(hosts(&scene, 0, 5, &devices[4..]).await, [Some(3), Some(4)]);
+        assert_eq!(hosts(&scene, 0, 5, &[devices[1], devices[0]]).await, [Some(5), Some(2)]);
+        assert_eq!(hosts(&scene, 0, 5, &devices[3..4]).await, [None]);
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn only_the_newest_tunnel_of_a_device_counts(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        scene.tunnel(scene.device).await;
+        let row = sqlx::query_scalar::<_, Uuid>("select id from tunnels").fetch_one(&scene.root).await.unwrap();
+        let count = |tunnel_id, bytes_in| TunnelTraffic {
+            tunnel_id: TunnelId::from_uuid(tunnel_id),
+            device_id: scene.device,
+            packets_in: 1,
+            packets_out: 2,
+            bytes_in,
+            bytes_out: 4,
+            dropped: u64::MAX,
+        };
+        let mut connection = scene.store.connection().await.unwrap();
+        tunnel_count(&mut connection, &[count(row, 7)]).await.unwrap();
+        tunnel_count(&mut connection, &[count(new_id(), 9)]).await.unwrap();
+        let sql = "select packets_in || ' ' || packets_out || ' ' || bytes_in || ' ' || bytes_out || ' ' || dropped from tunnels";
+        let counted: String = sqlx::query_scalar(sql).fetch_one(&scene.root).await.unwrap();
+        assert_eq!(counted, format!("1 2 7 4 {}", i64::MAX));
+    }
+}

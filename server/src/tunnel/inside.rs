@@ -71,7 +71,7 @@ pub(crate) async fn run(links: Links, tunnels: Arc<Tunnels>, listener: TcpListen
 }
 
 /// Finds out whose tunnel it comes from, and whether that device may have one more connection.
-fn admit(shared: &Arc<Shared>, tunnels: &Tunnels, stream: TcpStream, inner: IpAddr, shutdown: &Shutdown) {
+pub(crate) fn admit(shared: &Arc<Shared>, tunnels: &Tunnels, stream: TcpStream, inner: IpAddr, shutdown: &Shutdown) {
     // Both addresses of a tunnel count as one.
     let owner = tunnels.plane.owner(inner);
     let counted = tunnels.plane.slice().host_of(inner).and_then(|host| tunnels.plane.slice().addresses(host));

@@ -60,6 +60,19 @@ impl Plane {
         }))
     }
 
+    /// A plane for tests in which no packet passes: it needs no root.
+    #[cfg(test)]
+    pub(crate) fn without_interface(slice: Slice, metrics: &Metrics) -> Arc<Self> {
+        Arc::new(Self {
+            slice,
+            gateway: slice.gateway(),
+            queues: Box::default(),
+            directory: Directory::new(slice),
+            waiting_bytes_max: 0,
+            meters: Meters::new(metrics),
+        })
+    }
+
     /// Reads the queues until the hard stop: tunnels live on through the soft one.
     pub(crate) fn start(self: &Arc<Self>, shutdown: &Shutdown) {
         for number in 0..self.queues.len() {

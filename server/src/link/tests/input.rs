@@ -60,7 +60,7 @@ async fn plain_http_is_told_that_this_is_tls(_: PgPoolOptions, database: PgConne
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
 async fn other_first_bytes_are_closed_and_counted(_: PgPoolOptions, database: PgConnectOptions) {
     let port = Port::start(database).await;
-    assert_eq!(answer_to(&port, b"\x00\x0e\x38\x01\x02\x03\x04\x05\x06\x07\x08\x00\x00\x00\x00\x00").await, b"");
+    assert_eq!(answer_to(&port, b"\x00\x0e\x20\x01\x02\x03\x04\x05\x06\x07\x08\x00\x00\x00\x00\x00").await, b"");
     port.until_metric(TLS_FAILURES, 1).await;
     // It begins like TLS, and is none: an alert.
     let answer = answer_to(&port, b"\x16\x03\x01\x00\x04\xff\xff\xff\xff").await;

@@ -16,6 +16,7 @@ use futures_util::{SinkExt, StreamExt};
 use http::{HeaderMap, HeaderValue};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
@@ -113,8 +114,8 @@ pub(super) async fn dial_socket(port: &Port, credentials: &Credentials) -> Resul
 }
 
 /// A device with a link.
-pub(super) struct Peer {
-    pub(super) socket: Socket,
+pub(super) struct Peer<S = TlsStream<TcpStream>> {
+    pub(super) socket: WebSocketStream<S>,
     pub(super) session: Session<Device>,
     pub(super) admission: Admission,
 }
@@ -135,13 +136,15 @@ impl Peer {
         let socket = dial_socket(port, credentials).await?;
         Self::open(socket, hello).await
     }
+}
 
+impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
     /// Says hello on a socket that is open.
-    pub(super) async fn say_hello(socket: Socket, boot_id: &str) -> Result<Self, DialError> {
+    pub(super) async fn say_hello(socket: WebSocketStream<S>, boot_id: &str) -> Result<Self, DialError> {
         Self::open(socket, Hello { boot_id: boot_id.to_owned(), ..Hello::default() }).await
     }
 
-    async fn open(socket: Socket, hello: Hello) -> Result<Self, DialError> {
+    async fn open(socket: WebSocketStream<S>, hello: Hello) -> Result<Self, DialError> {
         let session = Session::device(Instant::now().into_std(), hello).unwrap();
         let admission = Admission {
             device_id: DeviceId::from_uuid(Uuid::nil()),
