@@ -35,9 +35,6 @@ const DATABASE: &str = "cloudlink";
 /// Between two attempts to reach the database at the start; doubled with each, up to [`DATABASE_AGAIN_AFTER_MAX`].
 const DATABASE_AGAIN_AFTER: Duration = Duration::from_millis(250);
 const DATABASE_AGAIN_AFTER_MAX: Duration = Duration::from_secs(5);
-/// What to do when there is no TUN interface.
-const NO_INTERFACE: &str = "tunnels are enabled, but their interface cannot be made: this needs /dev/net/tun and CAP_NET_ADMIN; \
-                            without OpenVPN clients, set tunnel.enabled = false";
 /// For connections to the database that are still in use when everything else has ended.
 const POOL_CLOSE_WITHIN: Duration = Duration::from_secs(3);
 
@@ -210,7 +207,8 @@ impl Node {
         let server = tunnel::server_config(config, root.clone(), certificate, wrapping.clone())
             .context("tunnels cannot speak TLS")?;
         let leased = tunnel::lease(config, root, &self.config.node, store).await?;
-        let plane = Plane::open(config, leased.slice, &self.metrics).context(NO_INTERFACE)?;
+        let plane = Plane::open(config, leased.slice, &self.metrics)
+            .context("tunnels are enabled, but they cannot have an interface")?;
         plane.start(shutdown);
         let (device, store) = (&self.config.device, store.clone());
         let parts = tunnel::Parts { config, device, server, plane, leased, store };

@@ -190,7 +190,7 @@ pub struct Metrics {
     pub connections_unauthenticated: IntGauge,
     /// `kind` (`full`, `resumed`, `openvpn`): handshakes that succeeded on the device port.
     pub handshakes: IntCounterVec,
-    /// From accepting a connection to the end of its TLS handshake.
+    /// From accepting a connection to the end of its handshake, with the wait for its turn.
     pub handshake_seconds: Histogram,
     /// `reason`: see [`Failure`].
     pub handshake_failures: IntCounterVec,
@@ -291,7 +291,7 @@ impl Metrics {
             handshake_seconds: histogram(
                 &registry,
                 "cloudlink_device_handshake_seconds",
-                "From accepting a connection to the end of its TLS handshake.",
+                "From accepting a connection to the end of its handshake, with the wait for its turn.",
                 HANDSHAKE_BUCKETS_SECONDS,
             ),
             handshake_failures: counters(

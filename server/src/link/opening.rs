@@ -129,10 +129,8 @@ async fn welcome(
     let opened = match shared.hellos.ask(link).await {
         Ok(Some(opened)) => opened,
         Ok(None) => {
-            // Inside a tunnel it may be the tunnel that is not the newest any more.
-            let carrier = tunnel_id.map(|_| shared.registry.find_tunnel(peer.device_id).and_then(|it| it.tunnel_id()));
-            let is_carried = carrier.is_none_or(|carrier| carrier == tunnel_id);
-            let ending = if is_carried { Ending::REVOKED } else { Ending::REPLACED };
+            // Inside a tunnel it is the tunnel that is not the newest any more: one of a revoked device is cut itself.
+            let ending = if tunnel_id.is_some() { Ending::REPLACED } else { Ending::REVOKED };
             let Ending::Polite { code, message, .. } = ending else { return None };
             session.goodbye(Instant::now().into_std(), code, message, Duration::ZERO);
             return None;

@@ -89,15 +89,14 @@ fn is_refusal(failure: Failure) -> bool {
 }
 
 async fn establish(shared: &Arc<Shared>, tunnels: &Arc<Tunnels>, arrival: Arrival) -> Result<Tunnel, Failure> {
-    let Arrival { stream, first, remote, accepted_at: _, pass } = arrival;
+    let Arrival { stream, first, remote, accepted_at, pass } = arrival;
     sleep(tunnels.refused.delay(remote, Instant::now())).await;
     let within = shared.device.handshake_timeout_seconds.duration() + shared.device.request_timeout_seconds.duration();
     let config = Arc::clone(&tunnels.server);
     let mut handshake = Handshake::begin(stream, first, config, &tunnels.turns, within).await;
-    let begun = Instant::now();
     let client = handshake.authenticate().await?;
     shared.metrics.handshakes.with_label_values(&[TRANSPORT]).inc();
-    shared.metrics.handshake_seconds.observe(begun.elapsed().as_secs_f64());
+    shared.metrics.handshake_seconds.observe(accepted_at.elapsed().as_secs_f64());
 
     let opened = take_in(shared, tunnels, &mut handshake, &client, pass, remote).await;
     match opened {

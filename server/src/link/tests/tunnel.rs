@@ -19,7 +19,7 @@ use rustls::pki_types::ServerName;
 use serde_json::json;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
@@ -49,13 +49,20 @@ impl Client {
     }
 
     async fn dial_with(port: &Port, credentials: &Credentials, wrapping: ClientWrapping) -> Self {
+        Self::dial_from([127, 0, 0, 1], port, credentials, wrapping).await
+    }
+
+    /// From one of this host's many addresses.
+    async fn dial_from(source: [u8; 4], port: &Port, credentials: &Credentials, wrapping: ClientWrapping) -> Self {
         let mut tls = (*credentials.config).clone();
         tls_client_config(&mut tls);
         let mut config = ClientConfig::new(Arc::new(tls), ServerName::try_from(SERVER_NAME).unwrap());
         config.wrapping = wrapping;
         let start = Start { seed: rand_seed(), unix_seconds: 1_790_000_000 };
         let session = Session::client(Instant::now().into_std(), Arc::new(config), start);
-        let stream = TcpStream::connect(port.address).await.unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((Ipv4Addr::from(source), 0).into()).unwrap();
+        let stream = socket.connect(port.address).await.unwrap();
         stream.set_nodelay(true).unwrap();
         Self { session, stream, pushed: None, closed: None }
     }
@@ -228,8 +235,9 @@ async fn whoever_may_not_link_gets_no_tunnel_and_no_word_that_ends_a_client(
         (foreign.credentials, "certificate_invalid", 1),
         (expired.credentials, "certificate_invalid", 2),
     ];
-    for (credentials, reason, times) in in_tls {
-        let refused = Client::dial(&port, &credentials).await.up().await.err().unwrap();
+    for (number, (credentials, reason, times)) in (1..).zip(in_tls) {
+        let client = Client::dial_from([127, 0, 1, number], &port, &credentials, ClientWrapping::None).await;
+        let refused = client.up().await.err().unwrap();
         assert!(!matches!(refused, CloseReason::AuthFailed(_)), "{refused:?}");
         failed(&port, reason, times).await;
     }
@@ -238,8 +246,9 @@ async fn whoever_may_not_link_gets_no_tunnel_and_no_word_that_ends_a_client(
         (revoked, "revoked", 1, "the device was revoked"),
         (superseded, "revoked", 2, "newer certificate"),
     ];
-    for (device, reason, times, words) in told {
-        let refused = Client::dial(&port, &device.credentials).await.up().await.err().unwrap();
+    for (number, (device, reason, times, words)) in (1..).zip(told) {
+        let client = Client::dial_from([127, 0, 2, number], &port, &device.credentials, ClientWrapping::None).await;
+        let refused = client.up().await.err().unwrap();
         let CloseReason::AuthFailed(text) = &refused else { panic!("{refused:?}") };
         // A stock client that hears this comes again; without the TEMP it would end for good.
         assert!(text.as_str().starts_with("TEMP[backoff 300]:") && text.as_str().contains(words), "{text}");
@@ -306,6 +315,33 @@ async fn a_client_that_stalls_holds_up_nobody(_: PgPoolOptions, database: PgConn
     let clients = timeout(Duration::from_secs(8), futures_util::future::join_all(up)).await.expect("their turn");
     assert_eq!(clients.len(), 10);
     port.until_metric("cloudlink_tunnels_live", 10).await;
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn whoever_comes_from_where_somebody_was_refused_waits_and_others_do_not(
+    _: PgPoolOptions,
+    database: PgConnectOptions,
+) {
+    let port = start(database).await;
+    let fleet = Fleet::new(&port).await;
+    let (device, other) = (fleet.device(&port).await, fleet.device(&port).await);
+    for (number, wait) in [(1, Duration::ZERO), (2, Duration::from_secs(1))] {
+        let begun = Instant::now();
+        assert!(Client::dial(&port, &Credentials::none(&port)).await.up().await.is_err());
+        assert!(begun.elapsed() >= wait.mul_f64(0.8), "{:?}", begun.elapsed());
+        failed(&port, "certificate_missing", number).await;
+    }
+    let begun = Instant::now();
+    let here = Client::dial(&port, &device.credentials).await;
+    let elsewhere = Client::dial_from([127, 0, 3, 1], &port, &other.credentials, ClientWrapping::None).await;
+    let here = async { here.up().await.map(|up| (up, begun.elapsed())).unwrap() };
+    let elsewhere = async { elsewhere.up().await.map(|up| (up, begun.elapsed())).unwrap() };
+    let ((_here, waited), (_elsewhere, at_once)) = tokio::join!(here, elsewhere);
+    assert!(waited >= Duration::from_millis(1600) && at_once < Duration::from_millis(1600), "{waited:?} {at_once:?}");
+    // One of its devices was let in: the next one does not wait.
+    let begun = Instant::now();
+    Client::dial(&port, &device.credentials).await.up().await.unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(1600), "{:?}", begun.elapsed());
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
