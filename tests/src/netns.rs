@@ -193,7 +193,10 @@ impl Site {
     }
 
     pub fn plug(&self) -> anyhow::Result<()> {
-        ip_batch(Command::new("ip"), &format!("link set {} up", self.interface))
+        // The kernel has forgotten the IPv6 address meanwhile.
+        let Self { interface, router_ipv6, .. } = self;
+        let lines = format!("link set {interface} up\naddr replace {router_ipv6}/64 dev {interface} nodad");
+        ip_batch(Command::new("ip"), &lines)
     }
 
     /// The namespace, for other processes of root.
@@ -262,6 +265,8 @@ mod tests {
             assert!(!interfaces()?.contains(&gone));
             other.unplug()?;
             assert!(other.sh(&format!("ping -c 1 -W 1 {SERVER_IPV4}")).is_err());
+            other.plug()?;
+            other.sh(&format!("ping -c 3 -W 5 {SERVER_IPV4} && ping -c 3 -W 5 {SERVER_IPV6}"))?;
             Ok(())
         })
     }

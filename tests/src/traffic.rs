@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -31,25 +32,34 @@ pub enum Way {
 #[derive(Debug)]
 pub struct Iperf {
     address: IpAddr,
-    _server: Program,
+    server: Program,
+    /// How many clients it has served.
+    served: AtomicUsize,
 }
 
 impl Iperf {
-    pub async fn listen(address: impl Into<IpAddr>, directory: &Path) -> anyhow::Result<Self> {
+    pub fn listen(address: impl Into<IpAddr>, directory: &Path) -> anyhow::Result<Self> {
         let address = address.into();
         let mut command = bound("iperf3");
         command.args(["--server", "--forceflush", "--bind", &address.to_string(), "--port", &IPERF_PORT.to_string()]);
-        let server = Program::start("iperf3", command, &directory.join("iperf3.log"))?;
+        let server = Program::start("iperf3", command, &directory.join(format!("iperf3-{}.log", address.is_ipv6())))?;
+        Ok(Self { address, server, served: AtomicUsize::new(0) })
+    }
+
+    /// Waits until it is done with the last client.
+    async fn is_ready(&self) -> anyhow::Result<()> {
+        let served = self.served.fetch_add(1, Ordering::Relaxed);
         wait_for("iperf3", BEGIN_LIMIT, async || {
-            anyhow::ensure!(server.log_text()?.contains("Server listening"), "{}", server.log_text()?);
+            let log = self.server.log_text()?;
+            anyhow::ensure!(log.matches("Server listening").count() > served, "{log}");
             Ok(())
         })
-        .await?;
-        Ok(Self { address, _server: server })
+        .await
     }
 
     /// Sends so many bytes between a site and here, and gives back how many have arrived.
     pub async fn send(&self, site: &Site, bytes: u64, way: Way) -> anyhow::Result<u64> {
+        self.is_ready().await?;
         let mut command = site.command("iperf3");
         command.args(["--json", "--client", &self.address.to_string(), "--port", &IPERF_PORT.to_string()]);
         command.args(["--bytes", &bytes.to_string()]);

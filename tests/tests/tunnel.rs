@@ -74,6 +74,13 @@ fn clients_choose_a_cipher_and_renew_their_keys_under_traffic() -> anyhow::Resul
             let (_, client) = fleet.client_with(&site, "renewing", |profile| profile.with("reneg-sec 5")).await?;
             keeps_pinging(client).await
         };
+        // An old configuration: compression as a promise that nothing is compressed, or compressed for real.
+        let framed = async |name: &str, lines: &str| {
+            let (_, mut client) = fleet.client_with(&site, name, |profile| profile.with(lines)).await?;
+            let tunnel = is_served(&mut client).await?;
+            ensure!(tunnel.pushed.iter().any(|option| option == "compress stub-v2"), "{tunnel:?}");
+            Ok(())
+        };
         let stubborn = async {
             // What is not offered cannot be had, and the client is told so.
             let (_, client) =
@@ -84,6 +91,8 @@ fn clients_choose_a_cipher_and_renew_their_keys_under_traffic() -> anyhow::Resul
             cipher("AES-256-GCM"),
             cipher("AES-128-GCM"),
             cipher("CHACHA20-POLY1305"),
+            framed("comp-lzo", "comp-lzo no"),
+            framed("compress", "compress"),
             renewing,
             stubborn
         )?;
@@ -94,7 +103,10 @@ fn clients_choose_a_cipher_and_renew_their_keys_under_traffic() -> anyhow::Resul
 #[test]
 fn a_server_without_key_export_renews_keys_by_itself() -> anyhow::Result<()> {
     netns::test("a_server_without_key_export_renews_keys_by_itself", async || {
-        let fleet = fleet(&["tunnel.key_export=false", "tunnel.renegotiate_seconds=5"]).await?;
+        // With the Internet of today around the tunnel.
+        let device = Some(SocketAddr::from((netns::SERVER_IPV6, 443)));
+        let settings = Settings::with_tunnels(&["tunnel.key_export=false", "tunnel.renegotiate_seconds=5"]);
+        let fleet = Fleet::start_with(&Settings { device, ..settings }).await?;
         let site = Arc::new(Site::join()?);
         let (_, plain) = fleet.client_with(&site, "plain", |profile| profile.with("reneg-sec 0")).await?;
         // Both ends want new keys, and may want them at the same time.

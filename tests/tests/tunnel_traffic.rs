@@ -47,13 +47,13 @@ fn a_hundred_megabytes_go_both_ways_and_are_counted() -> anyhow::Result<()> {
         let site = Arc::new(Site::join()?);
         let (device, mut client) = fleet.client(&site, "gateway").await?;
         let tunnel = client.is_up(1).await?;
-        let iperf = Iperf::listen(tunnel.gateway_ipv4, &fleet.path("")).await?;
+        let iperf = Iperf::listen(tunnel.gateway_ipv4, &fleet.path(""))?;
         for way in [Way::Up, Way::Down] {
             let arrived = iperf.send(&site, 100 * MEGABYTE, way).await?;
             // It looks when all are sent, and some are still on their way.
             ensure!(arrived >= 90 * MEGABYTE, "{way:?}: {arrived} bytes arrived");
         }
-        let other = Iperf::listen(tunnel.gateway_ipv6, &fleet.path("")).await?;
+        let other = Iperf::listen(tunnel.gateway_ipv6, &fleet.path(""))?;
         ensure!(other.send(&site, 20 * MEGABYTE, Way::Up).await? >= 10 * MEGABYTE, "over IPv6");
         ensure!(client.complaints()?.is_empty(), "{:?}", client.complaints()?);
 
@@ -181,6 +181,47 @@ fn a_tunnel_leads_to_its_gateway_and_nowhere_else() -> anyhow::Result<()> {
         counts(&fleet, "no_tunnel", before, 3.0).await?;
         Pings::default().come_back(&victim, &attacked).await?;
         Pings::default().come_back(&spy, &spied).await
+    })
+}
+
+#[test]
+fn a_client_that_reads_nothing_slows_nobody_else() -> anyhow::Result<()> {
+    netns::test("a_client_that_reads_nothing_slows_nobody_else", async || {
+        let fleet = fleet().await?;
+        let (one, other) = (Arc::new(Site::join()?), Arc::new(Site::join()?));
+        let (_, mut stuck) = fleet.client(&one, "stuck").await?;
+        let (_, mut lively) = fleet.client(&other, "lively").await?;
+        let (stuck_at, lively_at) = (stuck.is_up(1).await?, lively.is_up(1).await?);
+        Pings::default().come_back(&stuck, &stuck_at).await?;
+
+        // More than the kernel's buffers and its own hold together: the rest is dropped, and counted.
+        one.unplug()?;
+        let before = dropped(&fleet, "queue_full").await?;
+        let sender = UdpSocket::bind((stuck_at.gateway_ipv4, 0)).await?;
+        let flood = tokio::spawn(async move {
+            loop {
+                for _ in 0..100 {
+                    // The interface's own queue may be full, too.
+                    let _ = sender.try_send_to(&[7; 1_400], (stuck_at.ipv4, 25_300).into());
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+        counts(&fleet, "queue_full", before, 1_000.0).await?;
+        let lasting = Pings { count: 30, ..Pings::default() };
+        lasting.come_back(&lively, &lively_at).await?;
+        flood.abort();
+
+        // What was stuck comes, and then what is new.
+        one.plug()?;
+        wait_for("the tunnel to go on", COUNT_LIMIT, async || {
+            let received = Pings::default().send(&one, &stuck_at.interface, stuck_at.gateway_ipv4).await?;
+            ensure!(received == 3, "{received} of 3");
+            Ok(())
+        })
+        .await?;
+        ensure!(!stuck.log_text()?.contains("restarting"), "{}", stuck.log_text()?);
+        Pings::default().come_back(&lively, &lively_at).await
     })
 }
 
