@@ -50,7 +50,8 @@ pub enum Failure {
     CertificateInvalid,
     /// A certificate that was revoked or superseded, or whose device was revoked.
     Revoked,
-    /// A certificate of ours that the database does not know, or knows otherwise.
+    /// A certificate of ours that the database does not know, or knows otherwise; a connection to the link port inside of
+    /// tunnels that no tunnel has the address of.
     Unknown,
     /// An OpenVPN client, where tunnels are off.
     OpenvpnOff,
