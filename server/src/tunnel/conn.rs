@@ -4,6 +4,7 @@
 //! waits in bounded room and is then dropped. An idle tunnel owns no room at all: what comes in is decrypted in room that all
 //! tunnels of a worker share, what goes out is encrypted where it waited.
 
+mod bell;
 mod inbound;
 mod outbound;
 #[cfg(test)]
@@ -14,7 +15,6 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use cloudlink_proto::link::message::goodbye::Code;
 use cloudlink_proto::openvpn::{CloseReason, Counters, Farewell, Output, Session, Waited};
@@ -25,13 +25,12 @@ use tokio_util::sync::CancellationToken;
 use super::plane::{Counts, Port};
 use crate::link::{Ending, Handle};
 use crate::metrics::TunnelDrop;
+use bell::Bell;
 use outbound::Outbox;
 
 /// Reads and writes of one tunnel before others get their turn: about a quarter of a millisecond.
 const ROUNDS_MAX: u32 = 4;
 
-/// A timer that has fired is set to a later time than now, whatever is due.
-const TICK: Duration = Duration::from_millis(1);
 /// What a client shows its user when the node stops.
 const RESTART_TEXT: &str = "this node stops";
 
@@ -61,6 +60,7 @@ pub(crate) struct Ended {
 pub(crate) async fn run(tunnel: Tunnel, hard: CancellationToken) -> Ended {
     let handle = Arc::clone(&tunnel.handle);
     let mut driver = Box::new(Driver::new(tunnel));
+    let bell = Arc::new(Bell::default());
     let end = loop {
         if let Some(ending) = handle.ending()
             && let Some(end) = driver.obey(ending)
@@ -69,12 +69,24 @@ pub(crate) async fn run(tunnel: Tunnel, hard: CancellationToken) -> Ended {
         }
         tokio::select! {
             biased;
-            () = hard.cancelled() => break End::Told(Ending::Cut),
-            () = handle.woken() => {}
+            is_over = bell.rung_by(stop(&hard, &handle)) => {
+                if is_over {
+                    break End::Told(Ending::Cut);
+                }
+            }
             end = poll_fn(|context| driver.poll(context)) => break end,
         }
     };
     driver.finish(&end)
+}
+
+/// Waits until the node stops hard, or has something to tell the tunnel; says whether it is the first.
+async fn stop(hard: &CancellationToken, handle: &Handle) -> bool {
+    tokio::select! {
+        biased;
+        () = hard.cancelled() => true,
+        () = handle.woken() => false,
+    }
 }
 
 /// Why a tunnel ends.
@@ -122,6 +134,8 @@ struct Driver {
     tunnel: Tunnel,
     outbox: Outbox,
     timer: Pin<Box<Sleep>>,
+    /// When time is to be looked at, if nothing happens before; never later than what is due.
+    due: Instant,
     /// When the client is to be asked to come again.
     restart_at: Option<Instant>,
     /// What the rest of the node wants, while the session takes its leave.
@@ -134,7 +148,8 @@ impl Driver {
     fn new(tunnel: Tunnel) -> Self {
         let timer = Box::pin(sleep_until(tunnel.expires_at));
         let counted = *tunnel.session.counters();
-        Self { tunnel, outbox: Outbox::default(), timer, restart_at: None, told: None, counted }
+        let due = Instant::now();
+        Self { tunnel, outbox: Outbox::default(), timer, due, restart_at: None, told: None, counted }
     }
 
     /// Does what the rest of the node asks for. A client that is turned away hears nothing: it comes again by itself, and is
@@ -143,7 +158,7 @@ impl Driver {
         let now = Instant::now();
         if let Ending::Polite { code: Code::ShuttingDown, retry_after, .. } = ending {
             // Clients come again at once when they are asked to, so this side spreads them over time.
-            self.restart_at.get_or_insert(now + retry_after);
+            self.due = self.due.min(*self.restart_at.get_or_insert(now + retry_after));
             None
         } else if let Ending::Polite { .. } = ending {
             self.leave(now, ending, &Farewell::Silent);
@@ -164,29 +179,36 @@ impl Driver {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<End> {
         self.tunnel.port.wake(context.waker());
         for _ in 0..ROUNDS_MAX {
-            match self.round(context) {
+            let now = Instant::now();
+            if now >= self.due {
+                self.pass_time(now);
+            }
+            match self.round(context, now) {
                 Ok(true) => {}
-                Ok(false) => return Poll::Pending,
+                Ok(false) => {
+                    if self.is_waiting(context, now) {
+                        return Poll::Pending;
+                    }
+                }
                 Err(end) => return Poll::Ready(end),
             }
         }
+        self.due = self.due_next();
         // At the end of the line, behind other tunnels.
         context.waker().wake_by_ref();
         Poll::Pending
     }
 
     /// Whether there may be more to do.
-    fn round(&mut self, context: &mut Context<'_>) -> Result<bool, End> {
-        let now = Instant::now();
+    fn round(&mut self, context: &mut Context<'_>, now: Instant) -> Result<bool, End> {
         let has_read = self.read(context, now)?;
-        self.pass_time(context, now);
         self.drain_session()?;
         let has_written = self.write(context, now)?;
         Ok(has_read || has_written)
     }
 
-    /// Does what is due, and sets the timer to what is due next.
-    fn pass_time(&mut self, context: &mut Context<'_>, now: Instant) {
+    /// Does what is due.
+    fn pass_time(&mut self, now: Instant) {
         if now >= self.tunnel.expires_at {
             self.leave(now, Ending::CERTIFICATE_EXPIRED, &Farewell::Silent);
         }
@@ -199,16 +221,31 @@ impl Driver {
             self.outbox.shrink();
             self.tunnel.port.shrink();
         }
-        let next = session.poll_timeout().map(|(due, _)| Instant::from_std(due));
-        let owner = [Some(self.tunnel.expires_at), self.restart_at].into_iter().filter(|_| self.told.is_none());
-        let Some(due) = owner.chain([next]).flatten().min() else { return };
+    }
+
+    /// Sees to it that the task is woken for what is due next. Says whether that is later than now.
+    fn is_waiting(&mut self, context: &mut Context<'_>, now: Instant) -> bool {
+        self.due = self.due_next();
         // A timer that fires too early costs less than one that is set anew with each packet.
-        if due < self.timer.deadline() {
-            self.timer.as_mut().reset(due);
+        if self.due < self.timer.deadline() {
+            self.timer.as_mut().reset(self.due);
         }
-        while self.timer.as_mut().poll(context).is_ready() {
-            self.timer.as_mut().reset(due.max(now + TICK));
+        while self.due > now {
+            if self.timer.as_mut().poll(context).is_pending() {
+                return true;
+            }
+            if self.timer.deadline() >= self.due {
+                return false;
+            }
+            self.timer.as_mut().reset(self.due);
         }
+        false
+    }
+
+    fn due_next(&self) -> Instant {
+        let owner = [Some(self.tunnel.expires_at), self.restart_at].into_iter().filter(|_| self.told.is_none());
+        let session = self.tunnel.session.poll_timeout().map(|(due, _)| Instant::from_std(due));
+        owner.chain([session]).flatten().min().unwrap_or(self.tunnel.expires_at)
     }
 
     fn drain_session(&mut self) -> Result<(), End> {

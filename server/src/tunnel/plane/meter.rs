@@ -26,10 +26,17 @@ impl Meters {
     }
 
     pub(super) fn count(&self, counts: &Counts) {
-        self.packets_in.inc_by(counts.packets_in);
-        self.packets_out.inc_by(counts.packets_out);
-        self.bytes_in.inc_by(counts.bytes_in);
-        self.bytes_out.inc_by(counts.bytes_out);
+        let pairs = [
+            (&self.packets_in, counts.packets_in),
+            (&self.packets_out, counts.packets_out),
+            (&self.bytes_in, counts.bytes_in),
+            (&self.bytes_out, counts.bytes_out),
+        ];
+        for (counter, count) in pairs {
+            if count > 0 {
+                counter.inc_by(count);
+            }
+        }
     }
 
     pub(super) fn dropped(&self, reason: TunnelDrop, packets: u64) {

@@ -234,6 +234,8 @@ fn run(bytes: &[u8], packets: &[Range<usize>]) -> (usize, Option<Segment>) {
     let Some(first) = packets.first().and_then(|packet| Segment::read(&bytes[packet.clone()])) else {
         return (1, None);
     };
+    // A checksum is over the whole packet, so it is looked at last, and only where it matters.
+    let mut is_first_good = None;
     let mut run = 1;
     let mut last = first;
     let mut packet_bytes = first.headers_bytes + first.payload_bytes;
@@ -243,7 +245,6 @@ fn run(bytes: &[u8], packets: &[Range<usize>]) -> (usize, Option<Segment>) {
             break;
         }
         let packet = &bytes[packet.clone()];
-        // The cheap question first: a checksum is over the whole packet.
         if !first.is_same_stream(&bytes[before.clone()], packet) {
             break;
         }
@@ -252,6 +253,8 @@ fn run(bytes: &[u8], packets: &[Range<usize>]) -> (usize, Option<Segment>) {
                 && next.payload_bytes <= first.payload_bytes
                 && next.sequence == last.sequence.wrapping_add(low_u32(last.payload_bytes))
                 && packet_bytes + next.payload_bytes <= PACKET_BYTES_MAX
+                && *is_first_good.get_or_insert_with(|| first.is_good(&bytes[packets[0].clone()]))
+                && next.is_good(packet)
         }) else {
             break;
         };
@@ -262,7 +265,7 @@ fn run(bytes: &[u8], packets: &[Range<usize>]) -> (usize, Option<Segment>) {
     (run, Some(first))
 }
 
-/// A TCP packet that can be put together with others: payload, no flag but ACK and PSH, no IP options, a good checksum.
+/// A TCP packet that can be put together with others if its checksum is good: payload, no flag but ACK and PSH, no IP options.
 #[derive(Clone, Copy, Debug)]
 struct Segment {
     is_ipv6: bool,
@@ -287,12 +290,14 @@ impl Segment {
         if tcp_bytes < 20 || packet.len() <= headers_bytes || packet.len() > PACKET_BYTES_MAX || flags & !PSH != ACK {
             return None;
         }
-        if fold(pseudo_sum(packet, ip_bytes, TCP) + sum(tcp)) != 0 {
-            return None;
-        }
         let sequence = u32::from_be_bytes(*tcp[TCP_SEQUENCE_AT..].first_chunk()?);
         let payload_bytes = packet.len() - headers_bytes;
         Some(Self { is_ipv6, ip_bytes, headers_bytes, payload_bytes, sequence, is_pushed: flags & PSH != 0 })
+    }
+
+    /// Whether its checksum is right.
+    fn is_good(&self, packet: &[u8]) -> bool {
+        fold(pseudo_sum(packet, self.ip_bytes, TCP) + sum(&packet[self.ip_bytes..])) == 0
     }
 
     /// Whether two packets, the first of which is like this one, have the same headers but for what is counted on from packet to
@@ -387,14 +392,15 @@ fn pseudo_sum_of(headers: &[u8], ip_bytes: usize, protocol: u8, transport_bytes:
     sum(&headers[addresses]) + u64::from(protocol) + u64::try_from(transport_bytes).unwrap_or(0)
 }
 
-/// The sum of 16-bit numbers that a checksum is made of, not folded yet. Eight bytes at a time: the carries meet again in
-/// [`fold`].
+/// The sum of 16-bit numbers that a checksum is made of, not folded yet. Two of them at a time, in the machine's byte order,
+/// which the sum does not care about until it is read.
 fn sum(bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<4>();
-    let mut total: u64 = words.iter().map(|word| u64::from(u32::from_be_bytes(*word))).sum();
+    let mut total: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
     let (pairs, rest) = rest.as_chunks::<2>();
-    total += pairs.iter().map(|pair| u64::from(u16::from_be_bytes(*pair))).sum::<u64>();
-    total + rest.first().map_or(0, |last| u64::from(*last) << 8)
+    total += pairs.iter().map(|pair| u64::from(u16::from_ne_bytes(*pair))).sum::<u64>();
+    total += rest.first().map_or(0, |last| u64::from(u16::from_ne_bytes([*last, 0])));
+    u64::from(u16::from_be(!fold(total)))
 }
 
 /// The checksum of a sum.
