@@ -1,6 +1,7 @@
 //! The life of a tunnel: it comes and goes with its client, its server and its device, and is that device's link meanwhile.
 
 use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,8 @@ use cloudlink_tests::poll::wait_for;
 use cloudlink_tests::server::Settings;
 use cloudlink_tests::traffic::metric;
 use futures_util::future::{join_all, try_join_all};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -162,6 +165,91 @@ fn a_client_or_a_server_that_is_killed_comes_back_to_the_same_addresses() -> any
         let others_again = other.is_up(2).await?;
         ensure!((others_again.ipv4, others_again.ipv6) == (others.ipv4, others.ipv6));
         Pings::default().come_back(&other, &others_again).await?;
+        live_tunnels(&fleet, 2.0).await
+    })
+}
+
+#[test]
+fn addresses_and_patience_are_as_configured() -> anyhow::Result<()> {
+    netns::test("addresses_and_patience_are_as_configured", async || {
+        let fleet = fleet(&[
+            "tunnel.interface=vpn-test",
+            "tunnel.pool_ipv4=10.200.0.0/16",
+            // Eight addresses: the network, the node, the broadcast, and five for devices.
+            "tunnel.slice_prefix=29",
+            "tunnel.pool_ipv6=fd00:1:2::/48",
+            "tunnel.mtu=1400",
+            "tunnel.ping_interval_seconds=1",
+            "tunnel.dead_after_seconds=5",
+        ])
+        .await?;
+        let (site, far) = (Arc::new(Site::join()?), Arc::new(Site::join()?));
+        let mut clients = start(&fleet, &[Arc::clone(&site)], 4).await?;
+        let (silent, mut unplugged) = fleet.client(&far, "unplugged").await?;
+        let mut addresses = BTreeSet::new();
+        for (_, client) in &mut clients {
+            let tunnel = client.is_up(1).await?;
+            ensure!(tunnel.gateway_ipv4 == Ipv4Addr::new(10, 200, 0, 1), "{tunnel:?}");
+            ensure!(tunnel.gateway_ipv6 == "fd00:1:2::1".parse::<Ipv6Addr>()?, "{tunnel:?}");
+            for option in ["tun-mtu 1400", "ping 1", "ping-restart 5"] {
+                ensure!(tunnel.pushed.iter().any(|pushed| pushed == option), "{tunnel:?}");
+            }
+            let largest = Pings { size: 1_400 - 48, ..Pings::default() };
+            largest.come_back(client, &tunnel).await?;
+            addresses.insert(tunnel.ipv4);
+        }
+        let tunnel = unplugged.is_up(1).await?;
+        addresses.insert(tunnel.ipv4);
+        let expected = (2..=6).map(|host| Ipv4Addr::new(10, 200, 0, host)).collect();
+        ensure!(addresses == expected, "{addresses:?}");
+
+        // There is none left for a sixth, which is told so, and asks again.
+        let (_, mut late) = fleet.client(&site, "late").await?;
+        late.says_times("AUTH_FAILED,TEMP[backoff 60]:all tunnel addresses of this node are in use", 2).await?;
+        ensure!(late.is_running()?);
+
+        // One goes without a word: both ends notice, each in its time. What it had is kept for it.
+        far.unplug()?;
+        let gone = Instant::now();
+        fleet.wait_for_link(&silent.id, "closed").await?;
+        ensure!(gone.elapsed() > Duration::from_secs(5), "given up after {:?}", gone.elapsed());
+        unplugged.says("Inactivity timeout (--ping-restart)").await?;
+        far.plug()?;
+        let again = unplugged.is_up(2).await?;
+        ensure!((again.ipv4, again.ipv6) == (tunnel.ipv4, tunnel.ipv6), "{again:?} after {tunnel:?}");
+        Pings::default().come_back(&unplugged, &again).await?;
+        live_tunnels(&fleet, 5.0).await
+    })
+}
+
+#[test]
+fn a_database_that_fails_leaves_tunnels_alone() -> anyhow::Result<()> {
+    netns::test("a_database_that_fails_leaves_tunnels_alone", async || {
+        let mut fleet = fleet(&[]).await?;
+        let site = Arc::new(Site::join()?);
+        let (device, mut client) = fleet.client(&site, "gateway").await?;
+        let tunnel = client.is_up(1).await?;
+        let (_, mut second) = fleet.client(&site, "second").await?;
+        second.is_up(1).await?;
+        second.program().stop()?;
+
+        let lasting = Pings { count: 30, ..Pings::default() };
+        let outage = async {
+            let pid_file = fleet.server.data_dir().join("postgres/data/postmaster.pid");
+            let pid =
+                std::fs::read_to_string(pid_file)?.lines().next().context("an empty lock file")?.trim().parse()?;
+            kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+            second.start_again()?;
+            anyhow::Ok(())
+        };
+        tokio::try_join!(outage, lasting.come_back(&client, &tunnel))?;
+        fleet.server.ready().await?;
+        let again = second.is_up(2).await?;
+        Pings::default().come_back(&second, &again).await?;
+        Pings::default().come_back(&client, &tunnel).await?;
+        ensure!(client.log_text()?.matches(UP).count() == 1, "it was cut: {}", client.log_text()?);
+        let shown = fleet.wait_for_link(&device.id, "live").await?;
+        ensure!(shown["link"]["epoch"] == 1, "{shown}");
         live_tunnels(&fleet, 2.0).await
     })
 }
