@@ -143,6 +143,13 @@ pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Resu
                       platform = excluded.platform, cipher = excluded.cipher, opened_at = clock_timestamp(),
                       packets_in = 0, packets_out = 0, bytes_in = 0, bytes_out = 0, dropped = 0
            ),
+           -- The device has come back, and only its agent can tell with which boot: the loss before proves nothing.
+           back as (
+               update commands c set link_lost_at = null
+                 from admitted a join opened o on o.device_id = a.device_id
+                where not a.has_agent and c.device_id = a.device_id and c.finished_at is null
+                  and c.link_lost_at is not null
+           ),
            booted as (
                insert into device_boots (device_id, tenant_id, boot_id)
                select a.device_id, a.tenant_id, a.boot_id

@@ -487,6 +487,12 @@ async fn a_link_inside_is_lost_with_its_tunnel_and_what_it_said_before_is_stored
     assert_eq!(port.ask(&proof).await.as_deref(), Some("running true"));
     // Nobody is there any more who could dial from that address.
     assert!(dial_inside(&port, address(&pushed), "boot-1").await.is_err());
+
+    // It was not the end of the device. Which boot this is, only its agent could tell.
+    let (client, _) = Client::live(&port, &device.credentials).await;
+    assert_eq!(port.ask(&proof).await.as_deref(), Some("running false"));
+    drop(client);
+    port.until(&proof, "running true").await;
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
