@@ -40,11 +40,11 @@ create table tunnel_addresses (
     -- Counted from the start of the slice. 0 is the network, 1 the node.
     host      integer not null check (host >= 2),
     device_id uuid not null references devices,
+    -- When it was last asked for. While its tunnel is live, and after, the device's link tells when it was last heard of.
     used_at   timestamptz not null default clock_timestamp(),
     primary key (slice, host),
     unique (slice, device_id)
 );
-create index tunnel_addresses_used_at on tunnel_addresses (slice, used_at);
 
 grant select, insert, update, delete on tunnels, tunnel_slices, tunnel_addresses to cloudlink_app;
 grant select on tunnels to cloudlink_tenant;

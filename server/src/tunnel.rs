@@ -40,7 +40,7 @@ use crate::batch::Batch;
 use crate::config;
 use crate::link::TlsError;
 use crate::link::limit::{Allowance, Gate};
-use crate::store::tunnel::{TunnelTraffic, slice_lease_in_txn};
+use crate::store::tunnel::{TunnelTraffic, address_trim_in_txn, slice_lease_in_txn};
 use crate::store::{Store, StoreError, Visibility};
 use plane::Plane;
 use slice::Slice;
@@ -180,13 +180,17 @@ pub async fn lease(
     };
     let leased = async {
         let mut transaction = store.begin(Visibility::All).await?;
-        let leased = slice_lease_in_txn(&mut transaction, node, count, SLICE_LEASE).await?;
+        let number = slice_lease_in_txn(&mut transaction, node, count, SLICE_LEASE).await?;
+        let slice = number.and_then(|number| Slice::new(config.pool_ipv4, prefix, pool_ipv6, number));
+        if let (Some(number), Some(slice)) = (number, slice) {
+            address_trim_in_txn(&mut transaction, number, slice.hosts_max()).await?;
+        }
         transaction.commit().await?;
-        Ok::<_, StoreError>(leased)
+        Ok::<_, StoreError>((number, slice))
     };
-    let number = store.within(leased).await?.ok_or(TunnelsError::NoSlice(count))?;
-    let slice = Slice::new(config.pool_ipv4, prefix, pool_ipv6, number).ok_or(TunnelsError::Pool)?;
-    Ok(Leased { slice, number })
+    let (number, slice) = store.within(leased).await?;
+    let number = number.ok_or(TunnelsError::NoSlice(count))?;
+    Ok(Leased { slice: slice.ok_or(TunnelsError::Pool)?, number })
 }
 
 /// A unique local network (RFC 4193) that follows from the fleet's root: 40 bits of the hash of its public key.

@@ -9,8 +9,9 @@ use uuid::Uuid;
 
 use super::StoreError;
 
-/// How long an address is kept for a device that asked for it a moment ago, and whose tunnel may not be up yet.
-const OPENING_WITHIN: Duration = Duration::from_secs(120);
+/// How long an address is kept for a device that asked for it or used it a moment ago: its tunnel may not be up yet, or it may be
+/// about to come back, and what the node still sends to its old connections is nobody else's.
+const KEPT_FOR: Duration = Duration::from_secs(120);
 
 /// Leases a node the slice that it had before, or one that nobody has, or else the one whose lease ended first. `None`: all of
 /// them are leased to other nodes.
@@ -77,6 +78,15 @@ pub async fn slice_renew(
     Ok(renewed.rows_affected() > 0)
 }
 
+/// Forgets addresses that a slice does not have any more since slices were made smaller. Their devices get others.
+pub async fn address_trim_in_txn(connection: &mut PgConnection, slice: u32, hosts_max: u32) -> Result<(), StoreError> {
+    let hosts_max = i32::try_from(hosts_max).unwrap_or(i32::MAX);
+    sqlx::query!("delete from tunnel_addresses where slice = $1 and host > $2", slice.cast_signed(), hosts_max)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
 /// A device's place in a slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceAddress {
@@ -121,14 +131,15 @@ pub async fn address_lease(
                  from missing m where m.place > (select count(*) from fresh)
            ),
            oldest as materialized (
-               select a.host, row_number() over (order by a.used_at, a.host) as place
+               select a.host, row_number() over (order by u.used_at, a.host) as place
                  from tunnel_addresses a
-                where a.slice = $1 and a.used_at < clock_timestamp() - make_interval(secs => $4)
+                 left join links l on l.device_id = a.device_id and l.tunnel_id is not null
+                cross join lateral (select greatest(a.used_at, l.proven_at) as used_at) u
+                where a.slice = $1 and u.used_at < clock_timestamp() - make_interval(secs => $4)
                   and (select count(*) from without) > 0
                   and a.device_id <> all ($3)
-                  and not exists (select from links l
-                                   where l.device_id = a.device_id and l.tunnel_id is not null and l.closed_at is null)
-                order by a.used_at, a.host
+                  and (l.device_id is null or l.closed_at is not null)
+                order by u.used_at, a.host
                 limit (select count(*) from without)
            ),
            taken as (
@@ -143,7 +154,7 @@ pub async fn address_lease(
         slice.cast_signed(),
         i32::try_from(hosts_max).unwrap_or(i32::MAX),
         &devices,
-        OPENING_WITHIN.as_secs_f64(),
+        KEPT_FOR.as_secs_f64(),
     )
     .fetch_all(connection)
     .await?;
@@ -293,6 +304,35 @@ mod tests {
         assert_eq!(hosts(&scene, 0, 5, &devices[4..]).await, [Some(3), Some(4)]);
         assert_eq!(hosts(&scene, 0, 5, &[devices[1], devices[0]]).await, [Some(5), Some(2)]);
         assert_eq!(hosts(&scene, 0, 5, &devices[3..4]).await, [None]);
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn a_tunnel_that_has_just_ended_was_used_a_moment_ago(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        let devices = devices(&scene, 4).await;
+        assert_eq!(hosts(&scene, 0, 3, &devices[..2]).await, [Some(2), Some(3)]);
+        run(&scene, "update tunnel_addresses set used_at = now() - make_interval(hours => 10 - host)").await;
+        // It came up before all others, and was there until now.
+        scene.tunnel(devices[0]).await;
+        run(&scene, "update links set closed_at = now(), close_reason = 'lost'").await;
+        assert_eq!(hosts(&scene, 0, 3, &devices[2..]).await, [Some(3), None]);
+        run(&scene, "update links set proven_at = now() - interval '5 minutes'").await;
+        assert_eq!(hosts(&scene, 0, 3, &devices[3..]).await, [Some(2)]);
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn devices_beyond_the_end_of_a_slice_that_was_made_smaller_get_other_addresses(
+        pool: PgPoolOptions,
+        database: PgConnectOptions,
+    ) {
+        let scene = Scene::new(pool, database).await;
+        let devices = devices(&scene, 4).await;
+        assert_eq!(hosts(&scene, 0, 9, &devices[..3]).await, [Some(2), Some(3), Some(4)]);
+        assert_eq!(hosts(&scene, 1, 9, &devices[..3]).await, [Some(2), Some(3), Some(4)]);
+        run(&scene, "update tunnel_addresses set used_at = now() - interval '1 hour' where host = 2").await;
+        address_trim_in_txn(&mut scene.store.connection().await.unwrap(), 0, 3).await.unwrap();
+        assert_eq!(hosts(&scene, 0, 3, &devices[1..3]).await, [Some(3), Some(2)]);
+        assert_eq!(hosts(&scene, 1, 9, &devices[2..3]).await, [Some(4)], "another node's");
     }
 
     #[sqlx::test(migrator = "crate::store::MIGRATOR")]
