@@ -7,12 +7,14 @@ mod peer;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use cloudlink_proto::ids::{DeviceId, TunnelId};
 use cloudlink_proto::openvpn::CloseReason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::{Driver, Ended, Ending, Tunnel, run};
 use crate::config;
@@ -126,6 +128,25 @@ fn an_address_belongs_to_its_newest_tunnel_and_then_to_nobody() {
         assert_eq!(is_owned(), [false, false]);
         socket.send_to(b"nobody", to).await.unwrap();
         node.until_dropped(TunnelDrop::NoTunnel, 2).await;
+    });
+}
+
+#[test]
+fn whose_address_went_to_another_device_speaks_for_nobody() {
+    isolated("whose_address_went_to_another_device_speaks_for_nobody", async {
+        let node = Node::start(|_| {});
+        let socket = node.socket().await;
+        let mut peer = node.tunnel(5).await;
+        peer.send(&[udp(peer.at(PORT), node.at(PORT), b"own")]).await;
+        assert_eq!(next(&socket).await.0, b"own");
+        let (tunnel, device) = (Uuid::from_u128(1), Uuid::from_u128(6));
+        let taken = node.plane.attach(5, TunnelId::from_uuid(tunnel), DeviceId::from_uuid(device));
+        peer.send(&[udp(peer.at(PORT), node.at(PORT), b"another's")]).await;
+        node.until_dropped(TunnelDrop::Source, 1).await;
+        drop(taken);
+        peer.send(&[udp(peer.at(PORT), node.at(PORT), b"nobody's")]).await;
+        node.until_dropped(TunnelDrop::Source, 2).await;
+        assert!(socket.try_recv(&mut [0; 16]).is_err());
     });
 }
 

@@ -39,6 +39,11 @@ impl Directory {
         }
     }
 
+    /// Whether a tunnel is in its place: nobody took it.
+    pub(super) fn has(&self, host: u32, line: &Arc<Line>) -> bool {
+        self.place(host).is_some_and(|place| place.load().as_ref().is_some_and(|found| Arc::ptr_eq(found, line)))
+    }
+
     /// The tunnel that packets to this address go to.
     pub(super) fn find(&self, destination: IpAddr) -> Option<Guard<Option<Arc<Line>>>> {
         let found = self.place(self.slice.host_of(destination)?)?.load();

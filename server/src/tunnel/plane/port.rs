@@ -193,8 +193,11 @@ impl Port {
     }
 
     /// Gives packets out of the tunnel to the interface, always through the same queue: the kernel sends answers through it,
-    /// too, and keeps them in order.
+    /// too, and keeps them in order. Whose place was taken has no address any more: what it sends would count as the other's.
     pub(crate) fn send_in(&self, bytes: &[u8], packets: &[Range<usize>]) {
+        if !self.plane.directory.has(self.host, &self.line) {
+            return self.drop_packets(TunnelDrop::Source, u64::try_from(packets.len()).unwrap_or(0));
+        }
         let lost = self.plane.send_in(self.host, bytes, packets);
         self.drop_packets(TunnelDrop::Interface, lost);
     }
