@@ -5,6 +5,7 @@ mod packet;
 mod peer;
 
 use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
 use std::time::Duration;
 
 use cloudlink_proto::ids::{DeviceId, TunnelId};
@@ -147,6 +148,21 @@ fn whose_address_went_to_another_device_speaks_for_nobody() {
         peer.send(&[udp(peer.at(PORT), node.at(PORT), b"nobody's")]).await;
         node.until_dropped(TunnelDrop::Source, 2).await;
         assert!(socket.try_recv(&mut [0; 16]).is_err());
+    });
+}
+
+#[test]
+fn a_node_whose_interface_was_removed_begins_anew() {
+    isolated("a_node_whose_interface_was_removed_begins_anew", async {
+        let node = Node::start(|_| {});
+        let _peer = node.tunnel(2).await;
+        let name = config::Tunnel::default().interface;
+        for state in ["down", "up"] {
+            assert!(Command::new("ip").args(["link", "set", name.as_str(), state]).status().unwrap().success());
+        }
+        assert!(timeout(Duration::from_millis(200), node.shutdown.failed.cancelled()).await.is_err(), "it came back");
+        assert!(Command::new("ip").args(["link", "delete", name.as_str()]).status().unwrap().success());
+        timeout(PATIENCE, node.shutdown.failed.cancelled()).await.expect("a part it cannot do without has ended");
     });
 }
 

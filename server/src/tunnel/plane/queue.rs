@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use tokio::task::yield_now;
 use tokio::time::sleep;
 use tun_rs::AsyncDevice;
@@ -13,10 +14,10 @@ use crate::metrics::TunnelDrop;
 
 /// Reads before others get their turn. Their tasks empty what this fills: a burst that is longer only overflows.
 const READS_MAX: usize = 16;
-/// How long to wait when the interface cannot be read: somebody took it down, or away.
+/// How long to wait when the interface cannot be read.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Reads the queue for ever.
+/// Reads the queue until the interface is gone. Nobody can bring that back: the node has to begin anew.
 pub(super) async fn read(plane: &Plane, number: usize) {
     let queue = &plane.queues[number];
     let has_head = queue.tcp_gso();
@@ -30,8 +31,11 @@ pub(super) async fn read(plane: &Plane, number: usize) {
             // Maybe more.
             Ok(()) => yield_now().await,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.raw_os_error() == Some(Errno::EBADFD as i32) => {
+                return tracing::error!("somebody has removed the tunnels' interface");
+            }
             Err(error) => {
-                tracing::error!(%error, "the tunnels' interface cannot be read: it must not be taken down or removed");
+                tracing::error!(%error, "the tunnels' interface cannot be read");
                 sleep(RETRY).await;
             }
         }

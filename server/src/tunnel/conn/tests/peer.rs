@@ -112,7 +112,7 @@ pub(super) struct Node {
     pub(super) server: ServerConfig,
     registry: Registry,
     slice: Slice,
-    shutdown: Shutdown,
+    pub(super) shutdown: Shutdown,
 }
 
 impl Node {
