@@ -67,11 +67,9 @@ pub async fn run(links: Links, listener: TcpListener, soft: Duration, shutdown: 
     let hard = shutdown.hard.clone();
     shutdown.tasks.spawn(async move {
         // Links that end meanwhile are gone from the registry; the last of them ends this wait by the end of all tasks.
-        while shared.registry.len() > 0 {
-            tokio::select! {
-                () = hard.cancelled() => break,
-                () = sleep(ACCEPT_RETRY) => {}
-            }
+        tokio::select! {
+            () = hard.cancelled() => {}
+            () = shared.registry.emptied() => {}
         }
         for handle in shared.registry.all() {
             handle.end(Ending::Cut);

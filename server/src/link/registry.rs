@@ -13,12 +13,15 @@ use std::time::Duration;
 use cloudlink_proto::ids::{CommandId, DeviceId, TunnelId};
 use cloudlink_proto::link::message::goodbye::Code;
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::admission::Identified;
 use crate::store::dispatch::{ClaimedCommand, LinkKey};
 use crate::store::link::ProvenLink;
+
+/// How often a node that stops looks whether its last link is gone.
+const EMPTIED_CHECK: Duration = Duration::from_millis(50);
 
 /// What the rest of the node tells a link to do.
 #[derive(Debug)]
@@ -49,6 +52,10 @@ impl Ending {
 
     const fn polite(code: Code, message: &'static str) -> Self {
         Self::Polite { code, message, retry_after: Duration::ZERO }
+    }
+
+    fn is_shutting_down(self) -> bool {
+        matches!(self, Self::Polite { code: Code::ShuttingDown, .. })
     }
 }
 
@@ -131,10 +138,11 @@ impl Handle {
         self.wake.notify_one();
     }
 
-    /// Ends the link. The first reason stays, but `Cut` goes over all.
+    /// Ends the link. The first reason stays, but `Cut` goes over all, and any over the request to come back later: a tunnel
+    /// waits for its turn before it says that.
     pub(crate) fn end(&self, ending: Ending) {
         let mut mailbox = self.mailbox();
-        if mailbox.ending.is_none() || ending == Ending::Cut {
+        if mailbox.ending.is_none_or(|first| first.is_shutting_down()) || ending == Ending::Cut {
             mailbox.ending = Some(ending);
         }
         drop(mailbox);
@@ -351,6 +359,13 @@ impl Registry {
     /// Devices that are here.
     pub(crate) fn len(&self) -> usize {
         self.places().len()
+    }
+
+    /// Waits until no device is here any more. For the stop, when none comes.
+    pub(crate) async fn emptied(&self) {
+        while self.len() > 0 {
+            sleep(EMPTIED_CHECK).await;
+        }
     }
 
     /// The links and tunnels that were heard of since that was last written, one a device: what comes over a link inside a

@@ -24,9 +24,18 @@ pub(super) async fn run(links: Links, shutdown: Shutdown) {
     let mut tick = interval(EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut seen_at = None;
+    // Tunnels live on through the soft stop until their turn to be sent away.
+    let stopped = async {
+        shutdown.soft.cancelled().await;
+        tokio::select! {
+            () = shutdown.hard.cancelled() => {}
+            () = shared.registry.emptied() => {}
+        }
+    };
+    tokio::pin!(stopped);
     loop {
         tokio::select! {
-            () = shutdown.soft.cancelled() => return,
+            () = &mut stopped => return,
             heard = listener.hear() => match heard {
                 Heard::Hint(Hint::DeviceChanged(_)) | Heard::Everything => {}
                 Heard::Hint(Hint::CommandsDue(_) | Hint::CommandChanged(_)) => continue,

@@ -496,6 +496,27 @@ async fn a_link_inside_is_lost_with_its_tunnel_and_what_it_said_before_is_stored
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn revoking_cuts_a_tunnel_that_waits_for_its_turn_to_be_sent_away(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = start(database).await;
+    let fleet = Fleet::new(&port).await;
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        clients.push(Client::live(&port, &fleet.device(&port).await.credentials).await.0);
+    }
+    let stopping = port.shutdown.clone();
+    let stopped = tokio::spawn(async move { stopping.run(PATIENCE, PATIENCE, std::future::pending()).await });
+    let [first, second] = clients.as_mut_slice() else { panic!("there are two") };
+    // Whoever has the lower id is asked first; the other's turn is seconds later.
+    let waiting = tokio::select! {
+        _ = first.ended(PATIENCE) => second,
+        _ = second.ended(PATIENCE) => first,
+    };
+    port.run("update devices set state = 'revoked', revoked_at = clock_timestamp()").await;
+    assert_eq!(waiting.ended(CUT_WITHIN).await, CloseReason::PeerClosed);
+    assert!(timeout(PATIENCE, stopped).await.unwrap().unwrap(), "every task has ended");
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
 async fn clients_of_a_node_that_stops_are_asked_to_come_back_one_after_another(
     _: PgPoolOptions,
     database: PgConnectOptions,
