@@ -20,7 +20,7 @@ use super::wrapping;
 use crate::link::admission::{Identified, admit, identify};
 use crate::link::limit::Pass;
 use crate::link::problem::Problem;
-use crate::link::{Seat, Shared, TunnelSeat};
+use crate::link::{Ending, Seat, Shared, TunnelSeat};
 use crate::metrics::Failure;
 use crate::store::dispatch::LinkKey;
 use crate::store::link::{NewLink, NewTunnel};
@@ -226,8 +226,9 @@ fn live(
     let seat = Seat::Tunnel(Box::new(TunnelSeat { tunnel_id, remote, identity: peer }));
     let entering = tunnels.entering();
     let handle = shared.registry.enter(key, serial, seat, Instant::now());
-    if handle.ending().is_some() {
-        // A newer one of the device came up meanwhile; the row is its own.
+    if handle.ending() == Some(Ending::REPLACED) {
+        // A newer one of the device came up meanwhile, and has the place and the row. Whatever else it was told by now, it
+        // obeys as a tunnel, which leaves them.
         return Err(Failure::Closed);
     }
     let port = tunnels.plane.attach(host, tunnel_id, key.device_id);
