@@ -44,7 +44,7 @@ use crate::store::tunnel::{TunnelTraffic, address_trim_in_txn, slice_lease_in_tx
 use crate::store::{Store, StoreError, Visibility};
 use plane::Plane;
 use slice::Slice;
-use statement::Leases;
+use statement::{Leases, Totals};
 use turn::{Refused, Turns};
 
 /// How long a node has its slice without renewing it.
@@ -77,6 +77,7 @@ pub(crate) struct Tunnels {
     pub(crate) slice_number: u32,
     server: Arc<ServerConfig>,
     addresses: Batch<Leases>,
+    totals: Batch<Totals>,
     turns: Turns,
     refused: Refused,
     /// Connections out of tunnels that are no link yet.
@@ -115,7 +116,8 @@ impl Tunnels {
             plane,
             slice_number: leased.number,
             server: Arc::new(server),
-            addresses: Batch::start(leases, store),
+            addresses: Batch::start(leases, store.clone()),
+            totals: Batch::start(Totals, store),
             turns: Turns::new(at_once),
             refused: Refused::default(),
             inside: Gate::new(Allowance {

@@ -11,7 +11,7 @@ use super::opening::TRANSPORT;
 use super::plane::{Counts, Owner};
 use crate::link::{Handle, Seat, Shared, close_row};
 use crate::store::link::ClosedLink;
-use crate::store::tunnel::{TunnelTraffic, tunnel_count};
+use crate::store::tunnel::TunnelTraffic;
 
 /// How long the link inside may take to store what its device said before the end: without the `running` of a shutdown, the
 /// loss of the tunnel proves nothing.
@@ -64,10 +64,9 @@ async fn finish(entered: &Entered, ended: Ended, hard: CancellationToken) {
             let ended = crate::store::link::Ended::Tunnel(tunnel_id);
             close_row(shared, ClosedLink { device_id, ended, reason, is_loss }).await;
         }
-        let row = row(Owner { tunnel: tunnel_id, device: device_id }, counts);
-        let counted = async { tunnel_count(&mut *shared.store.connection().await?, &[row]).await };
-        if let Err(error) = shared.store.within(counted).await {
-            tracing::debug!(error = &error as &dyn std::error::Error, "the last figures of a tunnel were not stored");
+        if let Some(tunnels) = &shared.tunnels {
+            // A database that is away costs the last figures, and no more.
+            let _ = tunnels.totals.ask(row(Owner { tunnel: tunnel_id, device: device_id }, counts)).await;
         }
     };
     tokio::select! {

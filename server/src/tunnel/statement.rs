@@ -3,7 +3,7 @@
 use cloudlink_proto::ids::DeviceId;
 
 use crate::batch::Statement;
-use crate::store::tunnel::address_lease;
+use crate::store::tunnel::{TunnelTraffic, address_lease, tunnel_count};
 use crate::store::{Store, StoreError};
 
 /// Which address does the device have? None: there is none left.
@@ -28,5 +28,25 @@ impl Statement for Leases {
         let leased = address_lease(&mut *store.connection().await?, self.slice, self.hosts_max, devices).await?;
         let host = |device: &DeviceId| Some(leased.iter().find(|leased| leased.device_id == *device)?.host);
         Ok(devices.iter().map(host).collect())
+    }
+}
+
+/// A tunnel has ended, and this is what went through it.
+#[derive(Debug)]
+pub(super) struct Totals;
+
+impl Statement for Totals {
+    type Question = TunnelTraffic;
+    type Answer = ();
+    type Key = DeviceId;
+    const NAME: &'static str = "tunnel_count";
+
+    fn key(total: &TunnelTraffic) -> DeviceId {
+        total.device_id
+    }
+
+    async fn ask(&self, store: &Store, totals: &[TunnelTraffic]) -> Result<Vec<()>, StoreError> {
+        tunnel_count(&mut *store.connection().await?, totals).await?;
+        Ok(vec![(); totals.len()])
     }
 }
