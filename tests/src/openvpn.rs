@@ -237,13 +237,15 @@ impl Pings {
         received.with_context(|| format!("{text}{}", String::from_utf8_lossy(&output.stderr)))
     }
 
-    /// Pings the server at the other end of a tunnel. None may be lost.
+    /// Pings the server at the other end of a tunnel, in both families at once. None may be lost.
     pub async fn come_back(&self, client: &Client, tunnel: &Tunnel) -> anyhow::Result<()> {
-        for gateway in [IpAddr::from(tunnel.gateway_ipv4), tunnel.gateway_ipv6.into()] {
+        let check = async |gateway: IpAddr| {
             let received = self.send(&client.site, &tunnel.interface, gateway).await?;
-            let log = client.log_text()?;
-            anyhow::ensure!(received == self.count, "{received} of {self:?} came back from {gateway}:\n{log}");
-        }
+            anyhow::ensure!(received == self.count, "{received} of {self:?} came back from {gateway}");
+            Ok(())
+        };
+        let both = tokio::try_join!(check(tunnel.gateway_ipv4.into()), check(tunnel.gateway_ipv6.into()));
+        both.with_context(|| client.log_text().unwrap_or_default())?;
         Ok(())
     }
 }

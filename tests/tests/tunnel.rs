@@ -22,9 +22,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use uuid::Uuid;
 
-/// Five a second, in both families, one after the other: long enough for keys to be renewed three times that are
-/// renewed every 5 s.
-const LASTING: Pings = Pings { count: 50, interval: Duration::from_millis(200), size: 56, fragments: false };
+/// Five a second, for long enough that keys are renewed three times that are renewed every 5 s.
+const LASTING: Pings = Pings { count: 90, interval: Duration::from_millis(200), size: 56, fragments: false };
 
 async fn fleet(set: &[&str]) -> anyhow::Result<Fleet> {
     Fleet::start_with(&Settings::with_tunnels(set)).await
@@ -44,7 +43,7 @@ fn renewals(client: &Client) -> anyhow::Result<usize> {
     handshakes.checked_sub(1).context("there was no handshake")
 }
 
-/// Pings for some 20 s, of which none is lost while keys are renewed.
+/// Pings for some 18 s, of which none is lost while keys are renewed.
 async fn keeps_pinging(mut client: Client) -> anyhow::Result<()> {
     let tunnel = is_served(&mut client).await?;
     LASTING.come_back(&client, &tunnel).await?;
