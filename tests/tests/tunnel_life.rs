@@ -132,7 +132,15 @@ fn the_newest_link_wins_over_both_transports() -> anyhow::Result<()> {
         ensure!((moved.ipv4, moved.ipv6) == (tunnel.ipv4, tunnel.ipv6), "{moved:?} after {tunnel:?}");
         Pings::default().come_back(&second, &moved).await?;
         ensure!(show(&fleet, &device).await?["link"]["epoch"] == 5);
-        live_tunnels(&fleet, 1.0).await
+
+        // Both at once, each as stubborn as the other: there is never more than one.
+        site.plug()?;
+        client.is_up(3).await?;
+        second.says(RESET).await?;
+        second.is_up(2).await?;
+        live_tunnels(&fleet, 1.0).await?;
+        ensure!(client.is_running()? && second.is_running()?);
+        Ok(())
     })
 }
 
