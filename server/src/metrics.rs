@@ -130,6 +130,8 @@ pub enum TunnelDrop {
     Key,
     /// To a tunnel: nobody has the address.
     NoTunnel,
+    /// To a tunnel: not from the node, which forwards nothing. Its system may.
+    Forwarded,
     /// To a tunnel: its client does not read fast enough.
     QueueFull,
     /// To a tunnel: larger than the tunnel's MTU.
@@ -142,7 +144,7 @@ pub enum TunnelDrop {
 
 impl TunnelDrop {
     /// Every reason there is.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Source,
         Self::LinkLocal,
         Self::Destination,
@@ -150,6 +152,7 @@ impl TunnelDrop {
         Self::Fragment,
         Self::Key,
         Self::NoTunnel,
+        Self::Forwarded,
         Self::QueueFull,
         Self::TooLarge,
         Self::Unsealed,
@@ -167,6 +170,7 @@ impl TunnelDrop {
             Self::Fragment => "fragment",
             Self::Key => "key",
             Self::NoTunnel => "no_tunnel",
+            Self::Forwarded => "forwarded",
             Self::QueueFull => "queue_full",
             Self::TooLarge => "too_large",
             Self::Unsealed => "unsealed",

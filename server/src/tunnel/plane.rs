@@ -5,8 +5,9 @@
 //! kernel <── the tunnel's queue <── segments put together <── destination is the node <── the tunnel's task
 //! ```
 //!
-//! A packet from the kernel goes to the tunnel whose address it is for, or nowhere. A packet from a tunnel goes to the kernel,
-//! and only if it is for the node itself: no packet ever goes from tunnel to tunnel here, and none is forwarded.
+//! A packet from the kernel goes to the tunnel whose address it is for, or nowhere, and only if it is from the node itself. A
+//! packet from a tunnel goes to the kernel, and only if it is for the node itself: no packet ever goes from tunnel to tunnel
+//! here, and none is forwarded, not even where the system around this forwards packets.
 
 mod directory;
 mod interface;
@@ -103,12 +104,12 @@ impl Plane {
         self.directory.lines().iter().map(|line| (line.owner, line.traffic.counts())).collect()
     }
 
-    /// Whether a packet goes to the node itself.
-    fn is_gateway(&self, packet: &[u8]) -> bool {
-        destination(packet).is_some_and(|ip| match ip {
+    /// Whether this is the node itself.
+    fn is_gateway(&self, ip: IpAddr) -> bool {
+        match ip {
             IpAddr::V4(ip) => ip == self.gateway.ipv4,
             IpAddr::V6(ip) => ip == self.gateway.ipv6,
-        })
+        }
     }
 
     /// Gives packets to the kernel; says how many it did not take.
@@ -132,6 +133,15 @@ impl Plane {
 
     pub(crate) fn slice(&self) -> &Slice {
         &self.slice
+    }
+}
+
+/// Where a packet comes from.
+fn source(packet: &[u8]) -> Option<IpAddr> {
+    match packet.first()? >> 4 {
+        4 => Some(IpAddr::from(*packet.get(12..)?.first_chunk::<4>()?)),
+        6 => Some(IpAddr::from(*packet.get(8..)?.first_chunk::<16>()?)),
+        _ => None,
     }
 }
 

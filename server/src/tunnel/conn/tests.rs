@@ -133,6 +133,24 @@ fn an_address_belongs_to_its_newest_tunnel_and_then_to_nobody() {
 }
 
 #[test]
+fn a_device_hears_nobody_but_the_node() {
+    isolated("a_device_hears_nobody_but_the_node", async {
+        let node = Node::start(|_| {});
+        let mut peer = node.tunnel(2).await;
+        // As a packet has them that the system forwards, from a network behind it.
+        for (number, (foreign, to)) in (1..).zip([("10.99.0.1", peer.at(PORT)), ("fd99::1", peer.at_ipv6(PORT))]) {
+            let added = Command::new("ip").args(["address", "add", foreign, "dev", "lo"]).status().unwrap();
+            assert!(added.success());
+            let socket = UdpSocket::bind((foreign.parse::<IpAddr>().unwrap(), PORT)).await.unwrap();
+            socket.send_to(b"foreign", to).await.unwrap();
+            node.until_dropped(TunnelDrop::Forwarded, number).await;
+        }
+        node.socket().await.send_to(b"own", peer.at(PORT)).await.unwrap();
+        assert_eq!(udp_payload(&peer.receive().await.unwrap()), Some(&b"own"[..]));
+    });
+}
+
+#[test]
 fn whose_address_went_to_another_device_speaks_for_nobody() {
     isolated("whose_address_went_to_another_device_speaks_for_nobody", async {
         let node = Node::start(|_| {});

@@ -153,6 +153,11 @@ impl<'a> Large<'a> {
         Ok(Self { headers, payload, segment_bytes: segment_bytes.into(), kind })
     }
 
+    /// Where it comes from.
+    pub(crate) fn source(&self) -> Option<std::net::IpAddr> {
+        super::source(self.headers)
+    }
+
     /// Where it goes.
     pub(crate) fn destination(&self) -> Option<std::net::IpAddr> {
         super::destination(self.headers)

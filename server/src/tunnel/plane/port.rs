@@ -189,7 +189,7 @@ impl Port {
 
     /// Whether a packet is for the node: the only one that a tunnel reaches.
     pub(crate) fn is_for_node(&self, packet: &[u8]) -> bool {
-        self.plane.is_gateway(packet)
+        super::destination(packet).is_some_and(|destination| self.plane.is_gateway(destination))
     }
 
     /// Gives packets out of the tunnel to the interface, always through the same queue: the kernel sends answers through it,

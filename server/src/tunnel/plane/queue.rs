@@ -63,6 +63,11 @@ impl Plane {
             let segments = u64::try_from(large.segments()).unwrap_or(0);
             return self.meters.dropped(TunnelDrop::NoTunnel, segments);
         };
+        if !large.source().is_some_and(|source| self.is_gateway(source)) {
+            let dropped = u64::try_from(large.segments()).unwrap_or(0);
+            line.traffic.add(&Counts { dropped, ..Counts::default() });
+            return self.meters.dropped(TunnelDrop::Forwarded, dropped);
+        }
         let dropped = line.put(|room| {
             room.reserve(large.segments(), large.segment_bytes_max());
             large.segment(room)
