@@ -53,7 +53,6 @@ async fn finish(entered: &Entered, ended: Ended, hard: CancellationToken) {
     metrics.links_live.with_label_values(&[TRANSPORT]).dec();
     metrics.links_closed.with_label_values(&[TRANSPORT, reason]).inc();
     let device_id = handle.key.device_id;
-    tracing::debug!(device = %device_id, reason, "a tunnel has ended");
     let Some(tunnel_id) = handle.tunnel_id() else { return };
     let stored = async {
         // Nothing of an older epoch would be taken.

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::num::NonZero;
+use std::path::Path;
 use std::thread;
 
 use ipnet::Ipv4Net;
@@ -58,6 +59,8 @@ pub enum PlaneError {
     AddressesTaken { slice: Ipv4Net, interface: String },
     #[error("the interface {name} does not get its addresses ({network})")]
     Address { name: String, network: String, source: io::Error },
+    #[error("this kernel runs without IPv6, which tunnels need: start it without ipv6.disable=1")]
+    NoIpv6,
     #[error("{key} cannot be set to {value}: /proc/sys must be writable, or the setting made beforehand")]
     Setting { key: String, value: &'static str, source: io::Error },
     #[error("{key} is still {found} after it was set to {value}")]
@@ -140,6 +143,9 @@ fn errno(error: &io::Error) -> Option<Errno> {
 
 /// Sets what is not set already, so that a read-only /proc/sys with the right settings will do; then looks whether it is.
 fn harden(name: &str) -> Result<(), PlaneError> {
+    if !Path::new("/proc/sys/net/ipv6").exists() {
+        return Err(PlaneError::NoIpv6);
+    }
     for &(family, setting, value) in SETTINGS {
         let key = format!("/proc/sys/net/{family}/conf/{name}/{setting}");
         let failed = |source| PlaneError::Setting { key: key.clone(), value, source };
