@@ -60,19 +60,20 @@ fn check_validity(certificate: &DeviceCertificate, now: OffsetDateTime) -> Resul
     Ok(())
 }
 
+/// Whether this node serves one more device.
+pub(crate) fn check_room(shared: &Shared) -> Result<(), Problem> {
+    if shared.registry.has_room() {
+        return Ok(());
+    }
+    let detail = "this node serves as many links as it may";
+    let status = StatusCode::SERVICE_UNAVAILABLE;
+    Err(Problem::new("overloaded", status, "Overloaded", detail, Failure::Overload)
+        .with_retry_after(shared.reconnect_spread_seconds()))
+}
+
 /// Asks the database whether the device may open a link.
 pub(crate) async fn admit(shared: &Shared, peer: &Identified) -> Result<(), Problem> {
-    if !shared.registry.has_room() {
-        let detail = "this node serves as many links as it may";
-        return Err(Problem::new(
-            "overloaded",
-            StatusCode::SERVICE_UNAVAILABLE,
-            "Overloaded",
-            detail,
-            Failure::Overload,
-        )
-        .with_retry_after(shared.reconnect_spread_seconds()));
-    }
+    check_room(shared)?;
     let known = shared.standings.ask(peer.serial.to_vec()).await.map_err(Problem::from)?;
     let Some(known) = known.filter(|known| known.device_id == peer.device_id && known.tenant_id == peer.tenant_id)
     else {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use cloudlink_proto::ids::{DeviceId, TunnelId};
+use cloudlink_proto::ids::{DeviceId, TenantId, TunnelId};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -87,6 +87,14 @@ pub async fn address_trim_in_txn(connection: &mut PgConnection, slice: u32, host
     Ok(())
 }
 
+/// A device that wants a tunnel, as its certificate names it.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    pub device_id: DeviceId,
+    pub tenant_id: TenantId,
+    pub certificate_serial: Box<[u8]>,
+}
+
 /// A device's place in a slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceAddress {
@@ -95,25 +103,36 @@ pub struct DeviceAddress {
 }
 
 /// Gives each of the devices its address in the slice: the one that it had; else one that nobody had; else the one that was
-/// used least recently, of a device that has no tunnel. A device for which there is none is missing from the answer.
+/// used least recently, of a device that has no tunnel. A device for which there is none is missing from the answer, and so is
+/// one that may not open a tunnel: why, [`certificate_list`](super::certificate::certificate_list) tells.
 ///
 /// Only the node that leases the slice may ask, and one question at a time.
 pub async fn address_lease(
     connection: &mut PgConnection,
     slice: u32,
     hosts_max: u32,
-    devices: &[DeviceId],
+    candidates: &[Candidate],
 ) -> Result<Vec<DeviceAddress>, StoreError> {
-    let devices: Vec<Uuid> = devices.iter().map(|device| device.as_uuid()).collect();
+    let devices: Vec<Uuid> = candidates.iter().map(|candidate| candidate.device_id.as_uuid()).collect();
+    let tenants: Vec<Uuid> = candidates.iter().map(|candidate| candidate.tenant_id.as_uuid()).collect();
+    let serials: Vec<Vec<u8>> = candidates.iter().map(|candidate| candidate.certificate_serial.to_vec()).collect();
     let rows = sqlx::query!(
-        r#"with known as (
+        r#"with good as materialized (
+               select distinct d.id
+                 from unnest($3::uuid[], $5::uuid[], $6::bytea[]) as q(device_id, tenant_id, serial)
+                 join devices d on d.id = q.device_id and d.tenant_id = q.tenant_id and d.state = 'active'
+                 join certificates c on c.serial = q.serial and c.device_id = d.id and c.tenant_id = d.tenant_id
+                                    and c.state in ('issued', 'active')
+           ),
+           known as (
                update tunnel_addresses a set used_at = clock_timestamp()
-                where a.slice = $1 and a.device_id = any($3)
+                 from good g
+                where a.slice = $1 and a.device_id = g.id
                returning a.device_id, a.host
            ),
            missing as materialized (
                select d.id, row_number() over (order by d.id) as place
-                 from (select distinct unnest($3::uuid[]) as id) d
+                 from good d
                 where not exists (select from tunnel_addresses a where a.slice = $1 and a.device_id = d.id)
            ),
            fresh as (
@@ -155,6 +174,8 @@ pub async fn address_lease(
         i32::try_from(hosts_max).unwrap_or(i32::MAX),
         &devices,
         KEPT_FOR.as_secs_f64(),
+        &tenants,
+        &serials,
     )
     .fetch_all(connection)
     .await?;
@@ -271,10 +292,16 @@ mod tests {
         devices
     }
 
+    fn candidate(scene: &Scene, device_id: DeviceId) -> Candidate {
+        let certificate_serial = Box::from(device_id.as_uuid().as_bytes().as_slice());
+        Candidate { device_id, tenant_id: scene.tenant, certificate_serial }
+    }
+
     /// The hosts of the devices, in their order.
     async fn hosts(scene: &Scene, slice: u32, hosts_max: u32, devices: &[DeviceId]) -> Vec<Option<u32>> {
         let mut connection = scene.store.connection().await.unwrap();
-        let leased = address_lease(&mut connection, slice, hosts_max, devices).await.unwrap();
+        let candidates: Vec<_> = devices.iter().map(|device| candidate(scene, *device)).collect();
+        let leased = address_lease(&mut connection, slice, hosts_max, &candidates).await.unwrap();
         devices.iter().map(|device| Some(leased.iter().find(|leased| leased.device_id == *device)?.host)).collect()
     }
 
@@ -286,6 +313,25 @@ mod tests {
         assert_eq!(hosts(&scene, 0, 100, &devices[..3]).await, [Some(2), Some(3), Some(4)]);
         assert_eq!(hosts(&scene, 0, 100, &devices[2..]).await, [Some(4), Some(5)]);
         assert_eq!(hosts(&scene, 1, 100, &devices[3..]).await, [Some(2)], "another slice");
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn whoever_may_not_open_a_tunnel_gets_no_address(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        let devices = devices(&scene, 5).await;
+        scene.sql("update certificates set state = 'superseded' where device_id = $1", devices[0].as_uuid()).await;
+        let revoke = "update certificates set state = 'revoked', revoked_at = now() where device_id = $1";
+        scene.sql(revoke, devices[1].as_uuid()).await;
+        let revoke = "update devices set state = 'revoked', revoked_at = now() where id = $1";
+        scene.sql(revoke, devices[2].as_uuid()).await;
+        let mut candidates: Vec<_> = devices.iter().map(|device| candidate(&scene, *device)).collect();
+        candidates[3].tenant_id = scene.other_tenant;
+        candidates[4].certificate_serial = candidates[3].certificate_serial.clone();
+        candidates.push(candidate(&scene, DeviceId::from_uuid(new_id())));
+        candidates.push(candidate(&scene, scene.device));
+        let mut connection = scene.store.connection().await.unwrap();
+        let leased = address_lease(&mut connection, 0, 100, &candidates).await.unwrap();
+        assert_eq!(leased, [DeviceAddress { device_id: scene.device, host: 2 }]);
     }
 
     #[sqlx::test(migrator = "crate::store::MIGRATOR")]

@@ -17,13 +17,14 @@ use super::conn::Tunnel;
 use super::handshake::Handshake;
 use super::slice::{Addresses, IPV6_PREFIX};
 use super::wrapping;
-use crate::link::admission::{Identified, admit, identify};
+use crate::link::admission::{Identified, admit, check_room, identify};
 use crate::link::limit::Pass;
 use crate::link::problem::Problem;
 use crate::link::{Ending, Seat, Shared, TunnelSeat};
 use crate::metrics::Failure;
 use crate::store::dispatch::LinkKey;
 use crate::store::link::{NewLink, NewTunnel};
+use crate::store::tunnel::Candidate;
 
 /// `links.transport` and the metrics' label.
 pub(crate) const TRANSPORT: &str = "openvpn";
@@ -153,10 +154,9 @@ async fn take_in(
         let (kind, title) = ("client_key_invalid", "Client key invalid");
         return Err(Problem::new(kind, StatusCode::FORBIDDEN, title, detail, Failure::Wrapping).into());
     }
-    admit(shared, &peer).await?;
+    let (host, addresses) = address(shared, tunnels, &peer).await?;
     // Authenticated: no stranger any more.
     drop(pass);
-    let (host, addresses) = address(tunnels, &peer).await?;
     handshake.admit(&admission(tunnels, addresses)).await.map_err(Refusal::Failed)?;
 
     let tunnel_id = TunnelId::from_uuid(Uuid::now_v7());
@@ -189,15 +189,20 @@ async fn take_in(
     }
 }
 
-async fn address(tunnels: &Tunnels, peer: &Identified) -> Result<(u32, Addresses), Problem> {
-    let host = tunnels.addresses.ask(peer.device_id).await.map_err(Problem::from)?;
-    let leased = host.and_then(|host| Some((host, tunnels.plane.slice().addresses(host)?)));
-    leased.ok_or_else(|| {
-        let detail = "all tunnel addresses of this node are in use";
-        let status = StatusCode::SERVICE_UNAVAILABLE;
-        Problem::new("overloaded", status, "Overloaded", detail, Failure::Overload)
-            .with_retry_after(NO_ADDRESS_BACKOFF_SECONDS)
-    })
+/// The device's address, which only one gets that may open a tunnel: one statement says both.
+async fn address(shared: &Shared, tunnels: &Tunnels, peer: &Identified) -> Result<(u32, Addresses), Problem> {
+    check_room(shared)?;
+    let candidate =
+        Candidate { device_id: peer.device_id, tenant_id: peer.tenant_id, certificate_serial: peer.serial.clone() };
+    let host = tunnels.addresses.ask(candidate).await.map_err(Problem::from)?;
+    if let Some((host, addresses)) = host.and_then(|host| Some((host, tunnels.plane.slice().addresses(host)?))) {
+        return Ok((host, addresses));
+    }
+    admit(shared, peer).await?;
+    let detail = "all tunnel addresses of this node are in use";
+    let status = StatusCode::SERVICE_UNAVAILABLE;
+    Err(Problem::new("overloaded", status, "Overloaded", detail, Failure::Overload)
+        .with_retry_after(NO_ADDRESS_BACKOFF_SECONDS))
 }
 
 fn admission(tunnels: &Tunnels, addresses: Addresses) -> Admission {

@@ -3,10 +3,10 @@
 use cloudlink_proto::ids::DeviceId;
 
 use crate::batch::Statement;
-use crate::store::tunnel::{TunnelTraffic, address_lease, tunnel_count};
+use crate::store::tunnel::{Candidate, TunnelTraffic, address_lease, tunnel_count};
 use crate::store::{Store, StoreError};
 
-/// Which address does the device have? None: there is none left.
+/// Which address does the device have? None: there is none left, or it may not open a tunnel.
 #[derive(Debug)]
 pub(super) struct Leases {
     pub(super) slice: u32,
@@ -14,20 +14,21 @@ pub(super) struct Leases {
 }
 
 impl Statement for Leases {
-    type Question = DeviceId;
+    type Question = Candidate;
     type Answer = Option<u32>;
     type Key = DeviceId;
     const NAME: &'static str = "address_lease";
     const EVEN_UNHEARD: bool = false;
 
-    fn key(device: &DeviceId) -> DeviceId {
-        *device
+    fn key(candidate: &Candidate) -> DeviceId {
+        candidate.device_id
     }
 
-    async fn ask(&self, store: &Store, devices: &[DeviceId]) -> Result<Vec<Option<u32>>, StoreError> {
-        let leased = address_lease(&mut *store.connection().await?, self.slice, self.hosts_max, devices).await?;
-        let host = |device: &DeviceId| Some(leased.iter().find(|leased| leased.device_id == *device)?.host);
-        Ok(devices.iter().map(host).collect())
+    async fn ask(&self, store: &Store, candidates: &[Candidate]) -> Result<Vec<Option<u32>>, StoreError> {
+        let leased = address_lease(&mut *store.connection().await?, self.slice, self.hosts_max, candidates).await?;
+        let host =
+            |candidate: &Candidate| Some(leased.iter().find(|leased| leased.device_id == candidate.device_id)?.host);
+        Ok(candidates.iter().map(host).collect())
     }
 }
 
