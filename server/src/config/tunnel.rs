@@ -42,7 +42,8 @@ section! {
         renegotiate_seconds: Seconds = NEVER, in 0..=86_400;
         /// A side that has sent nothing for this long sends a ping.
         ping_interval_seconds: Seconds = PING_INTERVAL, in 1..=300;
-        /// A client that hears nothing for this long comes again. The server gives up after twice that.
+        /// A client that hears nothing for this long comes again. The server gives up one that takes nothing of what waits for it
+        /// for this long, and one that says nothing for twice as long.
         dead_after_seconds: Seconds = DEAD_AFTER, in 5..=3_600;
         /// TLS handshakes at the same time; others wait for their turn. 0: two for each processor.
         handshakes_max: u32 = 0, in 0..=1_024;

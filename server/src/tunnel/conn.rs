@@ -95,7 +95,7 @@ enum End {
     Told(Ending),
     Closed(CloseReason),
     Lost(io::Error),
-    /// The client sends, but takes nothing, and this side must answer what it sends.
+    /// The client takes nothing of what waits for it, for too long, or although it must be answered.
     Deaf,
 }
 
@@ -180,8 +180,10 @@ impl Driver {
         self.tunnel.port.wake(context.waker());
         for _ in 0..ROUNDS_MAX {
             let now = Instant::now();
-            if now >= self.due {
-                self.pass_time(now);
+            if now >= self.due
+                && let Err(end) = self.pass_time(now)
+            {
+                return Poll::Ready(end);
             }
             match self.round(context, now) {
                 Ok(true) => {}
@@ -208,7 +210,7 @@ impl Driver {
     }
 
     /// Does what is due.
-    fn pass_time(&mut self, now: Instant) {
+    fn pass_time(&mut self, now: Instant) -> Result<(), End> {
         if now >= self.tunnel.expires_at {
             self.leave(now, Ending::CERTIFICATE_EXPIRED, &Farewell::Silent);
         }
@@ -221,6 +223,7 @@ impl Driver {
             self.outbox.shrink();
             self.tunnel.port.shrink();
         }
+        self.give_up_deaf(now)
     }
 
     /// Sees to it that the task is woken for what is due next. Says whether that is later than now.
@@ -245,7 +248,7 @@ impl Driver {
     fn due_next(&self) -> Instant {
         let owner = [Some(self.tunnel.expires_at), self.restart_at].into_iter().filter(|_| self.told.is_none());
         let session = self.tunnel.session.poll_timeout().map(|(due, _)| Instant::from_std(due));
-        owner.chain([session]).flatten().min().unwrap_or(self.tunnel.expires_at)
+        owner.chain([session, self.deaf_at()]).flatten().min().unwrap_or(self.tunnel.expires_at)
     }
 
     fn drain_session(&mut self) -> Result<(), End> {

@@ -19,6 +19,7 @@ mod queue;
 use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cloudlink_proto::ids::{DeviceId, TunnelId};
 use tun_rs::AsyncDevice;
@@ -41,6 +42,7 @@ pub(crate) struct Plane {
     queues: Box<[AsyncDevice]>,
     directory: Directory,
     waiting_bytes_max: usize,
+    deaf_after: Duration,
     meters: Meters,
 }
 
@@ -57,6 +59,7 @@ impl Plane {
             queues: queues.into(),
             directory: Directory::new(slice),
             waiting_bytes_max: usize::try_from(config.queue_bytes_max).unwrap_or(usize::MAX),
+            deaf_after: config.dead_after_seconds.duration(),
             meters: Meters::new(metrics),
         }))
     }
@@ -70,6 +73,7 @@ impl Plane {
             queues: Box::default(),
             directory: Directory::new(slice),
             waiting_bytes_max: 0,
+            deaf_after: Duration::from_secs(3600),
             meters: Meters::new(metrics),
         })
     }

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use cloudlink_proto::openvpn::SealError;
+use socket2::SockRef;
 use tokio::io::AsyncWrite;
 use tokio::time::Instant;
 
@@ -23,6 +24,8 @@ pub(super) struct Outbox {
     written: usize,
     /// Bytes of the session's own in `frames`.
     own_bytes: usize,
+    /// Since when the connection has taken nothing of it.
+    stuck_since: Option<Instant>,
     /// Room that packets waited in before; the next ones will.
     spare: Vec<u8>,
 }
@@ -56,6 +59,7 @@ impl Outbox {
     }
 
     fn wrote(&mut self, bytes: usize) {
+        self.stuck_since = None;
         self.written += bytes;
         if self.written == self.frames.len() {
             self.written = 0;
@@ -75,12 +79,35 @@ impl Driver {
             return Ok(false);
         }
         match Pin::new(&mut self.tunnel.stream).poll_write(context, self.outbox.rest()) {
-            Poll::Pending => return Ok(false),
+            Poll::Pending => {
+                self.outbox.stuck_since.get_or_insert(now);
+                return Ok(false);
+            }
             Poll::Ready(Ok(bytes)) => self.outbox.wrote(bytes),
             Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
             Poll::Ready(Err(error)) => return Err(End::Lost(error)),
         }
         Ok(true)
+    }
+
+    /// When the client is given up, if the connection takes nothing before.
+    pub(super) fn deaf_at(&self) -> Option<Instant> {
+        Some(self.outbox.stuck_since? + self.tunnel.port.deaf_after())
+    }
+
+    /// Gives up a client that reads nothing, though it may say that it is there. The kernel tells of new room only when there is
+    /// much of it, which a very slow client takes long to make: so it is asked once more.
+    pub(super) fn give_up_deaf(&mut self, now: Instant) -> Result<(), End> {
+        if self.deaf_at().is_none_or(|deaf_at| now < deaf_at) {
+            return Ok(());
+        }
+        match SockRef::from(&self.tunnel.stream).send(self.outbox.rest()) {
+            Ok(bytes) => self.outbox.wrote(bytes),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(End::Deaf),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(End::Lost(error)),
+        }
+        Ok(())
     }
 
     /// Encrypts the packets that wait, in place. Says whether there is something to write now.

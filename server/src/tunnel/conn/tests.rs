@@ -13,12 +13,12 @@ use cloudlink_proto::openvpn::CloseReason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::yield_now;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Driver, Ended, Ending, Tunnel, run};
-use crate::config;
+use crate::config::{self, Seconds};
 use crate::metrics::TunnelDrop;
 use crate::tunnel::plane::{Plane, PlaneError};
 use isolated::isolated;
@@ -226,6 +226,29 @@ fn a_client_that_does_not_read_loses_packets_and_harms_nobody() {
         assert!(received > 40, "{received}");
         let dropped: u64 = node.plane.traffic().iter().map(|(_, counts)| counts.dropped).sum();
         assert_eq!(dropped, node.dropped(TunnelDrop::QueueFull));
+    });
+}
+
+#[test]
+fn a_client_that_reads_nothing_for_long_is_given_up_although_it_speaks() {
+    isolated("a_client_that_reads_nothing_for_long_is_given_up_although_it_speaks", async {
+        let node = Node::start(|tunnel| (tunnel.queue_bytes_max, tunnel.dead_after_seconds) = (65_536, Seconds(2)));
+        let socket = node.socket().await;
+        let (mut deaf, mut slow) = (node.tunnel(2).await, node.tunnel(3).await);
+        let begun = Instant::now();
+        while !deaf.run.is_finished() {
+            assert!(begun.elapsed() < PATIENCE, "it is never given up");
+            for peer in [&mut deaf, &mut slow] {
+                for _ in 0..32 {
+                    socket.send_to(&[7; 1400], peer.at(PORT)).await.unwrap();
+                }
+                peer.send(&[udp(peer.at(PORT), node.at(PORT), b"here")]).await;
+            }
+            slow.read().await;
+            sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(deaf.ended().await.reason, "slow");
+        assert!(!slow.run.is_finished());
     });
 }
 

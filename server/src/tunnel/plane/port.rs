@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
+use std::time::Duration;
 
 use cloudlink_proto::ids::{DeviceId, TunnelId};
 use cloudlink_proto::openvpn::{HEADROOM, TAILROOM};
@@ -218,6 +219,11 @@ impl Port {
 
     pub(crate) fn traffic(&self) -> &Traffic {
         &self.line.traffic
+    }
+
+    /// How long a client may take nothing of what waits for it.
+    pub(crate) fn deaf_after(&self) -> Duration {
+        self.plane.deaf_after
     }
 
     /// Whom to wake when packets wait.

@@ -306,7 +306,8 @@ impl Peer {
         self.packets.is_empty()
     }
 
-    async fn read(&mut self) {
+    /// Reads once.
+    pub(super) async fn read(&mut self) {
         let mut bytes = vec![0; 65_536];
         match self.stream.read(&mut bytes).await {
             Ok(read) if read > 0 => {
