@@ -5,15 +5,22 @@
 
 use std::collections::HashSet;
 use std::hash::Hash;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
-use crate::store::{Store, StoreError};
+use crate::store::{Connection, Store, StoreError};
 
 /// Questions in one statement.
 const BATCH_MAX: usize = 256;
 /// Questions that wait for the statement before theirs. Whoever asks more waits for a place.
 const WAITING_MAX: usize = 4096;
+/// How long a connection is kept for the next questions. The pool tries each one that comes back, which costs as much again as
+/// a question of little.
+const KEEP: Duration = Duration::from_millis(100);
+/// Statements after which a connection goes back to the pool all the same, which looks at its age.
+const KEEP_STATEMENTS_MAX: u32 = 256;
 
 /// A statement that answers many questions at once.
 pub(crate) trait Statement: Send + Sync + 'static {
@@ -31,7 +38,7 @@ pub(crate) trait Statement: Send + Sync + 'static {
     /// Answers all, in order.
     fn ask(
         &self,
-        store: &Store,
+        connection: &mut Connection,
         questions: &[Self::Question],
     ) -> impl Future<Output = Result<Vec<Self::Answer>, StoreError>> + Send;
 }
@@ -72,45 +79,89 @@ impl<S: Statement> Batch<S> {
 }
 
 async fn run<S: Statement>(statement: S, store: Store, mut waiting: mpsc::Receiver<Waiting<S>>) {
+    let mut asker = Asker { statement, store, kept: None };
     let mut next: Vec<Waiting<S>> = Vec::new();
-    while !next.is_empty() || waiting.recv_many(&mut next, BATCH_MAX).await > 0 {
+    while !next.is_empty() || asker.wait(&mut waiting, &mut next).await {
         let mut keys = HashSet::with_capacity(next.len());
         let (now, later): (Vec<_>, Vec<_>) = next.drain(..).partition(|(question, _)| keys.insert(S::key(question)));
         next = later;
         let now: Vec<_> = now.into_iter().filter(|(_, reply)| S::EVEN_UNHEARD || !reply.is_closed()).collect();
-        answer(&statement, &store, now).await;
+        asker.answer(now).await;
     }
 }
 
-async fn answer<S: Statement>(statement: &S, store: &Store, batch: Vec<Waiting<S>>) {
-    if batch.is_empty() {
-        return;
+struct Asker<S> {
+    statement: S,
+    store: Store,
+    kept: Option<Kept>,
+}
+
+/// A connection that has just done well.
+struct Kept {
+    connection: Connection,
+    statements: u32,
+}
+
+impl<S: Statement> Asker<S> {
+    /// Waits for questions. False: there will be none.
+    async fn wait(&mut self, waiting: &mut mpsc::Receiver<Waiting<S>>, next: &mut Vec<Waiting<S>>) -> bool {
+        if self.kept.is_some() {
+            match timeout(KEEP, waiting.recv_many(next, BATCH_MAX)).await {
+                Ok(questions) => return questions > 0,
+                Err(_) => self.kept = None,
+            }
+        }
+        waiting.recv_many(next, BATCH_MAX).await > 0
     }
-    let (questions, replies): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-    match store.within(statement.ask(store, &questions)).await {
-        Ok(answers) => {
-            debug_assert_eq!(answers.len(), questions.len());
-            for (reply, answer) in replies.into_iter().zip(answers) {
-                // Whoever asked may have gone.
-                let _ = reply.send(Ok(answer));
+
+    async fn answer(&mut self, batch: Vec<Waiting<S>>) {
+        if batch.is_empty() {
+            return;
+        }
+        let (questions, replies): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+        match self.ask(&questions).await {
+            Ok(answers) => {
+                debug_assert_eq!(answers.len(), questions.len());
+                for (reply, answer) in replies.into_iter().zip(answers) {
+                    // Whoever asked may have gone.
+                    let _ = reply.send(Ok(answer));
+                }
+            }
+            Err(error) if !error.is_retryable() && questions.len() > 1 => {
+                // One question spoils the statement for all: each gets its own.
+                for (question, reply) in questions.iter().zip(replies) {
+                    let answer = self.ask(std::slice::from_ref(question)).await;
+                    let _ = reply.send(match answer {
+                        Ok(answers) => answers.into_iter().next().ok_or(Unanswered::Fault),
+                        Err(error) => Err(unanswered::<S>(&error)),
+                    });
+                }
+            }
+            Err(error) => {
+                let unanswered = unanswered::<S>(&error);
+                for reply in replies {
+                    let _ = reply.send(Err(unanswered));
+                }
             }
         }
-        Err(error) if !error.is_retryable() && questions.len() > 1 => {
-            // One question spoils the statement for all: each gets its own.
-            for (question, reply) in questions.iter().zip(replies) {
-                let answer = store.within(statement.ask(store, std::slice::from_ref(question))).await;
-                let _ = reply.send(match answer {
-                    Ok(answers) => answers.into_iter().next().ok_or(Unanswered::Fault),
-                    Err(error) => Err(unanswered::<S>(&error)),
-                });
+    }
+
+    /// A connection on which something failed is not kept.
+    async fn ask(&mut self, questions: &[S::Question]) -> Result<Vec<S::Answer>, StoreError> {
+        let Self { statement, store, kept } = self;
+        let asking = async {
+            let Kept { mut connection, statements } = match kept.take() {
+                Some(kept) => kept,
+                None => Kept { connection: store.connection().await?, statements: 0 },
+            };
+            let answers = statement.ask(&mut connection, questions).await?;
+            let statements = statements + 1;
+            if statements < KEEP_STATEMENTS_MAX && store.has_spare_connections() {
+                *kept = Some(Kept { connection, statements });
             }
-        }
-        Err(error) => {
-            let unanswered = unanswered::<S>(&error);
-            for reply in replies {
-                let _ = reply.send(Err(unanswered));
-            }
-        }
+            Ok(answers)
+        };
+        store.within(asking).await
     }
 }
 

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use cloudlink_proto::ids::TenantId;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection, Executor, PgConnection, PgPool, Postgres, Transaction};
+use sqlx::{Connection as _, Executor, PgConnection, PgPool, Postgres, Transaction};
 use tokio::time::timeout;
 
 /// The schema that this binary needs.
@@ -109,6 +109,9 @@ pub enum Visibility {
     Tenant(TenantId),
 }
 
+/// A connection of the pool.
+pub type Connection = sqlx::pool::PoolConnection<Postgres>;
+
 /// The database.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -187,8 +190,14 @@ impl Store {
     }
 
     /// A connection for a single statement that needs no transaction. Sees every tenant.
-    pub async fn connection(&self) -> Result<sqlx::pool::PoolConnection<Postgres>, StoreError> {
+    pub async fn connection(&self) -> Result<Connection, StoreError> {
         Ok(self.pool.acquire().await?)
+    }
+
+    /// Whether nobody has to wait for a connection, even if one is kept.
+    #[must_use]
+    pub fn has_spare_connections(&self) -> bool {
+        self.pool.num_idle() > 0 || self.pool.size() < self.pool.options().get_max_connections()
     }
 
     /// Makes what a transaction did last.

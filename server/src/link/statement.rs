@@ -6,7 +6,7 @@ use crate::batch::Statement;
 use crate::store::certificate::{Certificate, certificate_list};
 use crate::store::link::{ClosedLink, NewLink, OpenedLink, link_close, link_open};
 use crate::store::transition::{Applied, Durability, Transition, transition_apply};
-use crate::store::{Store, StoreError};
+use crate::store::{Connection, StoreError};
 
 /// What is a certificate worth? Asked by serial, when a link is to be opened.
 #[derive(Debug)]
@@ -22,8 +22,12 @@ impl Statement for Standings {
         serial.clone()
     }
 
-    async fn ask(&self, store: &Store, serials: &[Vec<u8>]) -> Result<Vec<Option<Certificate>>, StoreError> {
-        let mut known = certificate_list(&mut *store.connection().await?, serials).await?;
+    async fn ask(
+        &self,
+        connection: &mut Connection,
+        serials: &[Vec<u8>],
+    ) -> Result<Vec<Option<Certificate>>, StoreError> {
+        let mut known = certificate_list(connection, serials).await?;
         Ok(serials
             .iter()
             .map(|serial| {
@@ -48,8 +52,8 @@ impl Statement for Hellos {
         link.device_id
     }
 
-    async fn ask(&self, store: &Store, links: &[NewLink]) -> Result<Vec<Option<OpenedLink>>, StoreError> {
-        let mut opened = link_open(&mut *store.connection().await?, links).await?;
+    async fn ask(&self, connection: &mut Connection, links: &[NewLink]) -> Result<Vec<Option<OpenedLink>>, StoreError> {
+        let mut opened = link_open(connection, links).await?;
         Ok(links
             .iter()
             .map(|link| {
@@ -74,10 +78,10 @@ impl Statement for Transitions {
         transition.command_id
     }
 
-    async fn ask(&self, store: &Store, transitions: &[Transition]) -> Result<Vec<Applied>, StoreError> {
+    async fn ask(&self, connection: &mut Connection, transitions: &[Transition]) -> Result<Vec<Applied>, StoreError> {
         let is_final = transitions.iter().any(|transition| transition.target.is_final());
         let durability = if is_final { Durability::Stored } else { Durability::Soon };
-        transition_apply(&mut *store.connection().await?, transitions, durability).await
+        transition_apply(connection, transitions, durability).await
     }
 }
 
@@ -95,8 +99,8 @@ impl Statement for Closes {
         link.device_id
     }
 
-    async fn ask(&self, store: &Store, links: &[ClosedLink]) -> Result<Vec<()>, StoreError> {
-        link_close(&mut *store.connection().await?, links).await?;
+    async fn ask(&self, connection: &mut Connection, links: &[ClosedLink]) -> Result<Vec<()>, StoreError> {
+        link_close(connection, links).await?;
         Ok(vec![(); links.len()])
     }
 }

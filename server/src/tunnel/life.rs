@@ -63,7 +63,8 @@ async fn finish(entered: &Entered, ended: Ended, hard: CancellationToken) {
             let ended = crate::store::link::Ended::Tunnel(tunnel_id);
             close_row(shared, ClosedLink { device_id, ended, reason, is_loss }).await;
         }
-        if let Some(tunnels) = &shared.tunnels {
+        // A row begins with nothing.
+        if let Some(tunnels) = shared.tunnels.as_ref().filter(|_| counts != Counts::default()) {
             // A database that is away costs the last figures, and no more.
             let _ = tunnels.totals.ask(row(Owner { tunnel: tunnel_id, device: device_id }, counts)).await;
         }

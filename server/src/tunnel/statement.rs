@@ -4,7 +4,7 @@ use cloudlink_proto::ids::DeviceId;
 
 use crate::batch::Statement;
 use crate::store::tunnel::{Candidate, TunnelTraffic, address_lease, tunnel_count};
-use crate::store::{Store, StoreError};
+use crate::store::{Connection, StoreError};
 
 /// Which address does the device have? None: there is none left, or it may not open a tunnel.
 #[derive(Debug)]
@@ -24,8 +24,8 @@ impl Statement for Leases {
         candidate.device_id
     }
 
-    async fn ask(&self, store: &Store, candidates: &[Candidate]) -> Result<Vec<Option<u32>>, StoreError> {
-        let leased = address_lease(&mut *store.connection().await?, self.slice, self.hosts_max, candidates).await?;
+    async fn ask(&self, connection: &mut Connection, candidates: &[Candidate]) -> Result<Vec<Option<u32>>, StoreError> {
+        let leased = address_lease(connection, self.slice, self.hosts_max, candidates).await?;
         let host =
             |candidate: &Candidate| Some(leased.iter().find(|leased| leased.device_id == candidate.device_id)?.host);
         Ok(candidates.iter().map(host).collect())
@@ -46,8 +46,8 @@ impl Statement for Totals {
         total.device_id
     }
 
-    async fn ask(&self, store: &Store, totals: &[TunnelTraffic]) -> Result<Vec<()>, StoreError> {
-        tunnel_count(&mut *store.connection().await?, totals).await?;
+    async fn ask(&self, connection: &mut Connection, totals: &[TunnelTraffic]) -> Result<Vec<()>, StoreError> {
+        tunnel_count(connection, totals).await?;
         Ok(vec![(); totals.len()])
     }
 }

@@ -26,7 +26,7 @@ use crate::model::command::{
 use crate::model::new_id;
 use crate::store::audit::audit_append;
 use crate::store::command::{KEY_USED, Missing, NewCommand, Obstacle, command_create, command_explain, command_of_key};
-use crate::store::{Store, StoreError};
+use crate::store::{Connection, StoreError};
 
 /// Says that the command was made by an earlier request with the same key.
 static REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
@@ -204,8 +204,12 @@ impl Statement for Creates {
         (command.operator, command.idempotency_key.clone().ok_or(command.id))
     }
 
-    async fn ask(&self, store: &Store, commands: &[NewCommand]) -> Result<Vec<Option<Command>>, StoreError> {
-        let mut made = match command_create(&mut *store.connection().await?, commands).await {
+    async fn ask(
+        &self,
+        connection: &mut Connection,
+        commands: &[NewCommand],
+    ) -> Result<Vec<Option<Command>>, StoreError> {
+        let mut made = match command_create(connection, commands).await {
             Err(error) if commands.len() == 1 && error.constraint() == Some(KEY_USED) => Vec::new(),
             made => made?,
         };
