@@ -12,9 +12,6 @@ use super::server::Server;
 use crate::netns::Site;
 use crate::openvpn::{Client, Tunnel};
 
-/// Between two clients that start or reconnect: 40 a second, well below what any server can do.
-const PACE: Duration = Duration::from_millis(25);
-
 /// Clients that run until they are dropped.
 #[derive(Debug)]
 pub(super) struct Clients {
@@ -25,12 +22,12 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    /// Starts clients of the first so many devices, one by one. Their tunnels have interfaces, but no addresses: all of them
+    /// Starts clients of the first so many devices, one after each pause. Their tunnels have interfaces, but no addresses: all of them
     /// are on one host, which could not route for so many.
-    pub(super) async fn start(site: &Arc<Site>, server: &Server, count: usize) -> Result<Self> {
+    pub(super) async fn start(site: &Arc<Site>, server: &Server, count: usize, pause: Duration) -> Result<Self> {
         let directory = tempfile::tempdir().context("no directory for the clients")?;
         let mut clients = Vec::with_capacity(count);
-        let mut pace = interval(PACE);
+        let mut pace = interval(pause);
         for device in 0..count {
             pace.tick().await;
             let profile = ["ifconfig-noexec", "route-noexec", "persist-tun", "persist-key", "connect-retry 1 1"]
@@ -43,9 +40,9 @@ impl Clients {
         Ok(started)
     }
 
-    /// Lets all of them cut their connections, one by one, and come again.
-    pub(super) async fn reconnect(&mut self) -> Result<()> {
-        let mut pace = interval(PACE);
+    /// Lets all of them cut their connections, one after each pause, and come again a second later.
+    pub(super) async fn reconnect(&mut self, pause: Duration) -> Result<()> {
+        let mut pace = interval(pause);
         for client in &mut self.clients {
             pace.tick().await;
             client.program().signal(Signal::SIGUSR1)?;
