@@ -18,6 +18,8 @@ const DELAY: Duration = Duration::from_secs(1);
 const DELAY_MAX: Duration = Duration::from_secs(10);
 /// A source that was not refused for so long begins anew.
 const FORGET_AFTER: Duration = Duration::from_secs(120);
+/// How often sources that wait no more are looked for while the memory is full: a look goes over all of it.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Turns of handshakes: so many at the same time, first come, first served. What waits has its connection and nothing else.
 #[derive(Debug)]
@@ -40,8 +42,12 @@ impl Turns {
 
 /// Sources whose handshakes were refused lately.
 #[derive(Debug, Default)]
-pub(super) struct Refused {
-    sources: Mutex<HashMap<Source, Refusals>>,
+pub(super) struct Refused(Mutex<Sources>);
+
+#[derive(Debug, Default)]
+struct Sources {
+    refusals: HashMap<Source, Refusals>,
+    looked_at: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +59,7 @@ struct Refusals {
 impl Refused {
     /// How long the next handshake of this source is to wait.
     pub(super) fn delay(&self, remote: IpAddr, now: Instant) -> Duration {
-        let Some(refusals) = self.sources().get(&Source::from(remote)).copied() else { return Duration::ZERO };
+        let Some(refusals) = self.sources().refusals.get(&Source::from(remote)).copied() else { return Duration::ZERO };
         let age = now.duration_since(refusals.last_at);
         if age >= FORGET_AFTER {
             return Duration::ZERO;
@@ -64,25 +70,35 @@ impl Refused {
 
     pub(super) fn note(&self, remote: IpAddr, now: Instant) {
         let mut sources = self.sources();
-        if sources.len() >= SOURCES_MAX {
-            sources.retain(|_, refusals| now.duration_since(refusals.last_at) < DELAY_MAX);
-        }
-        if sources.len() >= SOURCES_MAX {
+        if !sources.has_room_for(Source::from(remote), now) {
             return;
         }
-        let refusals = sources.entry(Source::from(remote)).or_insert(Refusals { count: 0, last_at: now });
+        let refusals = sources.refusals.entry(Source::from(remote)).or_insert(Refusals { count: 0, last_at: now });
         let is_old = now.duration_since(refusals.last_at) >= FORGET_AFTER;
         *refusals = Refusals { count: if is_old { 1 } else { refusals.count.saturating_add(1) }, last_at: now };
     }
 
     /// A client of this source was let in: it is no stranger's.
     pub(super) fn forgive(&self, remote: IpAddr) {
-        self.sources().remove(&Source::from(remote));
+        self.sources().refusals.remove(&Source::from(remote));
     }
 
-    fn sources(&self) -> MutexGuard<'_, HashMap<Source, Refusals>> {
+    fn sources(&self) -> MutexGuard<'_, Sources> {
         // Consistent after each statement.
-        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sources {
+    fn has_room_for(&mut self, source: Source, now: Instant) -> bool {
+        if self.refusals.len() < SOURCES_MAX || self.refusals.contains_key(&source) {
+            return true;
+        }
+        if self.looked_at.is_none_or(|at| now.duration_since(at) >= LOOK_EVERY) {
+            self.looked_at = Some(now);
+            self.refusals.retain(|_, refusals| now.duration_since(refusals.last_at) < DELAY_MAX);
+        }
+        self.refusals.len() < SOURCES_MAX
     }
 }
 
@@ -118,9 +134,15 @@ mod tests {
         for n in 0..=u32::try_from(SOURCES_MAX).unwrap() {
             refused.note(IpAddr::from(Ipv4Addr::from_bits(n)), now);
         }
-        assert_eq!(refused.sources().len(), SOURCES_MAX);
+        assert_eq!(refused.sources().refusals.len(), SOURCES_MAX);
+        refused.note(address("0.0.0.7"), now);
+        assert_eq!(refused.delay(address("0.0.0.7"), now), 2 * DELAY, "who is known stays so");
+        // The memory was looked through a moment ago, in vain.
+        refused.sources().looked_at = Some(now + DELAY_MAX);
         refused.note(address("192.0.2.1"), now + DELAY_MAX);
-        assert_eq!(refused.sources().len(), 1, "those that wait no more make room");
+        assert_eq!(refused.sources().refusals.len(), SOURCES_MAX);
+        refused.note(address("192.0.2.1"), now + DELAY_MAX + LOOK_EVERY);
+        assert_eq!(refused.sources().refusals.len(), 1, "those that wait no more make room");
     }
 
     #[tokio::test]
