@@ -449,7 +449,7 @@ pub fn is_executable(program: &Path) -> bool {
     program.is_file() && access(program, AccessFlags::X_OK).is_ok()
 }
 
-/// Becomes the client, if the command line is the one that the agent gives to a process for it: [`SUBCOMMAND`], the agent's
+/// Becomes the client, if the command line is the one that the agent gives to a process for it: `SUBCOMMAND`, the agent's
 /// process id, the program and its arguments. The system is told to end the client when the agent ends, in whatever way: one
 /// that is left over would keep the tunnel to itself. Only returns when that is not asked for, or what is in the way.
 pub fn become_if_asked(mut command_line: impl Iterator<Item = OsString>) -> Option<io::Error> {
