@@ -14,8 +14,10 @@ pub enum Hint {
     CommandsDue(DeviceId),
     /// The command's state may have changed.
     CommandChanged(CommandId),
-    /// The device or one of its certificates may have been revoked.
+    /// The device or one of its certificates may have been revoked, or its quarantine may have begun or ended.
     DeviceChanged(DeviceId),
+    /// What is open of the device may have changed.
+    OpeningsDue(DeviceId),
 }
 
 /// Where hints are sent and heard.

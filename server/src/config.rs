@@ -6,6 +6,7 @@ mod certificate;
 mod database;
 mod device;
 mod fault;
+mod isolation;
 mod link;
 mod log;
 mod node;
@@ -27,6 +28,7 @@ pub use certificate::Certificate;
 pub use database::Database;
 pub use device::Device;
 pub use fault::{Fault, Faults, Origin, Problem};
+pub use isolation::{Isolation, Scope};
 pub use link::Link;
 pub use log::{Filter, Format, Log};
 pub use operations::Operations;
@@ -57,6 +59,7 @@ pub struct Config {
     pub operations: Operations,
     pub link: Link,
     pub tunnel: Tunnel,
+    pub isolation: Isolation,
     pub certificate: Certificate,
     pub database: Database,
     pub postgres: Postgres,
@@ -76,6 +79,7 @@ impl Default for Config {
             operations: Operations::default(),
             link: Link::default(),
             tunnel: Tunnel::default(),
+            isolation: Isolation::default(),
             certificate: Certificate::default(),
             database: Database::default(),
             postgres: Postgres::default(),
@@ -134,6 +138,7 @@ impl Config {
             operations: Operations::read(given),
             link: Link::read(given),
             tunnel: Tunnel::read(given),
+            isolation: Isolation::read(given),
             certificate: Certificate::read(given),
             database: Database::read(given),
             postgres: Postgres::read(given),

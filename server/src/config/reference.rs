@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::section::{Field, Section};
-use super::{certificate, database, device, link, log, node, operations, people, postgres, shutdown, tunnel};
+use super::{certificate, database, device, isolation, link, log, node, operations, people, postgres, shutdown, tunnel};
 
 const HEAD: &str = "\
 # Configuration of cloudlinkd
@@ -30,7 +30,7 @@ pub fn reference() -> String {
     text
 }
 
-fn sections() -> [Section; 11] {
+fn sections() -> [Section; 12] {
     [
         node::Node::describe(),
         device::Device::describe(),
@@ -38,6 +38,7 @@ fn sections() -> [Section; 11] {
         operations::Operations::describe(),
         link::Link::describe(),
         tunnel::Tunnel::describe(),
+        isolation::Isolation::describe(),
         certificate::Certificate::describe(),
         database::Database::describe(),
         postgres::Postgres::describe(),

@@ -10,6 +10,7 @@ use rustls_pki_types::ServerName;
 use secrecy::{ExposeSecret, SecretString};
 use toml::de::DeValue;
 
+use super::isolation::Scope;
 use super::tunnel::Wrapping;
 
 /// The most bytes of a string in the configuration.
@@ -205,6 +206,18 @@ impl Value for Wrapping {
 
     fn from_text(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|wrapping| wrapping.name() == text)
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(quoted(self.name()))
+    }
+}
+
+impl Value for Scope {
+    const EXPECTED: &'static str = "host or interface";
+
+    fn from_text(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|scope| scope.name() == text)
     }
 
     fn show(&self) -> Option<String> {

@@ -50,7 +50,7 @@ impl Hub {
         loop {
             match hints.hear().await {
                 Heard::Hint(Hint::CommandChanged(command)) => self.wake(command),
-                Heard::Hint(Hint::CommandsDue(_) | Hint::DeviceChanged(_)) => {}
+                Heard::Hint(Hint::CommandsDue(_) | Hint::DeviceChanged(_) | Hint::OpeningsDue(_)) => {}
                 Heard::Everything => self.wake_all(),
                 Heard::Closed => return,
             }

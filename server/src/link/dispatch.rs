@@ -81,7 +81,7 @@ impl Due {
             Heard::Hint(Hint::CommandsDue(device)) => {
                 self.devices.insert(device);
             }
-            Heard::Hint(Hint::CommandChanged(_) | Hint::DeviceChanged(_)) => {}
+            Heard::Hint(Hint::CommandChanged(_) | Hint::DeviceChanged(_) | Hint::OpeningsDue(_)) => {}
             Heard::Everything => self.everything = true,
             Heard::Closed => return false,
         }

@@ -38,7 +38,7 @@ pub(super) async fn run(links: Links, shutdown: Shutdown) {
             () = &mut stopped => return,
             heard = listener.hear() => match heard {
                 Heard::Hint(Hint::DeviceChanged(_)) | Heard::Everything => {}
-                Heard::Hint(Hint::CommandsDue(_) | Hint::CommandChanged(_)) => continue,
+                Heard::Hint(Hint::CommandsDue(_) | Hint::CommandChanged(_) | Hint::OpeningsDue(_)) => continue,
                 Heard::Closed => return,
             },
             _ = tick.tick() => {}
