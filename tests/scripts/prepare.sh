@@ -15,6 +15,7 @@ main() {
     have_postgres || lacking+=(postgresql)
     case "${1:-}" in tunnel | peers)
         have openvpn || lacking+=(openvpn)
+        have nft || lacking+=(nftables)
         have ip || lacking+=(iproute2)
         have ping || lacking+=(iputils-ping)
         ;;
@@ -25,6 +26,7 @@ main() {
         have iperf3 || lacking+=(iperf3)
         have tinyproxy || lacking+=(tinyproxy)
         have tcpdump || lacking+=(tcpdump)
+        have_scapy || lacking+=(python3-scapy)
     fi
     have cargo || fail "there is no Rust toolchain: see https://rustup.rs"
     [ ${#lacking[@]} -eq 0 ] || install "${lacking[@]}"
@@ -36,6 +38,9 @@ have() { command -v "$1" >/dev/null; }
 have_postgres() {
     have psql && { have initdb || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; }
 }
+
+# For Debian's own Python, which may not be the first on the PATH.
+have_scapy() { [ -e /usr/lib/python3/dist-packages/scapy/all.py ]; }
 
 install() {
     have apt-get || fail "please install: $*"

@@ -46,7 +46,7 @@ pub fn test(name: &str, body: impl AsyncFnOnce() -> anyhow::Result<()> + Send) -
     }
 }
 
-/// What it takes to run OpenVPN clients in namespaces, and is not there.
+/// What it takes to run a server with tunnels and OpenVPN clients in namespaces, and is not there.
 #[must_use]
 pub fn lacking() -> Option<&'static str> {
     static LACKING: OnceLock<Option<&str>> = OnceLock::new();
@@ -60,8 +60,8 @@ pub fn lacking() -> Option<&'static str> {
             Some("there is no /dev/net/tun")
         } else if namespace().is_err() {
             Some("the kernel does not allow network namespaces here")
-        } else if !["openvpn", "ip", "ping", "nsenter"].into_iter().all(has) {
-            Some("it takes the packages openvpn, iproute2, iputils-ping and util-linux")
+        } else if !["openvpn", "nft", "ip", "ping", "nsenter"].into_iter().all(has) {
+            Some("it takes the packages openvpn, nftables, iproute2, iputils-ping and util-linux")
         } else {
             None
         }

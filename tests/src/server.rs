@@ -44,9 +44,12 @@ pub struct Settings {
 
 impl Settings {
     /// Of a server with tunnels, in a network of its own ([`netns::run`]) where sites reach it, with more of the configuration.
+    /// It has no devices of its own: a test of isolation switches them on (`isolation.proofs=true`), for all others they are
+    /// traffic and tunnels that nobody has asked for.
     #[must_use]
     pub fn with_tunnels(set: &[&str]) -> Self {
-        let set = ["tunnel.enabled=true"].iter().chain(set).map(|assignment| (*assignment).to_owned()).collect();
+        let tunnels = ["tunnel.enabled=true", "isolation.proofs=false"];
+        let set = tunnels.iter().chain(set).map(|assignment| (*assignment).to_owned()).collect();
         Self { device: Some((netns::SERVER_IPV4, DEVICE_PORT).into()), set, ..Self::default() }
     }
 }

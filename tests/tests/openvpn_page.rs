@@ -27,9 +27,7 @@ fn a_device_is_enrolled_and_connected_as_the_page_says() -> anyhow::Result<()> {
     netns::test("a_device_is_enrolled_and_connected_as_the_page_says", async || {
         let names =
             [("server_name", SERVER), ("enroll_name", ENROLL)].map(|(key, name)| format!("device.{key}={name}"));
-        let set = [names.to_vec(), vec!["tunnel.enabled=true".to_owned()]].concat();
-        let device_port = Some((SERVER_IPV4, 443).into());
-        let fleet = Fleet::start_with(&Settings { device: device_port, set, ..Settings::default() }).await?;
+        let fleet = Fleet::start_with(&Settings::with_tunnels(&names.each_ref().map(String::as_str))).await?;
         let (site, directory) = (Site::join()?, directory()?);
         let here = directory.path();
         std::fs::write(here.join("hosts"), format!("{SERVER_IPV4} {SERVER} {ENROLL}\n"))?;

@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 
 use super::section::{Field, Section};
-use super::{certificate, database, device, isolation, link, log, node, operations, people, postgres, shutdown, tunnel};
+use super::{
+    certificate, database, device, isolation, link, log, node, operations, people, postgres, shutdown, tunnel,
+};
 
 const HEAD: &str = "\
 # Configuration of cloudlinkd
