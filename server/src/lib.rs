@@ -20,6 +20,7 @@ pub mod people;
 pub mod pki;
 pub mod port;
 pub mod postgres;
+pub mod privilege;
 pub mod secret;
 pub mod store;
 pub mod tasks;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use cloudlink_server::config::{self, Config, Faults, Loaded, Sources};
 use cloudlink_server::metrics::Metrics;
-use cloudlink_server::{app, clock, pki, telemetry};
+use cloudlink_server::{app, clock, pki, privilege, telemetry};
 
 /// The server that devices dial.
 #[derive(Debug, Parser)]
@@ -82,11 +82,7 @@ fn main() -> ExitCode {
 fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let config = args.load()?.config;
     telemetry::start(&config.log);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let done = runtime.block_on(app::run(config));
-    // What still runs was told to stop twice.
-    runtime.shutdown_background();
-    Ok(match done {
+    Ok(match serve(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Into the log and nowhere else: whoever reads the log as JSON expects nothing else.
@@ -94,6 +90,15 @@ fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
             ExitCode::FAILURE
         }
     })
+}
+
+fn serve(config: Config) -> anyhow::Result<()> {
+    privilege::prepare(config.tunnel.enabled)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(app::run(config));
+    // What still runs was told to stop twice.
+    runtime.shutdown_background();
+    done
 }
 
 fn pki_init(args: ConfigArgs) -> anyhow::Result<ExitCode> {

@@ -1,8 +1,11 @@
 //! Where `postgres` and `initdb` are.
 
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use tokio::process::Command;
+
+use crate::privilege;
 
 /// The oldest major version that the schema is made for.
 pub const VERSION_MIN: u32 = 15;
@@ -73,7 +76,9 @@ async fn version_in(dir: &Path) -> Option<u32> {
     if !dir.join("initdb").is_file() {
         return None;
     }
-    let told = Command::new(dir.join("postgres")).arg("--version").output().await.ok()?;
+    let mut command = Command::new(dir.join("postgres"));
+    command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let told = privilege::without(&mut command).ok()?.wait_with_output().await.ok()?;
     parse_version(&String::from_utf8_lossy(&told.stdout))
 }
 

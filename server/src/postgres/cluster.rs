@@ -9,6 +9,7 @@ use tokio::process::Command;
 
 use super::account::{Account, AccountError};
 use super::binaries::Binaries;
+use crate::privilege;
 
 /// The superuser of the cluster, who owns the schema.
 pub const OWNER: &str = "postgres";
@@ -108,9 +109,12 @@ impl Cluster {
             .env("LC_ALL", "C.UTF-8")
             .current_dir(&self.dir)
             .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
             .kill_on_drop(true);
         self.account.become_in(&mut command);
-        let output = command.output().await.map_err(ClusterError::Run)?;
+        let child = privilege::without(&mut command).map_err(ClusterError::Run)?;
+        let output = child.wait_with_output().await.map_err(ClusterError::Run)?;
         if !output.status.success() {
             return Err(ClusterError::Init { said: String::from_utf8_lossy(&output.stderr).trim().to_owned() });
         }

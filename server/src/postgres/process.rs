@@ -11,8 +11,8 @@ use tokio::time::{Instant, sleep, timeout};
 use super::binaries::Binaries;
 use super::cluster::{Cluster, OWNER, PORT};
 use super::log::{self, Said};
-use crate::config;
 use crate::store::setup;
+use crate::{config, privilege};
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long it may take to go after SIGQUIT, before it is killed.
@@ -54,7 +54,7 @@ impl Process {
             // A Ctrl-C on our terminal is for us: Postgres must outlive what still uses it.
             .process_group(0);
         cluster.account.become_in(&mut command);
-        let mut child = command.spawn().map_err(StartError::Run)?;
+        let mut child = privilege::without(&mut command).map_err(StartError::Run)?;
         let said = Said::default();
         if let Some(stderr) = child.stderr.take() {
             tokio::spawn(log::forward(stderr, said.clone()));
