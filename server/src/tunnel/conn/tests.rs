@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use cloudlink_proto::ids::{DeviceId, TunnelId};
 use cloudlink_proto::openvpn::CloseReason;
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::yield_now;
@@ -22,10 +23,10 @@ use crate::config::{self, Seconds};
 use crate::metrics::TunnelDrop;
 use crate::tunnel::plane::{Plane, PlaneError};
 use isolated::isolated;
-use packet::{ACK, SYN, tcp, transport, udp, udp_payload};
+use packet::{ACK, SYN, echo_reply, echo_reply_payload, tcp, transport, udp_payload};
 use peer::{Node, PATIENCE, Peer, slice};
 
-/// The port that the node listens on in these tests.
+/// The port from which the node sends to devices, and theirs.
 const PORT: u16 = 7;
 
 impl Node {
@@ -42,12 +43,61 @@ impl Node {
     }
 }
 
-/// What is received next, and from where.
-async fn next(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
-    let mut bytes = vec![0; 65_536];
-    let (length, from) = timeout(PATIENCE, socket.recv_from(&mut bytes)).await.expect("a datagram comes").unwrap();
-    bytes.truncate(length);
-    (bytes, from)
+/// Where the node hears what devices say: answers to pings, which pass though no port of the node is open.
+struct Ear {
+    socket: UdpSocket,
+    is_ipv4: bool,
+}
+
+impl Ear {
+    fn new(is_ipv4: bool) -> Self {
+        let (family, protocol) = if is_ipv4 {
+            (AddressFamily::Inet, SockProtocol::Icmp)
+        } else {
+            (AddressFamily::Inet6, SockProtocol::IcmpV6)
+        };
+        let made = socket(family, SockType::Raw, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, protocol).unwrap();
+        // It is a socket with datagrams, to which every call of this type applies.
+        Self { socket: UdpSocket::from_std(made.into()).unwrap(), is_ipv4 }
+    }
+
+    /// What is heard next, and from whom.
+    async fn next(&self) -> (Vec<u8>, IpAddr) {
+        let mut bytes = vec![0; 65_536];
+        let heard = async {
+            loop {
+                let (length, from) = self.socket.recv_from(&mut bytes).await.unwrap();
+                if let Some(payload) = self.payload(&bytes[..length]) {
+                    return (payload.to_vec(), from.ip());
+                }
+            }
+        };
+        timeout(PATIENCE, heard).await.expect("an answer to a ping comes")
+    }
+
+    /// Whether nothing has come that waits to be heard.
+    fn has_nothing(&self) -> bool {
+        let mut bytes = [0; 2048];
+        while let Ok(length) = self.socket.try_recv(&mut bytes) {
+            if self.payload(&bytes[..length]).is_some() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The system gives IPv4 packets with their headers, and IPv6 ones without.
+    fn payload<'a>(&self, bytes: &'a [u8]) -> Option<&'a [u8]> {
+        let message = if self.is_ipv4 { bytes.get(usize::from(bytes.first()? & 0x0f) * 4..)? } else { bytes };
+        echo_reply_payload(self.is_ipv4, message)
+    }
+}
+
+impl Peer {
+    /// What it says to a node.
+    fn says(&self, node: &Node, payload: &[u8]) -> Vec<u8> {
+        echo_reply(self.addresses.ipv4.into(), node.gateway.ipv4.into(), payload)
+    }
 }
 
 #[test]
@@ -56,9 +106,9 @@ fn packets_go_both_ways() {
         let node = Node::start(|_| {});
         let mut peer = node.tunnel(9).await;
         for (ours, theirs) in [(node.at(PORT), peer.at(PORT)), (node.at_ipv6(PORT), peer.at_ipv6(PORT))] {
-            let socket = UdpSocket::bind(ours).await.unwrap();
-            peer.send(&[udp(theirs, ours, b"up")]).await;
-            assert_eq!(next(&socket).await, (b"up".to_vec(), theirs));
+            let (ear, socket) = (Ear::new(ours.is_ipv4()), UdpSocket::bind(ours).await.unwrap());
+            peer.send(&[echo_reply(theirs.ip(), ours.ip(), b"up")]).await;
+            assert_eq!(ear.next().await, (b"up".to_vec(), theirs.ip()));
             socket.send_to(b"down", theirs).await.unwrap();
             assert_eq!(udp_payload(&peer.receive().await.unwrap()), Some(&b"down"[..]));
         }
@@ -75,26 +125,29 @@ fn packets_go_both_ways() {
 fn only_packets_from_the_tunnels_address_to_the_node_pass() {
     isolated("only_packets_from_the_tunnels_address_to_the_node_pass", async {
         let node = Node::start(|_| {});
-        let socket = node.socket().await;
+        let ear = Ear::new(true);
         let (mut peer, mut other) = (node.tunnel(2).await, node.tunnel(3).await);
-        let at = |address: &str| SocketAddr::new(address.parse().unwrap(), PORT);
+        let ip = |address: &str| address.parse::<IpAddr>().unwrap();
+        let (node_ipv4, node_ipv6): (IpAddr, IpAddr) = (node.gateway.ipv4.into(), node.gateway.ipv6.into());
+        let (others_ipv4, others_ipv6): (IpAddr, IpAddr) = (other.addresses.ipv4.into(), other.addresses.ipv6.into());
         // Of the other tunnel, of the node, of nobody.
-        for source in [other.at(PORT), node.at(PORT), at("10.21.3.77"), at("8.8.8.8"), at("127.0.0.1")] {
-            peer.send(&[udp(source, node.at(PORT), b"forged")]).await;
+        for source in [others_ipv4, node_ipv4, ip("10.21.3.77"), ip("8.8.8.8"), ip("127.0.0.1")] {
+            peer.send(&[echo_reply(source, node_ipv4, b"forged")]).await;
         }
-        peer.send(&[udp(other.at_ipv6(PORT), node.at_ipv6(PORT), b"forged")]).await;
-        peer.send(&[udp(at("fe80::2"), node.at_ipv6(PORT), b"forged")]).await;
+        for source in [others_ipv6, ip("fe80::2")] {
+            peer.send(&[echo_reply(source, node_ipv6, b"forged")]).await;
+        }
         // To the other tunnel, out into the world, to everybody.
-        let (ipv4, ipv6) = (peer.at(PORT), peer.at_ipv6(PORT));
+        let (ipv4, ipv6): (IpAddr, IpAddr) = (peer.addresses.ipv4.into(), peer.addresses.ipv6.into());
         for stray in ["10.21.3.3", "8.8.8.8", "10.21.3.255", "255.255.255.255", "224.0.0.1", "127.0.0.1"] {
-            peer.send(&[udp(ipv4, at(stray), b"stray")]).await;
+            peer.send(&[echo_reply(ipv4, ip(stray), b"stray")]).await;
         }
         for stray in ["fd21:0:0:3::3", "ff02::1", "::1"] {
-            peer.send(&[udp(ipv6, at(stray), b"stray")]).await;
+            peer.send(&[echo_reply(ipv6, ip(stray), b"stray")]).await;
         }
         // What comes behind all that comes first.
-        peer.send(&[udp(ipv4, node.at(PORT), b"good")]).await;
-        assert_eq!(next(&socket).await.0, b"good");
+        peer.send(&[echo_reply(ipv4, node_ipv4, b"good")]).await;
+        assert_eq!(ear.next().await.0, b"good");
         assert_eq!(node.dropped(TunnelDrop::Source), 6);
         assert_eq!(node.dropped(TunnelDrop::LinkLocal), 1);
         assert_eq!(node.dropped(TunnelDrop::Destination), 9);
@@ -154,18 +207,18 @@ fn a_device_hears_nobody_but_the_node() {
 fn whose_address_went_to_another_device_speaks_for_nobody() {
     isolated("whose_address_went_to_another_device_speaks_for_nobody", async {
         let node = Node::start(|_| {});
-        let socket = node.socket().await;
+        let ear = Ear::new(true);
         let mut peer = node.tunnel(5).await;
-        peer.send(&[udp(peer.at(PORT), node.at(PORT), b"own")]).await;
-        assert_eq!(next(&socket).await.0, b"own");
+        peer.send(&[peer.says(&node, b"own")]).await;
+        assert_eq!(ear.next().await.0, b"own");
         let (tunnel, device) = (Uuid::from_u128(1), Uuid::from_u128(6));
         let taken = node.plane.attach(5, TunnelId::from_uuid(tunnel), DeviceId::from_uuid(device));
-        peer.send(&[udp(peer.at(PORT), node.at(PORT), b"another's")]).await;
+        peer.send(&[peer.says(&node, b"another's")]).await;
         node.until_dropped(TunnelDrop::Source, 1).await;
         drop(taken);
-        peer.send(&[udp(peer.at(PORT), node.at(PORT), b"nobody's")]).await;
+        peer.send(&[peer.says(&node, b"nobody's")]).await;
         node.until_dropped(TunnelDrop::Source, 2).await;
-        assert!(socket.try_recv(&mut [0; 16]).is_err());
+        assert!(ear.has_nothing());
     });
 }
 
@@ -188,7 +241,7 @@ fn a_node_whose_interface_was_removed_begins_anew() {
 fn a_client_that_does_not_read_loses_packets_and_harms_nobody() {
     isolated("a_client_that_does_not_read_loses_packets_and_harms_nobody", async {
         let node = Node::start(|tunnel| tunnel.queue_bytes_max = 65_536);
-        let socket = node.socket().await;
+        let (ear, socket) = (Ear::new(true), node.socket().await);
         let (mut deaf, mut other) = (node.tunnel(2).await, node.tunnel(3).await);
         // More than all the room on the way to it.
         let flood = async {
@@ -203,14 +256,14 @@ fn a_client_that_does_not_read_loses_packets_and_harms_nobody() {
         // Others have their way, and so has what it sends itself.
         let begun = Instant::now();
         for _ in 0..50 {
-            other.send(&[udp(other.at(PORT), node.at(PORT), b"other")]).await;
-            assert_eq!(next(&socket).await.1, other.at(PORT));
+            other.send(&[other.says(&node, b"other")]).await;
+            assert_eq!(ear.next().await.1, other.addresses.ipv4);
             socket.send_to(b"answer", other.at(PORT)).await.unwrap();
             assert_eq!(udp_payload(&other.receive().await.unwrap()), Some(&b"answer"[..]));
         }
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-        deaf.send(&[udp(deaf.at(PORT), node.at(PORT), b"deaf")]).await;
-        assert_eq!(next(&socket).await, (b"deaf".to_vec(), deaf.at(PORT)));
+        deaf.send(&[deaf.says(&node, b"deaf")]).await;
+        assert_eq!(ear.next().await, (b"deaf".to_vec(), deaf.addresses.ipv4.into()));
         // What it had not lost is whole when it reads on, and so is what comes behind.
         let mut received = 0;
         loop {
@@ -242,7 +295,7 @@ fn a_client_that_reads_nothing_for_long_is_given_up_although_it_speaks() {
                 for _ in 0..32 {
                     socket.send_to(&[7; 1400], peer.at(PORT)).await.unwrap();
                 }
-                peer.send(&[udp(peer.at(PORT), node.at(PORT), b"here")]).await;
+                peer.send(&[peer.says(&node, b"here")]).await;
             }
             slow.read().await;
             sleep(Duration::from_millis(5)).await;
@@ -256,11 +309,11 @@ fn a_client_that_reads_nothing_for_long_is_given_up_although_it_speaks() {
 fn the_mtu_is_the_edge_in_both_directions() {
     isolated("the_mtu_is_the_edge_in_both_directions", async {
         let mut node = Node::start(|tunnel| tunnel.mtu = 1500);
-        let socket = node.socket().await;
+        let (ear, socket) = (Ear::new(true), node.socket().await);
         let mut peer = node.tunnel(2).await;
         let largest = vec![5; 1500 - 28];
-        peer.send(&[udp(peer.at(PORT), node.at(PORT), &largest)]).await;
-        assert_eq!(next(&socket).await.0, largest);
+        peer.send(&[peer.says(&node, &largest)]).await;
+        assert_eq!(ear.next().await.0, largest);
         socket.send_to(&largest, peer.at(PORT)).await.unwrap();
         assert_eq!(peer.receive().await.unwrap().len(), 1500);
         // One byte more comes as two fragments.
@@ -268,7 +321,7 @@ fn the_mtu_is_the_edge_in_both_directions() {
         let fragments = [peer.receive().await.unwrap().len(), peer.receive().await.unwrap().len()];
         assert_eq!((fragments[0].max(fragments[1]), fragments[0] + fragments[1]), (1500, 1501 + 20));
         // Towards the node fragments do not pass: nobody could see their ports.
-        let mut fragment = udp(peer.at(PORT), node.at(PORT), b"fragment");
+        let mut fragment = peer.says(&node, b"fragment");
         fragment[6] = 0x20;
         peer.send(&[fragment]).await;
         node.until_dropped(TunnelDrop::Fragment, 1).await;
@@ -287,7 +340,9 @@ fn a_tcp_stream_comes_through_whole_in_large_pieces() {
     isolated("a_tcp_stream_comes_through_whole_in_large_pieces", async {
         let node = Node::start(|_| {});
         let mut peer = node.tunnel(2).await;
-        for (ours, theirs) in [(node.at(PORT), peer.at(4000)), (node.at_ipv6(PORT), peer.at_ipv6(4000))] {
+        // The link's: no other port of the node is open to devices.
+        let port = u16::try_from(config::Tunnel::default().link_port).unwrap();
+        for (ours, theirs) in [(node.at(port), peer.at(4000)), (node.at_ipv6(port), peer.at_ipv6(4000))] {
             stream_both_ways(&mut peer, ours, theirs).await;
         }
     });
@@ -385,7 +440,7 @@ fn a_tunnel_ends_with_its_certificate_though_it_never_stops_talking() {
         let node = Node::start(|_| {});
         let mut peer = node.tunnel_for(2, Duration::from_millis(500)).await;
         let begun = Instant::now();
-        let packets = vec![udp(peer.at(PORT), node.at(PORT), &[1; 1000]); 100];
+        let packets = vec![peer.says(&node, &[1; 1000]); 100];
         while !peer.run.is_finished() {
             assert!(begun.elapsed() < PATIENCE);
             peer.send(&packets).await;

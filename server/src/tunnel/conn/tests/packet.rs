@@ -2,18 +2,32 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+const ICMP: u8 = 1;
 const TCP: u8 = 6;
-const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
+const ECHO_REPLY: u8 = 0;
+const ECHO_REPLY_V6: u8 = 129;
 pub(super) const SYN: u8 = 0x02;
 pub(super) const ACK: u8 = 0x10;
 
-/// A UDP datagram.
-pub(super) fn udp(source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(8 + payload.len()).unwrap();
-    let mut datagram = [source.port(), destination.port(), length, 0].map(u16::to_be_bytes).concat();
-    datagram.extend(payload);
-    with_checksum(&mut datagram, 6, source.ip(), destination.ip(), UDP);
-    ip(source.ip(), destination.ip(), UDP, &datagram)
+/// The answer to a ping: what a device may say to a node at any time, though nobody has asked.
+pub(super) fn echo_reply(source: IpAddr, destination: IpAddr, payload: &[u8]) -> Vec<u8> {
+    let mut message = vec![if source.is_ipv4() { ECHO_REPLY } else { ECHO_REPLY_V6 }, 0, 0, 0, 0, 7, 0, 1];
+    message.extend(payload);
+    if source.is_ipv4() {
+        let checksum = sum(&message, 0);
+        message[2..4].copy_from_slice(&checksum.to_be_bytes());
+        ip(source, destination, ICMP, &message)
+    } else {
+        with_checksum(&mut message, 2, source, destination, ICMPV6);
+        ip(source, destination, ICMPV6, &message)
+    }
+}
+
+/// What is in the answer to a ping, if that is what this message is.
+pub(super) fn echo_reply_payload(is_ipv4: bool, message: &[u8]) -> Option<&[u8]> {
+    let kind = if is_ipv4 { ECHO_REPLY } else { ECHO_REPLY_V6 };
+    (message.first() == Some(&kind)).then(|| message.get(8..))?
 }
 
 /// A TCP segment.
