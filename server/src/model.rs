@@ -8,6 +8,7 @@ pub mod enrollment_token;
 pub mod grant;
 pub mod openvpn_profile;
 pub mod person;
+pub mod proof;
 pub mod tenant;
 pub mod token;
 

@@ -13,6 +13,7 @@ pub mod first_admin;
 pub mod grant;
 pub mod link;
 pub mod person;
+pub mod proof;
 pub mod report;
 pub mod setup;
 pub mod tenant;

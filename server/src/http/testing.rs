@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use uuid::Uuid;
 
-use super::problem::Kind;
+pub(crate) use super::problem::Kind;
 use super::{Context, Settings, router};
 use crate::bus::Bus;
 use crate::metrics::Metrics;

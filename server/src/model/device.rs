@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use aws_lc_rs::digest;
+use cloudlink_proto::ids::DeviceId;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -11,6 +13,25 @@ use uuid::Uuid;
 pub const LABELS_MAX: usize = 64;
 /// The longest key or value of a label, in characters.
 pub const LABEL_CHARS_MAX: usize = 63;
+
+/// Whether this is one of the two devices with which a node proves its isolation: nobody is shown them, and none is a customer's.
+/// Their ids are of another version than those that enrollment gives.
+#[must_use]
+pub fn is_probe(device: DeviceId) -> bool {
+    device.as_uuid().get_version_num() == PROBE_ID_VERSION
+}
+
+/// The id of a node's probe of this number. It follows from the node's name: a node has the same ones whenever it starts.
+#[must_use]
+pub fn probe_id(node: &str, number: u8) -> DeviceId {
+    let name = [b"cloudlink probe".as_slice(), &[number], node.as_bytes()].concat();
+    let hash = digest::digest(&digest::SHA256, &name);
+    let bytes = hash.as_ref().first_chunk().expect("a SHA-256 has more than 16 bytes");
+    DeviceId::from_uuid(uuid::Builder::from_custom_bytes(*bytes).into_uuid())
+}
+
+/// Of UUIDs whose bytes have a meaning of their own (RFC 9562, version 8).
+const PROBE_ID_VERSION: usize = 8;
 
 /// Labels of a device, or those that a selector asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]

@@ -295,7 +295,7 @@ pub async fn command_explain(
                                             case when near.missing = 'ended' then 'revoked' else near.missing end),
                              near.over_at desc
                     limit 1) as missing
-             from devices d where d.id = $1"#,
+             from devices d join tenants n on n.id = d.tenant_id and not n.internal where d.id = $1"#,
         device.as_uuid(),
         operator.as_uuid(),
         grant.map(GrantId::as_uuid),

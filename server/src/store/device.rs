@@ -119,7 +119,8 @@ impl TryFrom<Row> for Device {
     }
 }
 
-/// A query over devices `d`, their newest links `l` and the tunnels `t` that carry live ones; the tail says which.
+/// A query over devices `d`, their newest links `l` and the tunnels `t` that carry live ones; the tail says which. Those with which
+/// nodes prove their isolation are nobody's to see.
 macro_rules! device_query {
     ($tail:literal $(, $argument:expr)* $(,)?) => {
         sqlx::query_as!(
@@ -139,6 +140,7 @@ macro_rules! device_query {
                       end as "tunnel?: Json<TunnelRow>",
                       t.opened_at as "opened_at?"
                  from devices d
+                 join tenants n on n.id = d.tenant_id and not n.internal
                  left join links l on l.device_id = d.id
                  left join tunnels t on t.device_id = d.id and t.id = l.tunnel_id and l.closed_at is null
                  left join lateral (

@@ -33,7 +33,7 @@ pub async fn tenant_create(
 pub async fn tenant_show(connection: &mut PgConnection, id: TenantId) -> Result<Option<Tenant>, StoreError> {
     Ok(sqlx::query_as!(
         Tenant,
-        "select id, name, grant_max_seconds, created_at from tenants where id = $1",
+        "select id, name, grant_max_seconds, created_at from tenants where id = $1 and not internal",
         id.as_uuid()
     )
     .fetch_optional(connection)
@@ -44,7 +44,7 @@ pub async fn tenant_show(connection: &mut PgConnection, id: TenantId) -> Result<
 pub async fn tenant_lock(connection: &mut PgConnection, id: TenantId) -> Result<Option<Tenant>, StoreError> {
     Ok(sqlx::query_as!(
         Tenant,
-        "select id, name, grant_max_seconds, created_at from tenants where id = $1 for no key update",
+        "select id, name, grant_max_seconds, created_at from tenants where id = $1 and not internal for no key update",
         id.as_uuid()
     )
     .fetch_optional(connection)
@@ -61,7 +61,7 @@ pub async fn tenant_list(
     Ok(sqlx::query_as!(
         Tenant,
         "select id, name, grant_max_seconds, created_at from tenants
-          where $1::timestamptz is null or (created_at, id) < ($1, $2::uuid)
+          where not internal and ($1::timestamptz is null or (created_at, id) < ($1, $2::uuid))
           order by created_at desc, id desc limit $3",
         after_time,
         after_id,
