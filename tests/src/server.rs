@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use cloudlink_certs::{Authority, PrivateKey};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, Uid, chown};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -40,6 +40,17 @@ pub struct Settings {
     pub operations: Option<SocketAddr>,
     /// More of the configuration, each as `table.key=value`.
     pub set: Vec<String>,
+    /// By default the user of the test, with all its rights.
+    pub runner: Option<Runner>,
+}
+
+/// Who runs the server.
+#[derive(Clone, Debug)]
+pub struct Runner {
+    /// Owns the files.
+    pub user: Uid,
+    /// The program, after what changes its rights.
+    pub command: Vec<String>,
 }
 
 impl Settings {
@@ -62,6 +73,7 @@ pub struct Server {
     pub operations: SocketAddr,
     directory: PathBuf,
     set: Vec<String>,
+    runner: Option<Runner>,
     program: Program,
 }
 
@@ -73,6 +85,7 @@ pub struct Plan {
     pub operations: SocketAddr,
     directory: PathBuf,
     set: Vec<String>,
+    runner: Option<Runner>,
 }
 
 impl Plan {
@@ -104,7 +117,11 @@ filter = "info,cloudlink_server=debug"
             directory = directory.display(),
         );
         std::fs::write(directory.join("cloudlinkd.toml"), text)?;
-        Ok(Self { device, people, operations, directory: directory.to_owned(), set: settings.set.clone() })
+        let (directory, set, runner) = (directory.to_owned(), settings.set.clone(), settings.runner.clone());
+        if let Some(runner) = &runner {
+            chown(&directory, Some(runner.user), None)?;
+        }
+        Ok(Self { device, people, operations, directory, set, runner })
     }
 
     #[must_use]
@@ -114,7 +131,7 @@ filter = "info,cloudlink_server=debug"
 
     /// Makes the fleet's keys and certificates. Gives back what the program said.
     pub fn init_pki(&self) -> anyhow::Result<String> {
-        let output = command(&self.directory, &["pki", "init"], &self.set)?.output()?;
+        let output = command_as(self.runner.as_ref(), &self.directory, &["pki", "init"], &self.set)?.output()?;
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         anyhow::ensure!(output.status.success(), "cloudlinkd pki init: {}: {said}", output.status);
         Ok(said)
@@ -122,9 +139,9 @@ filter = "info,cloudlink_server=debug"
 
     /// Starts the server and waits until it is ready.
     pub async fn start(self) -> anyhow::Result<Server> {
-        let program = run(&self.directory, &self.set)?;
-        let Self { device, people, operations, directory, set } = self;
-        let mut server = Server { device, people, operations, directory, set, program };
+        let program = run(&self.directory, &self.set, self.runner.as_ref())?;
+        let Self { device, people, operations, directory, set, runner } = self;
+        let mut server = Server { device, people, operations, directory, set, runner, program };
         server.ready().await?;
         Ok(server)
     }
@@ -209,7 +226,7 @@ impl Server {
 
     /// Starts it again on the same ports and data.
     pub async fn start_again(&mut self) -> anyhow::Result<()> {
-        self.program = run(&self.directory, &self.set)?;
+        self.program = run(&self.directory, &self.set, self.runner.as_ref())?;
         self.ready().await
     }
 }
@@ -229,13 +246,25 @@ impl Drop for Server {
     }
 }
 
-fn run(directory: &Path, set: &[String]) -> anyhow::Result<Program> {
-    Program::start("cloudlinkd", command(directory, &["run"], set)?, &directory.join("cloudlinkd.log"))
+fn run(directory: &Path, set: &[String], runner: Option<&Runner>) -> anyhow::Result<Program> {
+    Program::start("cloudlinkd", command_as(runner, directory, &["run"], set)?, &directory.join("cloudlinkd.log"))
 }
 
 /// `cloudlinkd` with a verb and the configuration of the server in `directory`.
 pub fn command(directory: &Path, verb: &[&str], set: &[String]) -> anyhow::Result<Command> {
-    let mut command = bound(binary("cloudlinkd")?);
+    command_as(None, directory, verb, set)
+}
+
+/// The same, run by somebody else.
+pub fn command_as(runner: Option<&Runner>, directory: &Path, verb: &[&str], set: &[String]) -> anyhow::Result<Command> {
+    let mut command = match runner.and_then(|runner| runner.command.split_first()) {
+        Some((program, arguments)) => {
+            let mut command = bound(program);
+            command.args(arguments);
+            command
+        }
+        None => bound(binary("cloudlinkd")?),
+    };
     command.args(verb).arg("--config").arg(directory.join("cloudlinkd.toml"));
     for assignment in set {
         command.arg("--set").arg(assignment);
