@@ -1,7 +1,8 @@
 //! What goes through a network: made, counted and looked at.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,6 +10,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use nix::sys::signal::Signal;
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, socket};
+use tokio::net::UdpSocket;
 
 use crate::netns::{Site, done};
 use crate::poll::wait_for;
@@ -72,6 +75,61 @@ impl Iperf {
             .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
         report["end"]["sum_received"]["bytes"].as_u64().with_context(|| report.to_string())
     }
+}
+
+/// Pings devices from the node, of any size and as fast as may be, and takes no notice of answers: what a node may send to a
+/// device of which nothing is open.
+#[derive(Debug)]
+pub struct EchoRequests {
+    socket: UdpSocket,
+}
+
+impl EchoRequests {
+    /// From one of the addresses of where the caller is.
+    pub fn from(address: Ipv4Addr) -> anyhow::Result<Self> {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let made = socket(AddressFamily::Inet, SockType::Raw, flags, SockProtocol::Icmp)?;
+        bind(made.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(address, 0)))?;
+        // It is a socket with datagrams, to which every call of this type applies.
+        Ok(Self { socket: UdpSocket::from_std(made.into())? })
+    }
+
+    pub async fn send(&self, to: Ipv4Addr, payload: &[u8]) -> anyhow::Result<()> {
+        self.socket.send_to(&echo_request(0, payload), (to, 0)).await?;
+        Ok(())
+    }
+
+    /// As many as the socket takes at once, each with so many bytes.
+    pub fn flood(&self, to: Ipv4Addr, count: usize, bytes: usize) {
+        let request = echo_request(0, &vec![7; bytes]);
+        for _ in 0..count {
+            // The interface's own queue may be full, too.
+            let _ = self.socket.try_send_to(&request, (to, 0).into());
+        }
+    }
+}
+
+/// An ICMP echo request, without an IP header.
+#[must_use]
+pub fn echo_request(sequence: u16, payload: &[u8]) -> Vec<u8> {
+    const ECHO_REQUEST: u8 = 8;
+    let mut message = vec![ECHO_REQUEST, 0, 0, 0, 0, 0];
+    message.extend(sequence.to_be_bytes());
+    message.extend(payload);
+    let sum = checksum(&message);
+    message[2..4].copy_from_slice(&sum);
+    message
+}
+
+/// Of the Internet protocols (RFC 1071).
+#[must_use]
+pub fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let mut sum = 0_u32;
+    for pair in bytes.chunks(2) {
+        sum += u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    (!u16::try_from(sum).unwrap_or(u16::MAX)).to_be_bytes()
 }
 
 /// What passes an interface, written down by `tcpdump`.

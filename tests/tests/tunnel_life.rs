@@ -51,7 +51,8 @@ async fn live_tunnels(fleet: &Fleet, count: f64) -> anyhow::Result<()> {
 #[test]
 fn a_device_without_an_agent_is_linked_and_takes_no_commands() -> anyhow::Result<()> {
     netns::test("a_device_without_an_agent_is_linked_and_takes_no_commands", async || {
-        let fleet = fleet(&[]).await?;
+        // A device that may ping as often as it does below.
+        let fleet = fleet(&["isolation.echo_requests_per_second=200"]).await?;
         let site = Arc::new(Site::join()?);
         let (device, mut client) = fleet.client(&site, "legacy").await?;
         let tunnel = client.is_up(1).await?;

@@ -10,9 +10,9 @@ use cloudlink_tests::netns::{self, SERVER_IPV4, SERVER_IPV6, Site};
 use cloudlink_tests::openvpn::{Client, Pings, Tunnel};
 use cloudlink_tests::poll::wait_for;
 use cloudlink_tests::server::Settings;
-use cloudlink_tests::traffic::{Capture, Iperf, Way, is_silent, metric};
+use cloudlink_tests::traffic::{Capture, EchoRequests, Iperf, Way, is_silent, metric};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpStream};
 
 /// For counters to be brought up to date.
 const COUNT_LIMIT: Duration = Duration::from_secs(20);
@@ -99,15 +99,10 @@ fn packets_up_to_the_mtu_pass_and_others_are_dropped_and_counted() -> anyhow::Re
             ensure!(ping(4_000, headers, gateway).await? == 0);
             counts(&fleet, "fragment", before, 9.0).await?;
         }
-        // What the server's own host sends in fragments arrives.
-        let listener = site.run(async || Ok(std::net::UdpSocket::bind((tunnel.ipv4, 25_100))?))?;
-        listener.set_nonblocking(true)?;
-        let listener = UdpSocket::from_std(listener)?;
-        let sender = UdpSocket::bind((tunnel.gateway_ipv4, 0)).await?;
-        sender.send_to(&[7; 20_000], (tunnel.ipv4, 25_100)).await?;
-        let mut datagram = vec![0; 30_000];
-        let received = tokio::time::timeout(COUNT_LIMIT, listener.recv(&mut datagram)).await??;
-        ensure!(datagram[..received] == [7; 20_000]);
+        // What the server's own host sends in fragments arrives whole: the device answers it, in as many.
+        let (fragments, before) = (f64::from(20_008_u16.div_ceil(1_480)), dropped(&fleet, "fragment").await?);
+        EchoRequests::from(tunnel.gateway_ipv4)?.send(tunnel.ipv4, &[7; 20_000]).await?;
+        counts(&fleet, "fragment", before, fragments).await?;
 
         // A client that was told to take larger packets into the tunnel.
         let before = dropped(&fleet, "malformed").await?;
@@ -174,9 +169,9 @@ fn a_tunnel_leads_to_its_gateway_and_nowhere_else() -> anyhow::Result<()> {
         // Back again: nobody answers through a tunnel but the tunnel's own device.
         let unknown = Ipv4Addr::from(u32::from(spied.gateway_ipv4) + 1_000);
         let before = dropped(&fleet, "no_tunnel").await?;
-        let sender = UdpSocket::bind((spied.gateway_ipv4, 0)).await?;
+        let sender = EchoRequests::from(spied.gateway_ipv4)?;
         for _ in 0..3 {
-            sender.send_to(b"to nobody", (unknown, 25_100)).await?;
+            sender.send(unknown, b"to nobody").await?;
         }
         counts(&fleet, "no_tunnel", before, 3.0).await?;
         Pings::default().come_back(&victim, &attacked).await?;
@@ -197,13 +192,10 @@ fn a_client_that_reads_nothing_slows_nobody_else() -> anyhow::Result<()> {
         // More than the kernel's buffers and its own hold together: the rest is dropped, and counted.
         one.unplug()?;
         let before = dropped(&fleet, "queue_full").await?;
-        let sender = UdpSocket::bind((stuck_at.gateway_ipv4, 0)).await?;
+        let sender = EchoRequests::from(stuck_at.gateway_ipv4)?;
         let flood = tokio::spawn(async move {
             loop {
-                for _ in 0..100 {
-                    // The interface's own queue may be full, too.
-                    let _ = sender.try_send_to(&[7; 1_400], (stuck_at.ipv4, 25_300).into());
-                }
+                sender.flood(stuck_at.ipv4, 100, 1_400);
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         });

@@ -15,6 +15,7 @@ use cloudlink_tests::enroll::Enrolled;
 use cloudlink_tests::fleet::Fleet;
 use cloudlink_tests::netns;
 use cloudlink_tests::server::{SERVER_NAME, Settings};
+use cloudlink_tests::traffic;
 use futures_util::future::try_join_all;
 use rustls_pki_types::ServerName;
 use tokio::io::AsyncWriteExt as _;
@@ -256,27 +257,16 @@ fn now() -> std::time::Instant {
     Instant::now().into_std()
 }
 
-/// An ICMP echo request of 28 bytes.
+/// An ICMP echo request of 28 bytes, in an IP packet.
 fn echo_request(from: Ipv4Addr, to: Ipv4Addr, sequence: u16) -> Vec<u8> {
     const ICMP: u8 = 1;
-    const ECHO_REQUEST: u8 = 8;
-    let mut packet = vec![0; 28];
+    const HEADER: usize = 20;
+    let mut packet = vec![0; HEADER];
     (packet[0], packet[3], packet[8], packet[9]) = (0x45, 28, 64, ICMP);
     packet[12..16].copy_from_slice(&from.octets());
     packet[16..20].copy_from_slice(&to.octets());
-    let sum = checksum(&packet[..20]);
+    let sum = traffic::checksum(&packet);
     packet[10..12].copy_from_slice(&sum);
-    packet[20] = ECHO_REQUEST;
-    packet[26..28].copy_from_slice(&sequence.to_be_bytes());
-    let sum = checksum(&packet[20..]);
-    packet[22..24].copy_from_slice(&sum);
+    packet.extend(traffic::echo_request(sequence, &[]));
     packet
-}
-
-/// Of the Internet protocols (RFC 1071), over an even number of bytes.
-fn checksum(bytes: &[u8]) -> [u8; 2] {
-    let sum = bytes.as_chunks().0.iter().fold(0_u32, |sum, pair| sum + u32::from(u16::from_be_bytes(*pair)));
-    let folded = (sum & 0xffff) + (sum >> 16);
-    let folded = (folded & 0xffff) + (folded >> 16);
-    (!u16::try_from(folded).unwrap_or(u16::MAX)).to_be_bytes()
 }
