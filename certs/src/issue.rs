@@ -1,4 +1,4 @@
-//! Certificates for devices and servers.
+//! Certificates for devices, servers and statements.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -10,9 +10,10 @@ use rustls_pki_types::{CertificateDer, DnsName};
 
 use crate::ca::{Authority, COMMON_NAME_CHARS_MAX};
 use crate::csr::CertificateRequest;
-use crate::identity::DeviceIdentity;
-use crate::key::PublicKey;
+use crate::identity::{DeviceIdentity, TrustDomain};
+use crate::key::{KeyAlgorithm, PublicKey};
 use crate::profile::{Serial, Validity};
+use crate::statement::{self, DOCUMENT_SIGNING};
 
 /// Names in one server certificate.
 pub const SERVER_NAMES_MAX: usize = 64;
@@ -86,6 +87,25 @@ impl Authority {
         self.sign(&params, public_key)
     }
 
+    /// Signs the certificate of a key that signs statements. For signing documents only: TLS refuses it in both directions.
+    pub fn issue_statement(
+        &self,
+        public_key: &PublicKey,
+        trust_domain: &TrustDomain,
+        serial: Serial,
+        validity: Validity,
+    ) -> Result<CertificateDer<'static>, IssueError> {
+        if public_key.algorithm() != KeyAlgorithm::P256 {
+            return Err(IssueError::StatementKey);
+        }
+        let usage = ExtendedKeyUsagePurpose::Other(DOCUMENT_SIGNING.to_vec());
+        let mut params = leaf_params(serial, validity, usage);
+        params.distinguished_name.push(DnType::CommonName, statement::COMMON_NAME);
+        let uri = statement::uri(trust_domain).try_into().expect("trust domains are ASCII");
+        params.subject_alt_names = vec![SanType::URI(uri)];
+        self.sign(&params, public_key)
+    }
+
     fn sign(&self, params: &CertificateParams, public_key: &PublicKey) -> Result<CertificateDer<'static>, IssueError> {
         if params.not_after > self.validity().not_after() {
             return Err(IssueError::OutlivesAuthority);
@@ -101,6 +121,8 @@ pub enum IssueError {
     OutlivesAuthority,
     #[error("a server certificate has 1 to {SERVER_NAMES_MAX} names")]
     ServerNames,
+    #[error("statements are signed with P-256 keys")]
+    StatementKey,
     #[error("this is neither a DNS name nor an IP address")]
     ServerName,
     #[error("cannot sign the certificate")]

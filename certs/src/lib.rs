@@ -1,7 +1,7 @@
 //! The public-key infrastructure of a Cloudlink fleet, without I/O.
 //!
 //! One fleet has one [`Authority`]: a self-signed root that signs device certificates (client authentication only), server
-//! certificates (server authentication only) and revocation lists, and nothing else. Who a device is, is written in its
+//! certificates (server authentication only), certificates for [`statement`]s (neither) and revocation lists, and nothing else. Who a device is, is written in its
 //! certificate as a [`DeviceIdentity`].
 //!
 //! This crate reads no clock, opens no file or socket and makes no keys or serials: keys come in as PKCS#8, serials as
@@ -63,6 +63,7 @@ pub mod pem;
 pub mod profile;
 pub mod renew;
 pub mod revoke;
+pub mod statement;
 pub mod verify;
 
 pub use ca::{Authority, CreateAuthorityError, LoadAuthorityError};
@@ -72,4 +73,5 @@ pub use issue::{IssueError, ServerName};
 pub use key::{KeyAlgorithm, PrivateKey, PrivateKeyError, PublicKey, PublicKeyError};
 pub use profile::{Serial, Validity, ValidityError};
 pub use revoke::{Revocation, RevocationListError, RevocationReason};
+pub use statement::{Statement, StatementCertificate, StatementCertificateError, StatementError, StatementKind};
 pub use verify::{TrustAnchor, TrustAnchorError, VerifyError};

@@ -45,7 +45,7 @@ impl TrustAnchor {
             return Err(VerifyError::Certificate(DeviceCertificateError::Malformed));
         }
         let certificate = DeviceCertificate::from_parsed(&parsed).map_err(VerifyError::Certificate)?;
-        if !self.roots.iter().any(|root| is_signed_by(&parsed, root)) {
+        if !self.has_signed(&parsed) {
             return Err(VerifyError::Issuer);
         }
         if at < certificate.not_before {
@@ -55,6 +55,11 @@ impl TrustAnchor {
             return Err(VerifyError::Expired);
         }
         Ok(certificate)
+    }
+
+    /// Whether one of the roots signed it.
+    pub(crate) fn has_signed(&self, certificate: &X509Certificate<'_>) -> bool {
+        self.roots.iter().any(|root| is_signed_by(certificate, root))
     }
 }
 

@@ -4,8 +4,8 @@ use std::sync::LazyLock;
 
 use cloudlink_certs::pem::certificates_from_pem;
 use cloudlink_certs::{
-    CertificateRequest, DeviceCertificate, DeviceIdentity, PrivateKey, PublicKey, ServerName, TrustAnchor,
-    create_request,
+    CertificateRequest, DeviceCertificate, DeviceIdentity, PrivateKey, PublicKey, ServerName, StatementCertificate,
+    StatementKind, TrustAnchor, create_request,
 };
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -32,8 +32,19 @@ fn mangle(mut der: Vec<u8>, edits: &[(usize, u8)], cut: usize, tail: &[u8]) -> V
 
 proptest! {
     #[test]
+    fn arbitrary_statements_are_refused_without_panic(
+        text in any::<String>(), header in any::<String>(), content in any::<String>(), signature in "[A-Za-z0-9_-]{0,90}",
+    ) {
+        let part = |text: &str| data_encoding::BASE64URL_NOPAD.encode(text.as_bytes());
+        for text in [text, format!("{}.{}.{signature}", part(&header), part(&content))] {
+            prop_assert!(CERTIFICATE.0.verify_statement(StatementKind::Isolation, &text).is_err());
+        }
+    }
+
+    #[test]
     fn arbitrary_bytes_are_refused_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..2048)) {
         prop_assert!(DeviceCertificate::parse(&bytes).is_err());
+        prop_assert!(StatementCertificate::parse(&bytes).is_err());
         prop_assert!(CertificateRequest::from_der(&bytes).is_err());
         prop_assert!(CertificateRequest::from_pem(&bytes).is_err());
         prop_assert!(PublicKey::from_der(&bytes).is_err());

@@ -68,5 +68,11 @@ pub(crate) fn server_certificate(authority: &Authority, key: &PrivateKey) -> Cer
     authority.issue_server(&key.public_key(), &names, Serial::from_random([3; 16]), validity).unwrap()
 }
 
+pub(crate) fn statement_certificate(authority: &Authority, key: &PrivateKey) -> CertificateDer<'static> {
+    let validity = Validity::starting_at(NOW, profile::STATEMENT_LIFETIME).unwrap();
+    let trust_domain = identity().trust_domain;
+    authority.issue_statement(&key.public_key(), &trust_domain, Serial::from_random([4; 16]), validity).unwrap()
+}
+
 pub(crate) const AFTER_DEVICE_LIFETIME: OffsetDateTime = NOW.saturating_add(Duration::days(91));
 pub(crate) const BEFORE_BACKDATE: OffsetDateTime = NOW.saturating_sub(Duration::minutes(6));

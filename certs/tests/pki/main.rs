@@ -9,4 +9,5 @@ mod openssl;
 mod request;
 mod revocation;
 mod rustls;
+mod statement;
 mod strictness;

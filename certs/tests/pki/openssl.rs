@@ -12,7 +12,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::fleet::{self, NOW};
 
-fn openssl(args: &[&str], dir: &Path) -> Output {
+pub(crate) fn openssl(args: &[&str], dir: &Path) -> Output {
     Command::new("openssl").args(args).current_dir(dir).output().expect("the openssl command is installed")
 }
 
@@ -39,7 +39,7 @@ pub(crate) fn root_with_subject(subject: &str) -> (String, PrivateKey) {
 }
 
 /// What `openssl verify` says: `Ok`, or its complaint.
-fn verify(
+pub(crate) fn verify(
     root_pem: &str,
     certificate: &CertificateDer<'_>,
     purpose: &str,

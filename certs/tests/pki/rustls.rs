@@ -95,6 +95,18 @@ fn no_certificate_is_good_for_the_other_end() {
 }
 
 #[test]
+fn a_certificate_for_statements_is_good_for_neither_end() {
+    let authority = fleet::authority();
+    let certificate = fleet::statement_certificate(&authority, &fleet::key());
+    for judged in [judge_client(&authority, &certificate, NOW), judge_server(&authority, &certificate, "127.0.0.1")] {
+        assert!(
+            matches!(judged, Err(Error::InvalidCertificate(CertificateError::InvalidPurposeContext { .. }))),
+            "{judged:?}"
+        );
+    }
+}
+
+#[test]
 fn certificates_of_another_root_of_the_same_name_are_refused() {
     let (ours, theirs) = (fleet::authority(), fleet::authority());
     let certificate = fleet::device_certificate(&theirs, &fleet::key());
