@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 
 use anyhow::Context;
 use futures_util::StreamExt;
+use jiff::civil::Date;
 use reqwest::header::HeaderValue;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -18,7 +19,7 @@ pub(crate) use transport::{Call, Pieces, backoff};
 
 use crate::connection::Connection;
 use crate::failure::Failure;
-use crate::model::{AuditEntry, Command, Device, EnrollmentToken, Grant, Me, Person, Tenant, Token};
+use crate::model::{AuditEntry, Command, Device, EnrollmentToken, Grant, Me, Person, SignedStatement, Tenant, Token};
 use transport::{Reply, Transport};
 
 /// Items asked for at once: the API's maximum.
@@ -98,6 +99,14 @@ impl Client {
     pub(crate) async fn tenant_patch(&self, tenant: &Answer<Tenant>, body: Value) -> Result<Answer<Tenant>, Failure> {
         let call = Call::patch(format!("/tenants/{}", tenant.value.id), body);
         self.one(call.if_match(tenant.etag.as_ref())).await
+    }
+
+    pub(crate) async fn isolation_statement(
+        &self,
+        tenant: Uuid,
+        day: Date,
+    ) -> Result<Answer<SignedStatement>, Failure> {
+        self.one(Call::get(format!("/tenants/{tenant}/isolation-statements/{day}"))).await
     }
 
     pub(crate) async fn people(&self, limit: usize) -> Result<List<Person>, Failure> {

@@ -7,6 +7,7 @@ mod device;
 mod enroll_token;
 mod grant;
 mod instruction;
+mod isolation;
 mod openvpn_profile;
 mod person;
 mod session;
@@ -110,6 +111,9 @@ enum Verb {
     Command(command::Command),
     /// The audit log: who did what
     Audit(audit::Audit),
+    /// How devices are kept apart, and the proof of it
+    #[command(subcommand)]
+    Isolation(isolation::Isolation),
     /// List tenants
     Tenants(tenant::List),
     /// Create or change a tenant
@@ -154,6 +158,7 @@ impl Line {
             Verb::Commands(list) => list.run(context).await,
             Verb::Command(verb) => Box::pin(verb.run(context)).await,
             Verb::Audit(audit) => audit.run(context).await,
+            Verb::Isolation(verb) => verb.run(context).await,
             Verb::Tenants(list) => list.run(context).await,
             Verb::Tenant(verb) => verb.run(context).await,
             Verb::People(list) => list.run(context).await,
@@ -192,6 +197,11 @@ impl Context {
             ca: self.global.ca.clone().filter(|path| !path.as_os_str().is_empty()),
             profile: given(&self.global.profile),
         }
+    }
+
+    /// The file of `--ca`.
+    fn ca(&self) -> Option<PathBuf> {
+        self.wish().ca
     }
 
     /// Lists things: as one JSON array, or as a table with a word about what is missing.

@@ -211,3 +211,81 @@ pub(crate) struct AuditEntry {
     pub(crate) entry: String,
     pub(crate) hash: String,
 }
+
+/// A statement as the API gives it: signed, and in plain.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct SignedStatement {
+    pub(crate) statement: String,
+    pub(crate) content: IsolationStatement,
+}
+
+/// What a statement about the isolation of a tenant's devices says. docs/ISOLATION.md has its fields.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct IsolationStatement {
+    pub(crate) version: u32,
+    pub(crate) trust_domain: String,
+    pub(crate) tenant: TenantName,
+    pub(crate) day: String,
+    pub(crate) complete: bool,
+    pub(crate) made_at: Timestamp,
+    pub(crate) conclusion: String,
+    pub(crate) reasons: Vec<String>,
+    pub(crate) nodes: Vec<NodeDay>,
+    pub(crate) drops: Vec<DropDay>,
+    pub(crate) quarantines: Vec<QuarantineDay>,
+    pub(crate) openings: Vec<OpeningDay>,
+    pub(crate) left_out: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct TenantName {
+    pub(crate) id: Uuid,
+    pub(crate) name: String,
+}
+
+/// What was measured on one node that carried tunnels of the tenant.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct NodeDay {
+    pub(crate) node: String,
+    pub(crate) proofs: BTreeMap<String, u64>,
+    pub(crate) attempts: u64,
+    pub(crate) first_proven_at: Option<Timestamp>,
+    pub(crate) last_proven_at: Option<Timestamp>,
+    pub(crate) longest_gap_seconds: u64,
+    pub(crate) policies: Vec<String>,
+    pub(crate) drifts: Vec<Drift>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Drift {
+    pub(crate) kind: String,
+    pub(crate) found_at: Timestamp,
+    pub(crate) repaired_at: Option<Timestamp>,
+    pub(crate) differences: Vec<Value>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct DropDay {
+    pub(crate) device_name: String,
+    pub(crate) reason: String,
+    pub(crate) packets: u64,
+    pub(crate) last_at: Timestamp,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct QuarantineDay {
+    pub(crate) device_name: String,
+    pub(crate) at: Timestamp,
+    pub(crate) reason: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct OpeningDay {
+    pub(crate) device_name: String,
+    pub(crate) port: u16,
+    pub(crate) grant_id: Uuid,
+    pub(crate) opened_at: Option<Timestamp>,
+    pub(crate) ended_at: Option<Timestamp>,
+    pub(crate) end_reason: Option<String>,
+    pub(crate) reason: String,
+}
