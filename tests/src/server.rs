@@ -224,6 +224,12 @@ impl Server {
         self.program.kill()
     }
 
+    /// Starts it again on the same ports and data, run in another way.
+    pub async fn start_again_as(&mut self, runner: Runner) -> anyhow::Result<()> {
+        self.runner = Some(runner);
+        self.start_again().await
+    }
+
     /// Starts it again on the same ports and data.
     pub async fn start_again(&mut self) -> anyhow::Result<()> {
         self.program = run(&self.directory, &self.set, self.runner.as_ref())?;
