@@ -127,6 +127,23 @@ impl Fleet {
         text(&made, "id")
     }
 
+    /// Opens a TCP port of a device in a tunnel, under a grant of its own, and waits until the node reaches it. Gives back the
+    /// opening.
+    pub async fn open_port(&self, device: &str, port: u16) -> anyhow::Result<Value> {
+        // Its client may know sooner than everybody that the tunnel is up.
+        self.wait_for_link(device, "live").await?;
+        self.grant(device, &["tcp:open"]).await?;
+        let body = json!({ "port": port, "reason": "a test" });
+        let made = self.operator.post(&format!("/devices/{device}/openings"), &body).await?;
+        let path = format!("/openings/{}", text(&made, "id")?);
+        wait_for("an open port", LINK_LIMIT, async || {
+            let shown = self.operator.get(&path).await?;
+            anyhow::ensure!(shown["state"] == "open", "{shown}");
+            Ok(shown)
+        })
+        .await
+    }
+
     /// Asks for a command as the operator, and gives back its id.
     pub async fn command(&self, device: &str, kind: &str, arguments: &Value) -> anyhow::Result<String> {
         let body = json!({ "kind": kind, "arguments": arguments, "reason": "a test" });

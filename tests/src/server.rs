@@ -205,6 +205,11 @@ impl Server {
         Ok(Authority::load(&certificate, key)?)
     }
 
+    /// The same program with another verb, and the configuration of this server.
+    pub fn command(&self, verb: &[&str]) -> anyhow::Result<Command> {
+        command(&self.directory, verb, &self.set)
+    }
+
     pub fn log_text(&self) -> anyhow::Result<String> {
         self.program.log_text()
     }
