@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::bus::Bus;
 use crate::config::{Config, Database};
+use crate::isolation::Isolation;
 use crate::lifecycle::{Shutdown, StopSignals};
 use crate::link::{Links, Tls};
 use crate::metrics::Metrics;
@@ -56,7 +57,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let addresses = Addresses::of(&config.database, postgres.as_ref());
     let outcome = match addresses {
-        Ok(addresses) => Node { config, metrics, pki }.run(ports, addresses, &mut signals).await,
+        Ok(addresses) => {
+            Node { config, metrics, pki, isolation: OnceLock::new() }.run(ports, addresses, &mut signals).await
+        }
         Err(error) => Err(error.into()),
     };
     if let Some(postgres) = postgres {
@@ -99,10 +102,20 @@ struct Node {
     config: Config,
     metrics: Arc<Metrics>,
     pki: Pki,
+    /// Once the kernel's rules are in force.
+    isolation: OnceLock<Arc<Isolation>>,
 }
 
 impl Node {
     async fn run(self, ports: Ports, addresses: Addresses, signals: &mut StopSignals) -> anyhow::Result<()> {
+        let outcome = self.serve(ports, addresses, signals).await;
+        if let Some(isolation) = self.isolation.get() {
+            isolation.withdraw().await;
+        }
+        outcome
+    }
+
+    async fn serve(&self, ports: Ports, addresses: Addresses, signals: &mut StopSignals) -> anyhow::Result<()> {
         let shutdown = Shutdown::new();
         // However this ends: what was started is told.
         let _stopped = (shutdown.soft.clone().drop_guard(), shutdown.hard.clone().drop_guard());
@@ -207,11 +220,15 @@ impl Node {
         let server = tunnel::server_config(config, root.clone(), certificate, wrapping.clone())
             .context("tunnels cannot speak TLS")?;
         let leased = tunnel::lease(config, root, &self.config.node, store).await?;
+        let isolation = Isolation::enforce(&self.config, &leased.slice, store, &self.metrics)
+            .await
+            .context("tunnels are enabled, but they cannot be isolated")?;
+        let _ = self.isolation.set(Arc::clone(&isolation));
         let plane = Plane::open(config, leased.slice, &self.metrics)
             .context("tunnels are enabled, but they cannot have an interface")?;
         plane.start(shutdown);
         let (device, store) = (&self.config.device, store.clone());
-        let parts = tunnel::Parts { config, device, server, plane, leased, store };
+        let parts = tunnel::Parts { config, device, server, plane, isolation, leased, store };
         Ok(Some((Tunnels::new(parts), wrapping)))
     }
 

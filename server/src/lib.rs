@@ -11,6 +11,7 @@ pub mod config;
 pub mod file;
 pub mod http;
 pub mod http_server;
+pub mod isolation;
 pub mod lifecycle;
 pub mod link;
 pub mod metrics;

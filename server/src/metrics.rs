@@ -55,6 +55,8 @@ pub enum Failure {
     Unknown,
     /// An OpenVPN client, where tunnels are off.
     OpenvpnOff,
+    /// An OpenVPN client, while the node's isolation is not in force.
+    Isolation,
     /// An OpenVPN client under another key than the server's, or a key of another device.
     Wrapping,
     /// A malformed or oversize request.
@@ -73,7 +75,7 @@ pub enum Failure {
 
 impl Failure {
     /// Every reason there is.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Overload,
         Self::Timeout,
         Self::Tls,
@@ -82,6 +84,7 @@ impl Failure {
         Self::Revoked,
         Self::Unknown,
         Self::OpenvpnOff,
+        Self::Isolation,
         Self::Wrapping,
         Self::Http,
         Self::Protocol,
@@ -102,6 +105,7 @@ impl Failure {
             Self::Revoked => "revoked",
             Self::Unknown => "unknown",
             Self::OpenvpnOff => "openvpn_off",
+            Self::Isolation => "isolation",
             Self::Wrapping => "wrapping",
             Self::Http => "http",
             Self::Protocol => "protocol",

@@ -38,6 +38,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::batch::Batch;
 use crate::config;
+use crate::isolation::Isolation;
 use crate::link::TlsError;
 use crate::link::limit::{Allowance, Gate};
 use crate::store::tunnel::{TunnelTraffic, address_trim_in_txn, slice_lease_in_txn};
@@ -73,6 +74,7 @@ pub enum TunnelsError {
 #[derive(Debug)]
 pub(crate) struct Tunnels {
     pub(crate) plane: Arc<Plane>,
+    pub(crate) isolation: Arc<Isolation>,
     /// The number of its slice in the pool.
     pub(crate) slice_number: u32,
     server: Arc<ServerConfig>,
@@ -92,6 +94,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) device: &'a config::Device,
     pub(crate) server: ServerConfig,
     pub(crate) plane: Arc<Plane>,
+    pub(crate) isolation: Arc<Isolation>,
     pub(crate) leased: Leased,
     pub(crate) store: Store,
 }
@@ -106,7 +109,7 @@ pub struct Leased {
 impl Tunnels {
     /// Starts what tunnels share. To be called in a runtime.
     pub(crate) fn new(parts: Parts<'_>) -> Arc<Self> {
-        let Parts { config, device, server, plane, leased, store } = parts;
+        let Parts { config, device, server, plane, isolation, leased, store } = parts;
         let at_once = match usize::try_from(config.handshakes_max) {
             Ok(0) | Err(_) => 2 * available_parallelism().map_or(1, NonZero::get),
             Ok(at_once) => at_once,
@@ -114,6 +117,7 @@ impl Tunnels {
         let leases = Leases { slice: leased.number, hosts_max: leased.slice.hosts_max() };
         Arc::new(Self {
             plane,
+            isolation,
             slice_number: leased.number,
             server: Arc::new(server),
             addresses: Batch::start(leases, store.clone()),

@@ -1,3 +1,5 @@
+use serde::{Deserialize, Serialize};
+
 use super::section::section;
 use super::value::Seconds;
 
@@ -26,7 +28,8 @@ section! {
 }
 
 /// How much of the host's forwarding is ours to forbid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Scope {
     Host,
     Interface,

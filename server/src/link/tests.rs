@@ -28,6 +28,7 @@ use tokio::time::{Instant, sleep};
 use super::{Links, Parts, Tls, accept};
 use crate::bus::Bus;
 use crate::config::{self, Certificate, Device, Link};
+use crate::isolation::Isolation;
 use crate::lifecycle::Shutdown;
 use crate::metrics::Metrics;
 use crate::store::Store;
@@ -122,6 +123,7 @@ impl Port {
                 device: &settings.device,
                 server: tunnels::server_config(&settings.tunnel, root.clone(), server, settings.wrapping).unwrap(),
                 plane: Plane::without_interface(leased.slice, &metrics),
+                isolation: Isolation::without_kernel(&leased.slice),
                 leased,
                 store: store.clone(),
             }))

@@ -8,7 +8,7 @@ mod bell;
 mod inbound;
 mod outbound;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::future::poll_fn;
 use std::io;

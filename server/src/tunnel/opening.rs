@@ -17,6 +17,7 @@ use super::conn::Tunnel;
 use super::handshake::Handshake;
 use super::slice::{Addresses, IPV6_PREFIX};
 use super::wrapping;
+use crate::isolation::State;
 use crate::link::admission::{Identified, admit, check_room, identify};
 use crate::link::limit::Pass;
 use crate::link::problem::Problem;
@@ -36,6 +37,10 @@ const BACKOFF: Duration = Duration::from_secs(300);
 const NO_ADDRESS_BACKOFF_SECONDS: u32 = 60;
 /// Characters of a claim of the client that are kept.
 const CLAIM_CHARS_MAX: usize = 64;
+
+/// How long one waits for isolation to be put right, which takes a moment. Then it is closed without a word, after which a stock
+/// client comes again by itself.
+const ENFORCED_WITHIN: Duration = Duration::from_secs(5);
 
 /// A connection that has said that it speaks OpenVPN.
 #[derive(Debug)]
@@ -85,6 +90,7 @@ fn is_refusal(failure: Failure) -> bool {
         | Failure::Csr
         | Failure::Unavailable
         | Failure::OpenvpnOff
+        | Failure::Isolation
         | Failure::Closed => false,
     }
 }
@@ -92,6 +98,9 @@ fn is_refusal(failure: Failure) -> bool {
 async fn establish(shared: &Arc<Shared>, tunnels: &Arc<Tunnels>, arrival: Arrival) -> Result<Tunnel, Failure> {
     let Arrival { stream, first, remote, accepted_at, pass } = arrival;
     sleep(tunnels.refused.delay(remote, Instant::now())).await;
+    if !tunnels.isolation.is_enforced_within(ENFORCED_WITHIN).await {
+        return Err(Failure::Isolation);
+    }
     let within = shared.device.handshake_timeout_seconds.duration() + shared.device.request_timeout_seconds.duration();
     let config = Arc::clone(&tunnels.server);
     let mut handshake = Handshake::begin(stream, first, config, &tunnels.turns, within).await;
@@ -235,6 +244,11 @@ fn live(
         // A newer one of the device came up meanwhile, and has the place and the row. Whatever else it was told by now, it
         // obeys as a tunnel, which leaves them.
         return Err(Failure::Closed);
+    }
+    if tunnels.isolation.state() != State::Enforced {
+        // Looked at after it was entered: either whoever cuts all tunnels finds it there, or it finds why. It is a tunnel by
+        // now, and ends as one, before its first packet.
+        handle.end(Ending::Cut);
     }
     let port = tunnels.plane.attach(host, tunnel_id, key.device_id);
     drop(entering);

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
 
 /// The node itself.
 const GATEWAY: u32 = 1;
@@ -14,7 +15,7 @@ pub(crate) const IPV6_PREFIX: u8 = 64;
 const SLICES_MAX: u32 = 1 << 16;
 
 /// What one end of a tunnel is reached at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Addresses {
     pub ipv4: Ipv4Addr,
     pub ipv6: Ipv6Addr,

@@ -1,6 +1,6 @@
 //! Live tunnels over real connections, through a real interface, each test in a network of its own.
 
-mod isolated;
+pub(crate) mod isolated;
 mod packet;
 mod peer;
 

@@ -4,7 +4,6 @@ use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::num::NonZero;
-use std::path::Path;
 use std::thread;
 
 use ipnet::Ipv4Net;
@@ -12,31 +11,11 @@ use nix::errno::Errno;
 use tun_rs::{AsyncDevice, DeviceBuilder};
 
 use crate::config;
+use crate::isolation::setting::{self, SettingError};
 use crate::tunnel::slice::{IPV6_PREFIX, Slice};
 
 /// Packets that may wait in the kernel for one queue's reader; with offload each is up to 64 KiB.
 const KERNEL_QUEUE_PACKETS: u32 = 1000;
-
-/// What no setting of the system may open: this host forwards nothing between tunnels, listens to no router in them, and
-/// takes an address only from where its route points.
-const SETTINGS: &[(&str, &str, &str)] = &[
-    ("ipv4", "forwarding", "0"),
-    ("ipv4", "accept_redirects", "0"),
-    ("ipv4", "send_redirects", "0"),
-    ("ipv4", "secure_redirects", "0"),
-    ("ipv4", "shared_media", "0"),
-    ("ipv4", "accept_source_route", "0"),
-    ("ipv4", "rp_filter", "1"),
-    ("ipv6", "disable_ipv6", "0"),
-    ("ipv6", "forwarding", "0"),
-    ("ipv6", "accept_ra", "0"),
-    ("ipv6", "autoconf", "0"),
-    ("ipv6", "accept_redirects", "0"),
-    ("ipv6", "accept_source_route", "0"),
-    // No address of its own making: nobody could be told, and each would ask for routers into nowhere.
-    ("ipv6", "addr_gen_mode", "1"),
-    ("ipv6", "router_solicitations", "0"),
-];
 
 /// Why there is no interface, in words that say what to do.
 #[derive(Debug, thiserror::Error)]
@@ -59,12 +38,8 @@ pub enum PlaneError {
     AddressesTaken { slice: Ipv4Net, interface: String },
     #[error("the interface {name} does not get its addresses ({network})")]
     Address { name: String, network: String, source: io::Error },
-    #[error("this kernel runs without IPv6, which tunnels need: start it without ipv6.disable=1")]
-    NoIpv6,
-    #[error("{key} cannot be set to {value}: /proc/sys must be writable, or the setting made beforehand")]
-    Setting { key: String, value: &'static str, source: io::Error },
-    #[error("{key} is still {found} after it was set to {value}")]
-    SettingIgnored { key: String, value: &'static str, found: String },
+    #[error(transparent)]
+    Setting(#[from] SettingError),
     #[error("the interface {name} cannot be made")]
     Interface { name: String, source: io::Error },
     #[error("queue {queue} of the interface {name} cannot be made: tunnel.queues may be too many for this kernel")]
@@ -84,7 +59,8 @@ pub(super) fn make(config: &config::Tunnel, slice: &Slice) -> Result<Vec<AsyncDe
         return Err(PlaneError::AddressesTaken { slice: slice.ipv4(), interface });
     }
     let first = create(&name, config, slice)?;
-    harden(&name)?;
+    setting::harden(&name)?;
+    setting::warn_of_loose_sources();
     let gateway = slice.gateway();
     first.add_address_v6(gateway.ipv6, IPV6_PREFIX).map_err(|source| PlaneError::Address {
         name: name.clone(),
@@ -139,36 +115,6 @@ fn create(name: &str, config: &config::Tunnel, slice: &Slice) -> Result<AsyncDev
 
 fn errno(error: &io::Error) -> Option<Errno> {
     error.raw_os_error().map(Errno::from_raw)
-}
-
-/// Sets what is not set already, so that a read-only /proc/sys with the right settings will do; then looks whether it is.
-fn harden(name: &str) -> Result<(), PlaneError> {
-    if !Path::new("/proc/sys/net/ipv6").exists() {
-        return Err(PlaneError::NoIpv6);
-    }
-    for &(family, setting, value) in SETTINGS {
-        let key = format!("/proc/sys/net/{family}/conf/{name}/{setting}");
-        let failed = |source| PlaneError::Setting { key: key.clone(), value, source };
-        let is_set = || fs::read_to_string(&key).map(|found| found.trim() == value);
-        if is_set().map_err(failed)? {
-            continue;
-        }
-        fs::write(&key, value).map_err(failed)?;
-        let found = fs::read_to_string(&key).map_err(failed)?;
-        if found.trim() != value {
-            return Err(PlaneError::SettingIgnored { found: found.trim().to_owned(), key, value });
-        }
-    }
-    warn_of_loose_sources();
-    Ok(())
-}
-
-/// The kernel takes the looser of the two.
-fn warn_of_loose_sources() {
-    const ALL: &str = "/proc/sys/net/ipv4/conf/all/rp_filter";
-    if fs::read_to_string(ALL).is_ok_and(|value| value.trim() == "2") {
-        tracing::warn!("{ALL} is 2: it loosens the strict source check of the tunnels' interface");
-    }
 }
 
 /// The interfaces in this network namespace.

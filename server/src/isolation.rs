@@ -1,0 +1,312 @@
+//! Isolation: the kernel's rules around the tunnels' interface, which are in force before the interface is there, are watched for
+//! as long as the node lives, and are what tunnels depend on: while they are not as declared, no new tunnel is taken in.
+//!
+//! The driver (`tunnel::plane`) keeps to the same rules by itself. Each of the two is enough alone.
+
+mod element;
+mod kernel;
+pub(crate) mod policy;
+pub(crate) mod setting;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
+
+pub use kernel::KernelError;
+
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::store::Store;
+use crate::tunnel::slice::{Addresses, Slice};
+use element::{Element, Elements, OPENINGS_MAX, lifetime_seconds};
+use kernel::Kernel;
+use policy::{FAMILY, Policy, TABLE};
+
+/// How long the tunnels' interface may take to go, at the end.
+const INTERFACE_GONE_WITHIN: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// How sure it is that nothing passes that must not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// What is declared is in force.
+    Enforced,
+    /// It is not, and is being put right: no new tunnel meanwhile.
+    Wrong,
+    /// It cannot be put right: no tunnel at all.
+    Unrepairable,
+    /// It is in force, and something got through nevertheless: no tunnel at all.
+    Leaking,
+}
+
+impl State {
+    /// Whether the tunnels that are there must end.
+    pub(crate) fn cuts_tunnels(self) -> bool {
+        match self {
+            Self::Enforced | Self::Wrong => false,
+            Self::Unrepairable | Self::Leaking => true,
+        }
+    }
+
+    /// A fixed name, for the readiness report and the log.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Enforced => "enforced",
+            Self::Wrong => "wrong",
+            Self::Unrepairable => "unrepairable",
+            Self::Leaking => "leaking",
+        }
+    }
+}
+
+/// Why isolation is not as it was to be.
+#[derive(Debug, thiserror::Error)]
+pub enum IsolationError {
+    #[error("the rules that isolate tunnels cannot be set")]
+    Kernel(#[from] KernelError),
+    #[error("an opening lasts less than a second")]
+    Over,
+    #[error("setting an opening took so long that it would have lasted too long")]
+    Late,
+    #[error("{OPENINGS_MAX} openings at once are the most that a node has")]
+    Full,
+}
+
+/// The rules of this node. Shared by everything that depends on them or changes what is open.
+pub(crate) struct Isolation {
+    policy: Policy,
+    /// `None` in tests that have no kernel to themselves.
+    kernel: Option<Kernel>,
+    /// Held during each call, so that there is one at a time, and nobody sees what is half done.
+    elements: Mutex<Elements>,
+    standing: StdMutex<Standing>,
+    state: watch::Sender<State>,
+}
+
+/// What the state follows from.
+#[derive(Debug)]
+struct Standing {
+    /// Of the rules, as they were last compared.
+    rules: State,
+    leak: Option<String>,
+}
+
+impl Isolation {
+    /// Puts the declared rules in force, in place of what an earlier life of this node may have left. To be called before the
+    /// tunnels' interface is there: the rules know it by its name.
+    pub(crate) async fn enforce(
+        config: &Config,
+        slice: &Slice,
+        _store: &Store,
+        _metrics: &Metrics,
+    ) -> Result<Arc<Self>, IsolationError> {
+        let kernel = Kernel::find()?;
+        kernel.check().await?;
+        let isolation = Self::new(Policy::new(config, slice), Some(kernel));
+        isolation.apply(&*isolation.elements.lock().await).await?;
+        isolation.set_rules(State::Enforced);
+        tracing::info!(interface = %isolation.policy.interface, scope = isolation.policy.scope.name(),
+            "the kernel's rules isolate the tunnels");
+        Ok(Arc::new(isolation))
+    }
+
+    /// For tests in which no packet passes.
+    #[cfg(test)]
+    pub(crate) fn without_kernel(slice: &Slice) -> Arc<Self> {
+        let isolation = Self::new(Policy::new(&Config::default(), slice), None);
+        isolation.set_rules(State::Enforced);
+        Arc::new(isolation)
+    }
+
+    fn new(policy: Policy, kernel: Option<Kernel>) -> Self {
+        Self {
+            policy,
+            kernel,
+            elements: Mutex::default(),
+            standing: StdMutex::new(Standing { rules: State::Wrong, leak: None }),
+            state: watch::Sender::new(State::Wrong),
+        }
+    }
+
+    pub(crate) fn state(&self) -> State {
+        *self.state.borrow()
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<State> {
+        self.state.subscribe()
+    }
+
+    /// Waits until the rules are in force, or until time is up; says whether they are.
+    pub(crate) async fn is_enforced_within(&self, wait: Duration) -> bool {
+        let mut state = self.subscribe();
+        let enforced = state.wait_for(|state| *state == State::Enforced);
+        tokio::time::timeout(wait, enforced).await.is_ok_and(|state| state.is_ok())
+    }
+
+    /// Something got through that must not; or, with `None`, everything was tried again and nothing did.
+    pub(crate) fn leaked(&self, leak: Option<String>) {
+        let mut standing = self.standing();
+        if let Some(leak) = &leak {
+            tracing::error!(leak, "isolation leaks: tunnels are cut and refused");
+        } else if standing.leak.is_some() {
+            tracing::info!("isolation was proven again");
+        }
+        standing.leak = leak;
+        self.publish(&standing);
+    }
+
+    /// SHA-256 of the declared rules.
+    pub(crate) fn policy_hash(&self) -> [u8; 32] {
+        self.policy.hash()
+    }
+
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Opens a port of a device for this node until the deadline, in place of an earlier one. The kernel closes it, on time if
+    /// nobody here is left to do so.
+    pub(crate) async fn open(
+        self: &Arc<Self>,
+        device: Addresses,
+        port: u16,
+        deadline: Instant,
+    ) -> Result<(), IsolationError> {
+        let isolation = Arc::clone(self);
+        whole(async move { isolation.open_now(device, port, deadline).await }).await
+    }
+
+    /// Closes it, whether it is open or not.
+    pub(crate) async fn close(self: &Arc<Self>, device: Addresses, port: u16) -> Result<(), IsolationError> {
+        let isolation = Arc::clone(self);
+        whole(async move {
+            let mut elements = isolation.elements.lock().await;
+            isolation.take(&mut elements, Element::opening(device, port)).await
+        })
+        .await
+    }
+
+    /// Leaves a device its link alone, or ends that.
+    pub(crate) async fn set_quarantine(self: &Arc<Self>, device: Addresses, on: bool) -> Result<(), IsolationError> {
+        let isolation = Arc::clone(self);
+        whole(async move {
+            let mut elements = isolation.elements.lock().await;
+            let quarantine = Element::quarantine(device);
+            if !on {
+                return isolation.take(&mut elements, quarantine).await;
+            }
+            for element in quarantine {
+                elements.remember(element, None);
+            }
+            let commands: Vec<_> = quarantine.iter().map(|element| element.add(None)).collect();
+            isolation.call(&commands).await
+        })
+        .await
+    }
+
+    async fn open_now(&self, device: Addresses, port: u16, deadline: Instant) -> Result<(), IsolationError> {
+        let mut elements = self.elements.lock().await;
+        let opening = Element::opening(device, port);
+        elements.expire(Instant::now());
+        let Some(seconds) = lifetime_seconds(deadline, Instant::now()) else {
+            self.take(&mut elements, opening).await?;
+            return Err(IsolationError::Over);
+        };
+        if elements.is_full() {
+            return Err(IsolationError::Full);
+        }
+        let commands: Vec<_> = opening.iter().flat_map(|element| element.put(Some(seconds))).collect();
+        let done = self.call(&commands).await;
+        // This process may have been stopped between the two: the kernel would count from when it was told.
+        let is_late = Instant::now() + Duration::from_secs(seconds) > deadline;
+        if done.is_err() || is_late {
+            self.take(&mut elements, opening).await?;
+            return done.and(Err(IsolationError::Late));
+        }
+        for element in opening {
+            elements.remember(element, Some(deadline));
+        }
+        Ok(())
+    }
+
+    /// Forgets first: whatever comes of the call, nobody puts them back.
+    async fn take(&self, elements: &mut Elements, taken: [Element; 2]) -> Result<(), IsolationError> {
+        for element in taken {
+            elements.forget(element);
+        }
+        let commands: Vec<_> = taken.iter().flat_map(|element| element.take()).collect();
+        self.call(&commands).await
+    }
+
+    async fn call(&self, commands: &[Value]) -> Result<(), IsolationError> {
+        match &self.kernel {
+            Some(kernel) => Ok(kernel.apply(commands).await?),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts the rules in force with everything that is remembered, in one transaction: there is no moment without.
+    async fn apply(&self, elements: &Elements) -> Result<(), IsolationError> {
+        let mut commands = delete(TABLE);
+        commands.extend(self.policy.ruleset(TABLE, true));
+        commands.extend(elements.restore(Instant::now()));
+        self.call(&commands).await
+    }
+
+    /// Takes the rules away again, once there is no interface that they are about. If it stays, so do they.
+    pub(crate) async fn withdraw(&self) {
+        let begun = Instant::now();
+        while nix::net::if_::if_nametoindex(self.policy.interface.as_str()).is_ok() {
+            if begun.elapsed() > INTERFACE_GONE_WITHIN {
+                tracing::warn!(interface = %self.policy.interface, "the interface is still there, so its rules stay");
+                return;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        let _elements = self.elements.lock().await;
+        if let Err(error) = self.call(&delete(TABLE)).await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "the kernel's rules could not be taken away: they stay");
+        }
+    }
+
+    fn set_rules(&self, rules: State) {
+        let mut standing = self.standing();
+        standing.rules = rules;
+        self.publish(&standing);
+    }
+
+    fn publish(&self, standing: &Standing) {
+        let state = match standing.rules {
+            State::Enforced if standing.leak.is_some() => State::Leaking,
+            rules => rules,
+        };
+        self.state.send_if_modified(|current| std::mem::replace(current, state) != state);
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Isolation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Isolation").field("policy", &self.policy).field("state", &self.state()).finish_non_exhaustive()
+    }
+}
+
+/// Runs to its end even if nobody waits for it any more: half of it would leave the kernel with what nobody remembers.
+async fn whole(work: impl Future<Output = Result<(), IsolationError>> + Send + 'static) -> Result<(), IsolationError> {
+    tokio::spawn(work).await.expect("nothing in there panics, and nobody aborts it")
+}
+
+/// Deletes a table, whether it is there or not.
+fn delete(table: &str) -> Vec<Value> {
+    let table = json!({"table": {"family": FAMILY, "name": table}});
+    vec![json!({"add": table}), json!({"delete": table})]
+}
