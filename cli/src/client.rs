@@ -19,7 +19,9 @@ pub(crate) use transport::{Call, Pieces, backoff};
 
 use crate::connection::Connection;
 use crate::failure::Failure;
-use crate::model::{AuditEntry, Command, Device, EnrollmentToken, Grant, Me, Person, SignedStatement, Tenant, Token};
+use crate::model::{
+    AuditEntry, Command, Device, EnrollmentToken, Grant, Me, Opening, Person, SignedStatement, Tenant, Token,
+};
 use transport::{Reply, Transport};
 
 /// Items asked for at once: the API's maximum.
@@ -73,6 +75,13 @@ pub(crate) struct CommandFilter {
     pub(crate) device_id: Option<Uuid>,
     pub(crate) grant_id: Option<Uuid>,
     pub(crate) state: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct OpeningFilter {
+    pub(crate) device_id: Option<Uuid>,
+    pub(crate) grant_id: Option<Uuid>,
+    pub(crate) open: Option<bool>,
 }
 
 impl Client {
@@ -238,6 +247,27 @@ impl Client {
     pub(crate) async fn command_events(&self, id: Uuid) -> Result<CommandEvents, Failure> {
         let pieces = self.transport.stream(Call::get(format!("/commands/{id}/events")), "text/event-stream").await?;
         Ok(CommandEvents { pieces, parser: sse::Parser::default() })
+    }
+
+    pub(crate) async fn openings(&self, limit: usize, filter: &OpeningFilter) -> Result<List<Opening>, Failure> {
+        self.list(limit, || {
+            let call = with(Call::get("/openings"), "device_id", filter.device_id.as_ref());
+            with(with(call, "grant_id", filter.grant_id.as_ref()), "open", filter.open.as_ref())
+        })
+        .await
+    }
+
+    pub(crate) async fn opening(&self, id: Uuid) -> Result<Answer<Opening>, Failure> {
+        self.one(Call::get(format!("/openings/{id}"))).await
+    }
+
+    pub(crate) async fn opening_create(&self, device: Uuid, body: Value) -> Result<Answer<Opening>, Failure> {
+        self.one(Call::post(format!("/devices/{device}/openings"), body)).await
+    }
+
+    /// Closing again changes nothing.
+    pub(crate) async fn opening_close(&self, id: Uuid) -> Result<Answer<Opening>, Failure> {
+        self.one(Call::post(format!("/openings/{id}/close"), json!({})).repeatable()).await
     }
 
     pub(crate) async fn audit(&self, limit: usize, tenant: Option<Uuid>) -> Result<List<AuditEntry>, Failure> {

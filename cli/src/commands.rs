@@ -8,6 +8,7 @@ mod enroll_token;
 mod grant;
 mod instruction;
 mod isolation;
+mod opening;
 mod openvpn_profile;
 mod person;
 mod session;
@@ -109,6 +110,11 @@ enum Verb {
     /// Show, call back or watch one command
     #[command(subcommand)]
     Command(command::Command),
+    /// Ports of devices that are open for support
+    #[command(subcommand)]
+    Opening(opening::Opening),
+    /// List openings, newest first
+    Openings(opening::List),
     /// The audit log: who did what
     Audit(audit::Audit),
     /// How devices are kept apart, and the proof of it
@@ -157,6 +163,8 @@ impl Line {
             Verb::Metrics(metrics) => Box::pin(metrics.run(context)).await,
             Verb::Commands(list) => list.run(context).await,
             Verb::Command(verb) => Box::pin(verb.run(context)).await,
+            Verb::Opening(verb) => Box::pin(verb.run(context)).await,
+            Verb::Openings(list) => list.run(context).await,
             Verb::Audit(audit) => audit.run(context).await,
             Verb::Isolation(verb) => verb.run(context).await,
             Verb::Tenants(list) => list.run(context).await,

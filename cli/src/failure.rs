@@ -21,7 +21,7 @@ Exit codes:
   5  no grant in force covers it
   6  the command ended in another state than `succeeded`
   7  the server cannot be reached or is not available: try again
-  8  conflict: no link, no agent, device revoked, changed meanwhile, name taken";
+  8  conflict: no link, no agent, no tunnel, quarantine, device revoked, changed meanwhile, name taken";
 
 #[derive(Debug)]
 pub(crate) enum Failure {

@@ -203,6 +203,32 @@ impl Command {
     }
 }
 
+/// A port of a device that is open for support, or was.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Opening {
+    pub(crate) id: Uuid,
+    pub(crate) device_id: Uuid,
+    pub(crate) grant_id: Uuid,
+    pub(crate) opened_by: Uuid,
+    pub(crate) port: u16,
+    pub(crate) reason: String,
+    pub(crate) state: String,
+    pub(crate) created_at: Timestamp,
+    pub(crate) expires_at: Timestamp,
+    pub(crate) opened_at: Option<Timestamp>,
+    pub(crate) ended_at: Option<Timestamp>,
+    pub(crate) end_reason: Option<String>,
+    pub(crate) endpoint: Option<Endpoint>,
+}
+
+/// Where a port is reached from the node that has the device's tunnel.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Endpoint {
+    pub(crate) node: String,
+    pub(crate) ipv4: IpAddr,
+    pub(crate) ipv6: IpAddr,
+}
+
 /// One line of an audit chain. `entry` is the text that was hashed.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct AuditEntry {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::client::{Answer, Client, DeviceFilter, List};
 use crate::failure::Failure;
-use crate::model::{Command, Device, Grant, Person, Tenant};
+use crate::model::{Command, Device, Grant, Opening, Person, Tenant};
 
 /// Things that are looked through for one name.
 const LOOKED_THROUGH_MAX: usize = 20_000;
@@ -218,6 +218,11 @@ impl Names {
     pub(crate) async fn of_commands(client: &Client, commands: &[Answer<Command>]) -> Self {
         let devices = commands.iter().map(|command| command.value.device_id).collect();
         Self::load(client, devices, commands.iter().map(|command| command.value.requested_by).collect()).await
+    }
+
+    pub(crate) async fn of_openings(client: &Client, openings: &[Answer<Opening>]) -> Self {
+        let devices = openings.iter().map(|opening| opening.value.device_id).collect();
+        Self::load(client, devices, openings.iter().map(|opening| opening.value.opened_by).collect()).await
     }
 
     pub(crate) async fn of_grants(client: &Client, grants: &[Answer<Grant>]) -> Self {

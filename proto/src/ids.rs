@@ -76,4 +76,6 @@ id! {
     CommandId,
     /// One OpenVPN session of a device.
     TunnelId,
+    /// A port of a device that is open for support.
+    OpeningId,
 }

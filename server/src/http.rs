@@ -23,7 +23,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cloudlink_proto::ids::TokenId;
+use cloudlink_proto::ids::{DeviceId, TokenId};
 use tokio_util::sync::CancellationToken;
 
 pub use self::router::{openapi, router};
@@ -58,6 +58,8 @@ pub struct Settings {
     /// Failed authentications that one address (IPv6: its /64) may make at once. Default 20. Further ones are refused
     /// unread, at first for 3 s.
     pub failures_burst: u32,
+    /// How long the answer to an opening waits for the node to have done it. Default 2 s.
+    pub opening_within: Duration,
     /// Streams of events at a time, in total. Default 1,000; each costs about 20 kB.
     pub streams_max: usize,
     /// Streams of events at a time, of one person. Default 50.
@@ -73,6 +75,7 @@ impl Default for Settings {
             token_requests_per_second: 1000,
             token_requests_burst: 4000,
             failures_burst: 20,
+            opening_within: Duration::from_secs(2),
             streams_max: 1000,
             streams_per_person_max: 50,
             stream_recheck_every: Duration::from_secs(5),
@@ -93,6 +96,7 @@ pub struct Context {
     hub: Arc<Hub>,
     limits: Arc<Limits>,
     request_within: Duration,
+    opening_within: Duration,
     stopping: CancellationToken,
     /// None: OpenVPN clients are not served.
     openvpn: Option<Arc<Remote>>,
@@ -117,8 +121,9 @@ impl Context {
         };
         let hub = Arc::new(Hub::new(settings));
         let creates = Arc::new(Batch::start(Creates, store.clone()));
-        let request_within = settings.request_within;
-        Self { store, creates, bus, metrics, hub, limits: Arc::new(limits), request_within, stopping, openvpn: None }
+        let Settings { request_within, opening_within, .. } = settings;
+        let limits = Arc::new(limits);
+        Self { store, creates, bus, metrics, hub, limits, request_within, opening_within, stopping, openvpn: None }
     }
 
     /// The same, with profiles for OpenVPN clients.
@@ -139,6 +144,13 @@ impl Context {
             commands.iter().filter(|command| !command.is_cancelled).map(|command| command.device).collect();
         for device in devices {
             self.bus.send(Hint::CommandsDue(device));
+        }
+    }
+
+    /// Says that openings have ended to who keeps the ports of these devices.
+    fn tell_ended(&self, devices: &[DeviceId]) {
+        for device in devices {
+            self.bus.send(Hint::OpeningsDue(*device));
         }
     }
 

@@ -12,6 +12,7 @@ pub mod enrollment_token;
 pub mod first_admin;
 pub mod grant;
 pub mod link;
+pub mod opening;
 pub mod person;
 pub mod proof;
 pub mod report;

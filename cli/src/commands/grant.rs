@@ -24,7 +24,7 @@ pub(crate) enum Grant {
         /// Id of the grant
         grant: String,
     },
-    /// End a grant now; what it allowed and has not begun is called back
+    /// End a grant now; what it allowed and has not begun is called back, ports that were opened are closed
     Revoke {
         /// Id of the grant
         grant: String,
@@ -35,7 +35,7 @@ pub(crate) enum Grant {
 
 #[derive(Debug, Args)]
 pub(crate) struct Create {
-    /// What is allowed: metrics:read, service:restart, device:reboot, device:shutdown (repeatable)
+    /// What is allowed: metrics:read, service:restart, device:reboot, device:shutdown, tcp:open (repeatable)
     #[arg(long = "scope", value_name = "SCOPE", required = true)]
     scopes: Vec<String>,
     /// On which device, by name or id (repeatable)

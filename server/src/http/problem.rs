@@ -29,6 +29,8 @@ pub(crate) enum Kind {
     MethodNotAllowed,
     NotLinked,
     NoAgent,
+    NoTunnel,
+    Quarantined,
     TunnelsOff,
     DeviceRevoked,
     Conflict,
@@ -56,6 +58,8 @@ impl Kind {
             }
             Self::NotLinked => (StatusCode::CONFLICT, "not_linked", "The device has no live link"),
             Self::NoAgent => (StatusCode::CONFLICT, "no_agent", "The device has no agent to carry this out"),
+            Self::NoTunnel => (StatusCode::CONFLICT, "no_tunnel", "The device has no tunnel"),
+            Self::Quarantined => (StatusCode::CONFLICT, "quarantined", "The device is in quarantine"),
             Self::TunnelsOff => (StatusCode::CONFLICT, "tunnels_off", "OpenVPN clients are not served"),
             Self::DeviceRevoked => (StatusCode::CONFLICT, "device_revoked", "The device is revoked"),
             Self::Conflict => (StatusCode::CONFLICT, "conflict", "The present state does not allow this"),

@@ -60,6 +60,10 @@ fn table(routes: Routes) -> Routes {
         .admit(&[Admin, Operator, Tenant], routes!(v1::command::show::handler))
         .admit(&[Operator, Tenant], routes!(v1::command::cancel::handler))
         .admit(&[Admin, Operator, Tenant], routes!(v1::command::event::handler))
+        .admit(&[Operator], routes!(v1::opening::create::handler))
+        .admit(&[Admin, Operator, Tenant], routes!(v1::opening::list::handler))
+        .admit(&[Admin, Operator, Tenant], routes!(v1::opening::show::handler))
+        .admit(&[Operator, Tenant], routes!(v1::opening::close::handler))
         .admit(&[Admin, Tenant], routes!(v1::audit::list::handler))
         .admit(&[Admin, Tenant], routes!(v1::audit::export::handler))
 }

@@ -61,7 +61,9 @@ pub(crate) struct Somebody {
 
 impl Scene {
     pub(crate) async fn new(pool: PgPoolOptions, database: PgConnectOptions) -> Self {
-        Self::with_settings(pool, database, Settings::default()).await
+        // No node is there that would open ports.
+        let settings = Settings { opening_within: Duration::from_millis(1), ..Settings::default() };
+        Self::with_settings(pool, database, settings).await
     }
 
     pub(crate) async fn with_settings(pool: PgPoolOptions, database: PgConnectOptions, settings: Settings) -> Self {
@@ -193,6 +195,15 @@ impl Scene {
         let path = format!("/devices/{}/commands", self.device);
         let command = self.post(&path).by(&self.operator).json(body).send().await.expect(StatusCode::CREATED);
         command["id"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// An opening by the operator of a port of the device, through the API; a grant and a tunnel must be there.
+    pub(crate) async fn opening(&self, changes: Value) -> Uuid {
+        let mut body = json!({"port": 22, "reason": "as agreed"});
+        body.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        let path = format!("/devices/{}/openings", self.device);
+        let opening = self.post(&path).by(&self.operator).json(body).send().await.expect(StatusCode::CREATED);
+        opening["id"].as_str().unwrap().parse().unwrap()
     }
 
     pub(crate) fn get(&self, path: &str) -> Call {

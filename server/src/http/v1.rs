@@ -34,6 +34,12 @@ pub(super) mod grant {
 pub(super) mod me {
     pub(crate) mod show;
 }
+pub(super) mod opening {
+    pub(crate) mod close;
+    pub(crate) mod create;
+    pub(crate) mod list;
+    pub(crate) mod show;
+}
 pub(super) mod person {
     pub(crate) mod create;
     pub(crate) mod list;

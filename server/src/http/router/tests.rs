@@ -74,6 +74,7 @@ fn body_of(operation: &str) -> Value {
         }
         "grant_extend" => json!({"ends_at": "2030-01-01T00:00:00Z"}),
         "command_create" => json!({"kind": "device.reboot", "reason": "r"}),
+        "opening_create" => json!({"port": 22, "reason": "r"}),
         other => panic!("{other} takes a body: say here which"),
     }
 }
@@ -193,6 +194,7 @@ async fn everything(scene: &Scene) -> Value {
             'devices', (select jsonb_agg(t order by id) from devices t),
             'grants', (select jsonb_agg(t order by id) from grants t),
             'commands', (select jsonb_agg(t order by id) from commands t),
+            'openings', (select jsonb_agg(t order by id) from openings t),
             'audit', (select jsonb_agg(t order by seq) from audit t))",
     )
     .fetch_one(&scene.root)
@@ -203,14 +205,17 @@ async fn everything(scene: &Scene) -> Value {
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
 async fn to_a_tenant_nothing_of_another_exists(pool: PgPoolOptions, database: PgConnectOptions) {
     let scene = Scene::new(pool, database).await;
-    let grant = scene.grant(json!({})).await.to_string();
+    scene.tunnel(scene.device).await;
+    let grant = scene.grant(json!({"scopes": ["device:reboot", "tcp:open"]})).await.to_string();
     let command = scene.command(json!({})).await.to_string();
+    let opening = scene.opening(json!({})).await.to_string();
     let of = |path: &str| match path.split('/').nth(3).unwrap() {
         "tenants" => scene.tenant.to_string(),
         "devices" => scene.device.to_string(),
         "tokens" => scene.customer.token_id.to_string(),
         "grants" => grant.clone(),
         "commands" => command.clone(),
+        "openings" => opening.clone(),
         other => panic!("say here what of /{other} belongs to the tenant"),
     };
     let before = everything(&scene).await;
@@ -234,8 +239,8 @@ async fn to_a_tenant_nothing_of_another_exists(pool: PgPoolOptions, database: Pg
     {
         let page = route.call(&scene, "").by(&scene.other_customer).send().await.expect(StatusCode::OK);
         let text = page.to_string();
-        for id in [scene.tenant.to_string(), scene.device.to_string(), grant.clone(), command.clone()] {
-            assert!(!text.contains(&id), "{} shows {id}", route.id);
+        for id in [&scene.tenant.to_string(), &scene.device.to_string(), &grant, &command, &opening] {
+            assert!(!text.contains(id), "{} shows {id}", route.id);
         }
     }
 }

@@ -118,12 +118,11 @@ impl From<RouteError> for Problem {
     }
 }
 
-const fn explain(missing: Missing) -> &'static str {
+/// What is missing of a grant, and what to do about it.
+pub(crate) const fn explain(missing: Missing) -> &'static str {
     match missing {
         Missing::None => "The device's owner has granted nothing for this. Ask the owner for a grant.",
-        Missing::Scope => {
-            "A grant is in force for you on this device, but not for this kind of command. Ask its owner for the scope."
-        }
+        Missing::Scope => "A grant is in force for you on this device, but not for this. Ask its owner for the scope.",
         Missing::Ended => "The grant has ended. Ask the device's owner to make a new one.",
         Missing::Revoked => "The device's owner has revoked the grant. Ask why before you ask for a new one.",
         Missing::NotStarted => "The grant has not started yet. See its `starts_at`.",

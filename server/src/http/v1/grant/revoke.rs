@@ -1,5 +1,5 @@
-//! `POST /grants/{id}/revoke`: closed from now on. Queued commands under it are cancelled in the same transaction, and
-//! devices that were sent one are told not to begin it. Revoking again changes nothing.
+//! `POST /grants/{id}/revoke`: closed from now on. Queued commands under it are cancelled and ports
+//! that were opened are closed in the same transaction, and devices that were sent a command are told not to begin it. Revoking again changes nothing.
 
 use axum::extract::State;
 use axum::response::IntoResponse;
@@ -13,9 +13,11 @@ use crate::http::problem::Problem;
 use crate::http::request::{Id, Json, NoQuery};
 use crate::model::audit::Subject;
 use crate::model::grant::Grant;
+use crate::model::opening::EndReason;
 use crate::store::audit::audit_append;
 use crate::store::command::{Cancellation, command_cancel_in_txn, command_lock_in_txn};
 use crate::store::grant::{grant_lock, grant_revoke_in_txn};
+use crate::store::opening::{Closing, opening_end_in_txn, opening_lock_in_txn};
 
 /// Close what was granted, now
 #[utoipa::path(post, path = "/grants/{id}/revoke", operation_id = "grant_revoke", tag = "grants",
@@ -30,18 +32,21 @@ pub(crate) async fn handler(
     let tenant = caller.tenant().ok_or_else(Problem::not_found)?;
     let id = GrantId::from_uuid(id);
     let mut transaction = context.store.begin(caller.visibility()).await?;
-    // From here on, commands under the grant wait, and find it revoked.
+    // From here on, commands and openings under the grant wait, and find it revoked.
     let grant = grant_lock(&mut transaction, id).await?.ok_or_else(Problem::not_found)?;
     if grant.revoked_at.is_some() {
         return Ok((Tag::of_version(grant.version).header(), Json(grant)));
     }
     let grant = grant_revoke_in_txn(&mut transaction, id, caller.person()).await?;
     let open = command_lock_in_txn(&mut transaction, Cancellation::UnderGrant(id)).await?;
+    let openings = opening_lock_in_txn(&mut transaction, Closing::UnderGrant(id)).await?;
     let (actor, subject) = (caller.actor(), Subject::new("grant", grant.id));
     audit_append(&mut transaction, tenant, &actor, "grant.revoked", subject, json!({"reason": grant.reason})).await?;
     let (code, message) = ("grant_revoked", "the grant was revoked");
     let called_back = command_cancel_in_txn(&mut transaction, &open, actor.to_json(), code, message).await?;
+    let ended = opening_end_in_txn(&mut transaction, &openings, actor.to_json(), EndReason::GrantRevoked).await?;
     context.store.commit(transaction).await?;
+    context.tell_ended(&ended);
     context.tell_called_back(&called_back);
     Ok((Tag::of_version(grant.version).header(), Json(grant)))
 }

@@ -1,4 +1,5 @@
-//! `PATCH /people/{id}`: keeps somebody out, or lets it in again. What an operator has queued is cancelled with it.
+//! `PATCH /people/{id}`: keeps somebody out, or lets it in again. What an operator has queued is cancelled with it, and what it has
+//! opened is closed.
 
 use axum::extract::State;
 use cloudlink_proto::ids::{PersonId, TenantId};
@@ -10,10 +11,12 @@ use crate::http::auth::Caller;
 use crate::http::problem::{Kind, Problem, respond_as_problem};
 use crate::http::request::{Id, Json, NoQuery};
 use crate::model::audit::{PLATFORM, Subject};
+use crate::model::opening::EndReason;
 use crate::model::person::Person;
 use crate::store::StoreError;
 use crate::store::audit::audit_append;
 use crate::store::command::{Cancellation, command_cancel_in_txn, command_lock_in_txn};
+use crate::store::opening::{Closing, opening_end_in_txn, opening_lock_in_txn};
 use crate::store::person::person_set_active;
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
@@ -64,18 +67,21 @@ pub(crate) async fn handler(
     }
     let mut transaction = context.store.begin(caller.visibility()).await?;
     let person = person_set_active(&mut transaction, id, request.active).await?.ok_or(RouteError::Unknown)?;
-    let mut called_back = Vec::new();
+    let (mut called_back, mut ended) = (Vec::new(), Vec::new());
     if !request.active {
         let open = command_lock_in_txn(&mut transaction, Cancellation::OfPerson(id)).await?;
+        let openings = opening_lock_in_txn(&mut transaction, Closing::OfPerson(id)).await?;
         let (actor, code) = (caller.actor().to_json(), "operator_inactive");
         let message = "the operator who asked for it is no longer active";
-        called_back = command_cancel_in_txn(&mut transaction, &open, actor, code, message).await?;
+        called_back = command_cancel_in_txn(&mut transaction, &open, actor.clone(), code, message).await?;
+        ended = opening_end_in_txn(&mut transaction, &openings, actor, EndReason::OperatorShutOut).await?;
     }
     let (subject, details) = (Subject::new("person", person.id), json!({"name": person.name, "active": person.active}));
     let chain = person.tenant_id.map_or(PLATFORM, TenantId::from_uuid);
     audit_append(&mut transaction, chain, &caller.actor(), "person.updated", subject, details).await?;
     context.store.commit(transaction).await?;
     context.tell_called_back(&called_back);
+    context.tell_ended(&ended);
     Ok(Json(person))
 }
 
