@@ -260,7 +260,7 @@ pub(crate) struct IsolationStatement {
     pub(crate) drops: Vec<DropDay>,
     pub(crate) quarantines: Vec<QuarantineDay>,
     pub(crate) openings: Vec<OpeningDay>,
-    pub(crate) left_out: u64,
+    pub(crate) truncated: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::bus::Bus;
 use crate::config::{Config, Database};
+use crate::http::Statements;
 use crate::isolation::Isolation;
 use crate::lifecycle::{Shutdown, StopSignals};
 use crate::link::{Links, Tls};
@@ -136,6 +137,10 @@ impl Node {
             people::settings(&self.config.people),
             shutdown.soft.clone(),
         );
+        api = api.with_statements(Statements {
+            signer: Arc::clone(&self.pki.statements),
+            keep_days: self.config.isolation.proof_keep_days,
+        });
         let tunnels = self.tunnels(&store, &until_hard).await?;
         if let Some((_, wrapping)) = &tunnels {
             api = api.with_openvpn(self.remote(wrapping.clone())?);

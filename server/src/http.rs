@@ -36,6 +36,7 @@ use crate::bus::{Bus, Hint};
 use crate::metrics::Metrics;
 use crate::model::command::State;
 use crate::model::openvpn_profile::Remote;
+use crate::pki::StatementSigner;
 use crate::store::Store;
 use crate::store::command::CalledBack;
 
@@ -100,6 +101,16 @@ pub struct Context {
     stopping: CancellationToken,
     /// None: OpenVPN clients are not served.
     openvpn: Option<Arc<Remote>>,
+    /// None: nothing is signed.
+    statements: Option<Arc<Statements>>,
+}
+
+/// What statements are made with.
+#[derive(Debug)]
+pub struct Statements {
+    pub signer: Arc<StatementSigner>,
+    /// How long what they are made from is kept.
+    pub keep_days: u32,
 }
 
 #[derive(Debug)]
@@ -123,13 +134,31 @@ impl Context {
         let creates = Arc::new(Batch::start(Creates, store.clone()));
         let Settings { request_within, opening_within, .. } = settings;
         let limits = Arc::new(limits);
-        Self { store, creates, bus, metrics, hub, limits, request_within, opening_within, stopping, openvpn: None }
+        Self {
+            store,
+            creates,
+            bus,
+            metrics,
+            hub,
+            limits,
+            request_within,
+            opening_within,
+            stopping,
+            openvpn: None,
+            statements: None,
+        }
     }
 
     /// The same, with profiles for OpenVPN clients.
     #[must_use]
     pub fn with_openvpn(self, remote: Remote) -> Self {
         Self { openvpn: Some(Arc::new(remote)), ..self }
+    }
+
+    /// The same, with signed statements.
+    #[must_use]
+    pub fn with_statements(self, statements: Statements) -> Self {
+        Self { statements: Some(Arc::new(statements)), ..self }
     }
 
     /// Says that commands were called back: those that are over to who waits for them, the others to who serves the link.

@@ -6,6 +6,7 @@ pub mod command;
 pub mod device;
 pub mod enrollment_token;
 pub mod grant;
+pub mod isolation_statement;
 pub mod opening;
 pub mod openvpn_profile;
 pub mod person;

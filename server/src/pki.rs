@@ -1,5 +1,7 @@
 //! The keys and certificates of this server, in `<data_dir>/pki`: `ca.key` and `ca.pem` (the fleet's root), `server.key` and
-//! `server.pem` (what devices and people see). Keys are for their owner only, are never logged and never overwritten.
+//! `server.pem` (what devices and people see), `statement.key` and `statement.pem` (what signs statements). Keys are for their owner only, are never logged and never overwritten.
+
+pub(crate) mod statement;
 
 use std::fs;
 use std::net::IpAddr;
@@ -23,6 +25,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use crate::config::{Config, HostName};
 use crate::file;
 use crate::metrics::Metrics;
+pub use statement::StatementSigner;
 
 /// How often the age of the server's certificate is looked at.
 const LOOK_EVERY: std::time::Duration = std::time::Duration::from_secs(3600);
@@ -61,7 +64,9 @@ pub enum PkiError {
     },
     #[error("cannot make a validity")]
     Validity(#[from] certs::profile::ValidityError),
-    #[error("cannot issue the server's certificate")]
+    #[error("trust_domain is not one")]
+    TrustDomain(#[from] certs::identity::IdentityError),
+    #[error("cannot issue a certificate of the server")]
     Issue(#[from] certs::issue::IssueError),
     #[error("{} is not a certificate", path.display())]
     Malformed { path: PathBuf },
@@ -79,7 +84,9 @@ pub struct Made {
 /// Makes a fleet CA and the server's certificate. Touches nothing that exists.
 pub fn init(config: &Config, now: OffsetDateTime) -> Result<Made, PkiError> {
     let files = Files::of(&config.data_dir);
-    for path in [&files.ca_key, &files.ca_certificate, &files.server_key, &files.server_certificate] {
+    let Files { ca_key, ca_certificate, server_key, server_certificate, statement_key, statement_certificate, .. } =
+        &files;
+    for path in [ca_key, ca_certificate, server_key, server_certificate, statement_key, statement_certificate] {
         if path.exists() {
             return Err(PkiError::Exists { path: path.clone() });
         }
@@ -94,6 +101,7 @@ pub fn init(config: &Config, now: OffsetDateTime) -> Result<Made, PkiError> {
         Authority::create(key, &format!("Cloudlink fleet {}", short(&config.trust_domain)), serial()?, validity)?;
     create(&files.ca_certificate, authority.certificate_pem().as_bytes(), file::PUBLIC)?;
     ServerCertificate::load_or_issue(config, &files, &authority, now)?;
+    StatementSigner::load_or_issue(config, &files, &authority, now)?;
     Ok(Made { ca_certificate: files.ca_certificate, server_certificate: files.server_certificate })
 }
 
@@ -104,11 +112,14 @@ pub struct Pki {
     pub authority: Arc<Authority>,
     /// What devices and people see. Follows a reissue.
     pub server: Arc<ServerCertificate>,
+    /// Signs statements. Follows a reissue, too.
+    pub statements: Arc<StatementSigner>,
     config: Config,
 }
 
 impl Pki {
-    /// Reads them; reissues the server's certificate if it is close to its end, or lacks a name.
+    /// Reads them; reissues a certificate of the server that is close to its end, or lacks a name. A server of before statements
+    /// gets the key for them here.
     pub fn load(config: &Config, now: OffsetDateTime) -> Result<Self, PkiError> {
         let files = Files::of(&config.data_dir);
         if !files.ca_key.exists() && !files.ca_certificate.exists() {
@@ -118,10 +129,11 @@ impl Pki {
         let authority = Authority::load(&read(&files.ca_certificate)?, key)
             .map_err(|source| PkiError::Load { path: files.ca_certificate.clone(), source })?;
         let server = ServerCertificate::load_or_issue(config, &files, &authority, now)?;
-        Ok(Self { authority: Arc::new(authority), server: Arc::new(server), config: config.clone() })
+        let statements = Arc::new(StatementSigner::load_or_issue(config, &files, &authority, now)?);
+        Ok(Self { authority: Arc::new(authority), server: Arc::new(server), statements, config: config.clone() })
     }
 
-    /// Reissues the server's certificate before it ends, for as long as the node runs.
+    /// Reissues the server's certificates before they end, for as long as the node runs.
     pub async fn keep_fresh(self, metrics: Arc<Metrics>, stop: CancellationToken) {
         let files = Files::of(&self.config.data_dir);
         loop {
@@ -130,14 +142,21 @@ impl Pki {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
-            match ServerCertificate::load_or_issue(&self.config, &files, &self.authority, crate::clock::now()) {
-                Ok(fresh) => self.server.current.store(fresh.current.load_full()),
-                Err(error) => {
-                    metrics.task_failures.with_label_values(&["certificate"]).inc();
-                    tracing::error!(error = &error as &dyn std::error::Error, "cannot renew the server's certificate");
-                }
+            if let Err(error) = self.refresh(&files) {
+                metrics.task_failures.with_label_values(&["certificate"]).inc();
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot renew the server's certificates");
             }
         }
+    }
+}
+
+impl Pki {
+    fn refresh(&self, files: &Files) -> Result<(), PkiError> {
+        let now = crate::clock::now();
+        let server = ServerCertificate::load_or_issue(&self.config, files, &self.authority, now)?;
+        self.server.current.store(server.current.into_inner());
+        self.statements.replace(StatementSigner::load_or_issue(&self.config, files, &self.authority, now)?);
+        Ok(())
     }
 }
 
@@ -161,13 +180,7 @@ impl ServerCertificate {
         authority: &Authority,
         now: OffsetDateTime,
     ) -> Result<Self, PkiError> {
-        let key = if files.server_key.exists() {
-            read_key(&files.server_key)?
-        } else {
-            let key = generate_key()?;
-            create(&files.server_key, key.to_pem().as_bytes(), file::PRIVATE)?;
-            key
-        };
+        let key = read_or_make_key(&files.server_key)?;
         let names = names(config);
         let common_name = common_name(config)?;
         let reissue_below = days(config.certificate.server_reissue_days);
@@ -268,6 +281,8 @@ struct Files {
     ca_certificate: PathBuf,
     server_key: PathBuf,
     server_certificate: PathBuf,
+    statement_key: PathBuf,
+    statement_certificate: PathBuf,
 }
 
 impl Files {
@@ -278,9 +293,21 @@ impl Files {
             ca_certificate: dir.join("ca.pem"),
             server_key: dir.join("server.key"),
             server_certificate: dir.join("server.pem"),
+            statement_key: dir.join("statement.key"),
+            statement_certificate: dir.join("statement.pem"),
             dir,
         }
     }
+}
+
+/// The key of a file, made there if there is none.
+fn read_or_make_key(path: &Path) -> Result<PrivateKey, PkiError> {
+    if path.exists() {
+        return read_key(path);
+    }
+    let key = generate_key()?;
+    create(path, key.to_pem().as_bytes(), file::PRIVATE)?;
+    Ok(key)
 }
 
 fn generate_key() -> Result<PrivateKey, PkiError> {
@@ -349,12 +376,12 @@ mod tests {
         let made = init(&config, now()).unwrap();
         let pki = Pki::load(&config, now()).unwrap();
         assert_eq!(pki.authority.certificate_pem().as_bytes(), fs::read(&made.ca_certificate).unwrap());
-        for key in ["ca.key", "server.key"] {
+        for key in ["ca.key", "server.key", "statement.key"] {
             let mode = fs::metadata(config.data_dir.join("pki").join(key)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{key}");
         }
         let leftover = fs::read_dir(config.data_dir.join("pki")).unwrap().count();
-        assert_eq!(leftover, 4);
+        assert_eq!(leftover, 6);
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod enrollment;
 pub mod enrollment_token;
 pub mod first_admin;
 pub mod grant;
+pub mod isolation_statement;
 pub mod link;
 pub mod opening;
 pub mod person;

@@ -191,8 +191,8 @@ fn show(context: &Context, content: &IsolationStatement) -> Result<(), Failure> 
         output.line(title)?;
         output.table(&table)?;
     }
-    if content.left_out > 0 {
-        note(&format!("{} further lines are left out of the statement; their numbers are in it.", content.left_out));
+    if content.truncated {
+        note("A list was too long for the statement, and has only its first lines.");
     }
     Ok(())
 }
@@ -319,7 +319,7 @@ mod tests {
             }],
             "drops": [{"device_id": "00000000-0000-0000-0000-000000000002", "device_name": "lobby", "reason": "source",
                        "packets": 7, "first_at": "2026-11-21T10:00:00Z", "last_at": "2026-11-21T10:01:00Z"}],
-            "quarantines": [], "left_out": 0,
+            "quarantines": [], "truncated": false,
             "openings": [{"device_name": "lobby", "port": 80, "grant_id": "00000000-0000-0000-0000-000000000003",
                           "opened_at": "2026-11-21T11:00:00Z", "ended_at": null, "end_reason": null, "reason": "ticket 7"}],
             "a field of a newer server": true,

@@ -124,6 +124,11 @@ impl Problem {
         Self::new(Kind::Internal, "This is a fault of the server. Report it with the request_id.")
     }
 
+    /// The same, for the log.
+    pub(crate) fn internal_because(cause: impl Error + Send + Sync + 'static) -> Self {
+        Self { cause: Some(Arc::new(cause)), ..Self::internal() }
+    }
+
     /// What is missing of a grant, for machines.
     pub(crate) fn reason(self, reason: &'static str) -> Self {
         Self { reason: Some(reason), ..self }

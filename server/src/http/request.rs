@@ -23,11 +23,15 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let path = axum::extract::Path::<String>::from_request_parts(parts, state);
         let text = path.await.map_err(|_| Problem::bad_request("The path is not UTF-8."))?.0;
-        // Only the usual form: the others of Uuid::parse_str would make several names of one thing.
-        let is_hyphenated = text.len() == uuid::fmt::Hyphenated::LENGTH;
-        let id = if is_hyphenated { Uuid::parse_str(&text).ok() } else { None };
-        id.map(Self).ok_or_else(|| Problem::bad_request("The id in the path is not a UUID."))
+        uuid_in_path(&text).map(Self)
     }
+}
+
+pub(crate) fn uuid_in_path(text: &str) -> Result<Uuid, Problem> {
+    // Only the usual form: the others of Uuid::parse_str would make several names of one thing.
+    let is_hyphenated = text.len() == uuid::fmt::Hyphenated::LENGTH;
+    let id = if is_hyphenated { Uuid::parse_str(text).ok() } else { None };
+    id.ok_or_else(|| Problem::bad_request("The id in the path is not a UUID."))
 }
 
 /// The query. Unknown parameters are an error where `T` says so.

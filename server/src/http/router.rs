@@ -36,6 +36,7 @@ fn table(routes: Routes) -> Routes {
         .admit(&[Admin], routes!(v1::tenant::list::handler))
         .admit(&[Admin, Tenant], routes!(v1::tenant::show::handler))
         .admit(&[Admin, Tenant], routes!(v1::tenant::update::handler))
+        .admit(&[Admin, Tenant], routes!(v1::tenant::isolation_statement::handler))
         .admit(&[Admin], routes!(v1::person::create::handler))
         .admit(&[Admin, Tenant], routes!(v1::person::list::handler))
         .admit(&[Admin], routes!(v1::person::update::handler))

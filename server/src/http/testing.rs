@@ -18,12 +18,13 @@ use tower::ServiceExt;
 use uuid::Uuid;
 
 pub(crate) use super::problem::Kind;
-use super::{Context, Settings, router};
+use super::{Context, Settings, Statements, router};
 use crate::bus::Bus;
 use crate::metrics::Metrics;
 use crate::model::new_id;
 use crate::model::openvpn_profile::Remote;
 use crate::model::person::Role;
+use crate::pki::statement::tests::SIGNER;
 use crate::secret::{Purpose, Token};
 use crate::store::person::person_create;
 use crate::store::tenant::tenant_create;
@@ -71,7 +72,8 @@ impl Scene {
         let store = Store::new(pool, database);
         let (tenant, other_tenant) = (create_tenant(&store, "Hotel").await, create_tenant(&store, "Clinic").await);
         let (bus, stopping) = (Bus::new(), CancellationToken::new());
-        let context = Context::new(store.clone(), bus.clone(), Arc::new(Metrics::new()), settings, stopping.clone());
+        let context = Context::new(store.clone(), bus.clone(), Arc::new(Metrics::new()), settings, stopping.clone())
+            .with_statements(statements());
         let scene = Self {
             admin: create_somebody(&store, "root", Role::Admin, None).await,
             operator: create_somebody(&store, "olga", Role::Operator, None).await,
@@ -256,6 +258,10 @@ pub(crate) async fn create_somebody(store: &Store, name: &str, role: Role, tenan
     token_create(&mut transaction, token_id, id, "test", token.hash(), day).await.unwrap();
     store.commit(transaction).await.unwrap();
     Somebody { id, token_id, token: token.expose().to_owned() }
+}
+
+fn statements() -> Statements {
+    Statements { signer: Arc::clone(&SIGNER.0), keep_days: 90 }
 }
 
 async fn create_tenant(store: &Store, name: &str) -> TenantId {

@@ -47,6 +47,7 @@ pub(super) mod person {
 }
 pub(super) mod tenant {
     pub(crate) mod create;
+    pub(crate) mod isolation_statement;
     pub(crate) mod list;
     pub(crate) mod show;
     pub(crate) mod update;

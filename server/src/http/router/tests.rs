@@ -54,7 +54,9 @@ impl Route {
 
     /// A well-formed request for the thing with this id.
     fn call(&self, scene: &Scene, id: &str) -> Call {
-        let call = scene.call_raw(self.method.clone(), &self.path.replace("{id}", id)).header("if-match", "*");
+        let call = scene
+            .call_raw(self.method.clone(), &self.path.replace("{id}", id).replace("{day}", "2026-11-21"))
+            .header("if-match", "*");
         if self.operation["requestBody"].is_null() { call } else { call.json(body_of(&self.id)) }
     }
 }
