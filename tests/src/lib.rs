@@ -24,5 +24,6 @@ pub mod openvpn;
 pub mod poll;
 pub mod port;
 pub mod program;
+pub mod rights;
 pub mod server;
 pub mod traffic;

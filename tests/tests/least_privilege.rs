@@ -1,7 +1,7 @@
 //! The server as `docker/cloudlinkd.service` runs it: a user of its own, two capabilities, hardly anything to write to or to
 //! execute. And without one thing that it takes: refused, in words that name it.
 
-use std::fs::{Permissions, copy, read_to_string, set_permissions, write};
+use std::fs::{Permissions, read_to_string, set_permissions, write};
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output};
@@ -12,13 +12,11 @@ use anyhow::{Context as _, ensure};
 use cloudlink_tests::fleet::{Fleet, directory};
 use cloudlink_tests::netns::{self, Site, done};
 use cloudlink_tests::openvpn::Pings;
-use cloudlink_tests::program::{Program, binary};
+use cloudlink_tests::program::Program;
+use cloudlink_tests::rights::{Installed, within};
 use cloudlink_tests::server::{Plan, Runner, Settings, command_as};
-use nix::unistd::{Pid, User};
-use tempfile::TempDir;
+use nix::unistd::Pid;
 
-/// A user that every system has, and that owns nothing.
-const USER: &str = "nobody";
 const UNIT: &str = include_str!("../../docker/cloudlinkd.service");
 const UNIT_WITH_POSTGRES: &str = include_str!("../../docker/cloudlinkd.service.d/postgres.conf");
 /// Where the unit has the program.
@@ -71,49 +69,6 @@ const TRAP: &str = r#"
     done
     exec "$@"
 "#;
-
-/// A copy of the program, for who may not enter the directory that it was built in.
-struct Installed {
-    directory: TempDir,
-    user: User,
-}
-
-impl Installed {
-    fn make() -> anyhow::Result<Self> {
-        let directory = directory()?;
-        copy(binary("cloudlinkd")?, directory.path().join("cloudlinkd"))?;
-        let user = User::from_name(USER)?.with_context(|| format!("there is no user {USER}"))?;
-        Ok(Self { directory, user })
-    }
-
-    fn program(&self) -> String {
-        self.directory.path().join("cloudlinkd").display().to_string()
-    }
-
-    /// Started as a service manager would: as the user, with these capabilities and never another one.
-    fn with_capabilities(&self, capabilities: &[&str]) -> Runner {
-        let raised: String = capabilities.iter().map(|capability| format!(",+{capability}")).collect();
-        let sets = ["inh-caps", "ambient-caps", "bounding-set"].map(|set| format!("--{set}=-all{raised}"));
-        let options = sets.iter().map(String::as_str).chain(["--no-new-privs"]);
-        self.with_options(&options.collect::<Vec<_>>())
-    }
-
-    fn with_options(&self, options: &[&str]) -> Runner {
-        let (uid, gid) = (self.user.uid.to_string(), self.user.gid.to_string());
-        let who = ["setpriv", "--pdeathsig", "TERM", "--reuid", &uid, "--regid", &gid, "--clear-groups"];
-        let program = self.program();
-        let what = ["--", program.as_str()];
-        let words = who.iter().chain(options).chain(&what);
-        Runner { user: self.user.uid, command: words.map(|&word| word.to_owned()).collect() }
-    }
-}
-
-/// The same, in a view of the file system that `script` makes.
-fn within(script: &str, arguments: &[&str], runner: Runner) -> Runner {
-    let before = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"];
-    let words = before.iter().chain(arguments).map(|&word| word.to_owned());
-    Runner { command: words.chain(runner.command).collect(), ..runner }
-}
 
 /// The values of a setting of the unit, and of what is added to it for a Postgres of the node's own.
 fn unit_values(key: &str) -> impl Iterator<Item = &str> {
@@ -192,7 +147,7 @@ fn two_capabilities_and_what_the_unit_leaves_suffice() -> anyhow::Result<()> {
 
         let pid = fleet.server.program().pid();
         let own = pid.to_string();
-        ensure!(status(&own, "Uid")?.split_whitespace().all(|uid| uid == installed.user.uid.to_string()));
+        ensure!(status(&own, "Uid")?.split_whitespace().all(|uid| uid == installed.user().uid.to_string()));
         ensure!(status(&own, "NoNewPrivs")? == "1");
         for set in ["CapPrm", "CapEff", "CapBnd"] {
             ensure!(capabilities(&own, set)? == NET_ADMIN | NET_BIND_SERVICE, "{set}: {}", status(&own, set)?);
@@ -259,7 +214,7 @@ fn what_lacks_for_tunnels_is_named() -> anyhow::Result<()> {
 fn no_shell_is_ever_started() -> anyhow::Result<()> {
     netns::test("no_shell_is_ever_started", async || {
         let installed = Installed::make()?;
-        let (trap, calls) = (installed.directory.path().join("trap"), installed.directory.path().join("calls"));
+        let (trap, calls) = (installed.path("trap"), installed.path("calls"));
         write(
             &trap,
             format!("#!/usr/bin/perl\nopen F, '>>', '{}'; print F \"@ARGV\\n\"; exit 127;\n", calls.display()),
