@@ -231,6 +231,9 @@ pub struct Metrics {
     /// `reason`: see [`TunnelDrop`].
     pub tunnel_dropped: IntCounterVec,
 
+    /// Ports of devices that are open for support on this node.
+    pub openings_live: IntGauge,
+
     /// Devices whose certificate two machines seem to use.
     pub clones_suspected: IntCounter,
     /// `reason` (`foreign`, `stale`, `illegal`, `unknown`): reports of commands that changed nothing.
@@ -353,6 +356,11 @@ impl Metrics {
                 "cloudlink_tunnel_dropped_total",
                 "Packets inside tunnels, or to them, that went no further.",
                 &["reason"],
+            ),
+            openings_live: gauge(
+                &registry,
+                "cloudlink_openings_live",
+                "Ports of devices that are open for support on this node.",
             ),
             clones_suspected: counter(
                 &registry,

@@ -2,6 +2,7 @@
 //! Several nodes may run them at once.
 
 mod deadline;
+mod opening;
 pub(crate) mod presence;
 pub(crate) mod revocation;
 mod tunnel;
@@ -17,7 +18,9 @@ pub fn start(links: &Links, shutdown: &Shutdown) {
     shutdown.spawn_vital("deadline", deadline::run(links.clone(), shutdown.clone()));
     shutdown.spawn_vital("presence", presence::run(links.clone(), shutdown.clone()));
     shutdown.spawn_vital("revocation", revocation::run(links.clone(), shutdown.clone()));
+    shutdown.spawn_vital("opening ends", opening::sweep(links.clone(), shutdown.clone()));
     if let Some(tunnels) = &links.0.tunnels {
+        shutdown.spawn_vital("openings", opening::keep(links.clone(), Arc::clone(tunnels), shutdown.clone()));
         shutdown.spawn_vital("tunnel lease", tunnel::lease(links.clone(), Arc::clone(tunnels), shutdown.clone()));
         shutdown.spawn_vital("tunnel traffic", tunnel::traffic(links.clone(), Arc::clone(tunnels), shutdown.clone()));
     }

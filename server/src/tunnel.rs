@@ -34,6 +34,7 @@ use ipnet::Ipv6Net;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::server::{ResolvesServerCert, WebPkiClientVerifier};
+use tokio::sync::Notify;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::batch::Batch;
@@ -85,6 +86,7 @@ pub(crate) struct Tunnels {
     /// Connections out of tunnels that are no link yet.
     inside: Arc<Gate>,
     entering: Mutex<()>,
+    has_left: Notify,
 }
 
 /// What they are made of.
@@ -131,12 +133,18 @@ impl Tunnels {
                 burst: INSIDE_BURST,
             }),
             entering: Mutex::new(()),
+            has_left: Notify::new(),
         })
     }
 
     /// Held while a tunnel is entered among the links and gets its address.
     fn entering(&self) -> MutexGuard<'_, ()> {
         self.entering.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until a tunnel is gone, since it was last asked. For one task alone.
+    pub(crate) async fn left(&self) {
+        self.has_left.notified().await;
     }
 
     /// What went through each tunnel so far.

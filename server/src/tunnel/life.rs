@@ -46,6 +46,9 @@ pub(crate) async fn run(shared: Arc<Shared>, tunnel: Tunnel, hard: CancellationT
 async fn finish(entered: &Entered, ended: Ended, hard: CancellationToken) {
     let Entered { shared, handle } = entered;
     let carried = shared.registry.leave(handle);
+    if let Some(tunnels) = &shared.tunnels {
+        tunnels.has_left.notify_one();
+    }
     let Ended { reason, is_loss, counts } = ended;
     let metrics = &shared.metrics;
     metrics.tunnels_live.dec();
