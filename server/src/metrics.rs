@@ -126,12 +126,26 @@ pub enum TunnelDrop {
     LinkLocal,
     /// Out of a tunnel: not for the node.
     Destination,
-    /// Out of a tunnel: not a whole IP packet, or too large.
+    /// Out of a tunnel: for a multicast group.
+    Multicast,
+    /// Out of a tunnel: for everybody.
+    Broadcast,
+    /// Out of a tunnel: not a whole packet, or too large.
     Malformed,
     /// Out of a tunnel: a fragment.
     Fragment,
+    /// Out of a tunnel: with IPv4 options or IPv6 extension headers, source routes among them.
+    Options,
+    /// Out of a tunnel: neither TCP nor a ping.
+    Protocol,
+    /// Out of a tunnel: for a port of the node that devices may not reach, or from one of the device that was never open.
+    Port,
+    /// Out of a tunnel: the device is in quarantine, or else it would have passed.
+    Quarantine,
     /// Out of a tunnel: under a key that is not in use.
     Key,
+    /// Either way: the device's port is not open for support, or not any more.
+    Closed,
     /// To a tunnel: nobody has the address.
     NoTunnel,
     /// To a tunnel: not from the node, which forwards nothing. Its system may.
@@ -148,19 +162,40 @@ pub enum TunnelDrop {
 
 impl TunnelDrop {
     /// Every reason there is.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 19] = [
         Self::Source,
         Self::LinkLocal,
         Self::Destination,
+        Self::Multicast,
+        Self::Broadcast,
         Self::Malformed,
         Self::Fragment,
+        Self::Options,
+        Self::Protocol,
+        Self::Port,
+        Self::Quarantine,
         Self::Key,
+        Self::Closed,
         Self::NoTunnel,
         Self::Forwarded,
         Self::QueueFull,
         Self::TooLarge,
         Self::Unsealed,
         Self::Interface,
+    ];
+
+    /// Those that say that the device tried what it may not: counted for each device.
+    pub const ATTEMPTS: [Self; 10] = [
+        Self::Source,
+        Self::Destination,
+        Self::Multicast,
+        Self::Broadcast,
+        Self::Malformed,
+        Self::Fragment,
+        Self::Options,
+        Self::Protocol,
+        Self::Port,
+        Self::Quarantine,
     ];
 
     /// The label's value.
@@ -170,9 +205,16 @@ impl TunnelDrop {
             Self::Source => "source",
             Self::LinkLocal => "link_local",
             Self::Destination => "destination",
+            Self::Multicast => "multicast",
+            Self::Broadcast => "broadcast",
             Self::Malformed => "malformed",
             Self::Fragment => "fragment",
+            Self::Options => "options",
+            Self::Protocol => "protocol",
+            Self::Port => "port",
+            Self::Quarantine => "quarantine",
             Self::Key => "key",
+            Self::Closed => "closed",
             Self::NoTunnel => "no_tunnel",
             Self::Forwarded => "forwarded",
             Self::QueueFull => "queue_full",

@@ -250,7 +250,7 @@ fn live(
         // now, and ends as one, before its first packet.
         handle.end(Ending::Cut);
     }
-    let port = tunnels.plane.attach(host, tunnel_id, key.device_id);
+    let port = tunnels.plane.attach(host, tunnel_id, key.device_id, false);
     drop(entering);
     Ok(tunnel(port, handle, expires_at))
 }

@@ -1,4 +1,4 @@
-//! From the connection to the interface: reads, decrypts, checks where packets go.
+//! From the connection to the interface: reads, decrypts, lets through what may pass.
 
 use std::cell::RefCell;
 use std::io;
@@ -10,7 +10,6 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::Instant;
 
 use super::{Driver, End};
-use crate::metrics::TunnelDrop;
 use crate::tunnel::plane::Counts;
 
 /// Bytes of one read.
@@ -62,15 +61,15 @@ impl Driver {
         room.packets.clear();
         let port = &self.tunnel.port;
         let (begun, read) = room.bytes.split_at_mut(BEGUN_BYTES);
-        let (mut at, mut strays) = (0, 0);
+        let mut at = 0;
         while at < bytes {
             let rest = &mut read[at..bytes];
             let (rest_at, rest_bytes) = (rest.as_ptr().addr(), rest.len());
             let received = self.tunnel.session.handle_input(now.into_std(), rest);
             if let Some(packet) = received.packet {
                 let offset = packet.as_ptr().addr().wrapping_sub(rest_at);
-                if !port.is_for_node(packet) {
-                    strays += 1;
+                if let Err(reason) = port.judge(packet) {
+                    port.drop_packets(reason, 1);
                 } else if offset < rest_bytes {
                     let start = BEGUN_BYTES + at + offset;
                     room.packets.push(start..start + packet.len());
@@ -82,7 +81,6 @@ impl Driver {
             }
             at += received.consumed;
         }
-        port.drop_packets(TunnelDrop::Destination, strays);
         if !room.packets.is_empty() {
             port.send_in(&room.bytes, &room.packets);
             port.count(Counts {

@@ -46,7 +46,12 @@ impl Directory {
 
     /// The tunnel that packets to this address go to.
     pub(super) fn find(&self, destination: IpAddr) -> Option<Guard<Option<Arc<Line>>>> {
-        let found = self.place(self.slice.host_of(destination)?)?.load();
+        self.at(self.slice.host_of(destination)?)
+    }
+
+    /// The tunnel that has this host's place.
+    pub(super) fn at(&self, host: u32) -> Option<Guard<Option<Arc<Line>>>> {
+        let found = self.place(host)?.load();
         found.is_some().then_some(found)
     }
 

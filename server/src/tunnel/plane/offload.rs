@@ -153,6 +153,11 @@ impl<'a> Large<'a> {
         Ok(Self { headers, payload, segment_bytes: segment_bytes.into(), kind })
     }
 
+    /// Its IP and transport headers; of one that goes as it is, everything.
+    pub(crate) fn headers(&self) -> &[u8] {
+        self.headers
+    }
+
     /// Where it comes from.
     pub(crate) fn source(&self) -> Option<std::net::IpAddr> {
         super::source(self.headers)

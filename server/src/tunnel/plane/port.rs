@@ -10,7 +10,10 @@ use std::time::Duration;
 use cloudlink_proto::ids::{DeviceId, TunnelId};
 use cloudlink_proto::openvpn::{HEADROOM, TAILROOM};
 use futures_util::task::AtomicWaker;
+use tokio::time::Instant;
 
+use super::door::Doors;
+use super::tally::Tally;
 use super::{Plane, offload};
 use crate::metrics::TunnelDrop;
 
@@ -26,6 +29,8 @@ pub(crate) struct Owner {
 pub(crate) struct Line {
     pub(crate) owner: Owner,
     pub(crate) traffic: Traffic,
+    pub(super) tally: Tally,
+    pub(super) doors: Doors,
     waiting_bytes_max: usize,
     waiting: Mutex<Waiting>,
     waker: AtomicWaker,
@@ -36,6 +41,8 @@ impl Line {
         Self {
             owner,
             traffic: Traffic::default(),
+            tally: Tally::default(),
+            doors: Doors::default(),
             waiting_bytes_max,
             waiting: Mutex::default(),
             waker: AtomicWaker::new(),
@@ -188,16 +195,17 @@ impl Port {
         Self { plane, host, line }
     }
 
-    /// Whether a packet is for the node: the only one that a tunnel reaches.
-    pub(crate) fn is_for_node(&self, packet: &[u8]) -> bool {
-        super::destination(packet).is_some_and(|destination| self.plane.is_gateway(destination))
+    /// Whether a packet out of the tunnel may pass, or why it may not.
+    pub(crate) fn judge(&self, packet: &[u8]) -> Result<(), TunnelDrop> {
+        self.line.doors.check(self.plane.wall.judge(packet)?, Instant::now)
     }
 
     /// Gives packets out of the tunnel to the interface, always through the same queue: the kernel sends answers through it,
     /// too, and keeps them in order. Whose place was taken has no address any more: what it sends would count as the other's.
     pub(crate) fn send_in(&self, bytes: &[u8], packets: &[Range<usize>]) {
         if !self.plane.directory.has(self.host, &self.line) {
-            return self.drop_packets(TunnelDrop::Source, u64::try_from(packets.len()).unwrap_or(0));
+            // Nothing that the device did.
+            return self.count_dropped(TunnelDrop::Source, u64::try_from(packets.len()).unwrap_or(0));
         }
         let lost = self.plane.send_in(self.host, bytes, packets);
         self.drop_packets(TunnelDrop::Interface, lost);
@@ -209,8 +217,15 @@ impl Port {
         self.plane.meters.count(&counts);
     }
 
-    /// Counts what did not.
+    /// Counts what did not, and who tried it.
     pub(crate) fn drop_packets(&self, reason: TunnelDrop, packets: u64) {
+        if packets > 0 {
+            self.line.tally.add(reason, packets);
+            self.count_dropped(reason, packets);
+        }
+    }
+
+    fn count_dropped(&self, reason: TunnelDrop, packets: u64) {
         if packets > 0 {
             self.line.traffic.add(&Counts { dropped: packets, ..Counts::default() });
             self.plane.meters.dropped(reason, packets);
@@ -253,5 +268,8 @@ impl Port {
 impl Drop for Port {
     fn drop(&mut self) {
         self.plane.directory.leave(self.host, &self.line);
+        if let Some(drops) = self.line.tally.take() {
+            self.plane.ended.add(self.line.owner.device, &drops);
+        }
     }
 }

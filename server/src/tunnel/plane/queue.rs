@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use tokio::task::yield_now;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tun_rs::AsyncDevice;
 
 use super::offload::{HEAD_BYTES, Large, PACKET_BYTES_MAX};
+use super::port::Line;
 use super::{Counts, Plane};
 use crate::metrics::TunnelDrop;
 
@@ -63,10 +64,10 @@ impl Plane {
             let segments = u64::try_from(large.segments()).unwrap_or(0);
             return self.meters.dropped(TunnelDrop::NoTunnel, segments);
         };
-        if !large.source().is_some_and(|source| self.is_gateway(source)) {
+        if let Some(reason) = self.forbids(line, large) {
             let dropped = u64::try_from(large.segments()).unwrap_or(0);
             line.traffic.add(&Counts { dropped, ..Counts::default() });
-            return self.meters.dropped(TunnelDrop::Forwarded, dropped);
+            return self.meters.dropped(reason, dropped);
         }
         let dropped = line.put(|room| {
             room.reserve(large.segments(), large.segment_bytes_max());
@@ -77,5 +78,14 @@ impl Plane {
             self.meters.dropped(TunnelDrop::QueueFull, dropped);
             line.traffic.add(&Counts { dropped, ..Counts::default() });
         }
+    }
+
+    /// Why the device must not get this.
+    fn forbids(&self, line: &Line, large: &Large<'_>) -> Option<TunnelDrop> {
+        if !large.source().is_some_and(|source| self.is_gateway(source)) {
+            return Some(TunnelDrop::Forwarded);
+        }
+        let passage = self.wall.judge_outward(large.headers());
+        (!passage.is_some_and(|passage| line.doors.lets_out(passage, Instant::now))).then_some(TunnelDrop::Closed)
     }
 }

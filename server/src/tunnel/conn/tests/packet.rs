@@ -4,15 +4,27 @@ use std::net::{IpAddr, SocketAddr};
 
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
+const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
+const ECHO_REQUEST: u8 = 8;
+const ECHO_REQUEST_V6: u8 = 128;
 const ECHO_REPLY: u8 = 0;
 const ECHO_REPLY_V6: u8 = 129;
 pub(super) const SYN: u8 = 0x02;
 pub(super) const ACK: u8 = 0x10;
 
+/// A ping.
+pub(super) fn echo_request(source: IpAddr, destination: IpAddr, payload: &[u8]) -> Vec<u8> {
+    echo(if source.is_ipv4() { ECHO_REQUEST } else { ECHO_REQUEST_V6 }, source, destination, payload)
+}
+
 /// The answer to a ping: what a device may say to a node at any time, though nobody has asked.
 pub(super) fn echo_reply(source: IpAddr, destination: IpAddr, payload: &[u8]) -> Vec<u8> {
-    let mut message = vec![if source.is_ipv4() { ECHO_REPLY } else { ECHO_REPLY_V6 }, 0, 0, 0, 0, 7, 0, 1];
+    echo(if source.is_ipv4() { ECHO_REPLY } else { ECHO_REPLY_V6 }, source, destination, payload)
+}
+
+fn echo(kind: u8, source: IpAddr, destination: IpAddr, payload: &[u8]) -> Vec<u8> {
+    let mut message = vec![kind, 0, 0, 0, 0, 7, 0, 1];
     message.extend(payload);
     if source.is_ipv4() {
         let checksum = sum(&message, 0);
@@ -22,6 +34,17 @@ pub(super) fn echo_reply(source: IpAddr, destination: IpAddr, payload: &[u8]) ->
         with_checksum(&mut message, 2, source, destination, ICMPV6);
         ip(source, destination, ICMPV6, &message)
     }
+}
+
+/// What is in a whole ping.
+pub(super) fn ping_payload(packet: &[u8]) -> Option<&[u8]> {
+    let (message, kind) = if packet.first()? >> 4 == 4 {
+        let message = packet.get(20..).filter(|message| packet[9] == ICMP && sum(message, 0) == 0)?;
+        (message, ECHO_REQUEST)
+    } else {
+        (transport(packet).filter(|_| packet[6] == ICMPV6)?, ECHO_REQUEST_V6)
+    };
+    message.get(8..).filter(|_| message[0] == kind)
 }
 
 /// What is in the answer to a ping, if that is what this message is.
@@ -65,9 +88,13 @@ pub(super) fn transport(packet: &[u8]) -> Option<&[u8]> {
     (sum(transport, pseudo(source, destination, protocol, transport.len())) == 0).then_some(transport)
 }
 
-/// What is in a UDP datagram.
-pub(super) fn udp_payload(packet: &[u8]) -> Option<&[u8]> {
-    transport(packet)?.get(8..)
+/// A UDP datagram.
+pub(super) fn udp(source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(8 + payload.len()).unwrap();
+    let mut datagram = [source.port(), destination.port(), length, 0].map(u16::to_be_bytes).concat();
+    datagram.extend(payload);
+    with_checksum(&mut datagram, 6, source.ip(), destination.ip(), UDP);
+    ip(source.ip(), destination.ip(), UDP, &datagram)
 }
 
 fn ip(source: IpAddr, destination: IpAddr, protocol: u8, transport: &[u8]) -> Vec<u8> {

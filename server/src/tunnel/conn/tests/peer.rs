@@ -146,6 +146,11 @@ impl Node {
 
     /// The same, with a certificate that ends so soon.
     pub(super) async fn tunnel_for(&self, host: u32, expires_within: Duration) -> Peer {
+        self.tunnel_as(host, expires_within, false).await
+    }
+
+    /// The same, of a device that may be in quarantine.
+    pub(super) async fn tunnel_as(&self, host: u32, expires_within: Duration, is_quarantined: bool) -> Peer {
         let addresses = self.addresses(host);
         let admission = Admission {
             ipv4: addresses.ipv4,
@@ -160,15 +165,26 @@ impl Node {
         let device = DeviceId::from_uuid(Uuid::from_u128(host.into()));
         let key = LinkKey { device_id: device, epoch: 1 };
         let handle = self.registry.enter(key, Box::default(), Seat::Direct, Instant::now());
+        let tunnel = TunnelId::from_uuid(Uuid::new_v4());
         let live = Tunnel {
             session: Box::new(server),
             stream,
-            port: self.plane.attach(host, TunnelId::from_uuid(Uuid::new_v4()), device),
+            port: self.plane.attach(host, tunnel, device, is_quarantined),
             handle: Arc::clone(&handle),
             expires_at: Instant::now() + expires_within,
         };
         let run = tokio::spawn(run(live, self.shutdown.hard.clone()));
-        Peer { addresses, session: client, stream: remote, packets: VecDeque::new(), closed: None, handle, run }
+        Peer {
+            addresses,
+            host,
+            tunnel,
+            session: client,
+            stream: remote,
+            packets: VecDeque::new(),
+            closed: None,
+            handle,
+            run,
+        }
     }
 
     /// How many packets were dropped for a reason.
@@ -253,6 +269,8 @@ fn feed(session: &mut Session, mut bytes: &mut [u8], mut packet: impl FnMut(&[u8
 /// A device at the other end of a tunnel.
 pub(super) struct Peer {
     pub(super) addresses: Addresses,
+    pub(super) host: u32,
+    pub(super) tunnel: TunnelId,
     pub(super) handle: Arc<Handle>,
     pub(super) closed: Option<CloseReason>,
     pub(super) run: JoinHandle<Ended>,
