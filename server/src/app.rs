@@ -233,7 +233,8 @@ impl Node {
             .context("tunnels are enabled, but they cannot have an interface")?;
         plane.start(shutdown);
         let (device, store) = (&self.config.device, store.clone());
-        let parts = tunnel::Parts { config, device, server, plane, isolation, leased, store };
+        let keep_days = self.config.isolation.proof_keep_days;
+        let parts = tunnel::Parts { config, device, server, plane, isolation, leased, store, keep_days };
         Ok(Some((Tunnels::new(parts), wrapping)))
     }
 

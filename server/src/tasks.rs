@@ -23,5 +23,6 @@ pub fn start(links: &Links, shutdown: &Shutdown) {
         shutdown.spawn_vital("openings", opening::keep(links.clone(), Arc::clone(tunnels), shutdown.clone()));
         shutdown.spawn_vital("tunnel lease", tunnel::lease(links.clone(), Arc::clone(tunnels), shutdown.clone()));
         shutdown.spawn_vital("tunnel traffic", tunnel::traffic(links.clone(), Arc::clone(tunnels), shutdown.clone()));
+        shutdown.spawn_vital("tunnel days", tunnel::days(links.clone(), Arc::clone(tunnels), shutdown.clone()));
     }
 }

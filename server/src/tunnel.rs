@@ -13,6 +13,7 @@
 //! leaves it again. Packets go from a tunnel to the node and back, never from one tunnel to another.
 
 pub(crate) mod conn;
+pub(crate) mod day;
 mod handshake;
 pub(crate) mod inside;
 pub(crate) mod life;
@@ -44,6 +45,7 @@ use crate::link::TlsError;
 use crate::link::limit::{Allowance, Gate};
 use crate::store::tunnel::{TunnelTraffic, address_trim_in_txn, slice_lease_in_txn};
 use crate::store::{Store, StoreError, Visibility};
+use day::Days;
 use plane::Plane;
 use slice::Slice;
 use statement::{Leases, Totals};
@@ -81,6 +83,10 @@ pub(crate) struct Tunnels {
     server: Arc<ServerConfig>,
     addresses: Batch<Leases>,
     totals: Batch<Totals>,
+    /// When it carried whose tunnels.
+    pub(crate) days: Arc<Days>,
+    /// How many days that is kept.
+    pub(crate) keep_days: u32,
     turns: Turns,
     refused: Refused,
     /// Connections out of tunnels that are no link yet.
@@ -99,6 +105,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) isolation: Arc<Isolation>,
     pub(crate) leased: Leased,
     pub(crate) store: Store,
+    pub(crate) keep_days: u32,
 }
 
 /// The slice of this node.
@@ -111,7 +118,7 @@ pub struct Leased {
 impl Tunnels {
     /// Starts what tunnels share. To be called in a runtime.
     pub(crate) fn new(parts: Parts<'_>) -> Arc<Self> {
-        let Parts { config, device, server, plane, isolation, leased, store } = parts;
+        let Parts { config, device, server, plane, isolation, leased, store, keep_days } = parts;
         let at_once = match usize::try_from(config.handshakes_max) {
             Ok(0) | Err(_) => 2 * available_parallelism().map_or(1, NonZero::get),
             Ok(at_once) => at_once,
@@ -124,6 +131,8 @@ impl Tunnels {
             server: Arc::new(server),
             addresses: Batch::start(leases, store.clone()),
             totals: Batch::start(Totals, store),
+            days: Arc::default(),
+            keep_days,
             turns: Turns::new(at_once),
             refused: Refused::default(),
             inside: Gate::new(Allowance {

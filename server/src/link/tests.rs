@@ -126,6 +126,7 @@ impl Port {
                 isolation: Isolation::without_kernel(&leased.slice),
                 leased,
                 store: store.clone(),
+                keep_days: 90,
             }))
         } else {
             None

@@ -231,6 +231,58 @@ pub async fn tunnel_count(connection: &mut PgConnection, tunnels: &[TunnelTraffi
     Ok(())
 }
 
+/// A tenant that had tunnels on a node from and until so long ago.
+#[derive(Clone, Copy, Debug)]
+pub struct CarriedTunnels {
+    pub tenant_id: TenantId,
+    pub since: Duration,
+    pub until: Duration,
+}
+
+/// Writes that a node carried tunnels of these tenants, in whole minutes and day by day. At most one a tenant. Says nothing twice.
+pub async fn tunnel_day_note(
+    connection: &mut PgConnection,
+    node: &str,
+    carried: &[CarriedTunnels],
+) -> Result<(), StoreError> {
+    let tenants: Vec<Uuid> = carried.iter().map(|carried| carried.tenant_id.as_uuid()).collect();
+    let since: Vec<f64> = carried.iter().map(|carried| carried.since.as_secs_f64()).collect();
+    let until: Vec<f64> = carried.iter().map(|carried| carried.until.as_secs_f64()).collect();
+    sqlx::query!(
+        "insert into tunnel_days as t (tenant_id, day, node, spans)
+         select c.tenant_id, d.day::date, $1,
+                tstzmultirange(tstzrange(s.since, s.until)) * tstzmultirange(tstzrange(b.midnight, b.midnight + interval '24 hours'))
+           from unnest($2::uuid[], $3::float8[], $4::float8[]) as c(tenant_id, since, until)
+          cross join lateral (
+                select date_trunc('minute', statement_timestamp() - make_interval(secs => c.since)) as since,
+                       date_trunc('minute', statement_timestamp() - make_interval(secs => c.until)) + interval '1 minute' as until
+                ) s
+          cross join lateral generate_series(date_trunc('day', s.since at time zone 'utc'), s.until at time zone 'utc' - interval '1 minute',
+                                             interval '1 day') as d(day)
+          cross join lateral (select d.day at time zone 'utc' as midnight) b
+             on conflict (tenant_id, day, node) do update set spans = t.spans + excluded.spans
+                where not t.spans @> excluded.spans",
+        node,
+        &tenants,
+        &since,
+        &until,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Forgets days that are too long ago, of every node: one that is gone does not do it itself.
+pub async fn tunnel_day_trim(connection: &mut PgConnection, keep_days: u32) -> Result<(), StoreError> {
+    sqlx::query!(
+        "delete from tunnel_days where day < (clock_timestamp() at time zone 'utc')::date - $1::integer",
+        i32::try_from(keep_days).unwrap_or(i32::MAX),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use cloudlink_proto::ids::DeviceId;
@@ -401,5 +453,73 @@ mod tests {
         let sql = "select packets_in || ' ' || packets_out || ' ' || bytes_in || ' ' || bytes_out || ' ' || dropped from tunnels";
         let counted: String = sqlx::query_scalar(sql).fetch_one(&scene.root).await.unwrap();
         assert_eq!(counted, format!("1 2 7 4 {}", i64::MAX));
+    }
+
+    fn minutes_ago(scene: &Scene, since: u64, until: u64) -> [CarriedTunnels; 1] {
+        let ago = |minutes| Duration::from_secs(60 * minutes);
+        [CarriedTunnels { tenant_id: scene.tenant, since: ago(since), until: ago(until) }]
+    }
+
+    async fn note(scene: &Scene, node: &str, since: u64, until: u64) {
+        let mut connection = scene.store.connection().await.unwrap();
+        tunnel_day_note(&mut connection, node, &minutes_ago(scene, since, until)).await.unwrap();
+    }
+
+    /// How many minutes of how many spans in how many rows are written of a node.
+    async fn noted(scene: &Scene, node: &str) -> (i64, i64, i64) {
+        let sql = "select coalesce(sum(extract(epoch from upper(s) - lower(s)) / 60), 0)::bigint, count(s), count(distinct day)
+                     from tunnel_days cross join unnest(spans) s where node = $1";
+        sqlx::query_as(sql).bind(node).fetch_one(&scene.root).await.unwrap()
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn when_tunnels_were_up_is_written_in_whole_minutes(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        note(&scene, "a", 0, 0).await;
+        // A test that runs across a full minute finds two of them, and one across midnight two days.
+        let (minutes, spans, days) = noted(&scene, "a").await;
+        assert!(minutes == 1 && spans == 1 && days == 1, "{minutes} {spans} {days}");
+        // Three days and an hour touch four or five days, each with its own row.
+        note(&scene, "b", 3 * 1440 + 60, 0).await;
+        let (minutes, spans, days) = noted(&scene, "b").await;
+        assert_eq!(minutes, 3 * 1440 + 61);
+        assert!((4..=5).contains(&days) && spans == days, "{spans} {days}");
+        let outside = "select count(*) from tunnel_days cross join unnest(spans) s
+                        where lower(s) < day::timestamp at time zone 'utc' or upper(s) > (day + 1)::timestamp at time zone 'utc'";
+        let outside: i64 = sqlx::query_scalar(outside).fetch_one(&scene.root).await.unwrap();
+        assert_eq!(outside, 0);
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn pieces_that_touch_are_one_and_what_is_known_is_not_written_again(
+        pool: PgPoolOptions,
+        database: PgConnectOptions,
+    ) {
+        let scene = Scene::new(pool, database).await;
+        // At noon of the day before yesterday, so that all of it is on one day.
+        let now = crate::clock::now();
+        let noon = now.replace_time(time::Time::MIDNIGHT) - time::Duration::hours(36);
+        let noon = u64::try_from((now - noon).whole_minutes()).unwrap();
+        note(&scene, "a", noon, noon - 100).await;
+        note(&scene, "a", noon - 100, noon - 150).await;
+        let (minutes, spans, days) = noted(&scene, "a").await;
+        assert!((150..=152).contains(&minutes) && (spans, days) == (1, 1), "{minutes} {spans} {days}");
+        let version = async || -> String {
+            sqlx::query_scalar("select xmin::text from tunnel_days").fetch_one(&scene.root).await.unwrap()
+        };
+        let before = version().await;
+        note(&scene, "a", noon - 20, noon - 50).await;
+        assert_eq!(version().await, before);
+        note(&scene, "a", noon - 200, noon - 210).await;
+        let (_, spans, days) = noted(&scene, "a").await;
+        assert_eq!((spans, days), (2, 1), "there is time without tunnels in between");
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn days_that_are_too_long_ago_are_forgotten(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        note(&scene, "a", 5 * 1440, 0).await;
+        tunnel_day_trim(&mut scene.store.connection().await.unwrap(), 2).await.unwrap();
+        assert_eq!(noted(&scene, "a").await.2, 3, "today and two days before");
     }
 }

@@ -1,26 +1,34 @@
-//! Keeps this node's slice of the address pool, and writes what goes through its tunnels.
+//! Keeps this node's slice of the address pool, and writes what goes through its tunnels, and when whose tunnels there were.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cloudlink_proto::ids::TunnelId;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::lifecycle::Shutdown;
 use crate::link::{Links, Shared};
 use crate::store::StoreError;
-use crate::store::tunnel::{TunnelTraffic, slice_renew, tunnel_count};
+use crate::store::tunnel::{
+    CarriedTunnels, TunnelTraffic, slice_renew, tunnel_count, tunnel_day_note, tunnel_day_trim,
+};
+use crate::tunnel::day::Extent;
 use crate::tunnel::{SLICE_LEASE, Tunnels};
 
 const RENEW_EVERY: Duration = Duration::from_secs(60);
 /// How far the figures of a tunnel lag behind.
 const COUNT_EVERY: Duration = Duration::from_secs(10);
+/// How often it is written that tunnels are still up.
+const DAYS_EVERY: Duration = Duration::from_secs(60);
+/// How often days that are too old are forgotten.
+const TRIM_EVERY: Duration = Duration::from_secs(3600);
 /// Rows in one statement.
 const ROWS_MAX: usize = 1000;
 /// For the metrics of failed tasks.
 const LEASE: &str = "tunnel_lease";
 const TRAFFIC: &str = "tunnel_traffic";
+const DAYS: &str = "tunnel_days";
 
 /// Until the soft stop, after which the lease lasts long enough. Ends early if another node has the slice: this one has not
 /// reached the database for longer than a lease, and must not go on giving out the other's addresses.
@@ -79,6 +87,56 @@ async fn write(shared: &Shared, tunnels: &Tunnels, written: &mut HashMap<TunnelI
         written.extend(rows.iter().map(|row| (row.tunnel_id, sum(row))));
     }
     Ok(())
+}
+
+/// Writes when tunnels of which tenants were up: of a tenant that had none at once, of the others now and then, and all of it at
+/// the end of the last tunnel.
+pub(super) async fn days(links: Links, tunnels: Arc<Tunnels>, shutdown: Shutdown) {
+    let Links(shared) = links;
+    let (mut tick, mut trim) = (interval(DAYS_EVERY), interval(TRIM_EVERY));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    trim.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut is_failing = false;
+    loop {
+        let extent = tokio::select! {
+            () = shutdown.hard.cancelled() => break,
+            () = async { shutdown.soft.cancelled().await; tunnels.days.idle().await } => break,
+            () = tunnels.days.fresh(), if !is_failing => Extent::Fresh,
+            _ = tick.tick() => Extent::All,
+            _ = trim.tick() => {
+                let trimmed = async { tunnel_day_trim(&mut *shared.store.connection().await?, tunnels.keep_days).await };
+                if let Err(error) = shared.store.within(trimmed).await {
+                    note(&shared, DAYS, &error, "cannot forget on which days there were tunnels");
+                }
+                continue;
+            }
+        };
+        is_failing = !write_days(&shared, &tunnels, extent).await;
+    }
+    write_days(&shared, &tunnels, Extent::All).await;
+}
+
+/// False: it could not be written. It will be the next time.
+async fn write_days(shared: &Shared, tunnels: &Tunnels, extent: Extent) -> bool {
+    for due in tunnels.days.due(extent, Instant::now()).chunks(ROWS_MAX) {
+        let now = Instant::now();
+        let carried: Vec<_> = due
+            .iter()
+            .map(|due| CarriedTunnels {
+                tenant_id: due.tenant_id,
+                since: now.saturating_duration_since(due.since),
+                until: now.saturating_duration_since(due.until),
+            })
+            .collect();
+        let store = &shared.store;
+        let written = async { tunnel_day_note(&mut *store.connection().await?, &shared.node, &carried).await };
+        if let Err(error) = store.within(written).await {
+            note(shared, DAYS, &error, "cannot store that there are tunnels");
+            return false;
+        }
+        tunnels.days.written(extent, due);
+    }
+    true
 }
 
 fn note(shared: &Shared, task: &str, error: &StoreError, message: &'static str) {

@@ -7,6 +7,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::conn::{self, Ended, Tunnel};
+use super::day::Stay;
 use super::opening::TRANSPORT;
 use super::plane::{Counts, Owner};
 use crate::link::{Handle, Seat, Shared, close_row};
@@ -21,6 +22,18 @@ const FINISH_WITHIN: Duration = Duration::from_secs(6);
 struct Entered {
     shared: Arc<Shared>,
     handle: Arc<Handle>,
+    /// Its tenant has a tunnel on this node.
+    _stay: Option<Stay>,
+}
+
+impl Entered {
+    fn new(shared: Arc<Shared>, handle: Arc<Handle>) -> Self {
+        let stay = match (&handle.seat, &shared.tunnels) {
+            (Seat::Tunnel(seat), Some(tunnels)) => Some(tunnels.days.enter(seat.identity.tenant_id)),
+            (Seat::Tunnel(_) | Seat::Direct | Seat::Inside(_), _) => None,
+        };
+        Self { shared, handle, _stay: stay }
+    }
 }
 
 impl Drop for Entered {
@@ -31,7 +44,7 @@ impl Drop for Entered {
 
 /// Serves a tunnel until its end.
 pub(crate) async fn run(shared: Arc<Shared>, tunnel: Tunnel, hard: CancellationToken) {
-    let entered = Entered { handle: Arc::clone(&tunnel.handle), shared };
+    let entered = Entered::new(shared, Arc::clone(&tunnel.handle));
     let metrics = &entered.shared.metrics;
     metrics.tunnels_live.inc();
     metrics.tunnels_opened.inc();
@@ -44,7 +57,7 @@ pub(crate) async fn run(shared: Arc<Shared>, tunnel: Tunnel, hard: CancellationT
 
 /// Ends the tunnel: out of the registry, with the link inside it; what that one heard into the database, then the row.
 async fn finish(entered: &Entered, ended: Ended, hard: CancellationToken) {
-    let Entered { shared, handle } = entered;
+    let Entered { shared, handle, .. } = entered;
     let carried = shared.registry.leave(handle);
     if let Some(tunnels) = &shared.tunnels {
         tunnels.has_left.notify_one();

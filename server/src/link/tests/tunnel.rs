@@ -187,6 +187,9 @@ async fn a_tunnel_is_its_devices_link_and_the_device_keeps_its_address(_: PgPool
 
     let row = "transport || ' ' || has_agent || ' ' || epoch || ' ' || (closed_at is null)";
     port.until(&link_of(&device, row), "openvpn false 1 true").await;
+    // Written at once, not by the timer.
+    let days = "select string_agg(node || ' ' || (now() <@ spans), ', ') from tunnel_days";
+    port.until(days, "node-1 true").await;
     let tunnel = format!(
         "select host(t.ipv4) || ' ' || client || ' ' || (t.id = l.tunnel_id) from tunnels t join links l using (device_id)
           where device_id = '{}'",

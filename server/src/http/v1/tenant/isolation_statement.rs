@@ -38,7 +38,7 @@ pub(crate) async fn handler(
     check_day(day, &tenant, statements)?;
     let content = content(statements, tenant, day, snapshot.records(id, day).await?);
     let statement = statements.signer.sign(StatementKind::Isolation, &content);
-    let statement = statement.map_err(|error| Problem::internal_because(error))?;
+    let statement = statement.map_err(Problem::internal_because)?;
     Ok(Json(SignedIsolationStatement { statement, content }))
 }
 
