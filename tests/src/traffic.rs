@@ -19,19 +19,19 @@ use crate::program::{Program, bound};
 
 /// For a program to begin, or to write what it has.
 const BEGIN_LIMIT: Duration = Duration::from_secs(10);
-const IPERF_PORT: u16 = 5201;
 /// For a hundred megabytes, on a machine that does much else besides.
 const IPERF_LIMIT: Duration = Duration::from_secs(120);
 
 /// Which way the bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// From the site to the server.
+    /// From the device to the server.
     Up,
     Down,
 }
 
-/// An `iperf3` server where the caller is. It serves one client after the other.
+/// An `iperf3` server on a device, in its tunnel. The node is its client, for it may reach a port of the device that is open, and
+/// the device may not reach any of the node's. It serves one client after the other.
 #[derive(Debug)]
 pub struct Iperf {
     address: IpAddr,
@@ -41,10 +41,13 @@ pub struct Iperf {
 }
 
 impl Iperf {
-    pub fn listen(address: impl Into<IpAddr>, directory: &Path) -> anyhow::Result<Self> {
+    /// Where it listens: to be opened.
+    pub const PORT: u16 = 5201;
+
+    pub fn listen(site: &Site, address: impl Into<IpAddr>, directory: &Path) -> anyhow::Result<Self> {
         let address = address.into();
-        let mut command = bound("iperf3");
-        command.args(["--server", "--forceflush", "--bind", &address.to_string(), "--port", &IPERF_PORT.to_string()]);
+        let mut command = site.bound("iperf3");
+        command.args(["--server", "--forceflush", "--bind", &address.to_string(), "--port", &Self::PORT.to_string()]);
         let server = Program::start("iperf3", command, &directory.join(format!("iperf3-{}.log", address.is_ipv6())))?;
         Ok(Self { address, server, served: AtomicUsize::new(0) })
     }
@@ -60,13 +63,13 @@ impl Iperf {
         .await
     }
 
-    /// Sends so many bytes between a site and here, and gives back how many have arrived.
-    pub async fn send(&self, site: &Site, bytes: u64, way: Way) -> anyhow::Result<u64> {
+    /// Sends so many bytes between the device and here, and gives back how many have arrived.
+    pub async fn send(&self, bytes: u64, way: Way) -> anyhow::Result<u64> {
         self.is_ready().await?;
-        let mut command = site.command("iperf3");
-        command.args(["--json", "--client", &self.address.to_string(), "--port", &IPERF_PORT.to_string()]);
+        let mut command = Command::new("iperf3");
+        command.args(["--json", "--client", &self.address.to_string(), "--port", &Self::PORT.to_string()]);
         command.args(["--bytes", &bytes.to_string()]);
-        if way == Way::Down {
+        if way == Way::Up {
             command.arg("--reverse");
         }
         let output = tokio::process::Command::from(command).kill_on_drop(true).output();

@@ -1,6 +1,6 @@
 //! What goes through a tunnel, what does not, and what somebody in between sees of it.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,12 +12,18 @@ use cloudlink_tests::poll::wait_for;
 use cloudlink_tests::server::Settings;
 use cloudlink_tests::traffic::{Capture, EchoRequests, Iperf, Way, is_silent, metric};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 /// For counters to be brought up to date.
 const COUNT_LIMIT: Duration = Duration::from_secs(20);
 const DROPPED: &str = "cloudlink_tunnel_dropped_total";
 const MEGABYTE: u64 = 1_000_000;
+/// Where agents find their link, unless configured otherwise.
+const LINK_PORT: u16 = 80;
+/// Of a listener on all addresses of the node.
+const EVERYWHERE: (Ipv6Addr, u16) = (Ipv6Addr::UNSPECIFIED, 25_400);
+/// After this long without an answer there will be none: the kernel repeats itself after a second.
+const SILENCE: Duration = Duration::from_secs(2);
 
 async fn fleet() -> anyhow::Result<Fleet> {
     Fleet::start_with(&Settings::with_tunnels(&[])).await
@@ -47,14 +53,15 @@ fn a_hundred_megabytes_go_both_ways_and_are_counted() -> anyhow::Result<()> {
         let site = Arc::new(Site::join()?);
         let (device, mut client) = fleet.client(&site, "gateway").await?;
         let tunnel = client.is_up(1).await?;
-        let iperf = Iperf::listen(tunnel.gateway_ipv4, &fleet.path(""))?;
+        fleet.open_port(&device.id, Iperf::PORT).await?;
+        let iperf = Iperf::listen(&site, tunnel.ipv4, &fleet.path(""))?;
         for way in [Way::Up, Way::Down] {
-            let arrived = iperf.send(&site, 100 * MEGABYTE, way).await?;
+            let arrived = iperf.send(100 * MEGABYTE, way).await?;
             // It looks when all are sent, and some are still on their way.
             ensure!(arrived >= 90 * MEGABYTE, "{way:?}: {arrived} bytes arrived");
         }
-        let other = Iperf::listen(tunnel.gateway_ipv6, &fleet.path(""))?;
-        ensure!(other.send(&site, 20 * MEGABYTE, Way::Up).await? >= 10 * MEGABYTE, "over IPv6");
+        let other = Iperf::listen(&site, tunnel.ipv6, &fleet.path(""))?;
+        ensure!(other.send(20 * MEGABYTE, Way::Up).await? >= 10 * MEGABYTE, "over IPv6");
         ensure!(client.complaints()?.is_empty(), "{:?}", client.complaints()?);
 
         wait_for("the bytes to be shown", COUNT_LIMIT, async || {
@@ -166,6 +173,23 @@ fn a_tunnel_leads_to_its_gateway_and_nowhere_else() -> anyhow::Result<()> {
         }
         counts(&fleet, "destination", before, 10.0).await?;
 
+        // To the node's other ports, whatever listens on all of its addresses. It is there for the node.
+        let (tcp, udp) = (TcpListener::bind(EVERYWHERE).await?, UdpSocket::bind(EVERYWHERE).await?);
+        for gateway in [IpAddr::from(spied.gateway_ipv4), spied.gateway_ipv6.into()] {
+            ensure!(connects(SocketAddr::new(gateway, EVERYWHERE.1)).await, "nobody listens on {gateway}");
+            let link = SocketAddr::new(gateway, LINK_PORT);
+            ensure!(one.run(async || Ok(connects(link).await))?, "the link's port does not answer on {gateway}");
+            let other = SocketAddr::new(gateway, EVERYWHERE.1);
+            one.run(async || {
+                let sender = UdpSocket::bind((if gateway.is_ipv4() { "0.0.0.0" } else { "::" }, 0)).await?;
+                sender.send_to(b"out of a tunnel", other).await?;
+                ensure!(!connects(other).await, "{other} answers a device");
+                Ok(())
+            })?;
+        }
+        ensure!(udp.try_recv(&mut [0; 64]).is_err(), "a datagram has come out of the tunnel");
+        drop(tcp);
+
         // Back again: nobody answers through a tunnel but the tunnel's own device.
         let unknown = Ipv4Addr::from(u32::from(spied.gateway_ipv4) + 1_000);
         let before = dropped(&fleet, "no_tunnel").await?;
@@ -177,6 +201,11 @@ fn a_tunnel_leads_to_its_gateway_and_nowhere_else() -> anyhow::Result<()> {
         Pings::default().come_back(&victim, &attacked).await?;
         Pings::default().come_back(&spy, &spied).await
     })
+}
+
+/// Whether somebody answers. Who is not let through waits in vain.
+async fn connects(to: SocketAddr) -> bool {
+    tokio::time::timeout(SILENCE, TcpStream::connect(to)).await.is_ok_and(|connected| connected.is_ok())
 }
 
 #[test]
@@ -217,6 +246,8 @@ fn a_client_that_reads_nothing_slows_nobody_else() -> anyhow::Result<()> {
     })
 }
 
+/// Of the device.
+const TALK_PORT: u16 = 25_200;
 const MARK: &str = "this-is-what-nobody-in-between-may-read";
 
 #[test]
@@ -228,6 +259,7 @@ fn nobody_in_between_sees_what_is_inside_or_any_tls_but_the_newest() -> anyhow::
         let (device, mut client) = fleet.client(&site, "gateway").await?;
         let tunnel = client.is_up(1).await?;
         let inner = Capture::start_at(&site, &tunnel.interface, &fleet.path("inner.pcap")).await?;
+        fleet.open_port(&device.id, TALK_PORT).await?;
         talk(&client, &tunnel).await?;
         client.program().stop()?;
         let (outer, inner) = (outer.stop()?, inner.stop()?);
@@ -260,23 +292,22 @@ const PATTERN: [u8; 16] =
 
 /// Says the mark in both directions over TCP, and sends the pattern in pings.
 async fn talk(client: &Client, tunnel: &Tunnel) -> anyhow::Result<()> {
-    let listener = TcpListener::bind((tunnel.gateway_ipv4, 25_200)).await?;
-    let gateway = tunnel.gateway_ipv4;
+    let listener = client.site.run(async || Ok(std::net::TcpListener::bind((tunnel.ipv4, TALK_PORT))?))?;
+    listener.set_nonblocking(true)?;
+    let listener = TcpListener::from_std(listener)?;
     let echo = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await?;
         let (mut from, mut to) = stream.split();
         tokio::io::copy(&mut from, &mut to).await
     });
-    client.site.run(async || {
-        let mut stream = TcpStream::connect((gateway, 25_200)).await?;
-        stream.write_all(MARK.as_bytes()).await?;
-        stream.shutdown().await?;
-        let mut heard = String::new();
-        stream.read_to_string(&mut heard).await?;
-        ensure!(heard == MARK, "{heard:?}");
-        Ok(())
-    })?;
+    let mut stream = TcpStream::connect((tunnel.ipv4, TALK_PORT)).await?;
+    stream.write_all(MARK.as_bytes()).await?;
+    stream.shutdown().await?;
+    let mut heard = String::new();
+    stream.read_to_string(&mut heard).await?;
+    ensure!(heard == MARK, "{heard:?}");
     echo.await??;
+    let gateway = tunnel.gateway_ipv4;
     let said =
         client.site.sh(&format!("ping -c 3 -i 0.2 -W 2 -p c10d119b -s 200 -I {} {gateway}", tunnel.interface))?;
     ensure!(said.contains(" 3 received"), "{said}");

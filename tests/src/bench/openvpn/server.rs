@@ -33,12 +33,12 @@ pub struct Server {
     port: u16,
     ca_pem: String,
     fleet: Arc<Fleet>,
-    _running: Running,
+    running: Running,
 }
 
 #[derive(Debug)]
 enum Running {
-    Cloudlink { _people: Box<People> },
+    Cloudlink { people: Box<People> },
     Stock { _program: Program, _directory: TempDir },
 }
 
@@ -46,7 +46,13 @@ impl Server {
     /// Starts `cloudlinkd` with its own Postgres, and makes a fleet of devices that it knows.
     pub async fn cloudlink(devices: usize, now: OffsetDateTime) -> Result<(Self, Arc<Fleet>)> {
         // Stock clients that come to the port at the same address are more than a customer has.
-        let set = ["tunnel.enabled=true", "tunnel.interface=clb0", "log.filter=info"];
+        let set = [
+            "tunnel.enabled=true",
+            "tunnel.interface=clb0",
+            "log.filter=info",
+            // More pings than a device makes are a measurement.
+            "isolation.echo_requests_per_second=1000",
+        ];
         let settings = Settings {
             device: Some((Ipv4Addr::UNSPECIFIED, CLOUDLINK_PORT).into()),
             set: set.map(str::to_owned).into(),
@@ -60,7 +66,7 @@ impl Server {
             port: CLOUDLINK_PORT,
             ca_pem: fleet.authority.certificate_pem(),
             fleet: fleet.clone(),
-            _running: Running::Cloudlink { _people: people },
+            running: Running::Cloudlink { people },
         };
         Ok((server, fleet))
     }
@@ -88,13 +94,22 @@ impl Server {
             port: STOCK_PORT,
             ca_pem: fleet.authority.certificate_pem(),
             fleet: fleet.clone(),
-            _running: Running::Stock { _program: program, _directory: directory },
+            running: Running::Stock { _program: program, _directory: directory },
         })
     }
 
     /// Where simulated devices dial it: on the loopback interface, where each customer can have an address.
     pub fn target(&self) -> Result<Target> {
         connect::target(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)), &self.fleet)
+    }
+
+    /// Lets this host reach a port of a device in its tunnel. Stock servers let it reach all.
+    pub(super) async fn open_port(&self, device: usize, port: u16) -> Result<()> {
+        let device = self.fleet.devices.get(device).context("the fleet has no such device")?;
+        if let Running::Cloudlink { people } = &self.running {
+            people.open_port(&device.id.to_string(), port).await?;
+        }
+        Ok(())
     }
 
     /// The configuration of a stock client with the certificate of this device.

@@ -1,5 +1,5 @@
 //! What packets through tunnels cost a server, and how many get through: iperf3 between stock clients, each at a site of its
-//! own, and the server's end of their tunnels.
+//! own, and the server's host. The host reaches a port of each, which Cloudlink opens for it; the other way there is none.
 
 use std::net::Ipv4Addr;
 use std::process::Stdio;
@@ -24,8 +24,8 @@ const CLIENTS: u16 = 4;
 const ROUNDS: usize = 3;
 /// Of one transfer.
 const SECONDS: u16 = 4;
-/// Of the first iperf3 server of a tunnel's end; each client has one of its own, for one serves one client at a time.
-const FIRST_PORT: u16 = 26_100;
+/// Of the iperf3 server at the clients' end of each tunnel.
+const PORT: u16 = 26_100;
 const LISTENS_WITHIN: Duration = Duration::from_secs(10);
 
 const CPU_RATIO_MAX: f64 = 0.5;
@@ -113,47 +113,43 @@ struct Sample {
 /// The tunnels of one server. Fields are dropped in this order.
 struct Tunnels<'a> {
     server: &'a Server,
-    gateway: Ipv4Addr,
-    clients: Vec<Client>,
-    _receivers: Vec<Program>,
+    receivers: Vec<(Ipv4Addr, Program)>,
+    _clients: Vec<Client>,
     _directory: TempDir,
 }
 
 impl<'a> Tunnels<'a> {
     async fn up(server: &'a Server, sites: &[Arc<Site>]) -> Result<Self> {
         let directory = tempfile::tempdir().context("no directory for the clients")?;
-        let (mut clients, mut gateway) = (Vec::new(), None);
+        let (mut clients, mut receivers) = (Vec::new(), Vec::new());
         for (device, site) in sites.iter().enumerate() {
             let name = format!("client-{device}");
             let mut client = Client::start(site, directory.path(), &name, &server.profile(device)?)?;
-            gateway = Some(client.is_up(1).await?.gateway_ipv4);
+            let address = client.is_up(1).await?.ipv4;
             clients.push(client);
-        }
-        let gateway = gateway.context("there is no site")?;
-        let mut receivers = Vec::new();
-        for port in FIRST_PORT..FIRST_PORT + CLIENTS {
-            let mut iperf = bound("iperf3");
-            iperf.args(["-s", "--forceflush", "-B", &gateway.to_string(), "-p", &port.to_string()]);
-            let program = Program::start("iperf3", iperf, &directory.path().join(format!("iperf3-{port}.log")))?;
+            let mut iperf = site.bound("iperf3");
+            iperf.args(["-s", "--forceflush", "-B", &address.to_string(), "-p", &PORT.to_string()]);
+            let program = Program::start("iperf3", iperf, &directory.path().join(format!("iperf3-{device}.log")))?;
             wait_for("an iperf3 that listens", LISTENS_WITHIN, async || {
                 ensure!(program.log_text()?.contains("listening"), "{}", program.log_text()?);
                 Ok(())
             })
             .await?;
-            receivers.push(program);
+            receivers.push((address, program));
+            server.open_port(device, PORT).await?;
         }
-        Ok(Self { server, gateway, clients, _receivers: receivers, _directory: directory })
+        Ok(Self { server, receivers, _clients: clients, _directory: directory })
     }
 
     async fn load(&self, case: &Case) -> Result<Sample> {
         let mut transfers = JoinSet::new();
         let (cpu, machine) = (self.server.process.cpu()?, machine_cpu()?);
-        for (client, port) in self.clients.iter().zip(FIRST_PORT..FIRST_PORT + case.clients) {
-            let mut iperf = client.site.command("iperf3");
+        for (address, _) in self.receivers.iter().take(case.clients.into()) {
+            let mut iperf = bound("iperf3");
             iperf
-                .args(["-J", "-c", &self.gateway.to_string(), "-p", &port.to_string()])
+                .args(["-J", "-c", &address.to_string(), "-p", &PORT.to_string()])
                 .args(["-t", &SECONDS.to_string()])
-                .args(if case.direction == Direction::Down { &["-R"][..] } else { &[] })
+                .args(if case.direction == Direction::Up { &["-R"][..] } else { &[] })
                 .stdin(Stdio::null());
             transfers.spawn(tokio::process::Command::from(iperf).kill_on_drop(true).output());
         }
