@@ -23,7 +23,7 @@ const PORTS: Capability = Capability::CAP_NET_BIND_SERVICE;
 pub enum PrivilegeError {
     #[error(
         "tunnels are enabled, and this process lacks the capability CAP_NET_ADMIN, which their interface and its isolation \
-         take: AmbientCapabilities=CAP_NET_ADMIN in a unit of systemd, `setcap cap_net_admin,cap_net_bind_service+ep` on the \
+         take: AmbientCapabilities=CAP_NET_ADMIN in a unit of systemd, `setcap cap_net_admin,cap_net_bind_service+p` on the \
          program, cap_add in a container; or set tunnel.enabled = false"
     )]
     Missing,

@@ -19,6 +19,11 @@ use nix::unistd::Pid;
 
 const UNIT: &str = include_str!("../../docker/cloudlinkd.service");
 const UNIT_WITH_POSTGRES: &str = include_str!("../../docker/cloudlinkd.service.d/postgres.conf");
+const COMPOSE: &str = include_str!("../../docker/compose.yaml");
+const COMPOSE_WITH_TUNNELS: &str = include_str!("../../docker/compose.tunnels.yaml");
+const DOCKERFILE: &str = include_str!("../../docker/Dockerfile");
+/// On the file, permitted and not in effect: what the process may not have is left out, instead of refusing to run it.
+const FILE_CAPABILITIES: &str = "cap_net_admin,cap_net_bind_service+p";
 /// Where the unit has the program.
 const INSTALLED: &str = "/usr/bin/cloudlinkd";
 /// Bits in `/proc/<pid>/status`.
@@ -58,6 +63,14 @@ const TUN: &str = r#"
     exec "$@"
 "#;
 
+/// What a container runtime does with /proc/sys.
+const READ_ONLY_SETTINGS: &str = r#"
+    set -e
+    mount --bind /proc/sys /proc/sys
+    mount -o remount,bind,ro /proc/sys
+    exec "$@"
+"#;
+
 /// Puts $1 in the place of each shell. What comes after is started in there.
 const TRAP: &str = r#"
     set -e
@@ -89,6 +102,22 @@ fn as_the_unit(installed: &Installed) -> Runner {
         .collect();
     let writable = std::env::temp_dir().display().to_string();
     within(MOUNTS, &[&writable, &executable.join(" ")], runner)
+}
+
+/// The settings that compose makes for a container with tunnels, as `sysctl -w` takes them.
+fn container_settings() -> Vec<String> {
+    let lines = COMPOSE.lines().chain(COMPOSE_WITH_TUNNELS.lines()).map(str::trim);
+    let settings =
+        lines.filter_map(|line| line.trim_start_matches("sysctls: { ").trim_end_matches(" }").split_once(": "));
+    settings.filter(|(key, _)| key.starts_with("net.")).map(|(key, value)| format!("{key}={value}")).collect()
+}
+
+/// As the image's build does.
+fn set_capabilities(installed: &Installed) -> anyhow::Result<()> {
+    let mut setcap = Command::new("setcap");
+    setcap.args([FILE_CAPABILITIES, &installed.program()]);
+    ensure!(DOCKERFILE.contains(FILE_CAPABILITIES));
+    done(setcap).map(drop)
 }
 
 /// Runs something where a process sees the file system.
@@ -175,9 +204,7 @@ fn two_capabilities_and_what_the_unit_leaves_suffice() -> anyhow::Result<()> {
 fn a_program_file_with_two_capabilities_suffices() -> anyhow::Result<()> {
     netns::test("a_program_file_with_two_capabilities_suffices", async || {
         let installed = Installed::make()?;
-        let mut setcap = Command::new("setcap");
-        setcap.args(["cap_net_admin,cap_net_bind_service+ep", &installed.program()]);
-        done(setcap)?;
+        set_capabilities(&installed)?;
         let runner = installed.with_options(&["--inh-caps=-all", "--ambient-caps=-all"]);
         let mut fleet = fleet(runner).await?;
         serves(&fleet).await?;
@@ -187,6 +214,36 @@ fn a_program_file_with_two_capabilities_suffices() -> anyhow::Result<()> {
         // It was not ambient when the program was started.
         ensure!(capabilities(&pid, "CapAmb")? == NET_ADMIN);
         ensure!(fleet.server.stop()?.success());
+        Ok(())
+    })
+}
+
+/// A container gives a user of its own no capability, but lets the program's file give it those that the container has; and
+/// /proc/sys is not to be written.
+#[test]
+fn a_container_that_makes_the_settings_itself_suffices() -> anyhow::Result<()> {
+    netns::test("a_container_that_makes_the_settings_itself_suffices", async || {
+        let installed = Installed::make()?;
+        set_capabilities(&installed)?;
+        for setting in container_settings() {
+            let mut sysctl = Command::new("sysctl");
+            sysctl.arg("-w").arg(setting);
+            done(sysctl)?;
+        }
+        let in_container = ["--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all,+net_admin"];
+        let runner = installed.with_options(&in_container);
+        let mut fleet = fleet(within(READ_ONLY_SETTINGS, &[], runner)).await?;
+        serves(&fleet).await?;
+        let pid = fleet.server.program().pid().to_string();
+        ensure!(capabilities(&pid, "CapPrm")? == NET_ADMIN && capabilities(&pid, "CapBnd")? == NET_ADMIN);
+        ensure!(fleet.server.stop()?.success());
+
+        // The same program runs where there are no tunnels and no capabilities.
+        let nothing = installed.with_options(&["--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all"]);
+        let (program, arguments) = nothing.command.split_first().context("a command")?;
+        let mut command = Command::new(program);
+        command.args(arguments).arg("--version");
+        done(command)?;
         Ok(())
     })
 }
