@@ -1,5 +1,5 @@
 //! Keeps open what is to be open, and nothing else: of the devices whose tunnels are on this node, the ports that the database
-//! names, each until its time. And writes down what is over.
+//! names, in the kernel and in the driver, each until its time. And writes down what is over.
 //!
 //! The kernel closes each port by itself: this task makes it later never, and sooner when something ended before its time. With
 //! the database away, nothing is opened and nothing extended.
@@ -182,11 +182,17 @@ impl Keeper {
         self.tunnels.plane.owner(place.addresses.ipv4.into()) == Some(owner)
     }
 
-    /// Closes ports of a device. What the kernel cannot be told now is tried again,
+    /// Closes ports of a device: in the driver at once, then in the kernel. What the kernel cannot be told now is tried again,
     /// and ends by itself.
     async fn close(&mut self, device: DeviceId, is_over: impl Fn(u16) -> bool) {
         let Some(held) = self.held.get(&device).cloned() else { return };
-        for port in held.ports.into_keys().filter(|port| is_over(*port)) {
+        let (over, kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            held.ports.into_iter().partition(|(port, _)| is_over(*port));
+        if over.is_empty() {
+            return;
+        }
+        self.tell_driver(held.place, &kept);
+        for port in over.into_keys() {
             match self.tunnels.isolation.close(held.place.addresses, port).await {
                 Ok(()) => {
                     tracing::info!(%device, port, "a port is closed");
@@ -194,7 +200,13 @@ impl Keeper {
                         held.ports.remove(&port);
                     }
                 }
-                Err(error) => self.fail(&error, "a port could not be closed: the kernel does so on time"),
+                Err(error) => {
+                    self.fail(&error, "a port could not be closed: the kernel does so on time");
+                    if let Some(held) = self.held.get_mut(&device) {
+                        // Not opened again in the driver, whatever else is.
+                        held.ports.insert(port, Instant::now());
+                    }
+                }
             }
         }
         if self.held.get(&device).is_some_and(|held| held.ports.is_empty()) {
@@ -202,7 +214,7 @@ impl Keeper {
         }
     }
 
-    /// Opens the ports of a device that are not, or not for as long. Gives the openings that are
+    /// Opens the ports of a device that are not, or not for as long: in the kernel, then in the driver. Gives the openings that are
     /// open for the first time.
     async fn open(&mut self, device: DeviceId, wanted: Wanted) -> Vec<OpeningId> {
         let Wanted { place, ports } = wanted;
@@ -211,6 +223,7 @@ impl Keeper {
             return Vec::new();
         }
         let mut opened = Vec::new();
+        let mut has_changed = false;
         for (port, due) in ports {
             let before = self.held.get(&device).and_then(|held| held.ports.get(&port)).copied();
             if before.is_none_or(|before| is_another(before, due.until)) {
@@ -220,11 +233,12 @@ impl Keeper {
                         tracing::info!(%device, port, seconds = left.as_secs(), "a port is open");
                         let held = self.held.entry(device).or_insert_with(|| Held { place, ports: BTreeMap::new() });
                         held.ports.insert(port, due.until);
+                        has_changed = true;
                     }
                     Err(error) => {
                         if let Some(held) = self.held.get_mut(&device) {
                             // It is not in the kernel any more, whatever was there before.
-                            held.ports.remove(&port);
+                            has_changed |= held.ports.remove(&port).is_some();
                         }
                         // With nothing left of its time, there is nothing to open.
                         if !matches!(error, IsolationError::Over) {
@@ -236,10 +250,19 @@ impl Keeper {
             }
             opened.extend(due.news);
         }
-        if self.held.get(&device).is_some_and(|held| held.ports.is_empty()) {
-            self.held.remove(&device);
+        if has_changed && let Some(held) = self.held.get(&device) {
+            self.tell_driver(place, &held.ports);
+            if held.ports.is_empty() {
+                self.held.remove(&device);
+            }
         }
         opened
+    }
+
+    fn tell_driver(&self, place: Place, ports: &BTreeMap<u16, Instant>) {
+        let ports: Vec<_> = ports.iter().map(|(port, until)| (*port, *until)).collect();
+        // A tunnel that is gone needs no telling.
+        let _ = self.tunnels.plane.set_openings(place.host, place.tunnel, &ports);
     }
 
     fn count(&self) {

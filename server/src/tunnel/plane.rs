@@ -152,7 +152,6 @@ impl Plane {
 
     /// The ports of a device that are open for support from now on, each until its time, and no others. Says whether the tunnel
     /// is there.
-    #[cfg_attr(not(test), expect(dead_code, reason = "what opens ports comes next"))]
     pub(crate) fn set_openings(&self, host: u32, tunnel: TunnelId, openings: &[(u16, Instant)]) -> bool {
         let found = self.directory.at(host);
         let line = found.as_ref().and_then(|found| found.as_ref()).filter(|line| line.owner.tunnel == tunnel);
