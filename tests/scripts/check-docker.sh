@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# The unit of systemd and the alerts of Prometheus, as far as the programs that judge them are here.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+# Of `systemd-analyze security`, in tenths: from 0, shut in, to 100, free. What is left of it is told in docs/OPERATIONS.md.
+EXPOSURE_MAX=20
+
+main() {
+    local directory
+    directory=$(mktemp -d "${TMPDIR:-/tmp}/cloudlink-unit.XXXXXX")
+    # shellcheck disable=SC2064 # the directory as it is now
+    trap "rm -rf '$directory'" EXIT
+
+    check_unit "$directory"
+    check_metrics
+    check_alerts
+}
+
+check_unit() {
+    if ! have systemd-analyze; then
+        echo "skipped: the unit of systemd: there is no systemd-analyze"
+        return
+    fi
+    # As if it were installed: neither the program nor its user need be here.
+    sed -e 's#^ExecStart=[^ ]*#ExecStart=/bin/true#' -e '/^User=/d' -e '/^Group=/d' docker/cloudlinkd.service \
+        >"$1/cloudlinkd.service"
+    cp -r docker/cloudlinkd.service.d "$1/"
+    # It may have something to say of other units of this machine, too.
+    local said
+    said=$(systemd-analyze verify --man=no "$1/cloudlinkd.service" 2>&1 | grep cloudlinkd) || true
+    [ -z "$said" ] || fail "docker/cloudlinkd.service: $said"
+    # Of systemd 250 or newer, which need not be the manager of this machine.
+    if ! systemd-analyze security --help | grep -q -- --threshold; then
+        echo "skipped: the exposure of the unit: this systemd-analyze does not judge files"
+        return
+    fi
+    systemd-analyze security --offline=true --no-pager --threshold=$EXPOSURE_MAX docker/cloudlinkd.service >"$1/exposure" ||
+        fail "docker/cloudlinkd.service: $(tail -1 "$1/exposure")"
+    tail -1 "$1/exposure"
+}
+
+# METRICS.md is what the server says of itself.
+check_metrics() {
+    local name
+    for name in $(grep -oh 'cloudlink_[a-z_]*' docker/alerts.yaml docker/alerts.test.yaml | sort -u); do
+        grep -q "^| \`$name\`" docs/METRICS.md || fail "docker/alerts.yaml: there is no metric $name in docs/METRICS.md"
+    done
+}
+
+check_alerts() {
+    if ! have promtool; then
+        echo "skipped: the alerts: there is no promtool (Debian's package prometheus)"
+        return
+    fi
+    promtool check rules docker/alerts.yaml
+    promtool test rules docker/alerts.test.yaml
+}
+
+have() { command -v "$1" >/dev/null; }
+
+fail() {
+    echo "check-docker: $*" >&2
+    exit 1
+}
+
+main
