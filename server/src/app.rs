@@ -59,7 +59,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let addresses = Addresses::of(&config.database, postgres.as_ref());
     let outcome = match addresses {
         Ok(addresses) => {
-            Node { config, metrics, pki, isolation: OnceLock::new() }.run(ports, addresses, &mut signals).await
+            let node = Node { config, metrics, pki, isolation: OnceLock::new() };
+            Box::pin(node.run(ports, addresses, &mut signals)).await
         }
         Err(error) => Err(error.into()),
     };
@@ -142,6 +143,9 @@ impl Node {
             keep_days: self.config.isolation.proof_keep_days,
         });
         let tunnels = self.tunnels(&store, &until_hard).await?;
+        if let Some(isolation) = self.isolation.get() {
+            readiness.isolated(isolation.subscribe());
+        }
         if let Some((_, wrapping)) = &tunnels {
             api = api.with_openvpn(self.remote(wrapping.clone())?);
         }
@@ -231,6 +235,7 @@ impl Node {
         let _ = self.isolation.set(Arc::clone(&isolation));
         let plane = Plane::open(config, leased.slice, &self.metrics)
             .context("tunnels are enabled, but they cannot have an interface")?;
+        isolation.start(shutdown);
         plane.start(shutdown);
         let (device, store) = (&self.config.device, store.clone());
         let keep_days = self.config.isolation.proof_keep_days;

@@ -3,32 +3,45 @@
 //!
 //! The driver (`tunnel::plane`) keeps to the same rules by itself. Each of the two is enough alone.
 
+mod compare;
+mod drift;
 mod element;
+mod event;
 mod kernel;
 pub(crate) mod policy;
 pub(crate) mod setting;
 #[cfg(test)]
 mod tests;
+mod watch;
 
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{self, Mutex};
 use tokio::time::Instant;
 
+pub(crate) use drift::{Drift, Kind as DriftKind};
 pub use kernel::KernelError;
 
 use crate::config::Config;
+use crate::lifecycle::Shutdown;
 use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::tunnel::slice::{Addresses, Slice};
+use drift::{Recorder, Recording, recorder};
 use element::{Element, Elements, OPENINGS_MAX, lifetime_seconds};
 use kernel::Kernel;
 use policy::{FAMILY, Policy, TABLE};
 
 /// How long the tunnels' interface may take to go, at the end.
 const INTERFACE_GONE_WITHIN: Duration = Duration::from_secs(2);
+/// What is declared, for whoever looks from outside of the server.
+const DECLARED_FILE: &str = "isolation.json";
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// How sure it is that nothing passes that must not.
@@ -69,6 +82,8 @@ impl State {
 pub enum IsolationError {
     #[error("the rules that isolate tunnels cannot be set")]
     Kernel(#[from] KernelError),
+    #[error("cannot write {path}")]
+    File { path: String, source: io::Error },
     #[error("an opening lasts less than a second")]
     Over,
     #[error("setting an opening took so long that it would have lasted too long")]
@@ -85,7 +100,13 @@ pub(crate) struct Isolation {
     /// Held during each call, so that there is one at a time, and nobody sees what is half done.
     elements: Mutex<Elements>,
     standing: StdMutex<Standing>,
-    state: watch::Sender<State>,
+    metrics: Arc<Metrics>,
+    drifts: Option<(Recorder, StdMutex<Option<Recording>>)>,
+    /// Packets that the proof is about to give to the kernel around the driver.
+    injected: AtomicU64,
+    /// [`DECLARED_FILE`], once it is written.
+    file: Option<PathBuf>,
+    state: sync::watch::Sender<State>,
 }
 
 /// What the state follows from.
@@ -102,12 +123,21 @@ impl Isolation {
     pub(crate) async fn enforce(
         config: &Config,
         slice: &Slice,
-        _store: &Store,
-        _metrics: &Metrics,
+        store: &Store,
+        metrics: &Arc<Metrics>,
     ) -> Result<Arc<Self>, IsolationError> {
         let kernel = Kernel::find()?;
         kernel.check().await?;
-        let isolation = Self::new(Policy::new(config, slice), Some(kernel));
+        compare::forget_earlier(&kernel).await?;
+        let mut isolation = Self::new(Policy::new(config, slice), Some(kernel), Arc::clone(metrics));
+        let (recorder, recording) = recorder(config.node.clone(), store.clone(), Arc::clone(metrics));
+        isolation.drifts = Some((recorder, StdMutex::new(Some(recording))));
+        let path = config.data_dir.join(DECLARED_FILE);
+        isolation.policy.write(&path).map_err(|source| {
+            let path = path.display().to_string();
+            IsolationError::File { path, source }
+        })?;
+        isolation.file = Some(path);
         isolation.apply(&*isolation.elements.lock().await).await?;
         isolation.set_rules(State::Enforced);
         tracing::info!(interface = %isolation.policy.interface, scope = isolation.policy.scope.name(),
@@ -118,18 +148,35 @@ impl Isolation {
     /// For tests in which no packet passes.
     #[cfg(test)]
     pub(crate) fn without_kernel(slice: &Slice) -> Arc<Self> {
-        let isolation = Self::new(Policy::new(&Config::default(), slice), None);
+        let isolation = Self::new(Policy::new(&Config::default(), slice), None, Arc::new(Metrics::new()));
         isolation.set_rules(State::Enforced);
         Arc::new(isolation)
     }
 
-    fn new(policy: Policy, kernel: Option<Kernel>) -> Self {
+    fn new(policy: Policy, kernel: Option<Kernel>, metrics: Arc<Metrics>) -> Self {
         Self {
             policy,
             kernel,
             elements: Mutex::default(),
             standing: StdMutex::new(Standing { rules: State::Wrong, leak: None }),
-            state: watch::Sender::new(State::Wrong),
+            metrics,
+            drifts: None,
+            injected: AtomicU64::new(0),
+            file: None,
+            state: sync::watch::Sender::new(State::Wrong),
+        }
+    }
+
+    /// Watches until the hard stop: tunnels live on through the soft one. To be called once the interface is there.
+    pub(crate) fn start(self: &Arc<Self>, shutdown: &Shutdown) {
+        let stop = shutdown.hard.clone();
+        shutdown.spawn_vital("isolation watch", Arc::clone(self).watch(stop.clone()));
+        let recording = self
+            .drifts
+            .as_ref()
+            .and_then(|(_, recording)| recording.lock().unwrap_or_else(PoisonError::into_inner).take());
+        if let Some(recording) = recording {
+            shutdown.spawn_vital("isolation drifts", recording.run(stop));
         }
     }
 
@@ -137,7 +184,7 @@ impl Isolation {
         *self.state.borrow()
     }
 
-    pub(crate) fn subscribe(&self) -> watch::Receiver<State> {
+    pub(crate) fn subscribe(&self) -> sync::watch::Receiver<State> {
         self.state.subscribe()
     }
 
@@ -158,6 +205,24 @@ impl Isolation {
         }
         standing.leak = leak;
         self.publish(&standing);
+    }
+
+    /// The proof is about to give so many packets to the kernel around the driver: it is no wonder if they are dropped there.
+    pub(crate) fn injects(&self, packets: u64) {
+        self.injected.fetch_add(packets, Ordering::Relaxed);
+    }
+
+    /// How many of these packets nobody gave to the kernel on purpose.
+    fn around_driver(&self, packets: u64) -> u64 {
+        let expected = self.injected.load(Ordering::Relaxed).min(packets);
+        self.injected.fetch_sub(expected, Ordering::Relaxed);
+        packets - expected
+    }
+
+    fn record(&self, drift: Drift) {
+        if let Some((recorder, _)) = &self.drifts {
+            recorder.put(drift);
+        }
     }
 
     /// SHA-256 of the declared rules.
@@ -271,7 +336,23 @@ impl Isolation {
         let _elements = self.elements.lock().await;
         if let Err(error) = self.call(&delete(TABLE)).await {
             let error = &error as &dyn std::error::Error;
-            tracing::warn!(error, "the kernel's rules could not be taken away: they stay");
+            return tracing::warn!(error, "the kernel's rules could not be taken away: they stay");
+        }
+        if let Some(file) = &self.file {
+            let _ = fs::remove_file(file);
+        }
+    }
+
+    fn rules_state(&self) -> State {
+        self.standing().rules
+    }
+
+    /// They are not as declared, and it was not tried yet to put them right.
+    fn distrust(&self) {
+        let mut standing = self.standing();
+        if standing.rules == State::Enforced {
+            standing.rules = State::Wrong;
+            self.publish(&standing);
         }
     }
 
@@ -282,10 +363,9 @@ impl Isolation {
     }
 
     fn publish(&self, standing: &Standing) {
-        let state = match standing.rules {
-            State::Enforced if standing.leak.is_some() => State::Leaking,
-            rules => rules,
-        };
+        let is_leaking = standing.rules == State::Enforced && standing.leak.is_some();
+        let state = if is_leaking { State::Leaking } else { standing.rules };
+        self.metrics.isolation_enforced.set((state == State::Enforced).into());
         self.state.send_if_modified(|current| std::mem::replace(current, state) != state);
     }
 

@@ -12,6 +12,8 @@ use prometheus::{
     TextEncoder,
 };
 
+use crate::isolation::{DriftKind, policy};
+
 /// Handshakes and enrollments: from a tenth of a millisecond to the time limit.
 const HANDSHAKE_BUCKETS_SECONDS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -275,6 +277,14 @@ pub struct Metrics {
 
     /// Ports of devices that are open for support on this node.
     pub openings_live: IntGauge,
+    /// 1 while the kernel has the rules that isolate tunnels, exactly as declared, and nothing got through them.
+    pub isolation_enforced: IntGauge,
+    /// `kind` (`rules`, `setting`, `interface`): how often something of them was found to be otherwise.
+    pub isolation_drifts: IntCounterVec,
+    /// Attempts to put that right that failed.
+    pub isolation_repairs_failed: IntCounter,
+    /// `reason`: packets that the kernel's rules dropped.
+    pub isolation_kernel_dropped: IntCounterVec,
 
     /// Devices whose certificate two machines seem to use.
     pub clones_suspected: IntCounter,
@@ -403,6 +413,28 @@ impl Metrics {
                 &registry,
                 "cloudlink_openings_live",
                 "Ports of devices that are open for support on this node.",
+            ),
+            isolation_enforced: gauge(
+                &registry,
+                "cloudlink_isolation_enforced",
+                "1 while the rules that isolate tunnels are in force as declared, and nothing got through.",
+            ),
+            isolation_drifts: counters(
+                &registry,
+                "cloudlink_isolation_drifts_total",
+                "How often isolation was found to be otherwise than declared.",
+                &["kind"],
+            ),
+            isolation_repairs_failed: counter(
+                &registry,
+                "cloudlink_isolation_repairs_failed_total",
+                "Attempts to put isolation right that failed.",
+            ),
+            isolation_kernel_dropped: counters(
+                &registry,
+                "cloudlink_isolation_kernel_dropped_total",
+                "Packets from tunnels, to them, or forwarded, that the kernel's rules dropped.",
+                &["reason"],
             ),
             clones_suspected: counter(
                 &registry,
@@ -543,6 +575,12 @@ impl Metrics {
         }
         for reason in TunnelDrop::ALL {
             self.tunnel_dropped.with_label_values(&[reason.label()]);
+        }
+        for reason in policy::Reason::ALL {
+            self.isolation_kernel_dropped.with_label_values(&[reason.label()]);
+        }
+        for kind in DriftKind::ALL {
+            self.isolation_drifts.with_label_values(&[kind.label()]);
         }
         for direction in ["in", "out"] {
             self.tunnel_bytes.with_label_values(&[direction]);

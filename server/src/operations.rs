@@ -1,7 +1,7 @@
 //! The operations port: `/metrics`, `/healthz`, `/readyz`, for whoever runs the node.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::extract::State;
@@ -10,10 +10,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::http_server::{Bounds, HttpServer};
+use crate::isolation;
 use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::store::setup::Probe;
@@ -48,20 +50,27 @@ pub struct Readiness {
     metrics: Arc<Metrics>,
     begun: Instant,
     /// Known once the database is.
-    store: std::sync::OnceLock<Store>,
+    store: OnceLock<Store>,
+    /// Where there are tunnels.
+    isolation: OnceLock<watch::Receiver<isolation::State>>,
 }
 
 impl Readiness {
     #[must_use]
     pub fn new(metrics: Arc<Metrics>) -> Self {
         let stage = AtomicU8::new(Stage::Starting as u8);
-        Self { stage, metrics, begun: Instant::now(), store: std::sync::OnceLock::new() }
+        Self { stage, metrics, begun: Instant::now(), store: OnceLock::new(), isolation: OnceLock::new() }
     }
 
     /// The database was reached, is of the right version, and the listeners are up.
     pub fn running(&self, store: Store) {
         let _ = self.store.set(store);
         self.stage.store(Stage::Running as u8, Ordering::Release);
+    }
+
+    /// There are tunnels: nothing else may be said to be ready while they are not isolated.
+    pub(crate) fn isolated(&self, state: watch::Receiver<isolation::State>) {
+        let _ = self.isolation.set(state);
     }
 
     pub fn stopping(&self) {
@@ -141,8 +150,14 @@ async fn healthz() -> &'static str {
 
 /// Whether to send work here.
 async fn readyz(State(readiness): State<Arc<Readiness>>) -> impl IntoResponse {
-    let report = Report { stage: readiness.stage(), database: readiness.metrics.database_up.get() == 1 };
-    let ready = report.stage == Stage::Running && report.database;
+    let isolation = readiness.isolation.get().map(|state| *state.borrow());
+    let report = Report {
+        stage: readiness.stage(),
+        database: readiness.metrics.database_up.get() == 1,
+        isolation: isolation.map_or("off", isolation::State::label),
+    };
+    let is_isolated = isolation.is_none_or(|state| state == isolation::State::Enforced);
+    let ready = report.stage == Stage::Running && report.database && is_isolated;
     (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(report))
 }
 
@@ -150,4 +165,6 @@ async fn readyz(State(readiness): State<Arc<Readiness>>) -> impl IntoResponse {
 struct Report {
     stage: Stage,
     database: bool,
+    /// Of tunnels: `off` where there are none, otherwise `enforced` or what is wrong with it.
+    isolation: &'static str,
 }

@@ -7,6 +7,7 @@ pub mod command;
 pub mod deadline;
 pub mod device;
 pub mod dispatch;
+pub(crate) mod drift;
 pub mod enrollment;
 pub mod enrollment_token;
 pub mod first_admin;

@@ -2,6 +2,7 @@
 //! Several nodes may run them at once.
 
 mod deadline;
+mod isolation;
 mod opening;
 pub(crate) mod presence;
 pub(crate) mod revocation;
@@ -22,6 +23,7 @@ pub fn start(links: &Links, shutdown: &Shutdown) {
     if let Some(tunnels) = &links.0.tunnels {
         shutdown.spawn_vital("openings", opening::keep(links.clone(), Arc::clone(tunnels), shutdown.clone()));
         shutdown.spawn_vital("tunnel lease", tunnel::lease(links.clone(), Arc::clone(tunnels), shutdown.clone()));
+        shutdown.spawn_vital("tunnel cut", isolation::cut(links.clone(), Arc::clone(tunnels), shutdown.clone()));
         shutdown.spawn_vital("tunnel traffic", tunnel::traffic(links.clone(), Arc::clone(tunnels), shutdown.clone()));
         shutdown.spawn_vital("tunnel days", tunnel::days(links.clone(), Arc::clone(tunnels), shutdown.clone()));
     }

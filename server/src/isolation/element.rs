@@ -148,8 +148,8 @@ impl Elements {
         openings.chain(self.quarantined.iter().map(|element| element.add(None))).collect()
     }
 
-    /// Compares with what the kernel has, in words.
-    pub(super) fn differences(&self, live: &[Live], now: Instant) -> Vec<String> {
+    /// Compares with what the kernel had at some time between `before` and `after`, in words.
+    pub(super) fn differences(&self, live: &[Live], before: Instant, after: Instant) -> Vec<String> {
         let mut differences = Vec::new();
         let mut seen = BTreeSet::new();
         for Live { element, expires_seconds } in live {
@@ -157,8 +157,8 @@ impl Elements {
             let is_right = match element.set {
                 Set::Quarantined => self.quarantined.contains(element),
                 Set::Openings => self.openings.get(element).is_some_and(|deadline| {
-                    // Rounded, and listed a moment ago.
-                    let left = deadline.saturating_duration_since(now).as_secs() + 1;
+                    // Rounded up, as it may be there.
+                    let left = deadline.saturating_duration_since(before).as_secs() + 1;
                     expires_seconds.is_some_and(|seconds| seconds <= left)
                 }),
             };
@@ -166,7 +166,7 @@ impl Elements {
                 differences.push(format!("{element}: nobody asked for that, or for that long"));
             }
         }
-        let lasting = |deadline: &Instant| lifetime_seconds(*deadline, now).is_some_and(|seconds| seconds > 1);
+        let lasting = |deadline: &Instant| lifetime_seconds(*deadline, after).is_some_and(|seconds| seconds > 1);
         let openings = self.openings.iter().filter(|(_, deadline)| lasting(deadline)).map(|(element, _)| element);
         let missing = openings.chain(&self.quarantined).filter(|element| !seen.contains(element));
         differences.extend(missing.map(|element| format!("{element}: missing")));

@@ -89,20 +89,22 @@ impl Kernel {
 
     /// Everything that is in a table of ours; `None` if there is no such table.
     pub(crate) async fn list(&self, table: &str) -> Result<Option<Vec<Value>>, KernelError> {
-        let tables = self.objects(&json!({"list": {"tables": {"family": FAMILY}}})).await?;
-        if !tables.iter().any(|object| object["table"]["name"] == table) {
+        if !self.tables().await?.iter().any(|name| name == table) {
             return Ok(None);
         }
         self.objects(&json!({"list": {"table": {"family": FAMILY, "name": table}}})).await.map(Some)
     }
 
+    /// The names of all tables of our family.
+    pub(super) async fn tables(&self) -> Result<Vec<String>, KernelError> {
+        let tables = self.objects(&json!({"list": {"tables": {"family": FAMILY}}})).await?;
+        Ok(tables.iter().filter_map(|object| Some(object["table"]["name"].as_str()?.to_owned())).collect())
+    }
+
     async fn objects(&self, command: &Value) -> Result<Vec<Value>, KernelError> {
         let said = self.call(&json!({"nftables": [command]}).to_string()).await?;
         let mut said: Value = serde_json::from_str(&said).map_err(KernelError::Unreadable)?;
-        match said["nftables"].take() {
-            Value::Array(objects) => Ok(objects),
-            _ => Ok(Vec::new()),
-        }
+        serde_json::from_value(said["nftables"].take()).map_err(KernelError::Unreadable)
     }
 
     async fn call(&self, payload: &str) -> Result<String, KernelError> {

@@ -15,7 +15,9 @@ mod reason;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 
 use aws_lc_rs::digest;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -25,6 +27,7 @@ use serde_json::{Value, json};
 pub(crate) use reason::Reason;
 
 use crate::config::{Config, Scope};
+use crate::file;
 use crate::tunnel::slice::{Addresses, Slice};
 use expression::{
     Family, equal, established, fragment, in_from, is_family, not_first, not_in_from, out_to, over, with_options,
@@ -118,6 +121,12 @@ impl Policy {
         rules.commands
     }
 
+    /// Writes what is declared into a file.
+    pub(super) fn write(&self, path: &Path) -> io::Result<()> {
+        let text = serde_json::to_vec_pretty(self)?;
+        file::replace(path, &text, file::PUBLIC)
+    }
+
     /// SHA-256 of the rules that are to be in force.
     pub(crate) fn hash(&self) -> [u8; 32] {
         let rules = Value::Array(self.ruleset(TABLE, true)).to_string();
@@ -152,9 +161,9 @@ impl Policy {
         rules.drop(chain, "anything else out of a tunnel", matches, Reason::Protocol);
         for (family, net) in [(Family::V4, IpNet::from(self.ipv4)), (Family::V6, IpNet::from(self.ipv6))] {
             let name = family.name;
-            let from = vec![not_in_from("lo"), family.from_net(net)];
+            let from = vec![not_in_from("lo"), family.source_in(net)];
             rules.drop(chain, &format!("{name} from an address of tunnels, but not out of one"), from, Reason::Outside);
-            let to = vec![not_in_from("lo"), family.to_net(net)];
+            let to = vec![not_in_from("lo"), family.destination_in(net)];
             rules.drop(chain, &format!("{name} to an address of tunnels, but not out of one"), to, Reason::Outside);
         }
     }
@@ -165,16 +174,20 @@ impl Policy {
         let mut drop = |words, matches, reason| rules.drop(chain, words, vec![matches], reason);
         drop("a fragment", fragment(), Reason::Fragment);
         drop("IPv4 options, such as a source route", with_options(), Reason::Options);
-        drop("from a link-local address", family.from_net(LINK_LOCAL_V4.into()), Reason::LinkLocal);
-        drop("from the node's own address", family.from(gateway), Reason::Source);
-        drop("from the network's own address", family.from(self.ipv4.network().into()), Reason::Source);
-        drop("from the network's broadcast address", family.from(self.ipv4.broadcast().into()), Reason::Source);
-        drop("from an address that no device of this node has", family.not_from_net(self.ipv4.into()), Reason::Source);
-        drop("to multicast", family.to_net(MULTICAST_V4.into()), Reason::Multicast);
-        drop("to broadcast", family.to(Ipv4Addr::BROADCAST.into()), Reason::Broadcast);
-        drop("to the network's broadcast address", family.to(self.ipv4.broadcast().into()), Reason::Broadcast);
-        drop("to a link-local address", family.to_net(LINK_LOCAL_V4.into()), Reason::LinkLocal);
-        drop("to anybody but the node", family.not_to(gateway), Reason::Destination);
+        drop("from a link-local address", family.source_in(LINK_LOCAL_V4.into()), Reason::LinkLocal);
+        drop("from the node's own address", family.source(gateway), Reason::Source);
+        drop("from the network's own address", family.source(self.ipv4.network().into()), Reason::Source);
+        drop("from the network's broadcast address", family.source(self.ipv4.broadcast().into()), Reason::Source);
+        drop(
+            "from an address that no device of this node has",
+            family.source_outside(self.ipv4.into()),
+            Reason::Source,
+        );
+        drop("to multicast", family.destination_in(MULTICAST_V4.into()), Reason::Multicast);
+        drop("to broadcast", family.destination(Ipv4Addr::BROADCAST.into()), Reason::Broadcast);
+        drop("to the network's broadcast address", family.destination(self.ipv4.broadcast().into()), Reason::Broadcast);
+        drop("to a link-local address", family.destination_in(LINK_LOCAL_V4.into()), Reason::LinkLocal);
+        drop("to anybody but the node", family.destination_not(gateway), Reason::Destination);
         self.services(rules, chain, family);
     }
 
@@ -187,21 +200,29 @@ impl Policy {
         for number in EXTENSIONS {
             drop(&format!("IPv6 extension header {number}"), next_header(number), Reason::Options);
         }
-        drop("from a link-local address", family.from_net(LINK_LOCAL_V6.into()), Reason::LinkLocal);
-        drop("from the node's own address", family.from(gateway), Reason::Source);
-        drop("from the network's own address", family.from(self.ipv6.network().into()), Reason::Source);
-        drop("from an address that no device of this node has", family.not_from_net(self.ipv6.into()), Reason::Source);
-        drop("to multicast, such as neighbour discovery", family.to_net(MULTICAST_V6.into()), Reason::Multicast);
-        drop("to a link-local address", family.to_net(LINK_LOCAL_V6.into()), Reason::LinkLocal);
-        drop("to anybody but the node", family.not_to(gateway), Reason::Destination);
+        drop("from a link-local address", family.source_in(LINK_LOCAL_V6.into()), Reason::LinkLocal);
+        drop("from the node's own address", family.source(gateway), Reason::Source);
+        drop("from the network's own address", family.source(self.ipv6.network().into()), Reason::Source);
+        drop(
+            "from an address that no device of this node has",
+            family.source_outside(self.ipv6.into()),
+            Reason::Source,
+        );
+        drop(
+            "to multicast, such as neighbour discovery",
+            family.destination_in(MULTICAST_V6.into()),
+            Reason::Multicast,
+        );
+        drop("to a link-local address", family.destination_in(LINK_LOCAL_V6.into()), Reason::LinkLocal);
+        drop("to anybody but the node", family.destination_not(gateway), Reason::Destination);
         self.services(rules, chain, family);
     }
 
     /// What a device may say to the node, once it is sure that it is from the one to the other.
     fn services(&self, rules: &mut Rules<'_>, chain: &str, family: Family) {
-        let link = family.tcp_to(self.link_port).to_vec();
+        let link = family.tcp_destination(self.link_port).to_vec();
         rules.accept_untracked(chain, "the link's port on the node", link);
-        let quarantined = vec![family.from_set(&family.named(QUARANTINED))];
+        let quarantined = vec![family.source_among(&family.named(QUARANTINED))];
         rules.drop(chain, "anything else from a device in quarantine", quarantined, Reason::Quarantine);
         let request = || family.icmp_type("echo-request").to_vec();
         let (per_second, echo) = (self.echo_requests_per_second, family.named(ECHO));
@@ -211,7 +232,7 @@ impl Policy {
         rules.drop(chain, &format!("more than {ECHO_ALL_PER_SECOND} pings a second of all"), all, Reason::EchoRate);
         rules.accept_untracked(chain, "a ping", request());
         rules.accept_untracked(chain, "the answer to a ping", family.icmp_type("echo-reply").to_vec());
-        let opening = [family.from_opening(&family.named(OPENINGS)).to_vec(), vec![not_first()]].concat();
+        let opening = [family.opening_source(&family.named(OPENINGS)).to_vec(), vec![not_first()]].concat();
         rules.accept(chain, "from a port that is open for support, but no new connection", opening);
         for protocol in ["tcp", "udp"] {
             rules.drop(chain, &format!("any other port ({protocol})"), vec![family.protocol(protocol)], Reason::Port);
@@ -225,12 +246,16 @@ impl Policy {
         let chain = "cl_local";
         for (family, gateway) in self.gateways() {
             let name = family.name;
-            let to = |matches: &[Value]| [&[family.to(gateway)], matches].concat();
-            rules.accept(chain, &format!("the link's port on the node ({name})"), to(&family.tcp_to(self.link_port)));
+            let to = |matches: &[Value]| [&[family.destination(gateway)], matches].concat();
+            rules.accept(
+                chain,
+                &format!("the link's port on the node ({name})"),
+                to(&family.tcp_destination(self.link_port)),
+            );
             for (kind, words) in [("echo-request", "a ping"), ("echo-reply", "the answer to a ping")] {
                 rules.accept(chain, &format!("{words} ({name})"), to(&family.icmp_type(kind)));
             }
-            let opening = [family.from_opening(&family.named(OPENINGS)).as_slice(), &[established()]].concat();
+            let opening = [family.opening_source(&family.named(OPENINGS)).as_slice(), &[established()]].concat();
             let words = format!("from a port that is open for support, where this node began ({name})");
             rules.accept(chain, &words, to(&opening));
         }
@@ -243,7 +268,7 @@ impl Policy {
         rules.go("cl_output_early", "what goes to a tunnel", matches(), chain);
         for family in Family::ALL {
             let name = family.name;
-            let link = family.tcp_from(self.link_port).to_vec();
+            let link = family.tcp_source(self.link_port).to_vec();
             rules.untracked(chain, &format!("the link's needs no memory of connections ({name})"), link);
             for (kind, words) in [("echo-request", "a ping"), ("echo-reply", "the answer to a ping")] {
                 let ping = family.icmp_type(kind).to_vec();
@@ -255,22 +280,22 @@ impl Policy {
         for (family, gateway) in self.gateways() {
             let name = family.name;
             let (openings, quarantined) = (family.named(OPENINGS), family.named(QUARANTINED));
-            let others = vec![is_family(family), family.not_from(gateway)];
+            let others = vec![is_family(family), family.source_not(gateway)];
             rules.drop(
                 chain,
                 &format!("from any other address than the node's in tunnels ({name})"),
                 others,
                 Reason::Out,
             );
-            let link = [family.tcp_from(self.link_port).as_slice(), &[not_first()]].concat();
+            let link = [family.tcp_source(self.link_port).as_slice(), &[not_first()]].concat();
             rules.accept(chain, &format!("from the link's port, but no new connection ({name})"), link);
             let words = format!("anything else to a device in quarantine ({name})");
-            rules.drop(chain, &words, vec![family.to_set(&quarantined)], Reason::Quarantine);
+            rules.drop(chain, &words, vec![family.destination_among(&quarantined)], Reason::Quarantine);
             for (kind, words) in [("echo-request", "a ping"), ("echo-reply", "the answer to a ping")] {
                 rules.accept(chain, &format!("{words} ({name})"), family.icmp_type(kind).to_vec());
             }
             let words = format!("to a port that is open for support ({name})");
-            rules.accept(chain, &words, family.to_opening(&openings).to_vec());
+            rules.accept(chain, &words, family.opening_destination(&openings).to_vec());
         }
         rules.drop(chain, "anything else", Vec::new(), Reason::Out);
     }
@@ -297,8 +322,6 @@ pub(super) enum Set {
 }
 
 impl Set {
-    pub(super) const ALL: [Self; 2] = [Self::Openings, Self::Quarantined];
-
     /// Its name for addresses of the family of this one.
     pub(super) fn name(self, address: IpAddr) -> String {
         let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };

@@ -35,39 +35,39 @@ impl Family {
         payload(self.header(), field)
     }
 
-    pub(super) fn from(self, address: IpAddr) -> Value {
+    pub(super) fn source(self, address: IpAddr) -> Value {
         equal(&self.field("saddr"), &json!(address))
     }
 
-    pub(super) fn not_from(self, address: IpAddr) -> Value {
+    pub(super) fn source_not(self, address: IpAddr) -> Value {
         unequal(&self.field("saddr"), &json!(address))
     }
 
-    pub(super) fn to(self, address: IpAddr) -> Value {
+    pub(super) fn destination(self, address: IpAddr) -> Value {
         equal(&self.field("daddr"), &json!(address))
     }
 
-    pub(super) fn not_to(self, address: IpAddr) -> Value {
+    pub(super) fn destination_not(self, address: IpAddr) -> Value {
         unequal(&self.field("daddr"), &json!(address))
     }
 
-    pub(super) fn from_net(self, net: IpNet) -> Value {
+    pub(super) fn source_in(self, net: IpNet) -> Value {
         equal(&self.field("saddr"), &prefix(net))
     }
 
-    pub(super) fn not_from_net(self, net: IpNet) -> Value {
+    pub(super) fn source_outside(self, net: IpNet) -> Value {
         unequal(&self.field("saddr"), &prefix(net))
     }
 
-    pub(super) fn to_net(self, net: IpNet) -> Value {
+    pub(super) fn destination_in(self, net: IpNet) -> Value {
         equal(&self.field("daddr"), &prefix(net))
     }
 
-    pub(super) fn from_set(self, set: &str) -> Value {
+    pub(super) fn source_among(self, set: &str) -> Value {
         equal(&self.field("saddr"), &json!(format!("@{set}")))
     }
 
-    pub(super) fn to_set(self, set: &str) -> Value {
+    pub(super) fn destination_among(self, set: &str) -> Value {
         equal(&self.field("daddr"), &json!(format!("@{set}")))
     }
 
@@ -80,21 +80,21 @@ impl Family {
         [self.protocol(self.icmp_protocol), equal(&payload(self.icmp, "type"), &json!(name))]
     }
 
-    pub(super) fn tcp_from(self, port: u16) -> [Value; 2] {
+    pub(super) fn tcp_source(self, port: u16) -> [Value; 2] {
         [self.protocol("tcp"), equal(&payload("tcp", "sport"), &json!(port))]
     }
 
-    pub(super) fn tcp_to(self, port: u16) -> [Value; 2] {
+    pub(super) fn tcp_destination(self, port: u16) -> [Value; 2] {
         [self.protocol("tcp"), equal(&payload("tcp", "dport"), &json!(port))]
     }
 
     /// From an address and port in the set.
-    pub(super) fn from_opening(self, set: &str) -> [Value; 2] {
+    pub(super) fn opening_source(self, set: &str) -> [Value; 2] {
         [self.protocol("tcp"), self.in_openings(set, "saddr", "sport")]
     }
 
     /// To an address and port in the set.
-    pub(super) fn to_opening(self, set: &str) -> [Value; 2] {
+    pub(super) fn opening_destination(self, set: &str) -> [Value; 2] {
         [self.protocol("tcp"), self.in_openings(set, "daddr", "dport")]
     }
 

@@ -1,0 +1,66 @@
+//! When a node's isolation was not as declared.
+
+use serde_json::json;
+use sqlx::PgConnection;
+
+use super::StoreError;
+use super::audit::audit_append;
+use crate::isolation::Drift;
+use crate::model::audit::{Actor, PLATFORM, Subject};
+
+/// Records a drift, or that one was repaired that is recorded already.
+pub(crate) async fn drift_put_in_txn(
+    connection: &mut PgConnection,
+    node: &str,
+    drift: &Drift,
+) -> Result<(), StoreError> {
+    let differences = json!(drift.differences);
+    sqlx::query!(
+        "insert into isolation_drifts (id, node, found_at, repaired_at, kind, differences) values ($1, $2, $3, $4, $5, $6)
+             on conflict (id) do update set repaired_at = excluded.repaired_at",
+        drift.id,
+        node,
+        drift.found_at,
+        drift.repaired_at,
+        drift.kind.label(),
+        differences
+    )
+    .execute(&mut *connection)
+    .await?;
+    let details = json!({
+        "node": node,
+        "kind": drift.kind.label(),
+        "repaired": drift.repaired_at.is_some(),
+        "differences": differences,
+    });
+    let actor = Actor::Server { name: node.to_owned() };
+    let subject = Subject::new("isolation_drift", drift.id);
+    audit_append(connection, PLATFORM, &actor, "isolation.drift", subject, details).await
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+    use super::*;
+    use crate::http::testing::Scene;
+    use crate::isolation::DriftKind;
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn a_drift_is_kept_once_and_audited_each_time(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        let found = Drift::found(DriftKind::Rules, vec!["the table is missing".to_owned()]);
+        for drift in [found.clone(), found.repaired()] {
+            let mut transaction = scene.store.begin(crate::store::Visibility::All).await.unwrap();
+            drift_put_in_txn(&mut transaction, "node-1", &drift).await.unwrap();
+            transaction.commit().await.unwrap();
+        }
+        let sql = "select node || ' ' || kind || ' ' || (repaired_at >= found_at) || ' ' || differences from isolation_drifts";
+        let kept: Vec<String> = sqlx::query_scalar(sql).fetch_all(&scene.root).await.unwrap();
+        assert_eq!(kept, ["node-1 rules true [\"the table is missing\"]"]);
+        let sql = "select entry::jsonb->'details'->>'repaired' from audit
+                    where entry::jsonb->>'action' = 'isolation.drift' order by seq";
+        let audited: Vec<String> = sqlx::query_scalar(sql).fetch_all(&scene.root).await.unwrap();
+        assert_eq!(audited, ["false", "true"]);
+    }
+}
