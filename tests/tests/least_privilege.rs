@@ -16,6 +16,8 @@ use cloudlink_tests::program::Program;
 use cloudlink_tests::rights::{Installed, within};
 use cloudlink_tests::server::{Plan, Runner, Settings, command_as};
 use nix::unistd::Pid;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 const UNIT: &str = include_str!("../../docker/cloudlinkd.service");
 const UNIT_WITH_POSTGRES: &str = include_str!("../../docker/cloudlinkd.service.d/postgres.conf");
@@ -31,6 +33,9 @@ const NET_ADMIN: u64 = 1 << 12;
 const NET_BIND_SERVICE: u64 = 1 << 10;
 /// For a refused start to end.
 const REFUSED_LIMIT: Duration = Duration::from_secs(60);
+/// Of a device.
+const SUPPORT_PORT: u16 = 8022;
+const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 /// What a shell would be.
 const SHELLS: &str = "dash bash sh ksh mksh zsh busybox";
 
@@ -141,13 +146,18 @@ async fn fleet(runner: Runner) -> anyhow::Result<Fleet> {
     Fleet::start_with(&Settings { runner, ..Settings::with_tunnels(&[]) }).await
 }
 
-/// A device gets a link, another one a tunnel.
+/// A device gets a link, another one a tunnel, in which a port is opened.
 async fn serves(fleet: &Fleet) -> anyhow::Result<()> {
     let linked = fleet.device("linked").await?;
     let site = Arc::new(Site::join()?);
-    let (_, mut client) = fleet.client(&site, "tunnelled").await?;
+    let (device, mut client) = fleet.client(&site, "tunnelled").await?;
     let tunnel = client.is_up(1).await?;
     Pings::default().come_back(&client, &tunnel).await?;
+    let _listener = site.run(async || Ok(std::net::TcpListener::bind((tunnel.ipv4, SUPPORT_PORT))?))?;
+    let connect = || timeout(CONNECT_LIMIT, TcpStream::connect((tunnel.ipv4, SUPPORT_PORT)));
+    ensure!(!matches!(connect().await, Ok(Ok(_))), "it was open before anybody opened it");
+    fleet.open_port(&device.id, SUPPORT_PORT).await?;
+    connect().await.context("an open port does not answer")??;
     fleet.wait_for_link(&linked.id, "live").await?;
     Ok(())
 }
