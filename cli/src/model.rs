@@ -287,7 +287,7 @@ pub(crate) struct Drift {
     pub(crate) kind: String,
     pub(crate) found_at: Timestamp,
     pub(crate) repaired_at: Option<Timestamp>,
-    pub(crate) differences: Vec<Value>,
+    pub(crate) differences: u32,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -159,9 +159,8 @@ pub struct Drift {
     /// Null: it was not, until the statement was made.
     #[serde(with = "time::serde::rfc3339::option")]
     pub repaired_at: Option<OffsetDateTime>,
-    /// What was different, in words.
-    #[schema(value_type = Vec<String>)]
-    pub differences: serde_json::Value,
+    /// In how many points. Which they were is in the platform's audit log: they may name devices of others.
+    pub differences: i32,
 }
 
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
@@ -417,8 +416,8 @@ mod tests {
     }
 
     fn drifted(mut node: NodeDay) -> NodeDay {
-        let differences = serde_json::json!(["a rule"]);
-        node.drifts.push(Drift { kind: "rules".to_owned(), found_at: at(1), repaired_at: Some(at(1)), differences });
+        let kind = "rules".to_owned();
+        node.drifts.push(Drift { kind, found_at: at(1), repaired_at: Some(at(1)), differences: 1 });
         node
     }
 

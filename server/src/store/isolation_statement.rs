@@ -124,7 +124,7 @@ impl Snapshot {
     /// Those that were there at any time of the day. Returns whether there are too many.
     async fn drifts(&mut self, nodes: &mut [NodeRecord], names: &[String], day: Day) -> Result<bool, StoreError> {
         let mut drifts = sqlx::query!(
-            r#"select node, kind, found_at, repaired_at, differences
+            r#"select node, kind, found_at, repaired_at, jsonb_array_length(differences) as "differences!"
                  from isolation_drifts
                 where node = any($1) and found_at < $3 and (repaired_at is null or repaired_at >= $2)
                 order by found_at, id limit $4"#,

@@ -242,7 +242,7 @@ mod tests {
         .await;
         assert_eq!(conclusion(days_ago(2)).await, is("proven_with_gaps", 1));
         let content = ask(&scene, days_ago(2), &scene.customer).await;
-        assert_eq!(content["nodes"][0]["drifts"][0]["differences"], json!(["a rule of somebody else"]));
+        assert_eq!(content["nodes"][0]["drifts"][0]["differences"], 1, "their number, and not what they were");
 
         carried(&scene, days_ago(2), "node-2", 0, 60).await;
         assert_eq!(conclusion(days_ago(2)).await, is("not_proven", 2));
