@@ -85,7 +85,7 @@ pub struct Opening {
     pub state: OpeningState,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
-    /// Closed by the kernel then, or up to a second sooner. Never later than the end of the grant.
+    /// Closed by the kernel then, or up to a second and a half sooner. Never later than the end of the grant.
     #[serde(with = "time::serde::rfc3339")]
     pub expires_at: OffsetDateTime,
     /// When the port was first open.
