@@ -255,6 +255,16 @@ async fn kernel_closes(address: SocketAddr) -> anyhow::Result<OffsetDateTime> {
     .await
 }
 
+/// Looks for a while whether something stays as it is.
+async fn stays(mut look: impl AsyncFnMut() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let until = Instant::now() + SILENCE;
+    while Instant::now() < until {
+        look().await?;
+        sleep(TICK).await;
+    }
+    Ok(())
+}
+
 /// Says in a line of the test's output what was measured.
 #[expect(clippy::print_stderr, reason = "figures are for people")]
 fn report(what: &str, span: time::Duration) {
@@ -325,8 +335,11 @@ fn the_kernel_cuts_what_is_established_when_the_time_is_up() -> anyhow::Result<(
             check_end(&format!("last byte over {family}"), last, time_of(&opening, "expires_at")?)?;
             ended(&fleet, &opening, "expired").await?;
             // Nothing of it comes through later, however often the kernels try.
-            sleep(SILENCE).await;
-            ensure!(stream.last() <= Some(last) && gateway.heard.last() <= Some(last), "it went on");
+            stays(async || {
+                ensure!(stream.last() <= Some(last) && gateway.heard.last() <= Some(last), "it went on");
+                Ok(())
+            })
+            .await?;
             ensure!(is_closed(address).await);
         }
 
@@ -357,11 +370,11 @@ fn the_kernel_closes_on_time_while_the_server_stands_still() -> anyhow::Result<(
         let silent = stream.last().context("it never began")?;
         ensure!(silent < end, "{silent} is after {end}");
         ended(&fleet, &opening, "expired").await?;
-        let until = Instant::now() + SILENCE;
-        while Instant::now() < until {
+        stays(async || {
             ensure!(!kernel_has(gateway.at(PORT))?, "{}", kernel()?);
-            sleep(TICK).await;
-        }
+            Ok(())
+        })
+        .await?;
         ensure!(stream.last() == Some(silent), "it went on");
         gateway.is_up_again(&fleet, 1).await?;
         ensure!(is_closed(gateway.at(PORT)).await);
