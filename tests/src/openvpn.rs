@@ -93,6 +93,7 @@ pub struct Client {
 pub struct Tunnel {
     pub interface: String,
     pub ipv4: Ipv4Addr,
+    pub netmask: Ipv4Addr,
     pub ipv6: Ipv6Addr,
     pub gateway_ipv4: Ipv4Addr,
     pub gateway_ipv6: Ipv6Addr,
@@ -196,6 +197,7 @@ impl Tunnel {
         Ok(Self {
             interface,
             ipv4,
+            netmask,
             ipv6: ipv6.split_once('/').map_or(ipv6, |(address, _)| address).parse()?,
             // The first address of the network.
             gateway_ipv4: ((u32::from(ipv4) & u32::from(netmask)) + 1).into(),

@@ -1,6 +1,6 @@
 //! `cloudlinkd`, on ports of its own, with its own Postgres unless told otherwise.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
@@ -121,6 +121,7 @@ filter = "info,cloudlink_server=debug"
         if let Some(runner) = &runner {
             chown(&directory, Some(runner.user), None)?;
         }
+        let (people, operations) = (reached(people), reached(operations));
         Ok(Self { device, people, operations, directory, set, runner })
     }
 
@@ -145,6 +146,11 @@ filter = "info,cloudlink_server=debug"
         server.ready().await?;
         Ok(server)
     }
+}
+
+/// Where a listener is reached from its own host: on the loopback interface, if it is on all.
+fn reached(listener: SocketAddr) -> SocketAddr {
+    if listener.ip().is_unspecified() { (Ipv4Addr::LOCALHOST, listener.port()).into() } else { listener }
 }
 
 impl Server {

@@ -1,0 +1,109 @@
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::fleet::Fleet;
+use crate::openvpn::{Client, Pings, Tunnel};
+use crate::server::Settings;
+
+use super::case::Attacker;
+use super::watch::{Seen, Watchers};
+use super::world::World;
+
+const PEOPLE_PORT: u16 = 8443;
+const OPERATIONS_PORT: u16 = 9090;
+
+/// `cloudlinkd` in the world, with ports for people and machines on all addresses, and the two devices in their tunnels.
+#[derive(Debug)]
+pub struct Product {
+    pub attacker: Client,
+    pub victim: Client,
+    /// As the API has it.
+    pub victim_id: String,
+    pub own: Tunnel,
+    pub other: Tunnel,
+    pub watchers: Watchers,
+    pub fleet: Fleet,
+    pub world: World,
+}
+
+impl Product {
+    pub const INTERFACE: &str = "cloudlink0";
+
+    /// Starts it on the host that this runs on, with more of the configuration.
+    pub async fn start(directory: &Path, set: &[&str]) -> anyhow::Result<Self> {
+        let world = World::join(directory).await?;
+        let mut settings = Settings::with_tunnels(set);
+        settings.people = Some(SocketAddr::from((Ipv6Addr::UNSPECIFIED, PEOPLE_PORT)));
+        settings.operations = Some(SocketAddr::from((Ipv6Addr::UNSPECIFIED, OPERATIONS_PORT)));
+        let fleet = Fleet::start_with(&settings).await?;
+        let through = |profile: crate::openvpn::Profile| profile.with("allow-recursive-routing");
+        let (_, mut attacker) = fleet.client_with(&world.attacker, "attacker", through).await?;
+        let (victim_device, mut victim) = fleet.client_with(&world.victim, "victim", through).await?;
+        let (own, other) = (attacker.is_up(1).await?, victim.is_up(1).await?);
+        world.tunnels(&own, &other, &ports())?;
+        let victim_id = victim_device.id;
+        let mut it = Self { attacker, victim, victim_id, own, other, watchers: Watchers::default(), fleet, world };
+        it.watch().await?;
+        it.world.settles().await?;
+        Ok(it)
+    }
+
+    /// Begins to watch, anew where interfaces have been made anew.
+    pub async fn watch(&mut self) -> anyhow::Result<()> {
+        let Self { own, other, world, .. } = self;
+        // Those who listen make room first.
+        self.watchers = Watchers::default();
+        self.watchers.add(world.watch_outside().await?);
+        self.watchers.add([
+            world.watch_node(Self::INTERFACE, &inside(own, other)).await?,
+            world.watch_attacker(own).await?,
+            world.watch_victim(other).await?,
+        ]);
+        Ok(())
+    }
+
+    /// What was seen of all that the device has sent, and of all that came of it.
+    pub async fn seen(&mut self) -> anyhow::Result<Seen> {
+        // What is sent through a tunnel stays in its order.
+        Pings::default().come_back(&self.attacker, &self.own).await?;
+        self.watchers.quiet().await
+    }
+
+    /// Who sends through the attacker's tunnel.
+    #[must_use]
+    pub fn device(&self) -> Attacker<'_> {
+        Attacker::at(&self.world.attacker, &self.world)
+    }
+
+    /// Who writes into the server's interface as if the server had let it through.
+    #[must_use]
+    pub fn inside(&self) -> Attacker<'_> {
+        Attacker::behind_the_server(&self.world)
+    }
+
+    /// The server's interface, as [`Self::inside`] has it: of the same kind as the server's queues.
+    pub const QUEUE: &str = "queue:cloudlink0+";
+    /// The place where packets are before the kernel has judged them.
+    pub const UNJUDGED: &str = "interface";
+}
+
+fn ports() -> Value {
+    json!({ "link_port": 80, "device_port": 443, "people": PEOPLE_PORT, "operations": OPERATIONS_PORT })
+}
+
+/// What passes the server's interface: into the host before the kernel's rules, and out of it behind them.
+fn inside(own: &Tunnel, other: &Tunnel) -> [Value; 2] {
+    let mut out = super::packets(Product::INTERFACE, "out", "tunnels");
+    let device = "device";
+    out["destinations"] = json!({
+        own.ipv4.to_string(): "answer",
+        own.ipv6.to_string(): "answer",
+        other.ipv4.to_string(): device,
+        other.ipv6.to_string(): device,
+        "169.254.0.3": device,
+        "fe80::3": device,
+    });
+    [super::packets(Product::INTERFACE, "in", Product::UNJUDGED), out]
+}
