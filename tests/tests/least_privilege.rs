@@ -12,9 +12,11 @@ use anyhow::{Context as _, ensure};
 use cloudlink_tests::fleet::{Fleet, directory};
 use cloudlink_tests::netns::{self, Site, done};
 use cloudlink_tests::openvpn::Pings;
+use cloudlink_tests::poll::wait_for;
 use cloudlink_tests::program::Program;
 use cloudlink_tests::rights::{Installed, within};
 use cloudlink_tests::server::{Plan, Runner, Settings, command_as};
+use cloudlink_tests::traffic::metric;
 use nix::unistd::Pid;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -33,6 +35,8 @@ const NET_ADMIN: u64 = 1 << 12;
 const NET_BIND_SERVICE: u64 = 1 << 10;
 /// For a refused start to end.
 const REFUSED_LIMIT: Duration = Duration::from_secs(60);
+/// For a drift to be found and repaired.
+const REPAIR_LIMIT: Duration = Duration::from_secs(10);
 /// Of a device.
 const SUPPORT_PORT: u16 = 8022;
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
@@ -162,6 +166,34 @@ async fn serves(fleet: &Fleet) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What somebody else breaks is repaired: rules, and settings.
+async fn repairs(fleet: &Fleet) -> anyhow::Result<()> {
+    let repaired = async |kind: &str| {
+        wait_for(&format!("repaired isolation: {kind}"), REPAIR_LIMIT, async || {
+            let (_, metrics) = fleet.server.operations("/metrics").await?;
+            let found = metric(&metrics, "cloudlink_isolation_drifts_total", kind)?;
+            let (status, body) = fleet.server.operations("/readyz").await?;
+            ensure!(found >= 1.0 && status == 200, "{found} {body}");
+            Ok(())
+        })
+        .await
+    };
+    let nft = |arguments: &[&str]| {
+        let mut nft = Command::new("nft");
+        nft.args(arguments);
+        done(nft)
+    };
+    nft(&["flush", "table", "inet", "cloudlink"])?;
+    repaired("rules").await?;
+    ensure!(nft(&["list", "chain", "inet", "cloudlink", "cl_enter"])?.contains("cl_tunnel4"));
+
+    let forwarding = "/proc/sys/net/ipv4/conf/cloudlink0/forwarding";
+    write(forwarding, "1")?;
+    repaired("setting").await?;
+    ensure!(read_to_string(forwarding)?.trim() == "0");
+    Ok(())
+}
+
 /// Waits for a start to be refused, and gives back what was said.
 fn refused(runner: Runner) -> anyhow::Result<String> {
     let directory = directory()?;
@@ -183,6 +215,7 @@ fn two_capabilities_and_what_the_unit_leaves_suffice() -> anyhow::Result<()> {
         let installed = Installed::make()?;
         let mut fleet = fleet(as_the_unit(&installed)).await?;
         serves(&fleet).await?;
+        repairs(&fleet).await?;
 
         let pid = fleet.server.program().pid();
         let own = pid.to_string();
@@ -218,6 +251,7 @@ fn a_program_file_with_two_capabilities_suffices() -> anyhow::Result<()> {
         let runner = installed.with_options(&["--inh-caps=-all", "--ambient-caps=-all"]);
         let mut fleet = fleet(runner).await?;
         serves(&fleet).await?;
+        repairs(&fleet).await?;
 
         let pid = fleet.server.program().pid().to_string();
         ensure!(capabilities(&pid, "CapPrm")? == NET_ADMIN | NET_BIND_SERVICE);
@@ -297,6 +331,7 @@ fn no_shell_is_ever_started() -> anyhow::Result<()> {
         let trapped = within(TRAP, &[&trap.display().to_string(), SHELLS], runner);
         fleet.server.start_again_as(within(TUN, &[], trapped)).await?;
         serves(&fleet).await?;
+        repairs(&fleet).await?;
         let pid = fleet.server.program().pid();
         ensure!(read_to_string(&calls)?.is_empty(), "{}", read_to_string(&calls)?);
         ensure!(beside(pid, &["sh", "-c", "the trap works"])?.status.code() == Some(127));
