@@ -207,6 +207,21 @@ impl Tunnel {
     }
 }
 
+impl Tunnel {
+    /// Waits until the kernel uses the tunnel's addresses. On a busy machine it takes a moment until it is through with an IPv6
+    /// address, and packets have another source meanwhile: the server drops them.
+    async fn is_addressed(&self, site: &Site) -> anyhow::Result<()> {
+        wait_for("an address that is not tentative", TUNNEL_LIMIT, async || {
+            let mut ip = site.command("ip");
+            ip.args(["-6", "-oneline", "address", "show", "dev", &self.interface, "tentative"]);
+            let tentative = done(ip)?;
+            anyhow::ensure!(tentative.is_empty(), "{tentative}");
+            Ok(())
+        })
+        .await
+    }
+}
+
 /// Pings that are sent, and must come back.
 #[derive(Clone, Copy, Debug)]
 pub struct Pings {
@@ -241,6 +256,7 @@ impl Pings {
 
     /// Pings the server at the other end of a tunnel, in both families at once. None may be lost.
     pub async fn come_back(&self, client: &Client, tunnel: &Tunnel) -> anyhow::Result<()> {
+        tunnel.is_addressed(&client.site).await?;
         let check = async |gateway: IpAddr| {
             let received = self.send(&client.site, &tunnel.interface, gateway).await?;
             anyhow::ensure!(received == self.count, "{received} of {self:?} came back from {gateway}");

@@ -196,7 +196,8 @@ fn a_device_hears_nobody_but_the_node() {
         let mut peer = node.tunnel(2).await;
         // As a packet has them that the system forwards, from a network behind it.
         for (number, (foreign, to)) in (1..).zip([("10.99.0.1", peer.at(PORT)), ("fd99::1", peer.at_ipv6(PORT))]) {
-            let added = Command::new("ip").args(["address", "add", foreign, "dev", "lo"]).status().unwrap();
+            // At once: even there an IPv6 address is not used before the kernel has thought about it.
+            let added = Command::new("ip").args(["address", "add", foreign, "dev", "lo", "nodad"]).status().unwrap();
             assert!(added.success());
             let socket = UdpSocket::bind((foreign.parse::<IpAddr>().unwrap(), PORT)).await.unwrap();
             socket.send_to(b"foreign", to).await.unwrap();
