@@ -239,7 +239,18 @@ impl Node {
         plane.start(shutdown);
         let (device, store) = (&self.config.device, store.clone());
         let keep_days = self.config.isolation.proof_keep_days;
-        let parts = tunnel::Parts { config, device, server, plane, isolation, leased, store, keep_days };
+        let quarantine_after_packets = self.config.isolation.quarantine_after_packets;
+        let parts = tunnel::Parts {
+            config,
+            device,
+            server,
+            plane,
+            isolation,
+            leased,
+            store,
+            keep_days,
+            quarantine_after_packets,
+        };
         Ok(Some((Tunnels::new(parts), wrapping)))
     }
 

@@ -285,6 +285,8 @@ pub struct Metrics {
     pub isolation_repairs_failed: IntCounter,
     /// `reason`: packets that the kernel's rules dropped.
     pub isolation_kernel_dropped: IntCounterVec,
+    /// Devices in quarantine, of all nodes.
+    pub devices_quarantined: IntGauge,
 
     /// Devices whose certificate two machines seem to use.
     pub clones_suspected: IntCounter,
@@ -435,6 +437,11 @@ impl Metrics {
                 "cloudlink_isolation_kernel_dropped_total",
                 "Packets from tunnels, to them, or forwarded, that the kernel's rules dropped.",
                 &["reason"],
+            ),
+            devices_quarantined: gauge(
+                &registry,
+                "cloudlink_devices_quarantined",
+                "Devices in quarantine, of all nodes. Known where tunnels are served.",
             ),
             clones_suspected: counter(
                 &registry,

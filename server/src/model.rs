@@ -4,6 +4,7 @@
 pub mod audit;
 pub mod command;
 pub mod device;
+pub mod drop;
 pub mod enrollment_token;
 pub mod grant;
 pub mod isolation_statement;

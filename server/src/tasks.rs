@@ -2,9 +2,11 @@
 //! Several nodes may run them at once.
 
 mod deadline;
+mod drop;
 mod isolation;
 mod opening;
 pub(crate) mod presence;
+mod quarantine;
 pub(crate) mod revocation;
 mod tunnel;
 
@@ -22,6 +24,8 @@ pub fn start(links: &Links, shutdown: &Shutdown) {
     shutdown.spawn_vital("opening ends", opening::sweep(links.clone(), shutdown.clone()));
     if let Some(tunnels) = &links.0.tunnels {
         shutdown.spawn_vital("openings", opening::keep(links.clone(), Arc::clone(tunnels), shutdown.clone()));
+        shutdown.spawn_vital("quarantine", quarantine::run(links.clone(), Arc::clone(tunnels), shutdown.clone()));
+        shutdown.spawn_vital("device drops", drop::run(links.clone(), Arc::clone(tunnels), shutdown.clone()));
         shutdown.spawn_vital("tunnel lease", tunnel::lease(links.clone(), Arc::clone(tunnels), shutdown.clone()));
         shutdown.spawn_vital("tunnel cut", isolation::cut(links.clone(), Arc::clone(tunnels), shutdown.clone()));
         shutdown.spawn_vital("tunnel traffic", tunnel::traffic(links.clone(), Arc::clone(tunnels), shutdown.clone()));

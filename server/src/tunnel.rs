@@ -19,6 +19,7 @@ pub(crate) mod inside;
 pub(crate) mod life;
 pub(crate) mod opening;
 pub mod plane;
+mod quarantine;
 pub mod slice;
 mod statement;
 mod turn;
@@ -47,6 +48,7 @@ use crate::store::tunnel::{TunnelTraffic, address_trim_in_txn, slice_lease_in_tx
 use crate::store::{Store, StoreError, Visibility};
 use day::Days;
 use plane::Plane;
+use quarantine::Told;
 use slice::Slice;
 use statement::{Leases, Totals};
 use turn::{Refused, Turns};
@@ -93,6 +95,9 @@ pub(crate) struct Tunnels {
     inside: Arc<Gate>,
     entering: Mutex<()>,
     has_left: Notify,
+    told: Told,
+    /// 0: none is.
+    pub(crate) quarantine_after_packets: u32,
 }
 
 /// What they are made of.
@@ -106,6 +111,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) leased: Leased,
     pub(crate) store: Store,
     pub(crate) keep_days: u32,
+    /// See `isolation.quarantine_after_packets`.
+    pub(crate) quarantine_after_packets: u32,
 }
 
 /// The slice of this node.
@@ -118,7 +125,8 @@ pub struct Leased {
 impl Tunnels {
     /// Starts what tunnels share. To be called in a runtime.
     pub(crate) fn new(parts: Parts<'_>) -> Arc<Self> {
-        let Parts { config, device, server, plane, isolation, leased, store, keep_days } = parts;
+        let Parts { config, device, server, plane, isolation, leased, store, keep_days, quarantine_after_packets } =
+            parts;
         let at_once = match usize::try_from(config.handshakes_max) {
             Ok(0) | Err(_) => 2 * available_parallelism().map_or(1, NonZero::get),
             Ok(at_once) => at_once,
@@ -143,6 +151,8 @@ impl Tunnels {
             }),
             entering: Mutex::new(()),
             has_left: Notify::new(),
+            told: Told::default(),
+            quarantine_after_packets,
         })
     }
 

@@ -13,9 +13,12 @@ pub(super) mod command {
     pub(crate) mod show;
 }
 pub(super) mod device {
+    pub(crate) mod drop;
     pub(crate) mod list;
     pub(crate) mod metrics;
     pub(crate) mod openvpn_profile;
+    pub(crate) mod quarantine;
+    pub(crate) mod release;
     pub(crate) mod revoke;
     pub(crate) mod show;
     pub(crate) mod update;

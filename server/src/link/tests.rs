@@ -81,6 +81,7 @@ struct Settings {
     database: PgConnectOptions,
     /// How long it waits for an answer of the database.
     statement_within: Duration,
+    quarantine_after_packets: u32,
 }
 
 impl Port {
@@ -98,6 +99,7 @@ impl Port {
             wrapping: ServerWrapping::None,
             database: database.clone(),
             statement_within: Duration::from_secs(15),
+            quarantine_after_packets: 0,
         };
         change(&mut settings);
 
@@ -127,6 +129,7 @@ impl Port {
                 leased,
                 store: store.clone(),
                 keep_days: 90,
+                quarantine_after_packets: settings.quarantine_after_packets,
             }))
         } else {
             None

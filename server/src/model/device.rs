@@ -97,12 +97,24 @@ pub struct Device {
     pub enrolled_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339::option")]
     pub revoked_at: Option<OffsetDateTime>,
+    /// Null when it is in none.
+    pub quarantine: Option<Quarantine>,
     /// The certificate that it uses, or will use first.
     pub certificate: Option<Certificate>,
     /// Its newest link, live or closed.
     pub link: Option<Link>,
     /// The tunnel that carries its live link. Null when it has no live link, or one of another transport.
     pub tunnel: Option<Tunnel>,
+}
+
+/// The device keeps its link, and nothing else of it is let through, in either direction.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct Quarantine {
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+    /// The person who put it there; null: the server itself.
+    pub by: Option<Uuid>,
+    pub reason: String,
 }
 
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]

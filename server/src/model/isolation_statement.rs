@@ -342,7 +342,7 @@ fn longest_gap(spans: &[Span], moments: &[OffsetDateTime], now: OffsetDateTime) 
     longest
 }
 
-fn iso_date<S: serde::Serializer>(date: &Date, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn iso_date<S: serde::Serializer>(date: &Date, serializer: S) -> Result<S::Ok, S::Error> {
     // `Display` writes years of more than four digits with a sign; days have been checked to lie within four.
     serializer.collect_str(date)
 }

@@ -10,7 +10,9 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::StoreError;
-use crate::model::device::{Certificate, Device, DeviceMetrics, DeviceState, Labels, Link, LinkState, Tunnel};
+use crate::model::device::{
+    Certificate, Device, DeviceMetrics, DeviceState, Labels, Link, LinkState, Quarantine, Tunnel,
+};
 
 /// The constraint that refuses a name that another device of the tenant has.
 pub const NAME_TAKEN: &str = "devices_tenant_id_name_key";
@@ -24,6 +26,9 @@ struct Row {
     version: i64,
     enrolled_at: OffsetDateTime,
     revoked_at: Option<OffsetDateTime>,
+    quarantined_at: Option<OffsetDateTime>,
+    quarantined_by: Option<Uuid>,
+    quarantine_reason: Option<String>,
     serial: Option<String>,
     not_after: Option<OffsetDateTime>,
     link: Option<Json<LinkRow>>,
@@ -112,6 +117,11 @@ impl TryFrom<Row> for Device {
             version: row.version,
             enrolled_at: row.enrolled_at,
             revoked_at: row.revoked_at,
+            quarantine: row.quarantined_at.zip(row.quarantine_reason).map(|(since, reason)| Quarantine {
+                since,
+                by: row.quarantined_by,
+                reason,
+            }),
             certificate: row.serial.zip(row.not_after).map(|(serial, not_after)| Certificate { serial, not_after }),
             link,
             tunnel,
@@ -126,6 +136,7 @@ macro_rules! device_query {
         sqlx::query_as!(
             Row,
             r#"select d.id, d.tenant_id, d.name, d.labels as "labels: _", d.state, d.version, d.enrolled_at, d.revoked_at,
+                      d.quarantined_at, d.quarantined_by, d.quarantine_reason,
                       c.serial as "serial?", c.not_after as "not_after?",
                       case when l.device_id is not null then jsonb_build_object(
                           'transport', l.transport, 'node', l.node, 'epoch', l.epoch,
@@ -174,6 +185,7 @@ pub struct DeviceFilter {
     /// Every one of these.
     pub labels: Labels,
     pub linked: Option<bool>,
+    pub quarantined: Option<bool>,
 }
 
 /// Devices, newest first, after the position given.
@@ -187,12 +199,14 @@ pub async fn device_list(
     device_query!(
         "where ($1::uuid is null or d.tenant_id = $1) and ($2::text is null or d.name = $2) and d.labels @> $3
            and ($4::boolean is null or (l.device_id is not null and l.closed_at is null) = $4)
-           and ($5::timestamptz is null or (d.enrolled_at, d.id) < ($5, $6::uuid))
-         order by d.enrolled_at desc, d.id desc limit $7",
+           and ($5::boolean is null or (d.quarantined_at is not null) = $5)
+           and ($6::timestamptz is null or (d.enrolled_at, d.id) < ($6, $7::uuid))
+         order by d.enrolled_at desc, d.id desc limit $8",
         filter.tenant.map(TenantId::as_uuid),
         filter.name,
         Json(&filter.labels) as _,
         filter.linked,
+        filter.quarantined,
         after_time,
         after_id,
         limit

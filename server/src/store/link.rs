@@ -76,6 +76,8 @@ pub struct OpenedLink {
     pub epoch: u64,
     /// Whether commands of the device are not yet final.
     pub has_open_commands: bool,
+    /// Whether the device is in quarantine, as of now.
+    pub is_quarantined: bool,
     /// The link that it replaces.
     pub previous: Option<PreviousLink>,
     /// Whether this boot of the device had opened a link before.
@@ -105,7 +107,8 @@ pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Resu
                    capabilities text[], ipv4 inet, ipv6 inet, client text, platform text, cipher text)
            ),
            admitted as materialized (
-               select h.*, c.serial, c.state as certificate_state, d.tenant_id
+               select h.*, c.serial, c.state as certificate_state, d.tenant_id,
+                      d.quarantined_at is not null as is_quarantined
                  from hello h
                  join devices d on d.id = h.device_id and d.state = 'active'
                  join certificates c on c.serial = decode(h.certificate_serial, 'hex') and c.device_id = d.id
@@ -177,6 +180,7 @@ pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Resu
            )
            select o.device_id, o.tenant_id, o.epoch,
                   exists (select from commands c where c.device_id = o.device_id and c.finished_at is null) as "has_open_commands!",
+                  (select a.is_quarantined from admitted a where a.device_id = o.device_id) as "is_quarantined!",
                   exists (select from device_boots b where b.device_id = o.device_id and b.boot_id = o.boot_id) as "is_known_boot!",
                   p.certificate_serial as "previous_serial?",
                   coalesce(nullif(p.boot_id, ''),
@@ -211,6 +215,7 @@ pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Resu
                 tenant_id: TenantId::from_uuid(row.tenant_id),
                 epoch: epoch(row.epoch)?,
                 has_open_commands: row.has_open_commands,
+                is_quarantined: row.is_quarantined,
                 previous,
                 is_known_boot: row.is_known_boot,
             })

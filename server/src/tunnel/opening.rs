@@ -147,6 +147,7 @@ struct Opened {
     tunnel_id: TunnelId,
     host: u32,
     epoch: u64,
+    is_quarantined: bool,
 }
 
 async fn take_in(
@@ -192,7 +193,18 @@ async fn take_in(
         capabilities: Vec::new(),
     };
     match shared.hellos.ask(link).await {
-        Ok(Some(opened)) => Ok(Opened { peer, tunnel_id, host, epoch: opened.epoch }),
+        Ok(Some(opened)) => {
+            let is_quarantined = opened.is_quarantined;
+            if let Err(error) = tunnels.announce(host, is_quarantined).await {
+                // The driver keeps to it by itself, and the kernel is told again soon.
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    is_quarantined,
+                    "the kernel cannot be told of a quarantine"
+                );
+            }
+            Ok(Opened { peer, tunnel_id, host, epoch: opened.epoch, is_quarantined })
+        }
         Ok(None) => Err(Problem::revoked().into()),
         Err(unanswered) => Err(Problem::from(unanswered).into()),
     }
@@ -234,7 +246,7 @@ fn live(
     remote: IpAddr,
     tunnel: impl FnOnce(super::plane::Port, Arc<crate::link::Handle>, Instant) -> Tunnel,
 ) -> Result<Tunnel, Failure> {
-    let Opened { peer, tunnel_id, host, epoch } = opened;
+    let Opened { peer, tunnel_id, host, epoch, is_quarantined } = opened;
     let key = LinkKey { device_id: peer.device_id, epoch };
     let (serial, expires_at) = (peer.serial.clone(), peer.expires_at);
     let seat = Seat::Tunnel(Box::new(TunnelSeat { tunnel_id, remote, identity: peer }));
@@ -250,7 +262,7 @@ fn live(
         // now, and ends as one, before its first packet.
         handle.end(Ending::Cut);
     }
-    let port = tunnels.plane.attach(host, tunnel_id, key.device_id, false);
+    let port = tunnels.plane.attach(host, tunnel_id, key.device_id, is_quarantined);
     drop(entering);
     Ok(tunnel(port, handle, expires_at))
 }

@@ -21,6 +21,7 @@ mod queue;
 mod tally;
 mod wall;
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
@@ -139,7 +140,6 @@ impl Plane {
     }
 
     /// What devices tried since the last time that they may not, also those whose tunnels have ended meanwhile.
-    #[cfg_attr(not(test), expect(dead_code, reason = "what writes them down comes next"))]
     pub(crate) fn drops(&self) -> Vec<(DeviceId, Drops)> {
         let mut drops = self.ended.take();
         for line in self.directory.lines() {
@@ -159,14 +159,12 @@ impl Plane {
     }
 
     /// Begins a look at who is in quarantine; its number is for [`Self::set_quarantine`].
-    #[cfg_attr(not(test), expect(dead_code, reason = "what looks comes next"))]
     pub(crate) fn look_at_quarantine(&self) -> u64 {
         self.quarantine.look()
     }
 
     /// These devices are in quarantine from now on, and no others, but for those that came up as such after the look had begun.
     /// Gives the tunnels for which that is new, with what they are now.
-    #[cfg_attr(not(test), expect(dead_code, reason = "what looks comes next"))]
     pub(crate) fn set_quarantine(&self, look: u64, devices: &[DeviceId]) -> Vec<(Owner, bool)> {
         self.quarantine.replace(look, devices, |changed| {
             let mut tunnels = Vec::new();
@@ -178,6 +176,20 @@ impl Plane {
             }
             tunnels
         })
+    }
+
+    /// How many looks have begun.
+    pub(crate) fn looks_at_quarantine(&self) -> u64 {
+        self.quarantine.looks()
+    }
+
+    /// The hosts whose tunnels are in quarantine now.
+    pub(crate) fn quarantined_hosts(&self) -> HashSet<u32> {
+        if self.quarantine.is_empty() {
+            HashSet::new()
+        } else {
+            self.directory.hosts(|line| line.doors.is_quarantined())
+        }
     }
 
     /// Gives a packet to the kernel as if it came out of a tunnel, past everything that would stop it here: what stops it then is

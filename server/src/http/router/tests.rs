@@ -71,6 +71,7 @@ fn body_of(operation: &str) -> Value {
         "token_create" => json!({"name": "new"}),
         "enrollment_token_create" => json!({"device_name": "new"}),
         "device_update" => json!({"name": "new"}),
+        "device_quarantine" => json!({"reason": "r"}),
         "grant_create" => {
             json!({"reason": "r", "scopes": ["device:reboot"], "selector": {"a": "b"}, "duration_seconds": 60})
         }

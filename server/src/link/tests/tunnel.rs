@@ -1,5 +1,7 @@
 //! OpenVPN clients on the device port: who gets a tunnel, and what becomes of it. No packet passes here, so no root is needed.
 
+mod attempt;
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,8 +13,8 @@ use cloudlink_proto::link::SUBPROTOCOL;
 use cloudlink_proto::link::message::command_status::State;
 use cloudlink_proto::link::message::goodbye::Code;
 use cloudlink_proto::openvpn::{
-    ClientConfig, ClientEvent, ClientWrapping, CloseReason, Event, KeyMetadata, Output, Pushed, ServerWrapping,
-    Session, Start, StaticKey, V2ServerKey, tls_client_config,
+    ClientConfig, ClientEvent, ClientWrapping, CloseReason, Event, HEADROOM, KeyMetadata, Output, Pushed,
+    ServerWrapping, Session, Start, StaticKey, TAILROOM, V2ServerKey, tls_client_config,
 };
 use http::HeaderValue;
 use rustls::pki_types::ServerName;
@@ -86,6 +88,15 @@ impl Client {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         (client, pushed)
+    }
+
+    /// Sends IP packets into the tunnel.
+    async fn send(&mut self, packets: &[Vec<u8>]) {
+        for packet in packets {
+            let mut buffer = [&[0; HEADROOM], packet.as_slice(), &[0; TAILROOM]].concat();
+            let frame = self.session.seal(Instant::now().into_std(), &mut buffer, packet.len()).unwrap();
+            self.stream.write_all(&buffer[frame]).await.unwrap();
+        }
     }
 
     /// Goes on until the end.

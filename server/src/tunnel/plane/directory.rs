@@ -1,5 +1,6 @@
 //! Which tunnel has which address: an index by host number, read for each packet without a lock.
 
+use std::collections::HashSet;
 use std::iter;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
@@ -58,6 +59,16 @@ impl Directory {
     /// All tunnels.
     pub(super) fn lines(&self) -> Vec<Arc<Line>> {
         self.pages.iter().filter_map(OnceLock::get).flatten().filter_map(ArcSwapOption::load_full).collect()
+    }
+
+    /// The hosts whose tunnels are of a kind.
+    pub(super) fn hosts(&self, is_wanted: impl Fn(&Line) -> bool) -> HashSet<u32> {
+        let pages = (0..).step_by(index(PAGE_HOSTS)).zip(&self.pages);
+        let places = pages.filter_map(|(first, page)| Some((first..).zip(page.get()?))).flatten();
+        places
+            .filter(|(_, place)| place.load().as_ref().is_some_and(|line| is_wanted(line)))
+            .map(|(host, _)| host)
+            .collect()
     }
 
     fn place(&self, host: u32) -> Option<&ArcSwapOption<Line>> {

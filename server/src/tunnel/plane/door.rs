@@ -35,7 +35,7 @@ impl Doors {
         self.is_quarantined.store(is_quarantined, Ordering::Release);
     }
 
-    fn is_quarantined(&self) -> bool {
+    pub(super) fn is_quarantined(&self) -> bool {
         self.is_quarantined.load(Ordering::Acquire)
     }
 

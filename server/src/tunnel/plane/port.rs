@@ -16,6 +16,7 @@ use super::door::Doors;
 use super::tally::Tally;
 use super::{Plane, offload};
 use crate::metrics::TunnelDrop;
+use crate::model::device::is_probe;
 
 /// Whose tunnel an address belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,9 +218,9 @@ impl Port {
         self.plane.meters.count(&counts);
     }
 
-    /// Counts what did not, and who tried it.
+    /// Counts what did not, and who tried it. This node's own probes try all the time.
     pub(crate) fn drop_packets(&self, reason: TunnelDrop, packets: u64) {
-        if packets > 0 {
+        if packets > 0 && !is_probe(self.line.owner.device) {
             self.line.tally.add(reason, packets);
             self.count_dropped(reason, packets);
         }

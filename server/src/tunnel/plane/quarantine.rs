@@ -25,6 +25,14 @@ impl Quarantine {
         known.looks
     }
 
+    pub(super) fn looks(&self) -> u64 {
+        self.lock().looks
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().devices.is_empty()
+    }
+
     /// A tunnel comes up, of a device that is in quarantine or not. `enter` is told what holds, and nothing changes meanwhile.
     pub(super) fn enter(&self, device: DeviceId, is_quarantined: bool, enter: impl FnOnce(bool)) {
         let mut known = self.lock();

@@ -26,8 +26,14 @@ impl Drops {
         self.0.iter().fold(0, |sum, packets| sum.saturating_add(*packets))
     }
 
+    #[cfg(test)]
+    pub(crate) fn of(packets: &[(TunnelDrop, u64)]) -> Self {
+        let tally = Tally::default();
+        packets.iter().for_each(|(reason, packets)| tally.add(*reason, *packets));
+        tally.take().unwrap_or_default()
+    }
+
     /// The reasons for which there were any.
-    #[cfg_attr(not(test), expect(dead_code, reason = "what writes them down comes next"))]
     pub(crate) fn iter(&self) -> impl Iterator<Item = (TunnelDrop, u64)> {
         TunnelDrop::ATTEMPTS.into_iter().zip(self.0).filter(|(_, packets)| *packets > 0)
     }

@@ -22,6 +22,8 @@ pub(crate) struct DeviceQuery {
     label: Option<Vec<String>>,
     /// Only devices that have a live link, or only those that have none.
     linked: Option<bool>,
+    /// Only devices that are in quarantine, or only those that are not.
+    quarantined: Option<bool>,
     /// The exact name.
     name: Option<String>,
     tenant_id: Option<Uuid>,
@@ -54,6 +56,7 @@ fn parse(pairs: Vec<(String, String)>) -> Result<(DeviceFilter, Window), Problem
                 filter.labels.0.insert(key.to_owned(), value.to_owned()).is_none()
             }
             "linked" => filter.linked.replace(value.parse().map_err(|_| malformed("linked"))?).is_none(),
+            "quarantined" => filter.quarantined.replace(value.parse().map_err(|_| malformed("quarantined"))?).is_none(),
             "name" if !value.contains('\0') => filter.name.replace(value).is_none(),
             "tenant_id" => {
                 let id: TenantId = value.parse().map_err(|_| malformed("tenant_id"))?;
@@ -132,6 +135,7 @@ mod tests {
             "?label=a:%00",
             "?name=%00",
             "?linked=maybe",
+            "?quarantined=maybe",
             "?label=a:1&label=a:2",
             "?lable=a:b",
             &long,
