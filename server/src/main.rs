@@ -6,8 +6,14 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use cloudlink_server::config::{self, Config, Faults, Loaded, Sources};
+use cloudlink_server::isolation::report;
 use cloudlink_server::metrics::Metrics;
 use cloudlink_server::{app, clock, pki, privilege, telemetry};
+
+/// What is in force is not what is declared.
+const EXIT_DIFFERENT: u8 = 1;
+/// It cannot be told.
+const EXIT_UNTOLD: u8 = 2;
 
 /// The server that devices dial.
 #[derive(Debug, Parser)]
@@ -27,6 +33,9 @@ enum Verb {
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigVerb),
+    /// Look at the kernel's rules that isolate tunnels.
+    #[command(subcommand)]
+    Isolation(IsolationVerb),
     /// Print docs/METRICS.md.
     Metrics,
 }
@@ -47,7 +56,24 @@ enum ConfigVerb {
     Reference,
 }
 
+#[derive(Debug, Subcommand)]
+enum IsolationVerb {
+    /// Print the live rules in plain words.
+    Show(IsolationArgs),
+    /// Compare the live rules and settings with what is declared. Exits with 1 on any difference, with 2 if it cannot look.
+    Verify(IsolationArgs),
+}
+
 #[derive(Args, Debug)]
+struct IsolationArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args, Clone, Debug)]
 struct ConfigArgs {
     /// The configuration file; by default /etc/cloudlink/cloudlinkd.toml if it exists.
     #[arg(long, short, value_name = "FILE", env = "CLOUDLINK_CONFIG")]
@@ -70,6 +96,7 @@ fn main() -> ExitCode {
         Verb::Run(args) => run(args),
         Verb::Pki(PkiVerb::Init(args)) => pki_init(args),
         Verb::Config(verb) => config(verb),
+        Verb::Isolation(verb) => isolation(verb),
         Verb::Metrics => print(&Metrics::new().reference()),
     };
     done.unwrap_or_else(|failure| {
@@ -121,6 +148,39 @@ fn config(verb: ConfigVerb) -> anyhow::Result<ExitCode> {
         ConfigVerb::Reference => config::reference(),
     };
     print(&text)
+}
+
+/// Whoever asks in a script must be able to tell a difference from a question that was not answered.
+fn isolation(verb: IsolationVerb) -> anyhow::Result<ExitCode> {
+    let (IsolationVerb::Show(args) | IsolationVerb::Verify(args)) = &verb;
+    let (is_json, config) = (args.json, args.config.clone().load()?.config);
+    let told = on_runtime(async {
+        Ok(match verb {
+            IsolationVerb::Show(_) => {
+                let shown = report::show(&config).await?;
+                (if is_json { report::to_json(&shown) } else { shown.table() }, true)
+            }
+            IsolationVerb::Verify(_) => {
+                let verified = report::verify(&config).await?;
+                (if is_json { report::to_json(&verified) } else { verified.text() }, verified.equal)
+            }
+        })
+    });
+    match told {
+        Ok((text, is_right)) => {
+            let code = print(&text)?;
+            Ok(if is_right { code } else { ExitCode::from(EXIT_DIFFERENT) })
+        }
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "cloudlinkd: {error:#}");
+            Ok(ExitCode::from(EXIT_UNTOLD))
+        }
+    }
+}
+
+fn on_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    privilege::prepare(true)?;
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 
 fn print(text: &str) -> anyhow::Result<ExitCode> {

@@ -34,6 +34,17 @@ pub(super) struct Table {
     others: BTreeSet<String>,
 }
 
+impl Table {
+    /// With the hook of those that have one.
+    pub(super) fn chains(&self) -> &BTreeMap<String, Value> {
+        &self.chains
+    }
+
+    pub(super) fn rules_of(&self, chain: &str) -> &[Rule] {
+        self.rules.get(chain).map(Vec::as_slice).unwrap_or_default()
+    }
+}
+
 /// One rule of a chain.
 #[derive(Clone, Debug)]
 pub(super) struct Rule {
@@ -175,8 +186,7 @@ pub(super) fn differences(declared: &Table, live: Option<&Table>) -> Vec<String>
     differences.extend(live.others.iter().map(|kind| format!("there is a {:?}, and none is declared", cut(kind))));
     let chains: BTreeSet<_> = declared.rules.keys().chain(live.rules.keys()).collect();
     for chain in chains {
-        let rules = |table: &Table| table.rules.get(chain).cloned().unwrap_or_default();
-        rules_differ(&mut differences, chain, &rules(declared), &rules(live));
+        rules_differ(&mut differences, chain, declared.rules_of(chain), live.rules_of(chain));
     }
     shorten(differences)
 }

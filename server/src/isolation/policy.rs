@@ -37,6 +37,19 @@ use expression::{
 pub(super) const FAMILY: &str = "inet";
 /// The table that is in force.
 pub(crate) const TABLE: &str = "cloudlink";
+/// All chains, in the order in which packets meet them.
+pub(super) const CHAINS: [&str; 10] = [
+    "cl_enter",
+    "cl_tunnel4",
+    "cl_tunnel6",
+    "cl_input",
+    "cl_local",
+    "cl_output_early",
+    "cl_out_early",
+    "cl_output",
+    "cl_out",
+    "cl_forward",
+];
 /// Addresses and ports of devices that are open for support.
 const OPENINGS: &str = "cl_openings";
 /// Addresses of devices in quarantine.
@@ -75,13 +88,25 @@ pub(crate) struct Policy {
 impl Policy {
     pub(crate) fn new(config: &Config, slice: &Slice) -> Self {
         Self {
-            interface: config.tunnel.interface.as_str().to_owned(),
+            interface: String::new(),
             gateway: slice.gateway(),
             ipv4: slice.ipv4(),
             ipv6: slice.ipv6(),
+            link_port: 0,
+            echo_requests_per_second: 0,
+            scope: Scope::Host,
+        }
+        .configured(config)
+    }
+
+    /// In the same slice, as the configuration says.
+    pub(super) fn configured(self, config: &Config) -> Self {
+        Self {
+            interface: config.tunnel.interface.as_str().to_owned(),
             link_port: u16::try_from(config.tunnel.link_port).expect("the configuration allows no larger port"),
             echo_requests_per_second: config.isolation.echo_requests_per_second,
             scope: config.isolation.scope,
+            ..self
         }
     }
 

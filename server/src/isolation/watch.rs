@@ -127,7 +127,7 @@ impl<'a> Watch<'a> {
         // Nobody changes what is open meanwhile.
         let mut elements = isolation.elements.lock().await;
         elements.expire(Instant::now());
-        let (mut found, live) = self.find(look, &elements).await;
+        let (mut found, mut live) = self.find(look, &elements).await;
         let is_known = found.keys().all(|kind| self.drifts.contains_key(kind));
         let is_done = found.is_empty() && self.drifts.is_empty() || is_known && look == Look::Settings;
         // At the stop the interface goes, which is no drift.
@@ -135,6 +135,10 @@ impl<'a> Watch<'a> {
             return;
         }
         isolation.distrust();
+        if look == Look::Settings {
+            // All is put right together, so all is looked at before.
+            (found, live) = self.find(Look::All, &elements).await;
+        }
         let stale = self.declared.take();
         let mut left = self.repair(&elements).await;
         for _ in 1..REPAIRS {

@@ -1,4 +1,5 @@
-//! Cuts all tunnels while isolation is not in force and cannot be, or leaks. What comes meanwhile is refused where it comes in.
+//! Cuts all tunnels while isolation is not in force and cannot be, or leaks. What comes meanwhile is refused where it comes in. The
+//! node's own probes stay: they are what says that a leak is gone.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use tokio::time::sleep;
 use crate::isolation::State;
 use crate::lifecycle::Shutdown;
 use crate::link::{Ending, Links, Seat};
+use crate::model::device::is_probe;
 use crate::tunnel::Tunnels;
 
 /// A tunnel that was on its way in when the others were cut is found soon after.
@@ -32,7 +34,8 @@ pub(super) async fn cut(links: Links, tunnels: Arc<Tunnels>, shutdown: Shutdown)
         }
         let mut count = 0_u64;
         for handle in shared.registry.all() {
-            if matches!(handle.seat, Seat::Tunnel(_)) && handle.ending() != Some(Ending::Cut) {
+            let is_device = matches!(handle.seat, Seat::Tunnel(_)) && !is_probe(handle.key.device_id);
+            if is_device && handle.ending() != Some(Ending::Cut) {
                 handle.end(Ending::Cut);
                 count += 1;
             }
