@@ -20,7 +20,8 @@ pub(crate) use transport::{Call, Pieces, backoff};
 use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::model::{
-    AuditEntry, Command, Device, EnrollmentToken, Grant, Me, Opening, Person, SignedStatement, Tenant, Token,
+    AuditEntry, Command, Device, DeviceDrops, EnrollmentToken, Grant, Me, Opening, Person, SignedStatement, Tenant,
+    Token,
 };
 use transport::{Reply, Transport};
 
@@ -67,6 +68,7 @@ pub(crate) struct DeviceFilter {
     /// `key:value`
     pub(crate) labels: Vec<String>,
     pub(crate) linked: bool,
+    pub(crate) quarantined: bool,
     pub(crate) name: Option<String>,
 }
 
@@ -159,6 +161,9 @@ impl Client {
             if filter.linked {
                 call = call.query("linked", "true");
             }
+            if filter.quarantined {
+                call = call.query("quarantined", "true");
+            }
             with(call, "name", filter.name.as_ref())
         })
         .await
@@ -175,6 +180,25 @@ impl Client {
 
     pub(crate) async fn device_revoke(&self, id: Uuid) -> Result<Answer<Value>, Failure> {
         self.one(Call::post(format!("/devices/{id}/revoke"), json!({}))).await
+    }
+
+    pub(crate) async fn device_quarantine(&self, id: Uuid, reason: &str) -> Result<Answer<Device>, Failure> {
+        let call = Call::post(format!("/devices/{id}/quarantine"), json!({ "reason": reason }));
+        self.one(call.repeatable()).await
+    }
+
+    pub(crate) async fn device_release(&self, id: Uuid) -> Result<Answer<Device>, Failure> {
+        self.one(Call::post(format!("/devices/{id}/release"), json!({})).repeatable()).await
+    }
+
+    pub(crate) async fn device_drops(
+        &self,
+        id: Uuid,
+        from: Option<Date>,
+        until: Option<Date>,
+    ) -> Result<Answer<DeviceDrops>, Failure> {
+        let call = with(Call::get(format!("/devices/{id}/drops")), "from", from.as_ref());
+        self.one(with(call, "until", until.as_ref())).await
     }
 
     pub(crate) async fn device_metrics(&self, id: Uuid) -> Result<Answer<Value>, Failure> {

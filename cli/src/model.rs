@@ -76,6 +76,9 @@ pub(crate) struct Device {
     pub(crate) state: String,
     pub(crate) enrolled_at: Timestamp,
     pub(crate) revoked_at: Option<Timestamp>,
+    /// Servers of before quarantine do not name it.
+    #[serde(default)]
+    pub(crate) quarantine: Option<Quarantine>,
     pub(crate) certificate: Option<Certificate>,
     pub(crate) link: Option<Link>,
     /// There while it carries the live link. Servers of before tunnels do not name it.
@@ -94,6 +97,30 @@ impl Device {
     pub(crate) fn has_agent(&self) -> bool {
         self.link.as_ref().is_some_and(|link| link.is_live() && link.has_agent)
     }
+}
+
+/// Of a device that has its link and nothing else.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Quarantine {
+    pub(crate) since: Timestamp,
+    /// `None`: the server itself.
+    pub(crate) by: Option<Uuid>,
+    pub(crate) reason: String,
+}
+
+/// What a device tried and may not.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct DeviceDrops {
+    pub(crate) items: Vec<DeviceDrop>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct DeviceDrop {
+    pub(crate) day: String,
+    pub(crate) reason: String,
+    pub(crate) packets: u64,
+    pub(crate) first_at: Timestamp,
+    pub(crate) last_at: Timestamp,
 }
 
 #[derive(Clone, Debug, Deserialize)]

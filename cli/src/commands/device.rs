@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::isolation::{Day, day};
 use super::openvpn_profile::OpenVpnProfile;
 use super::{Context, command, confirm};
 use crate::argument::{Label, Limit};
@@ -20,6 +21,9 @@ pub(crate) struct List {
     /// Only devices with a live link
     #[arg(long)]
     linked: bool,
+    /// Only devices in quarantine
+    #[arg(long)]
+    quarantined: bool,
     #[command(flatten)]
     limit: Limit,
 }
@@ -41,9 +45,36 @@ pub(crate) enum Device {
         #[arg(long)]
         yes: bool,
     },
+    /// Show what a device tried and may not, by day and reason
+    Drops(Drops),
+    /// Leave a device its link, and let nothing else of it through; its open ports are closed
+    Quarantine {
+        /// Name or id
+        device: String,
+        /// Why, for the record
+        #[arg(long)]
+        reason: String,
+    },
+    /// End a device's quarantine; what was open before stays closed
+    Release {
+        /// Name or id
+        device: String,
+    },
     /// Write the profile with which a stock OpenVPN client on a device reaches its server
     #[command(name = "openvpn-profile")]
     OpenVpnProfile(OpenVpnProfile),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Drops {
+    /// Name or id
+    device: String,
+    /// The first day (UTC), as in 2026-11-21; without it, 29 days before the last one
+    #[arg(long, value_name = "DAY", value_parser = day)]
+    from: Option<Day>,
+    /// The last day; without it, today
+    #[arg(long, value_name = "DAY", value_parser = day)]
+    until: Option<Day>,
 }
 
 #[derive(Debug, Args)]
@@ -67,6 +98,7 @@ impl List {
         let filter = DeviceFilter {
             labels: self.labels.iter().map(|label| format!("{}:{}", label.key, label.value)).collect(),
             linked: self.linked,
+            quarantined: self.quarantined,
             name: None,
         };
         let list = context.client()?.devices(self.limit.items(), &filter).await?;
@@ -101,6 +133,28 @@ impl Device {
                 let device = client.device_patch(&device, set.body(&device.value)).await?;
                 context.show(&device, || record(&device.value, &context.output.here()))
             }
+            Self::Drops(drops) => drops.run(context).await,
+            Self::Quarantine { device, reason } => {
+                let device = resolve::device(&client, device).await?;
+                let device = client.device_quarantine(device.value.id, reason).await?;
+                let name = &device.value.name;
+                if context.output.json {
+                    return context.output.json(&device.json);
+                }
+                context.output.line(&format!(
+                    "Device {name} ({}) is in quarantine: it has its link and nothing else",
+                    device.value.id
+                ))
+            }
+            Self::Release { device } => {
+                let device = resolve::device(&client, device).await?;
+                let device = client.device_release(device.value.id).await?;
+                let name = &device.value.name;
+                if context.output.json {
+                    return context.output.json(&device.json);
+                }
+                context.output.line(&format!("Device {name} ({}) is not in quarantine any more", device.value.id))
+            }
             Self::Revoke { device, yes } => {
                 let device = resolve::device(&client, device).await?;
                 let name = &device.value.name;
@@ -115,6 +169,49 @@ impl Device {
                 context.output.line(&format!("Device {name} ({}) is revoked", device.value.id))
             }
         }
+    }
+}
+
+impl Drops {
+    async fn run(&self, context: &Context) -> Result<(), Failure> {
+        let client = context.client()?;
+        let device = resolve::device(&client, &self.device).await?;
+        let now = context.output.here().now;
+        let [from, until] = [self.from, self.until].map(|day| day.map(|day| day.date(now)));
+        let drops = client.device_drops(device.value.id, from, until).await?;
+        context.show(&drops, || drops_table(&drops.value, &context.output.here()))
+    }
+}
+
+fn drops_table(drops: &model::DeviceDrops, here: &Here) -> Table {
+    let mut table = Table::new(&["DAY (UTC)", "REASON", "PACKETS", "FIRST", "LAST", "WHAT IT TRIED"]);
+    for drop in &drops.items {
+        table.row(vec![
+            drop.day.clone().into(),
+            drop.reason.clone().into(),
+            drop.packets.to_string().into(),
+            here.local(drop.first_at).into(),
+            here.local(drop.last_at).into(),
+            Cell::new(in_words(&drop.reason)),
+        ]);
+    }
+    table
+}
+
+/// Why packets were not let through.
+fn in_words(reason: &str) -> &'static str {
+    match reason {
+        "source" => "to speak for another address",
+        "destination" => "to reach somebody else than its node",
+        "multicast" => "to reach a multicast group",
+        "broadcast" => "to reach everybody",
+        "malformed" => "to send what is no whole packet",
+        "fragment" => "to send pieces of packets",
+        "options" => "to send IP options, as source routes are",
+        "protocol" => "to speak something else than TCP or ping",
+        "port" => "to reach a port of its node that is not the link's",
+        "quarantine" => "to do in quarantine what it may do otherwise",
+        _ => "",
     }
 }
 
@@ -147,6 +244,12 @@ fn record(device: &model::Device, here: &Here) -> Table {
         table.field("revoked", Cell::toned(here.full(at), Tone::Bad));
     } else if device.state != "active" {
         table.field("state", Cell::toned(device.state.clone(), Tone::Warn));
+    }
+    if let Some(quarantine) = &device.quarantine {
+        let by = quarantine.by.map_or_else(|| "the server".to_owned(), |by| by.to_string());
+        table.field("quarantine", Cell::toned(format!("since {}", here.full(quarantine.since)), Tone::Bad));
+        table.field("  by", by);
+        table.field("  because", quarantine.reason.clone());
     }
     if let Some(certificate) = &device.certificate {
         table.field("certificate", format!("{}, valid until {}", certificate.serial, here.full(certificate.not_after)));
@@ -223,6 +326,9 @@ fn link_state(device: &model::Device) -> Cell {
         return Cell::toned("revoked", Tone::Bad);
     }
     match &device.link {
+        Some(link) if link.is_live() && device.quarantine.is_some() => {
+            Cell::toned(format!("live, {}, quarantine", link.transport), Tone::Bad)
+        }
         Some(link) if link.is_live() && link.has_agent => Cell::toned(format!("live, {}", link.transport), Tone::Good),
         Some(link) if link.is_live() => Cell::toned(format!("live, {}, no agent", link.transport), Tone::Warn),
         Some(_) => Cell::toned("closed", Tone::Warn),
@@ -247,6 +353,34 @@ mod tests {
             "enrolled_at": "2026-11-21T14:00:00Z", "revoked_at": null, "certificate": null, "link": null,
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn what_was_tried_is_shown_in_words_and_a_reason_of_tomorrow_without() {
+        let drop = |reason: &str, packets: u64| {
+            json!({"day": "2026-11-21", "reason": reason, "packets": packets,
+                   "first_at": "2026-11-21T14:00:00Z", "last_at": "2026-11-21T15:00:00Z"})
+        };
+        let drops = serde_json::from_value(json!({"items": [drop("port", 1200), drop("gravity", 1)]})).unwrap();
+        let here = Here { now: "2026-11-21T16:00:00Z".parse().unwrap(), zone: jiff::tz::TimeZone::UTC };
+        let text = drops_table(&drops, &here).render(false, None);
+        assert!(text.lines().next().unwrap().starts_with("DAY (UTC)   REASON   PACKETS"), "{text}");
+        assert!(text.contains("port     1200"), "{text}");
+        assert!(text.contains("to reach a port of its node that is not the link's"), "{text}");
+        assert!(text.contains("gravity  1"), "{text}");
+    }
+
+    #[test]
+    fn a_quarantine_is_seen_in_lists_and_explained_in_the_record() {
+        let mut device = device();
+        device.quarantine = serde_json::from_value(
+            json!({"since": "2026-11-21T14:00:00Z", "by": null, "reason": "20 packets within 60 s"}),
+        )
+        .unwrap();
+        let text = shown(&device);
+        for line in ["quarantine", "the server", "20 packets within 60 s"] {
+            assert!(text.contains(line), "{text}");
+        }
     }
 
     #[test]

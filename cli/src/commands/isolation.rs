@@ -61,7 +61,7 @@ pub(crate) enum Day {
 }
 
 impl Day {
-    fn date(self, now: Timestamp) -> Date {
+    pub(super) fn date(self, now: Timestamp) -> Date {
         let today = now.to_zoned(TimeZone::UTC).date();
         match self {
             Self::Of(date) => date,
@@ -71,7 +71,7 @@ impl Day {
     }
 }
 
-fn day(text: &str) -> Result<Day, String> {
+pub(super) fn day(text: &str) -> Result<Day, String> {
     match text {
         "today" => Ok(Day::Today),
         "yesterday" => Ok(Day::Yesterday),
