@@ -167,7 +167,6 @@ def stream(world, name, rate, count_of_marks, pattern):
     numbers = [number for number, case in enumerate(made.cases) if re.fullmatch(pattern, case.name)]
     packets = [packet for number in numbers for packet in made.packets(number, int(count_of_marks))]
     link, interval = through(name), 1 / float(rate)
-    print(json.dumps({"cases": len(numbers), "packets": len(packets)}), flush=True)
     due, count = time.monotonic(), 0
     while not select.select([sys.stdin], [], [], max(0, due - time.monotonic()))[0]:
         try:
@@ -178,7 +177,6 @@ def stream(world, name, rate, count_of_marks, pattern):
             if error.errno not in (5, 19, 6, 77, 100):
                 raise
         due += interval
-    print(json.dumps({"sent": count}), flush=True)
 
 
 def talk(world):

@@ -6,23 +6,35 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use cloudlink_tests::attack::{self, Attacker, Case, Forger, OpenServer, Opened, Product, Scan, Seen, Watchers, World};
 use cloudlink_tests::fleet::directory;
 use cloudlink_tests::netns;
-use cloudlink_tests::openvpn::Pings;
+use cloudlink_tests::openvpn::{Client, Pings, Tunnel, UP};
 use cloudlink_tests::poll::wait_for;
-use cloudlink_tests::traffic::{metric, proxy};
+use cloudlink_tests::traffic::{Capture, metric, proxy};
 use nix::sys::signal::Signal;
 use serde_json::json;
+use sqlx::Connection as _;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::timeout;
 
 /// For a server to see that a device has gone, or that its rules have.
 const NOTICE_LIMIT: Duration = Duration::from_secs(20);
 const PORTS: usize = 65_535;
 const LINK_PORT: u16 = 80;
+/// The port of a device that is opened.
+const OPEN_PORT: u16 = 22;
+/// Not more than there are addresses.
+const HEIRS_MAX: usize = 4;
+const SECRET: &[u8] = b"what-nobody-but-the-one-device-may-read";
+/// For what must not come.
+const PATIENCE: Duration = Duration::from_millis(1_500);
 
 /// Runs a test in a network of its own, or says why not.
 fn test(name: &str, body: impl AsyncFnOnce() -> anyhow::Result<()> + Send) -> anyhow::Result<()> {
@@ -45,6 +57,93 @@ fn what_an_open_server_lets_through_the_product_does_not() -> anyhow::Result<()>
         columns.show(&cases, began.elapsed())?;
         columns.check(&cases)
     })
+}
+
+#[test]
+fn who_gets_the_address_of_another_device_gets_nothing_that_is_for_it() -> anyhow::Result<()> {
+    test("who_gets_the_address_of_another_device_gets_nothing_that_is_for_it", async || {
+        let directory = directory()?;
+        // Five addresses, for the node's own devices as well.
+        let mut it = Product::start(directory.path(), &["tunnel.slice_prefix=29"]).await?;
+        let address = it.other.ipv4;
+        it.fleet.open_port(&it.victim_id, OPEN_PORT).await?;
+        let mut stream = TcpStream::connect((address, OPEN_PORT)).await?;
+        stream.write_all(b"before").await?;
+        let mut answer = [0; 256];
+        ensure!(stream.read(&mut answer).await? > 0, "the open port does not answer");
+
+        it.victim.kill()?;
+        let (heir_id, heir, tunnel) = heir(&it, address).await?;
+        let inner = Capture::start_at(&heir.site, &tunnel.interface, &it.fleet.path("heir.pcap")).await?;
+        Pings::default().come_back(&heir, &tunnel).await?;
+        // Neither what goes on, nor what begins.
+        stream.write_all(SECRET).await?;
+        let begun = timeout(PATIENCE, TcpStream::connect((address, OPEN_PORT))).await;
+        ensure!(!matches!(begun, Ok(Ok(_))), "a port of the heir is open");
+        let datagrams = UdpSocket::bind((tunnel.gateway_ipv4, 0)).await?;
+        let _ = datagrams.send_to(SECRET, (address, 53)).await;
+        let heard = timeout(PATIENCE, stream.read(&mut answer)).await;
+        ensure!(!matches!(heard, Ok(Ok(bytes)) if bytes > 0), "the heir answers for the other");
+        let inner = inner.stop()?;
+        ensure!(inner.shows(&tunnel.ipv4.octets()), "not even its own pings were seen");
+        ensure!(!inner.shows(SECRET), "the heir got what was for the other");
+        let toward_port =
+            |(_, _, to, port): &(IpAddr, u16, IpAddr, u16)| *to == IpAddr::from(address) && *port == OPEN_PORT;
+        ensure!(!inner.streams.keys().any(toward_port), "{:?}", inner.streams.keys());
+
+        // It would be seen: its own port, when that is opened.
+        let inner = Capture::start_at(&heir.site, &tunnel.interface, &it.fleet.path("open.pcap")).await?;
+        it.fleet.open_port(&heir_id, OPEN_PORT).await?;
+        let mut stream = TcpStream::connect((address, OPEN_PORT)).await?;
+        stream.write_all(SECRET).await?;
+        ensure!(stream.read(&mut answer).await? > 0, "the heir's open port does not answer");
+        let inner = inner.stop()?;
+        ensure!(inner.shows(SECRET) && inner.streams.keys().any(toward_port), "{:?}", inner.streams.keys());
+        Ok(())
+    })
+}
+
+/// Lets devices come until only this address is left, and one of them gets it, at the site of who had it, where everything listens
+/// as before.
+async fn heir(it: &Product, address: Ipv4Addr) -> anyhow::Result<(String, Client, Tunnel)> {
+    const IN_USE: &str = "all tunnel addresses of this node are in use";
+    let mut others = Vec::new();
+    for number in 0..HEIRS_MAX {
+        let (device, mut client) = it.fleet.client(&it.world.victim, &format!("heir-{number}")).await?;
+        let is_refused = wait_for("an answer to the heir", NOTICE_LIMIT, async || {
+            let log = client.log_text()?;
+            ensure!(log.contains(IN_USE) || log.contains(UP), "{log}");
+            Ok(log.contains(IN_USE))
+        })
+        .await?;
+        if is_refused {
+            // It is kept for who had it, and for connections to that one to end.
+            let_time_pass(it, &it.victim_id).await?;
+            client.start_again()?;
+        }
+        let tunnel = client.is_up(1).await?;
+        if tunnel.ipv4 == address {
+            ensure!(is_refused, "the heir got it at once");
+            return Ok((device.id, client, tunnel));
+        }
+        // They keep theirs.
+        others.push(client);
+    }
+    anyhow::bail!("nobody got {address}")
+}
+
+/// Lets the device have been away for an hour.
+async fn let_time_pass(it: &Product, device: &str) -> anyhow::Result<()> {
+    let socket = it.fleet.server.data_dir().join("postgres/run");
+    let options = PgConnectOptions::new_without_pgpass().socket(socket).username("postgres").database("cloudlink");
+    let mut database = PgConnection::connect_with(&options).await?;
+    for statement in [
+        "update tunnel_addresses set used_at = used_at - interval '1 hour' where device_id = $1::uuid",
+        "update links set proven_at = proven_at - interval '1 hour' where device_id = $1::uuid",
+    ] {
+        sqlx::query(statement).bind(device).execute(&mut database).await?;
+    }
+    Ok(())
 }
 
 /// What was seen of all attempts.

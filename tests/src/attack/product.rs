@@ -50,17 +50,21 @@ impl Product {
         Ok(it)
     }
 
-    /// Begins to watch, anew where interfaces have been made anew.
+    /// Begins to watch everywhere, anew where interfaces have been made anew.
     pub async fn watch(&mut self) -> anyhow::Result<()> {
+        self.watch_node().await?;
+        let Self { own, other, world, .. } = self;
+        self.watchers.add([world.watch_attacker(own).await?, world.watch_victim(other).await?]);
+        Ok(())
+    }
+
+    /// Begins to watch everywhere but at the devices.
+    pub async fn watch_node(&mut self) -> anyhow::Result<()> {
         let Self { own, other, world, .. } = self;
         // Those who listen make room first.
         self.watchers = Watchers::default();
         self.watchers.add(world.watch_outside().await?);
-        self.watchers.add([
-            world.watch_node(Self::INTERFACE, &inside(own, other)).await?,
-            world.watch_attacker(own).await?,
-            world.watch_victim(other).await?,
-        ]);
+        self.watchers.add([world.watch_node(Self::INTERFACE, &inside(own, other)).await?]);
         Ok(())
     }
 
