@@ -1,7 +1,7 @@
 //! Puts the node together, runs it, and takes it apart in the opposite order.
 
 use std::fs::File;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -16,6 +16,7 @@ use crate::bus::Bus;
 use crate::config::{Config, Database};
 use crate::http::Statements;
 use crate::isolation::Isolation;
+use crate::isolation::proof::{self, Prover, Proving};
 use crate::lifecycle::{Shutdown, StopSignals};
 use crate::link::{Links, Tls};
 use crate::metrics::Metrics;
@@ -149,20 +150,30 @@ impl Node {
         if let Some((_, wrapping)) = &tunnels {
             api = api.with_openvpn(self.remote(wrapping.clone())?);
         }
+        let (prover, asks) = Prover::new();
+        if tunnels.is_some() && self.config.isolation.proofs {
+            api = api.with_prover(prover);
+        }
         shutdown.spawn_vital("event hints", api.clone().follow_hints());
         let fresh = self.pki.clone().keep_fresh(Arc::clone(&self.metrics), shutdown.soft.clone());
         shutdown.spawn_vital("certificate watch", fresh);
         let certificate = Arc::clone(&self.pki.server);
         let people = people::server(&self.config.people, certificate, http::router(api), &self.metrics);
         shutdown.spawn_vital("people port", people.run(ports.people.listen()?, shutdown.clone()));
+        let wrapping = tunnels.as_ref().map(|(_, wrapping)| wrapping.clone());
         let tunnels = tunnels.map(|(tunnels, _)| tunnels);
         let links = self.links(store.clone(), bus, tunnels.clone())?;
         tasks::start(&links, &shutdown);
-        if let Some(tunnels) = tunnels {
-            self.serve_inside(&links, &tunnels, &shutdown)?;
-        }
         let soft = self.config.shutdown.soft_seconds.duration();
-        shutdown.spawn_vital("device port", link::accept::run(links, ports.device.listen()?, soft, shutdown.clone()));
+        let device_port = ports.device.listen()?;
+        if let (Some(tunnels), Some(wrapping)) = (tunnels, wrapping) {
+            self.serve_inside(&links, &tunnels, &shutdown)?;
+            if self.config.isolation.proofs {
+                let proving = self.proving(&tunnels, wrapping, device_port.local_addr()?, store.clone())?;
+                shutdown.spawn_vital("proof of isolation", proving.run(asks, shutdown.clone()));
+            }
+        }
+        shutdown.spawn_vital("device port", link::accept::run(links, device_port, soft, shutdown.clone()));
         readiness.running(store.clone());
         tracing::info!(node = %self.config.node, version = env!("CARGO_PKG_VERSION"), "the node is up");
 
@@ -265,6 +276,31 @@ impl Node {
             shutdown.spawn_vital("link port of tunnels", serve);
         }
         Ok(())
+    }
+
+    /// The devices of the node's own that try to get around its isolation.
+    fn proving(
+        &self,
+        tunnels: &Tunnels,
+        wrapping: ServerWrapping,
+        port: SocketAddr,
+        store: Store,
+    ) -> anyhow::Result<Proving> {
+        Ok(Proving::start(proof::Parts {
+            node: self.config.node.clone(),
+            config: &self.config.isolation,
+            tunnel: &self.config.tunnel,
+            port,
+            server_name: self.config.device.server_name.to_string(),
+            trust_domain: self.config.trust_domain.parse().context("trust_domain is not one")?,
+            authority: Arc::clone(&self.pki.authority),
+            wrapping,
+            plane: Arc::clone(&tunnels.plane),
+            slice_number: tunnels.slice_number,
+            isolation: Arc::clone(&tunnels.isolation),
+            store,
+            metrics: Arc::clone(&self.metrics),
+        }))
     }
 
     /// What OpenVPN clients are told.

@@ -33,6 +33,7 @@ use self::limit::{Buckets, Rate};
 use self::v1::command::create::Creates;
 use crate::batch::Batch;
 use crate::bus::{Bus, Hint};
+use crate::isolation::proof::Prover;
 use crate::metrics::Metrics;
 use crate::model::command::State;
 use crate::model::openvpn_profile::Remote;
@@ -103,6 +104,8 @@ pub struct Context {
     openvpn: Option<Arc<Remote>>,
     /// None: nothing is signed.
     statements: Option<Arc<Statements>>,
+    /// None: this node makes no proofs.
+    prover: Option<Prover>,
 }
 
 /// What statements are made with.
@@ -146,6 +149,7 @@ impl Context {
             stopping,
             openvpn: None,
             statements: None,
+            prover: None,
         }
     }
 
@@ -153,6 +157,12 @@ impl Context {
     #[must_use]
     pub fn with_openvpn(self, remote: Remote) -> Self {
         Self { openvpn: Some(Arc::new(remote)), ..self }
+    }
+
+    /// The same, with proofs of isolation.
+    #[must_use]
+    pub(crate) fn with_prover(self, prover: Prover) -> Self {
+        Self { prover: Some(prover), ..self }
     }
 
     /// The same, with signed statements.

@@ -9,6 +9,7 @@ mod element;
 mod event;
 mod kernel;
 pub(crate) mod policy;
+pub(crate) mod proof;
 pub mod report;
 pub(crate) mod setting;
 #[cfg(test)]

@@ -288,6 +288,13 @@ pub struct Metrics {
     /// Devices in quarantine, of all nodes.
     pub devices_quarantined: IntGauge,
 
+    /// `outcome` (`proven`, `failed`, `leak`): rounds of attempts of the node's own devices to get around its isolation.
+    pub isolation_proofs: IntCounterVec,
+    /// Rounds in which something got through that must not.
+    pub isolation_leaks: IntCounter,
+    /// When isolation was proven last, in Unix time. 0: not yet.
+    pub isolation_proven_timestamp_seconds: IntGauge,
+
     /// Devices whose certificate two machines seem to use.
     pub clones_suspected: IntCounter,
     /// `reason` (`foreign`, `stale`, `illegal`, `unknown`): reports of commands that changed nothing.
@@ -442,6 +449,23 @@ impl Metrics {
                 &registry,
                 "cloudlink_devices_quarantined",
                 "Devices in quarantine, of all nodes. Known where tunnels are served.",
+            ),
+            isolation_proofs: counters(
+                &registry,
+                "cloudlink_isolation_proofs_total",
+                "Rounds of attempts of the node's own devices to get around its isolation, by outcome: proven, failed (it could not \
+                 be proven), leak (something got through).",
+                &["outcome"],
+            ),
+            isolation_leaks: counter(
+                &registry,
+                "cloudlink_isolation_leaks_total",
+                "Rounds in which something got through that must not.",
+            ),
+            isolation_proven_timestamp_seconds: gauge(
+                &registry,
+                "cloudlink_isolation_proven_timestamp_seconds",
+                "When isolation was proven last, in Unix time. 0: not yet.",
             ),
             clones_suspected: counter(
                 &registry,

@@ -68,6 +68,9 @@ fn table(routes: Routes) -> Routes {
         .admit(&[Admin, Operator, Tenant], routes!(v1::opening::list::handler))
         .admit(&[Admin, Operator, Tenant], routes!(v1::opening::show::handler))
         .admit(&[Operator, Tenant], routes!(v1::opening::close::handler))
+        .admit(&[Admin], routes!(v1::isolation_proof::create::handler))
+        .admit(&[Admin], routes!(v1::isolation_proof::list::handler))
+        .admit(&[Admin], routes!(v1::isolation_proof::show::handler))
         .admit(&[Admin, Tenant], routes!(v1::audit::list::handler))
         .admit(&[Admin, Tenant], routes!(v1::audit::export::handler))
 }

@@ -34,6 +34,11 @@ pub(super) mod grant {
     pub(crate) mod revoke;
     pub(crate) mod show;
 }
+pub(super) mod isolation_proof {
+    pub(crate) mod create;
+    pub(crate) mod list;
+    pub(crate) mod show;
+}
 pub(super) mod me {
     pub(crate) mod show;
 }

@@ -1,6 +1,7 @@
 //! Proofs of isolation: the devices that make them, and what came of each round.
 
-use cloudlink_proto::ids::{DeviceId, TenantId};
+use cloudlink_proto::ids::TenantId;
+use data_encoding::HEXLOWER;
 use serde_json::Value;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -65,6 +66,22 @@ pub struct NewProof {
     pub policy_hash: [u8; 32],
     pub attempts: i32,
     pub results: Value,
+}
+
+impl From<NewProof> for Proof {
+    fn from(proof: NewProof) -> Self {
+        Self {
+            id: proof.id,
+            node: proof.node,
+            trigger: proof.trigger,
+            started_at: proof.started_at,
+            finished_at: proof.finished_at,
+            outcome: proof.outcome,
+            policy_hash: HEXLOWER.encode(&proof.policy_hash),
+            attempts: proof.attempts,
+            results: proof.results,
+        }
+    }
 }
 
 /// Records a round. Once, however often it is called.
@@ -189,6 +206,7 @@ pub async fn proof_list(
 
 #[cfg(test)]
 mod tests {
+    use cloudlink_proto::ids::DeviceId;
     use http::StatusCode;
     use serde_json::json;
     use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -271,7 +289,7 @@ mod tests {
     async fn rounds_are_kept_once_listed_and_forgotten(pool: PgPoolOptions, database: PgConnectOptions) {
         let scene = Scene::new(pool, database).await;
         let mut connection = scene.store.connection().await.unwrap();
-        let now = OffsetDateTime::now_utc();
+        let now = crate::clock::now();
         let round = |outcome, days| NewProof {
             id: new_id(),
             node: "node-1".to_owned(),

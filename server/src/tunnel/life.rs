@@ -11,6 +11,7 @@ use super::day::Stay;
 use super::opening::TRANSPORT;
 use super::plane::{Counts, Owner};
 use crate::link::{Handle, Seat, Shared, close_row};
+use crate::model::device::is_probe;
 use crate::store::link::ClosedLink;
 use crate::store::tunnel::TunnelTraffic;
 
@@ -29,7 +30,10 @@ struct Entered {
 impl Entered {
     fn new(shared: Arc<Shared>, handle: Arc<Handle>) -> Self {
         let stay = match (&handle.seat, &shared.tunnels) {
-            (Seat::Tunnel(seat), Some(tunnels)) => Some(tunnels.days.enter(seat.identity.tenant_id)),
+            (Seat::Tunnel(seat), Some(tunnels)) if !is_probe(seat.identity.device_id) => {
+                Some(tunnels.days.enter(seat.identity.tenant_id))
+            }
+            // Probes are nobody's devices, and count as none.
             (Seat::Tunnel(_) | Seat::Direct | Seat::Inside(_), _) => None,
         };
         Self { shared, handle, _stay: stay }
@@ -45,11 +49,13 @@ impl Drop for Entered {
 /// Serves a tunnel until its end.
 pub(crate) async fn run(shared: Arc<Shared>, tunnel: Tunnel, hard: CancellationToken) {
     let entered = Entered::new(shared, Arc::clone(&tunnel.handle));
-    let metrics = &entered.shared.metrics;
-    metrics.tunnels_live.inc();
-    metrics.tunnels_opened.inc();
-    metrics.links_live.with_label_values(&[TRANSPORT]).inc();
-    metrics.links_opened.with_label_values(&[TRANSPORT]).inc();
+    if !is_probe(entered.handle.key.device_id) {
+        let metrics = &entered.shared.metrics;
+        metrics.tunnels_live.inc();
+        metrics.tunnels_opened.inc();
+        metrics.links_live.with_label_values(&[TRANSPORT]).inc();
+        metrics.links_opened.with_label_values(&[TRANSPORT]).inc();
+    }
     tracing::debug!(device = %entered.handle.key.device_id, epoch = entered.handle.key.epoch, "a tunnel is live");
     let ended = conn::run(tunnel, hard.clone()).await;
     Box::pin(finish(&entered, ended, hard)).await;
@@ -63,11 +69,13 @@ async fn finish(entered: &Entered, ended: Ended, hard: CancellationToken) {
         tunnels.has_left.notify_one();
     }
     let Ended { reason, is_loss, counts } = ended;
-    let metrics = &shared.metrics;
-    metrics.tunnels_live.dec();
-    metrics.tunnels_closed.with_label_values(&[reason]).inc();
-    metrics.links_live.with_label_values(&[TRANSPORT]).dec();
-    metrics.links_closed.with_label_values(&[TRANSPORT, reason]).inc();
+    if !is_probe(handle.key.device_id) {
+        let metrics = &shared.metrics;
+        metrics.tunnels_live.dec();
+        metrics.tunnels_closed.with_label_values(&[reason]).inc();
+        metrics.links_live.with_label_values(&[TRANSPORT]).dec();
+        metrics.links_closed.with_label_values(&[TRANSPORT, reason]).inc();
+    }
     let device_id = handle.key.device_id;
     let Some(tunnel_id) = handle.tunnel_id() else { return };
     let stored = async {

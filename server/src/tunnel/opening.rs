@@ -101,7 +101,8 @@ async fn establish(shared: &Arc<Shared>, tunnels: &Arc<Tunnels>, arrival: Arriva
     sleep(tunnels.refused.delay(remote, Instant::now())).await;
     // This node's own probes come from itself. Without them nobody could say that a leak is gone.
     // They are looked at again when it is known who it is: a proxy in front may be on this host, too.
-    if !remote.is_loopback() && !tunnels.isolation.is_enforced_within(ENFORCED_WITHIN).await {
+    let is_of_this_host = stream.local_addr().is_ok_and(|local| local.ip().to_canonical() == remote);
+    if !is_of_this_host && !tunnels.isolation.is_enforced_within(ENFORCED_WITHIN).await {
         return Err(Failure::Isolation);
     }
     let within = shared.device.handshake_timeout_seconds.duration() + shared.device.request_timeout_seconds.duration();

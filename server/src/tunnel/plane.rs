@@ -24,7 +24,7 @@ mod wall;
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use cloudlink_proto::ids::{DeviceId, TunnelId};
@@ -46,6 +46,9 @@ use crate::config;
 use crate::lifecycle::Shutdown;
 use crate::metrics::Metrics;
 
+/// Is shown what the kernel sends to devices and the plane does not let through.
+type Witness = Box<dyn Fn(&[u8]) + Send + Sync>;
+
 /// The interface, its queues, and the tunnels that are attached to it.
 pub(crate) struct Plane {
     slice: Slice,
@@ -58,6 +61,7 @@ pub(crate) struct Plane {
     waiting_bytes_max: usize,
     deaf_after: Duration,
     meters: Meters,
+    witness: OnceLock<Witness>,
 }
 
 impl Plane {
@@ -79,6 +83,7 @@ impl Plane {
             waiting_bytes_max: usize::try_from(config.queue_bytes_max).unwrap_or(usize::MAX),
             deaf_after: config.dead_after_seconds.duration(),
             meters: Meters::new(metrics),
+            witness: OnceLock::new(),
         }))
     }
 
@@ -96,6 +101,7 @@ impl Plane {
             waiting_bytes_max: 0,
             deaf_after: Duration::from_secs(3600),
             meters: Meters::new(metrics),
+            witness: OnceLock::new(),
         })
     }
 
@@ -132,6 +138,11 @@ impl Plane {
     /// Whose tunnel has this address now.
     pub(crate) fn owner(&self, ip: IpAddr) -> Option<Owner> {
         self.directory.find(ip)?.as_ref().map(|line| line.owner)
+    }
+
+    /// Shows somebody from now on what the kernel sends to devices and the plane does not let through. There is one, for good.
+    pub(crate) fn set_witness(&self, witness: impl Fn(&[u8]) + Send + Sync + 'static) {
+        let _ = self.witness.set(Box::new(witness));
     }
 
     /// What went through each tunnel that is attached now.
@@ -194,7 +205,6 @@ impl Plane {
 
     /// Gives a packet to the kernel as if it came out of a tunnel, past everything that would stop it here: what stops it then is
     /// the kernel. Says whether the interface took it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "what proves the kernel's rules comes next"))]
     pub(crate) fn inject(&self, packet: &[u8]) -> bool {
         let whole = 0..packet.len();
         self.send_in(0, packet, std::slice::from_ref(&whole)) == 0
@@ -248,7 +258,7 @@ fn source(packet: &[u8]) -> Option<IpAddr> {
 }
 
 /// Where a packet goes.
-fn destination(packet: &[u8]) -> Option<IpAddr> {
+pub(crate) fn destination(packet: &[u8]) -> Option<IpAddr> {
     match packet.first()? >> 4 {
         4 => Some(IpAddr::from(*packet.get(16..)?.first_chunk::<4>()?)),
         6 => Some(IpAddr::from(*packet.get(24..)?.first_chunk::<16>()?)),

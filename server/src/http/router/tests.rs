@@ -77,6 +77,7 @@ fn body_of(operation: &str) -> Value {
         }
         "grant_extend" => json!({"ends_at": "2030-01-01T00:00:00Z"}),
         "command_create" => json!({"kind": "device.reboot", "reason": "r"}),
+        "isolation_proof_create" => json!({}),
         "opening_create" => json!({"port": 22, "reason": "r"}),
         other => panic!("{other} takes a body: say here which"),
     }

@@ -13,6 +13,7 @@ use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
 
 use super::door::Doors;
+use super::meter::Meters;
 use super::tally::Tally;
 use super::{Plane, offload};
 use crate::metrics::TunnelDrop;
@@ -61,6 +62,14 @@ impl Line {
             self.waker.wake();
         }
         done
+    }
+
+    /// Counts packets that went no further. What the node's own devices try is nobody's concern.
+    pub(super) fn dropped(&self, reason: TunnelDrop, packets: u64, meters: &Meters) {
+        self.traffic.add(&Counts { dropped: packets, ..Counts::default() });
+        if !is_probe(self.owner.device) {
+            meters.dropped(reason, packets);
+        }
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -215,21 +224,24 @@ impl Port {
     /// Counts what went through.
     pub(crate) fn count(&self, counts: Counts) {
         self.line.traffic.add(&counts);
-        self.plane.meters.count(&counts);
+        if !is_probe(self.line.owner.device) {
+            self.plane.meters.count(&counts);
+        }
     }
 
     /// Counts what did not, and who tried it. This node's own probes try all the time.
     pub(crate) fn drop_packets(&self, reason: TunnelDrop, packets: u64) {
-        if packets > 0 && !is_probe(self.line.owner.device) {
-            self.line.tally.add(reason, packets);
+        if packets > 0 {
+            if !is_probe(self.line.owner.device) {
+                self.line.tally.add(reason, packets);
+            }
             self.count_dropped(reason, packets);
         }
     }
 
     fn count_dropped(&self, reason: TunnelDrop, packets: u64) {
         if packets > 0 {
-            self.line.traffic.add(&Counts { dropped: packets, ..Counts::default() });
-            self.plane.meters.dropped(reason, packets);
+            self.line.dropped(reason, packets, &self.plane.meters);
         }
     }
 

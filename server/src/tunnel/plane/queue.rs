@@ -8,9 +8,9 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 use tun_rs::AsyncDevice;
 
+use super::Plane;
 use super::offload::{HEAD_BYTES, Large, PACKET_BYTES_MAX};
 use super::port::Line;
-use super::{Counts, Plane};
 use crate::metrics::TunnelDrop;
 
 /// Reads before others get their turn. Their tasks empty what this fills: a burst that is longer only overflows.
@@ -62,12 +62,13 @@ impl Plane {
         let found = large.destination().and_then(|destination| self.directory.find(destination));
         let Some(line) = found.as_ref().and_then(|found| found.as_ref()) else {
             let segments = u64::try_from(large.segments()).unwrap_or(0);
+            self.show(large);
             return self.meters.dropped(TunnelDrop::NoTunnel, segments);
         };
         if let Some(reason) = self.forbids(line, large) {
             let dropped = u64::try_from(large.segments()).unwrap_or(0);
-            line.traffic.add(&Counts { dropped, ..Counts::default() });
-            return self.meters.dropped(reason, dropped);
+            self.show(large);
+            return line.dropped(reason, dropped, &self.meters);
         }
         let dropped = line.put(|room| {
             room.reserve(large.segments(), large.segment_bytes_max());
@@ -75,8 +76,7 @@ impl Plane {
         });
         if dropped > 0 {
             let dropped = u64::try_from(dropped).unwrap_or(0);
-            self.meters.dropped(TunnelDrop::QueueFull, dropped);
-            line.traffic.add(&Counts { dropped, ..Counts::default() });
+            line.dropped(TunnelDrop::QueueFull, dropped, &self.meters);
         }
     }
 
@@ -87,5 +87,12 @@ impl Plane {
         }
         let passage = self.wall.judge_outward(large.headers());
         (!passage.is_some_and(|passage| line.doors.lets_out(passage, Instant::now))).then_some(TunnelDrop::Closed)
+    }
+
+    /// What is not cut is all headers; nothing else is worth a look.
+    fn show(&self, large: &Large<'_>) {
+        if let Some(witness) = self.witness.get() {
+            witness(large.headers());
+        }
     }
 }

@@ -1,0 +1,325 @@
+//! One round: the attempts are made, what is seen of them is gathered, and the outcome follows from that.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UdpSocket;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::attempt::{self, Attempt, Kind, Map, Trick, Way};
+use super::lookout::{Knock, Lookout, Phase, Sightings};
+use super::mark::Mark;
+use super::node::{self, Listener, Listening};
+use super::opening::Opening;
+use super::outside::{INTERNET, OtherNode, Outside};
+use super::probe::Probe;
+use crate::isolation::Isolation;
+use crate::model::proof::{KindResult, Outcome};
+use crate::tunnel::plane::Plane;
+use crate::tunnel::slice::Addresses;
+
+/// Ports of one round, but for those that something listens on. After [`PARTS`] rounds each was tried.
+const PART_PORTS: u32 = 4_096;
+pub(super) const PARTS: u32 = (PORTS_ALL + 1) / PART_PORTS;
+const PORTS_ALL: u32 = 65_535;
+/// Packets that are sent at once, and how long to wait for the next ones: nobody is to notice. More of them when all ports are
+/// tried, for which somebody waits.
+const BURST_PACKETS: usize = 128;
+const BURST_PACKETS_ALL: usize = 512;
+const PAUSE: Duration = Duration::from_millis(2);
+/// How long probes may take to have their tunnels.
+const UP_WITHIN: Duration = Duration::from_secs(5);
+/// How long what must work may take, after everything else.
+const SERVED_WITHIN: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// After the last answer: for those that come late.
+const SETTLE: Duration = Duration::from_millis(150);
+/// Ports of the opening come from here on.
+const OPENING_PORT_FIRST: u16 = 32_768;
+/// What of one kind is told in words.
+const SEEN_MAX: usize = 5;
+
+/// What a round is made with.
+#[derive(Debug)]
+pub(super) struct Stage<'a> {
+    pub(super) plane: &'a Plane,
+    pub(super) isolation: &'a Arc<Isolation>,
+    pub(super) lookout: &'a Arc<Lookout>,
+    pub(super) probes: &'a [Probe; 2],
+    pub(super) outside: &'a Outside,
+    pub(super) listener: &'a Listener,
+    pub(super) other_node: Option<OtherNode>,
+    pub(super) link_port: u16,
+}
+
+/// Which ports a round tries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// Those that something listens on, and the part of this number of all.
+    Part(u32),
+    All,
+}
+
+/// What came of a round.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Verdict {
+    pub(super) outcome: Outcome,
+    pub(super) attempts: u32,
+    pub(super) results: Vec<KindResult>,
+}
+
+impl Verdict {
+    /// The attempts could not be made.
+    pub(super) fn impossible(reason: String) -> Self {
+        let result = KindResult {
+            kind: "round".to_owned(),
+            must: POSSIBLE.to_owned(),
+            attempts: 1,
+            wrong: 1,
+            seen: vec![reason],
+        };
+        Self { outcome: Outcome::Failed, attempts: 0, results: vec![result] }
+    }
+
+    /// What went wrong, in words.
+    pub(super) fn wrong(&self) -> Vec<String> {
+        let wrong = self.results.iter().filter(|result| result.wrong > 0);
+        wrong
+            .map(|result| {
+                format!("{}: {} of {}: {}", result.kind, result.wrong, result.attempts, result.seen.join("; "))
+            })
+            .collect()
+    }
+}
+
+const POSSIBLE: &str = "possible";
+const REFUSED: &str = "refused";
+
+/// Makes a round.
+pub(super) async fn run(stage: &Stage<'_>, scope: Scope) -> Verdict {
+    match attempt_all(stage, scope).await {
+        Ok(verdict) => verdict,
+        Err(reason) => Verdict::impossible(reason),
+    }
+}
+
+async fn attempt_all(stage: &Stage<'_>, scope: Scope) -> Result<Verdict, String> {
+    let deadline = Instant::now() + UP_WITHIN;
+    let mut devices = [None, None];
+    for (device, (probe, name)) in devices.iter_mut().zip(stage.probes.iter().zip(["first", "second"])) {
+        let up = probe.is_up(deadline).await;
+        *device = Some(up.map_err(|reason| format!("the {name} device has no tunnel: {reason}"))?);
+    }
+    let [Some(first), Some(second)] = devices else { return Err("the devices have no addresses".to_owned()) };
+    let devices = [first, second];
+
+    let listening = Listening::read().map_err(|error| format!("what listens on this node cannot be read: {error}"))?;
+    let map = map(stage, devices, &listening);
+    let attempts = attempt::list(&map);
+    let neighbours = (0..).zip(&attempts).filter(|(_, attempt)| attempt::is_neighbour_solicitation(attempt));
+    let mark = Mark::random().with_neighbours(neighbours.map(|(number, _)| number).collect());
+    stage.lookout.begin(mark.clone(), attempts.len());
+    let _ended = Ending(stage.lookout);
+
+    let port = OPENING_PORT_FIRST | u16::try_from(mark.sequence & 0x7fff).expect("fifteen bits");
+    let Stage { isolation, plane, lookout, .. } = *stage;
+    let opening = Opening { isolation, plane, lookout, devices, port };
+    let ports = Scan::new(scope, &listening, &map);
+    let (opened, ()) = tokio::join!(opening.run(), send_all(stage, &attempts, &mark, &ports));
+    opened?;
+    if !stage.probes.iter().zip(devices).all(|(probe, at)| probe.is_still_up(at)) {
+        return Err("a device lost its tunnel in the middle of the round".to_owned());
+    }
+    Ok(judge(&attempts, &ports, &stage.lookout.end()))
+}
+
+/// However a round ends, nobody goes on looking.
+struct Ending<'a>(&'a Lookout);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+fn map(stage: &Stage<'_>, devices: [Addresses; 2], listening: &Listening) -> Map {
+    let slice = stage.plane.slice();
+    let vacant = slice.addresses(slice.hosts_max()).filter(|vacant| stage.plane.owner(vacant.ipv4.into()).is_none());
+    Map {
+        devices,
+        gateway: slice.gateway(),
+        link_port: stage.link_port,
+        vacant: vacant.filter(|vacant| !devices.contains(vacant)),
+        broadcast: slice.ipv4().broadcast(),
+        node: node::addresses(slice.gateway()),
+        other_node: stage.other_node.map(|other| other.there),
+        internet: INTERNET,
+        listener: stage.listener.ports,
+        listening: listening.tcp.iter().copied().collect(),
+    }
+}
+
+/// The ports that a round tries on the gateway's address.
+#[derive(Debug)]
+struct Scan {
+    tcp: Vec<u16>,
+    udp: Vec<u16>,
+    burst_packets: usize,
+}
+
+impl Scan {
+    fn new(scope: Scope, listening: &Listening, map: &Map) -> Self {
+        let part = part(scope);
+        let with = |listening: &BTreeSet<u16>, without: Option<u16>| {
+            let ports: BTreeSet<u16> = listening.iter().copied().chain(part.iter().copied()).collect();
+            ports.into_iter().filter(|port| Some(*port) != without).collect()
+        };
+        let mut udp: Vec<u16> = with(&listening.udp, None);
+        udp.extend([map.listener.ipv4, map.listener.ipv6]);
+        udp.sort_unstable();
+        udp.dedup();
+        let burst_packets = if scope == Scope::All { BURST_PACKETS_ALL } else { BURST_PACKETS };
+        Self { tcp: with(&listening.tcp, Some(map.link_port)), udp, burst_packets }
+    }
+
+    fn ports(&self, trick: Trick) -> &[u16] {
+        if trick == Trick::ScanTcp {
+            &self.tcp
+        } else if trick == Trick::ScanUdp {
+            &self.udp
+        } else {
+            &[]
+        }
+    }
+}
+
+fn part(scope: Scope) -> Vec<u16> {
+    let range = match scope {
+        Scope::All => 1..=PORTS_ALL,
+        Scope::Part(number) => {
+            let first = number % PARTS * PART_PORTS;
+            first.max(1)..=(first + PART_PORTS - 1).min(PORTS_ALL)
+        }
+    };
+    range.filter_map(|port| u16::try_from(port).ok()).collect()
+}
+
+/// Sends everything, a little at a time, and then waits for what must be answered.
+async fn send_all(stage: &Stage<'_>, attempts: &[Attempt], mark: &Mark, ports: &Scan) {
+    let (last, first): (Vec<_>, Vec<_>) = (0..).zip(attempts).partition(|(_, attempt)| attempt.kind.must_work());
+    for (number, attempt) in first {
+        let scanned = ports.ports(attempt.trick);
+        if scanned.is_empty() {
+            send(stage, attempt.way, attempt.packets(mark, number)).await;
+            continue;
+        }
+        for ports in scanned.chunks(ports.burst_packets) {
+            let packets = ports.iter().map(|port| attempt.scan(mark, number, *port)).collect();
+            send(stage, attempt.way, packets).await;
+            sleep(PAUSE).await;
+        }
+    }
+    for (number, attempt) in &last {
+        if attempt.way == Way::Node {
+            say(attempt, mark, *number).await;
+        } else {
+            send(stage, attempt.way, attempt.packets(mark, *number)).await;
+        }
+    }
+    let served = async {
+        while !last.iter().all(|(number, _)| stage.lookout.has_seen(*number)) {
+            sleep(LOOK_EVERY).await;
+        }
+    };
+    let _ = timeout(SERVED_WITHIN, served).await;
+    sleep(SETTLE).await;
+}
+
+/// What the node says by a socket of its own.
+async fn say(attempt: &Attempt, mark: &Mark, number: u16) {
+    let (Trick::Udp(port), to) = (attempt.trick, attempt.destination) else { return };
+    let any = if to.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+    // What is not sent is not seen, and told as that.
+    if let Ok(socket) = UdpSocket::bind(SocketAddr::new(any, 0)).await {
+        let _ = socket.send_to(&mark.payload(number), SocketAddr::new(to, port)).await;
+    }
+}
+
+async fn send(stage: &Stage<'_>, way: Way, packets: Vec<Vec<u8>>) {
+    match way {
+        Way::Tunnel(number) => stage.probes[number].send(packets).await,
+        Way::Kernel(_) => packets.iter().for_each(|packet| {
+            stage.isolation.injects(1);
+            // What the kernel does not take arrives nowhere; what must work shows whether it takes anything.
+            let _ = stage.plane.inject(packet);
+        }),
+        Way::Outside => packets.iter().for_each(|packet| {
+            let _ = stage.outside.send(packet);
+        }),
+        Way::Node => {}
+    }
+}
+
+/// What follows from what was seen.
+fn judge(attempts: &[Attempt], ports: &Scan, sightings: &Sightings) -> Verdict {
+    let mut kinds: BTreeMap<Kind, KindResult> = BTreeMap::new();
+    for (number, attempt) in (0_u16..).zip(attempts) {
+        let seen = sightings.seen.get(&number);
+        let is_right = match (attempt.kind, attempt.kind.must_work()) {
+            (Kind::StandIn, _) => seen.is_some(),
+            (_, true) => seen.is_some_and(|seen| seen.served > 0),
+            (_, false) => seen.is_none(),
+        };
+        let made = u32::try_from(ports.ports(attempt.trick).len()).unwrap_or(u32::MAX).max(1);
+        let wrong = match (is_right, seen) {
+            (true, _) => 0,
+            (false, Some(seen)) if !attempt.kind.must_work() => (seen.served + seen.other).clamp(1, made),
+            (false, _) => 1,
+        };
+        let words = || match seen {
+            Some(seen) => format!("{}: {}", attempt.describe(), seen.notes.join(", ")),
+            None => format!("{}: nothing came back", attempt.describe()),
+        };
+        add(&mut kinds, attempt.kind, made, wrong, words);
+    }
+    for is_ipv4 in [true, false] {
+        let family = if is_ipv4 { "IPv4" } else { "IPv6" };
+        let count = |phase, device, has_arrived| {
+            sightings.knocks.get(&Knock { phase, device, is_ipv4, has_arrived }).copied().unwrap_or(0)
+        };
+        let knocks = |phase, device| count(phase, device, true) + count(phase, device, false);
+        let is_wrong = u32::from(count(Phase::Open, 0, true) == 0);
+        add(&mut kinds, Kind::Opening, 1, is_wrong, || format!("{family}: the node did not reach an open port"));
+        let closed = [(Phase::Before, 0), (Phase::Before, 1), (Phase::Open, 1), (Phase::After, 0)];
+        for (phase, device) in closed {
+            let is_wrong = u32::from(knocks(phase, device) > 0);
+            let words = || format!("{family}: the node reached a port of device {} ({phase:?})", device + 1);
+            add(&mut kinds, Kind::Closed, 1, is_wrong, words);
+        }
+    }
+    let has = |must_work| kinds.iter().any(|(kind, result)| kind.must_work() == must_work && result.wrong > 0);
+    let outcome = match (has(false), has(true)) {
+        (true, _) => Outcome::Leak,
+        (false, true) => Outcome::Failed,
+        (false, false) => Outcome::Proven,
+    };
+    let results: Vec<_> = kinds.into_values().collect();
+    Verdict { outcome, attempts: results.iter().map(|result| result.attempts).sum(), results }
+}
+
+fn add(kinds: &mut BTreeMap<Kind, KindResult>, kind: Kind, attempts: u32, wrong: u32, words: impl FnOnce() -> String) {
+    let result = kinds.entry(kind).or_insert_with(|| KindResult {
+        kind: kind.name().to_owned(),
+        must: if kind.must_work() { POSSIBLE } else { REFUSED }.to_owned(),
+        attempts: 0,
+        wrong: 0,
+        seen: Vec::new(),
+    });
+    result.attempts += attempts;
+    result.wrong += wrong;
+    if wrong > 0 && result.seen.len() < SEEN_MAX {
+        result.seen.push(words());
+    }
+}
