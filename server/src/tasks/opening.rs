@@ -4,11 +4,15 @@
 //! The kernel closes each port by itself: this task makes it later never, and sooner when something ended before its time. With
 //! the database away, nothing is opened and nothing extended.
 
+mod connection;
+
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cloudlink_proto::ids::{DeviceId, OpeningId, TunnelId};
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::bus::{Heard, Hint};
@@ -193,6 +197,7 @@ impl Keeper {
         }
         self.tell_driver(held.place, &kept);
         for port in over.into_keys() {
+            abort(held.place.addresses, port);
             match self.tunnels.isolation.close(held.place.addresses, port).await {
                 Ok(()) => {
                     tracing::info!(%device, port, "a port is closed");
@@ -274,6 +279,21 @@ impl Keeper {
         self.shared.metrics.task_failures.with_label_values(&[KEEP]).inc();
         tracing::warn!(error, "{message}");
     }
+}
+
+/// Lets whoever on this node uses the port know at once. Nothing depends on it, so nobody waits for it.
+fn abort(device: Addresses, port: u16) {
+    spawn_blocking(move || {
+        for address in [IpAddr::from(device.ipv4), device.ipv6.into()] {
+            match connection::abort(address, port) {
+                Ok(0) => {}
+                Ok(connections) => {
+                    tracing::info!(%address, port, connections, "connections to a closed port were aborted");
+                }
+                Err(error) => tracing::debug!(%error, "connections to a closed port are left to their time-outs"),
+            }
+        }
+    });
 }
 
 /// Whether the kernel has to be told of this end.
