@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 
 use anyhow::Context;
 use futures_util::StreamExt;
+use jiff::Timestamp;
 use jiff::civil::Date;
 use reqwest::header::HeaderValue;
 use serde::de::DeserializeOwned;
@@ -20,8 +21,8 @@ pub(crate) use transport::{Call, Pieces, backoff};
 use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::model::{
-    AuditEntry, Command, Device, DeviceDrops, EnrollmentToken, Grant, Me, Opening, Person, SignedStatement, Tenant,
-    Token,
+    AuditEntry, Command, Device, DeviceDrops, EnrollmentToken, Grant, Me, Opening, Person, Proof, SignedStatement,
+    Tenant, Token,
 };
 use transport::{Reply, Transport};
 
@@ -77,6 +78,14 @@ pub(crate) struct CommandFilter {
     pub(crate) device_id: Option<Uuid>,
     pub(crate) grant_id: Option<Uuid>,
     pub(crate) state: Option<String>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ProofFilter {
+    pub(crate) node: Option<String>,
+    pub(crate) outcome: Option<String>,
+    pub(crate) from: Option<Timestamp>,
+    pub(crate) to: Option<Timestamp>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -271,6 +280,24 @@ impl Client {
     pub(crate) async fn command_events(&self, id: Uuid) -> Result<CommandEvents, Failure> {
         let pieces = self.transport.stream(Call::get(format!("/commands/{id}/events")), "text/event-stream").await?;
         Ok(CommandEvents { pieces, parser: sse::Parser::default() })
+    }
+
+    /// A round at once, or where it will be found.
+    pub(crate) async fn proof_create(&self, all_ports: bool) -> Result<Answer<Proof>, Failure> {
+        self.one(Call::post("/isolation/proofs", json!({ "all_ports": all_ports }))).await
+    }
+
+    pub(crate) async fn proof(&self, id: Uuid) -> Result<Answer<Proof>, Failure> {
+        self.one(Call::get(format!("/isolation/proofs/{id}"))).await
+    }
+
+    pub(crate) async fn proofs(&self, limit: usize, filter: &ProofFilter) -> Result<List<Proof>, Failure> {
+        self.list(limit, || {
+            let call = with(Call::get("/isolation/proofs"), "node", filter.node.as_ref());
+            let call = with(call, "outcome", filter.outcome.as_ref());
+            with(with(call, "from", filter.from.as_ref()), "to", filter.to.as_ref())
+        })
+        .await
     }
 
     pub(crate) async fn openings(&self, limit: usize, filter: &OpeningFilter) -> Result<List<Opening>, Failure> {

@@ -265,6 +265,39 @@ pub(crate) struct AuditEntry {
     pub(crate) hash: String,
 }
 
+/// A round of attempts of a node's own devices to get around its isolation. Of one that is not over there is nothing but the id.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Proof {
+    pub(crate) id: Uuid,
+    #[serde(default)]
+    pub(crate) node: Option<String>,
+    #[serde(default)]
+    pub(crate) trigger: Option<String>,
+    #[serde(default)]
+    pub(crate) outcome: Option<String>,
+    #[serde(default)]
+    pub(crate) started_at: Option<Timestamp>,
+    #[serde(default)]
+    pub(crate) finished_at: Option<Timestamp>,
+    #[serde(default)]
+    pub(crate) policy_hash: Option<String>,
+    #[serde(default)]
+    pub(crate) attempts: u64,
+    #[serde(default)]
+    pub(crate) results: Vec<ProofResult>,
+}
+
+/// What came of its attempts of one kind.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct ProofResult {
+    pub(crate) kind: String,
+    pub(crate) must: String,
+    pub(crate) attempts: u64,
+    pub(crate) wrong: u64,
+    #[serde(default)]
+    pub(crate) seen: Vec<String>,
+}
+
 /// A statement as the API gives it: signed, and in plain.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct SignedStatement {

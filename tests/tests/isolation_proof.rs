@@ -56,6 +56,12 @@ fn isolation_is_proven_at_the_start_and_on_demand_by_devices_that_nobody_sees() 
         let kept = fleet.admin.get(&format!("/isolation/proofs/{id}")).await?;
         ensure!(kept == asked, "{kept:#} is not {asked:#}");
 
+        let cli = fleet.cli(fleet.admin.token());
+        let said = cli.run(&["isolation", "prove"]).await?;
+        ensure!(said.code == Some(0) && said.stdout.contains("proven"), "{said:?}");
+        let listed = cli.json(&["isolation", "proofs", "--outcome", "proven"]).await?;
+        ensure!(listed.as_array().is_some_and(|proofs| proofs.len() >= 3), "{listed}");
+
         for api in [&fleet.admin, &fleet.operator, &fleet.tenant] {
             let devices = api.get("/devices").await?;
             ensure!(devices["items"].as_array().is_some_and(Vec::is_empty), "{devices}");

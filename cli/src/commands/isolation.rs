@@ -1,4 +1,6 @@
-//! How devices are kept apart: the signed statements about it.
+//! How devices are kept apart: its proofs, and the signed statements about it.
+
+mod proof;
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -41,6 +43,10 @@ pub(crate) enum Isolation {
         /// The statement, `-` for standard input
         file: PathBuf,
     },
+    /// Let the node that answers try at once to get around its isolation; exits with 1 if it is not proven
+    Prove(proof::Prove),
+    /// List what came of each time that nodes tried to get around their isolation, newest first
+    Proofs(proof::Proofs),
 }
 
 impl Isolation {
@@ -48,6 +54,8 @@ impl Isolation {
         match self {
             Self::Report { tenant, day, output } => report(context, tenant.as_deref(), *day, output.as_deref()).await,
             Self::Check { file } => check(context, file),
+            Self::Prove(prove) => prove.run(context).await,
+            Self::Proofs(proofs) => proofs.run(context).await,
         }
     }
 }
