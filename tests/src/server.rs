@@ -213,7 +213,7 @@ impl Server {
 
     /// The same program with another verb, and the configuration of this server.
     pub fn command(&self, verb: &[&str]) -> anyhow::Result<Command> {
-        command(&self.directory, verb, &self.set)
+        command_as(self.runner.as_ref(), &self.directory, verb, &self.set)
     }
 
     pub fn log_text(&self) -> anyhow::Result<String> {
