@@ -122,9 +122,9 @@ pub struct NodeDay {
     pub last_proven_at: Option<OffsetDateTime>,
     /// The longest piece of `carried` in which no round of attempts began that proved the isolation.
     pub longest_gap_seconds: i64,
-    /// SHA-256 of each policy that was in force when it was tried, in hex, in the order of their use.
+    /// SHA-256 of each policy that was declared when it was tried, in hex, in the order of their use. What differed is in `drifts`.
     pub policies: Vec<String>,
-    /// When the rules in force were not those of the policy.
+    /// When what was in force was not what is declared.
     pub drifts: Vec<Drift>,
     /// What was possible and must not be.
     pub leaks: Vec<Leak>,
