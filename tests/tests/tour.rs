@@ -46,6 +46,8 @@ async fn the_demo_tells_its_story_and_leaves_nothing() -> anyhow::Result<()> {
     let second_half = [
         "cloudlink device openvpn-profile demo-router",
         "openvpn --config demo-router.ovpn",
+        "cloudlinkd isolation verify",
+        "what is in force is what is declared",
         "openvpn, no agent",
         "no agent answers on this tunnel",
         "metrics.collect on demo-router: succeeded",

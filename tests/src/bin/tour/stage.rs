@@ -142,6 +142,15 @@ impl Stage {
         }
     }
 
+    /// Types a `cloudlinkd` line on the server's host, and shows what it says.
+    pub(crate) async fn cloudlinkd(&self, verb: &[&str]) -> anyhow::Result<()> {
+        let config = shown(&self.server.config_file())?;
+        type_line("server", &[&["cloudlinkd"], verb, &["--config", &config]].concat(), None);
+        let (status, _) = watch(self.server.command(verb)?.into()).await?;
+        anyhow::ensure!(status.success(), "that should have worked, but ended with {status}");
+        Ok(())
+    }
+
     /// Types a line whose standard output is a secret, into a file.
     async fn secret(&self, person: Person, arguments: &[&str], file: &Path) -> anyhow::Result<()> {
         let arguments = [arguments, &["--profile", person.profile()]].concat();

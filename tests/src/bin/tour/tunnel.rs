@@ -33,6 +33,13 @@ pub(crate) async fn run(stage: &Stage) -> anyhow::Result<()> {
     println!("  3 packets came back over IPv4, and 3 from {} over IPv6", tunnel.gateway_ipv6);
 
     chapter(
+        "And nowhere else",
+        "A device reaches the link's port in its tunnel and nothing else, and is reached by nobody. The server holds the kernel to
+         that: what is in force is compared with what must be, down to the last rule.",
+    );
+    stage.cloudlinkd(&["isolation", "verify"]).await?;
+
+    chapter(
         "Linked, and deaf",
         "A tunnel is a link: the customer sees it, with its addresses. Without an agent nobody is there to do anything, and the
          operator is told so at once.",
