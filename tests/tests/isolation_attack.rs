@@ -278,7 +278,7 @@ async fn at_an_open_kernel(it: &mut Product, cases: &[Case]) -> anyhow::Result<S
     let opened = Opened::at(Product::INTERFACE)?;
     it.inside().send(Product::QUEUE, &[]).await?;
     it.watchers.leak(&mut seen, &chosen(cases, |case| case.refused.kernel.is_none())).await?;
-    for scan in &Scan::ALL {
+    for scan in &Scan::OF_KERNEL {
         it.inside().scan(Product::QUEUE, scan).await?;
     }
     seen.merge(it.watchers.quiet().await?);
@@ -300,7 +300,8 @@ async fn at_an_open_kernel(it: &mut Product, cases: &[Case]) -> anyhow::Result<S
 struct Counts {
     attempts: usize,
     open: usize,
-    kernel: usize,
+    /// Unless it was not tried there.
+    kernel: Option<usize>,
     rules: usize,
     driver: usize,
     product: usize,
@@ -308,12 +309,12 @@ struct Counts {
 
 impl Columns {
     fn count<'a>(&self, cases: impl Iterator<Item = &'a (usize, &'a Case)>) -> Counts {
-        let mut counts = Counts::default();
+        let mut counts = Counts { kernel: Some(0), ..Counts::default() };
         for (number, _) in cases {
             let is_seen = |seen: &Seen| usize::from(!seen.places(*number, &[Product::UNJUDGED]).is_empty());
             counts.attempts += 1;
             counts.open += is_seen(&self.open);
-            counts.kernel += is_seen(&self.kernel);
+            counts.kernel = counts.kernel.map(|kernel| kernel + is_seen(&self.kernel));
             counts.rules += is_seen(&self.rules);
             counts.driver += usize::from(self.product.places(*number, &[]).contains(&Product::UNJUDGED));
             counts.product += is_seen(&self.product);
@@ -327,7 +328,7 @@ impl Columns {
         Counts {
             attempts: PORTS,
             open: reached(&self.open),
-            kernel: reached(&self.kernel),
+            kernel: Scan::OF_KERNEL.contains(scan).then(|| reached(&self.kernel)),
             rules: reached(&self.rules),
             driver: self.product.ports(Product::UNJUDGED, scan.kind).len(),
             product: reached(&self.product),
@@ -352,6 +353,7 @@ impl Columns {
         )?;
         let mut line = |name: &str, counts: Counts| {
             let Counts { attempts, open, kernel, rules, driver, product } = counts;
+            let kernel = kernel.map_or_else(|| "-".to_owned(), |kernel| kernel.to_string());
             writeln!(out, "{name:24}{attempts:>10}{open:>13}{kernel:>13}{rules:>13}{driver:>13}{product:>10}")
         };
         for (name, group) in &groups {
@@ -407,7 +409,8 @@ impl Columns {
             let [open, closed] = ["open", "closed"].map(|what| seen.ports("answer", &format!("{} {what}", scan.kind)));
             (open, closed)
         };
-        for (name, seen) in [("server", &self.open), ("kernel", &self.kernel)] {
+        let kernel = Scan::OF_KERNEL.contains(scan).then_some(("kernel", &self.kernel));
+        for (name, seen) in [("server", &self.open)].into_iter().chain(kernel) {
             let reached = seen.ports("node", scan.kind).len();
             ensure!(reached == PORTS, "open {name}: {reached} ports were reached");
             let (open, closed) = answers(seen);

@@ -43,7 +43,7 @@ pub struct Attacker<'a> {
 }
 
 /// A port scan.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scan {
     pub name: &'static str,
     pub protocol: &'static str,
@@ -66,6 +66,8 @@ impl Scan {
         Self { name: "scan/outer/udp/ipv4", protocol: "udp", place: "outer", family: "4", kind: "g" },
         Self { name: "scan/outer/udp/ipv6", protocol: "udp", place: "outer", family: "6", kind: "h" },
     ];
+    /// Those that show that scans behind the server can be seen.
+    pub const OF_KERNEL: [Self; 2] = [Self::ALL[0], Self::ALL[5]];
 }
 
 /// What a proxy, or what is taken for one, has said.

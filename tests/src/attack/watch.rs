@@ -22,11 +22,11 @@ const BEGIN_LIMIT: Duration = Duration::from_secs(10);
 /// Nothing more comes when nothing came for this long, after all that could come in turn.
 const QUIET: Duration = Duration::from_millis(300);
 /// For all that an open server lets through to arrive: it waits a second for fragments that never come.
-const LEAK_LIMIT: Duration = Duration::from_secs(6);
+const LEAK_LIMIT: Duration = Duration::from_secs(15);
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_millis(20);
 /// For it to become quiet.
-const QUIET_LIMIT: Duration = Duration::from_secs(15);
+const QUIET_LIMIT: Duration = Duration::from_secs(30);
 
 /// One packet that arrived somewhere, or what was seen of a scan.
 #[derive(Clone, Debug)]
