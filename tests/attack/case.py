@@ -49,6 +49,7 @@ from scapy.packet import Raw
 
 from mark import mark, sequence
 
+# Where attempts over TCP and UDP are from, unless the world says otherwise.
 SOURCE_PORT = 40_000
 FAMILIES = (4, 6)
 
@@ -72,6 +73,8 @@ class Table:
     """All cases in a world: who has which addresses. The number of a case is its place."""
 
     def __init__(self, world):
+        global SOURCE_PORT
+        SOURCE_PORT = world.get("source_port", SOURCE_PORT)
         self.world = world
         self.cases = []
         for group in GROUPS:
@@ -116,17 +119,17 @@ def plain(world, to, payload, source=None, **more):
     return build
 
 
-def tcp(port, flags="S", source_port=SOURCE_PORT):
+def tcp(port, flags="S", source_port=None):
     def payload(_, text, number):
         acknowledges = 1 if "A" in flags else 0
-        header = TCP(sport=source_port, dport=port, seq=number, ack=acknowledges, flags=flags)
+        header = TCP(sport=source_port or SOURCE_PORT, dport=port, seq=number, ack=acknowledges, flags=flags)
         return header / Raw(text)
 
     return payload
 
 
-def udp(port, source_port=SOURCE_PORT):
-    return lambda _, text, number: UDP(sport=source_port, dport=port) / Raw(text)
+def udp(port, source_port=None):
+    return lambda _, text, number: UDP(sport=source_port or SOURCE_PORT, dport=port) / Raw(text)
 
 
 def echo(family, text, number):

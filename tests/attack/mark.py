@@ -10,7 +10,7 @@ DIGITS = b"0123456789abcdefghijklmnopqrstuvwxyz"
 
 # Answers of TCP carry no bytes of what they answer, but acknowledge its sequence number.
 SEQUENCE = 0xA7
-SCAN_SEQUENCES = {0xA8: "a", 0xA9: "b", 0xAA: "c", 0xAB: "d"}
+SCAN_SEQUENCES = {0xA8: "a", 0xA9: "b", 0xAA: "c", 0xAB: "d", 0xAC: "i", 0xAD: "j"}
 
 
 def mark(case, count=0):
@@ -71,9 +71,10 @@ def tcp_header(packet):
 def acknowledged(packet):
     """What a TCP segment answers: ("case", number, count), or (kind of a scan with what it found, port)."""
     header = tcp_header(packet)
-    if header is None or not header[13] & 0x10:
+    if header is None or not header[13] & 0x14:
         return None
-    number = int.from_bytes(header[8:12], "big")
+    # A reset that acknowledges nothing repeats what was acknowledged.
+    number = int.from_bytes(header[8:12] if header[13] & 0x10 else header[4:8], "big")
     first = number >> 24
     if first == SEQUENCE:
         return "case", number >> 12 & 0xFFF, number >> 6 & 0x3F

@@ -5,7 +5,8 @@ send.py WORLD list
 send.py WORLD cases THROUGH [KIND...]
     each case of these kinds (Case.frees; without, all), twice; THROUGH is an interface, or queue:INTERFACE
 send.py WORLD scan THROUGH PROTOCOL PLACE FAMILY KIND
-    a packet to each port of an address; KIND is a letter that tells its marks from others'
+    a packet to each port of an address: tcp, udp, or ack, as of a connection from the world's source port; KIND is a letter that tells
+    its marks from others'
 send.py WORLD stream THROUGH RATE COUNT PATTERN
     packets of the cases whose names match, one after the other, so many a second, until its standard input ends; COUNT is in
     their marks
@@ -123,15 +124,16 @@ def send_cases(world, name, *kinds):
 def scan(world, name, protocol, place, family, kind):
     family = int(family)
     link = through(name)
-    for packet in scan_packets(protocol, world["own"][family], world[place][family], family, kind):
+    source_port = world.get("source_port", SOURCE_PORT)
+    for packet in scan_packets(protocol, world["own"][family], world[place][family], family, kind, source_port):
         link.send(packet)
 
 
-def scan_packets(protocol, source, destination, family, kind):
+def scan_packets(protocol, source, destination, family, kind, source_port):
     """Made by hand: scapy would take a minute for as many."""
     which = socket.AF_INET if family == 4 else socket.AF_INET6
     source, destination = socket.inet_pton(which, source), socket.inet_pton(which, destination)
-    number, header_length = (6, 20) if protocol == "tcp" else (17, 8)
+    number, header_length = (17, 8) if protocol == "udp" else (6, 20)
     length = header_length + 8
     if family == 4:
         head = bytearray(struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + length, 0, 0, 64, number, 0, source, destination))
@@ -142,12 +144,14 @@ def scan_packets(protocol, source, destination, family, kind):
     pseudo = words(source) + words(destination) + number + length
     for port in range(1, 65_536):
         text = scan_mark(kind, port)
-        if protocol == "tcp":
-            body = struct.pack("!HHIIBBHHH", SOURCE_PORT, port, scan_sequence(kind, port), 0, 0x50, 2, 65_535, 0, 0) + text
-            at = 16
-        else:
-            body = struct.pack("!HHHH", SOURCE_PORT, port, length, 0) + text
+        if protocol == "udp":
+            body = struct.pack("!HHHH", source_port, port, length, 0) + text
             at = 6
+        else:
+            sequence = scan_sequence(kind, port)
+            acknowledged, flags = (sequence, 0x10) if protocol == "ack" else (0, 0x02)
+            body = struct.pack("!HHIIBBHHH", source_port, port, sequence, acknowledged, 0x50, flags, 65_535, 0, 0) + text
+            at = 16
         check = ~folded(pseudo + words(body)) & 0xFFFF or 0xFFFF
         yield head + body[:at] + struct.pack("!H", check) + body[at + 2 :]
 

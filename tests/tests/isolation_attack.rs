@@ -76,8 +76,8 @@ fn who_gets_the_address_of_another_device_gets_nothing_that_is_for_it() -> anyho
         let (heir_id, heir, tunnel) = heir(&it, address).await?;
         let inner = Capture::start_at(&heir.site, &tunnel.interface, &it.fleet.path("heir.pcap")).await?;
         Pings::default().come_back(&heir, &tunnel).await?;
-        // Neither what goes on, nor what begins.
-        stream.write_all(SECRET).await?;
+        // Neither what goes on, unless the server has broken it off, nor what begins.
+        let _ = stream.write_all(SECRET).await;
         let begun = timeout(PATIENCE, TcpStream::connect((address, OPEN_PORT))).await;
         ensure!(!matches!(begun, Ok(Ok(_))), "a port of the heir is open");
         let datagrams = UdpSocket::bind((tunnel.gateway_ipv4, 0)).await?;
@@ -144,6 +144,47 @@ async fn let_time_pass(it: &Product, device: &str) -> anyhow::Result<()> {
         sqlx::query(statement).bind(device).execute(&mut database).await?;
     }
     Ok(())
+}
+
+#[test]
+fn a_port_of_a_device_that_is_open_leads_out_of_nothing() -> anyhow::Result<()> {
+    test("a_port_of_a_device_that_is_open_leads_out_of_nothing", async || {
+        let directory = directory()?;
+        let mut it = Product::start(directory.path(), &[]).await?;
+        let cases = it.device().cases().await?;
+        let through = it.own.interface.clone();
+        it.fleet.open_port(&it.attacker_id, OPEN_PORT).await?;
+        it.attack_from(OPEN_PORT)?;
+        it.device().send(&through, &[]).await?;
+        for scan in &Scan::FROM_OPEN_PORT {
+            it.device().scan(&through, scan).await?;
+        }
+        let seen = it.seen().await?;
+        for (number, case) in cases.iter().enumerate() {
+            let places = seen.places(number, &[Product::UNJUDGED]);
+            ensure!(places.is_empty() != case.passes, "{}: {places:?}", case.name);
+        }
+        let link_port = BTreeSet::from([LINK_PORT]);
+        for scan in &Scan::FROM_OPEN_PORT {
+            // The driver lets through what may belong to a connection. Which there are, the kernel knows.
+            let [driver, node] = [Product::UNJUDGED, "node"].map(|place| seen.ports(place, scan.kind));
+            let answers = seen.ports("answer", &format!("{} closed", scan.kind));
+            ensure!(driver.len() == PORTS, "{}: {} ports", scan.name, driver.len());
+            ensure!(node == link_port && answers == link_port, "{}: {node:?} {answers:?}", scan.name);
+        }
+
+        // They would be seen.
+        it.fleet.server.program().signal(Signal::SIGSTOP)?;
+        let opened = Opened::at(Product::INTERFACE)?;
+        let [scan, _] = &Scan::FROM_OPEN_PORT;
+        it.inside().scan(Product::QUEUE, scan).await?;
+        let seen = it.watchers.quiet().await?;
+        drop(opened);
+        it.fleet.server.program().signal(Signal::SIGCONT)?;
+        let reached = [seen.ports("node", scan.kind), seen.ports("answer", &format!("{} closed", scan.kind))];
+        ensure!(reached.iter().all(|ports| ports.len() == PORTS), "{:?}", reached.map(|ports| ports.len()));
+        Ok(())
+    })
 }
 
 /// What was seen of all attempts.

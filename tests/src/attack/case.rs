@@ -68,6 +68,11 @@ impl Scan {
     ];
     /// Those that show that scans behind the server can be seen.
     pub const OF_KERNEL: [Self; 2] = [Self::ALL[0], Self::ALL[5]];
+    /// From a port of the device that is open, as if what is open had come from there.
+    pub const FROM_OPEN_PORT: [Self; 2] = [
+        Self { name: "scan/open-port/ipv4", protocol: "ack", place: "gateway", family: "4", kind: "i" },
+        Self { name: "scan/open-port/ipv6", protocol: "ack", place: "gateway", family: "6", kind: "j" },
+    ];
 }
 
 /// What a proxy, or what is taken for one, has said.

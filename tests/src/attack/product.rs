@@ -18,6 +18,8 @@ const OPERATIONS_PORT: u16 = 9090;
 #[derive(Debug)]
 pub struct Product {
     pub attacker: Client,
+    /// As the API has it.
+    pub attacker_id: String,
     pub victim: Client,
     /// As the API has it.
     pub victim_id: String,
@@ -39,15 +41,27 @@ impl Product {
         settings.operations = Some(SocketAddr::from((Ipv6Addr::UNSPECIFIED, OPERATIONS_PORT)));
         let fleet = Fleet::start_with(&settings).await?;
         let through = |profile: crate::openvpn::Profile| profile.with("allow-recursive-routing");
-        let (_, mut attacker) = fleet.client_with(&world.attacker, "attacker", through).await?;
+        let (attacker_device, mut attacker) = fleet.client_with(&world.attacker, "attacker", through).await?;
         let (victim_device, mut victim) = fleet.client_with(&world.victim, "victim", through).await?;
         let (own, other) = (attacker.is_up(1).await?, victim.is_up(1).await?);
-        world.tunnels(&own, &other, &ports())?;
-        let victim_id = victim_device.id;
-        let mut it = Self { attacker, victim, victim_id, own, other, watchers: Watchers::default(), fleet, world };
+        world.tunnels(&own, &other, &Self::ports())?;
+        let (attacker_id, victim_id) = (attacker_device.id, victim_device.id);
+        let mut it =
+            Self { attacker, attacker_id, victim, victim_id, own, other, watchers: Watchers::default(), fleet, world };
         it.watch().await?;
         it.world.settles().await?;
         Ok(it)
+    }
+
+    fn ports() -> Value {
+        json!({ "link_port": 80, "device_port": 443, "people": PEOPLE_PORT, "operations": OPERATIONS_PORT })
+    }
+
+    /// Lets all that comes of the attacker over TCP and UDP come from this port.
+    pub fn attack_from(&self, port: u16) -> anyhow::Result<()> {
+        let mut ports = Self::ports();
+        ports["source_port"] = port.into();
+        self.world.tunnels(&self.own, &self.other, &ports)
     }
 
     /// Begins to watch everywhere, anew where interfaces have been made anew.
@@ -91,10 +105,6 @@ impl Product {
     pub const QUEUE: &str = "queue:cloudlink0+";
     /// The place where packets are before the kernel has judged them.
     pub const UNJUDGED: &str = "interface";
-}
-
-fn ports() -> Value {
-    json!({ "link_port": 80, "device_port": 443, "people": PEOPLE_PORT, "operations": OPERATIONS_PORT })
 }
 
 /// What passes the server's interface: into the host before the kernel's rules, and out of it behind them.
