@@ -8,6 +8,7 @@ main() {
     step "install what is lacking" tests/scripts/prepare.sh peers
     step "format" cargo fmt --all --check
     step "dependency rules" tests/scripts/check-dependencies.sh
+    step "service and alerts" tests/scripts/check-docker.sh
     step "lints and queries" tests/scripts/with-postgres.sh tests/scripts/lint.sh
     step "documentation" env SQLX_OFFLINE=true RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
     step "build" env SQLX_OFFLINE=true cargo build --workspace --bins --locked

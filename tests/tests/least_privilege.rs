@@ -18,6 +18,7 @@ use cloudlink_tests::rights::{Installed, within};
 use cloudlink_tests::server::{Plan, Runner, Settings, command_as};
 use cloudlink_tests::traffic::metric;
 use nix::unistd::Pid;
+use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -147,10 +148,10 @@ fn capabilities(pid: &str, set: &str) -> anyhow::Result<u64> {
 
 async fn fleet(runner: Runner) -> anyhow::Result<Fleet> {
     let runner = Some(within(TUN, &[], runner));
-    Fleet::start_with(&Settings { runner, ..Settings::with_tunnels(&[]) }).await
+    Fleet::start_with(&Settings { runner, ..Settings::with_tunnels(&["isolation.proofs=true"]) }).await
 }
 
-/// A device gets a link, another one a tunnel, in which a port is opened.
+/// A device gets a link, another one a tunnel, in which a port is opened; and isolation can be proven.
 async fn serves(fleet: &Fleet) -> anyhow::Result<()> {
     let linked = fleet.device("linked").await?;
     let site = Arc::new(Site::join()?);
@@ -163,6 +164,8 @@ async fn serves(fleet: &Fleet) -> anyhow::Result<()> {
     fleet.open_port(&device.id, SUPPORT_PORT).await?;
     connect().await.context("an open port does not answer")??;
     fleet.wait_for_link(&linked.id, "live").await?;
+    let proof = fleet.admin.post("/isolation/proofs", &json!({})).await?;
+    ensure!(proof["outcome"] == "proven", "{proof:#}");
     Ok(())
 }
 
