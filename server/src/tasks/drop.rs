@@ -117,7 +117,10 @@ impl Book {
             return;
         }
         for (device, drops) in drops {
-            self.tries.entry(*device).or_default().add(now, drops);
+            // What it tries in quarantine is not held against it when it is released.
+            if !self.tunnels.plane.is_quarantined(*device) {
+                self.tries.entry(*device).or_default().add(now, drops);
+            }
         }
         self.tries.retain(|_, tries| tries.forget(now));
         let guilty: Vec<_> =

@@ -194,6 +194,11 @@ impl Plane {
         self.quarantine.looks()
     }
 
+    /// Whether this node holds a device for quarantined.
+    pub(crate) fn is_quarantined(&self, device: DeviceId) -> bool {
+        self.quarantine.has(device)
+    }
+
     /// The hosts whose tunnels are in quarantine now.
     pub(crate) fn quarantined_hosts(&self) -> HashSet<u32> {
         if self.quarantine.is_empty() {

@@ -33,6 +33,10 @@ impl Quarantine {
         self.lock().devices.is_empty()
     }
 
+    pub(super) fn has(&self, device: DeviceId) -> bool {
+        self.lock().devices.contains_key(&device)
+    }
+
     /// A tunnel comes up, of a device that is in quarantine or not. `enter` is told what holds, and nothing changes meanwhile.
     pub(super) fn enter(&self, device: DeviceId, is_quarantined: bool, enter: impl FnOnce(bool)) {
         let mut known = self.lock();

@@ -41,6 +41,11 @@ async fn until_quarantined(port: &Port, expected: usize) {
     }
 }
 
+/// Waits until the node has looked how many are in quarantine.
+async fn until_known(port: &Port, expected: u64) {
+    port.until_metric("cloudlink_devices_quarantined", expected).await;
+}
+
 async fn set_quarantine(port: &Port, device: &Gateway, value: &str) {
     let sql = format!("update devices set (quarantined_at, quarantine_reason) = {value} where id = '{}'", device.id);
     port.run(&sql).await;
@@ -123,16 +128,24 @@ async fn who_tries_too_much_is_in_quarantine_over_every_tunnel_until_it_is_relea
 
     // It comes again at once, and is in it before anything passes; its link works as ever.
     drop(client);
-    let (again, pushed) = Client::live(&port, &device.credentials).await;
+    let (mut again, pushed) = Client::live(&port, &device.credentials).await;
     assert_eq!(quarantined_hosts(&port), 1);
+    again.send(&vec![bad(&pushed, UDP); 15]).await;
+    port.until(&drops_of(&device), "protocol 35").await;
     let inside = dial_inside(&port, address(&pushed), "boot-1").await.unwrap();
     port.until(&link_of(&device, "has_agent"), "true").await;
     drop((inside, again));
     until_quarantined(&port, 0).await;
 
     set_quarantine(&port, &device, END).await;
-    let (_free, _) = Client::live(&port, &device.credentials).await;
+    until_known(&port, 0).await;
+    let (mut free, pushed) = Client::live(&port, &device.credentials).await;
     until_quarantined(&port, 0).await;
+    // What it did in quarantine is not held against it.
+    free.send(&vec![bad(&pushed, UDP); 19]).await;
+    port.until(&drops_of(&device), "protocol 54").await;
+    assert_eq!(quarantined_hosts(&port), 0);
+    assert_eq!(port.ask(&audited(&device, "device.quarantined")).await.as_deref(), Some("1"));
     assert_eq!(port.ask(&audited(&other, "device.quarantined")).await.as_deref(), Some("0"));
 }
 
