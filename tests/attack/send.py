@@ -3,7 +3,8 @@
 send.py WORLD list
     every case, as one JSON array
 send.py WORLD cases THROUGH [KIND...]
-    each case of these kinds (Case.frees; without, all), twice; THROUGH is an interface, or queue:INTERFACE
+    each case of these kinds (Case.frees; without, all), twice; THROUGH is an interface, INTERFACE/MAC of the next hop on
+    Ethernet, or queue:INTERFACE
 send.py WORLD scan THROUGH PROTOCOL PLACE FAMILY KIND
     a packet to each port of an address: tcp, udp, or ack, as of a connection from the world's source port; KIND is a letter that tells
     its marks from others'
@@ -49,8 +50,10 @@ class Interface:
     SOL_PACKET, QDISC_BYPASS = 263, 20
 
     def __init__(self, name):
-        self.name = name
-        self.link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        self.name, _, hop = name.partition("/")
+        # Of what goes to which machine on the cable; a tunnel has no such thing.
+        self.hop = (0, 0, bytes.fromhex(hop.replace(":", ""))) if hop else ()
+        self.link = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM if hop else socket.SOCK_RAW, 0)
         # What has no room is refused then, not lost.
         self.link.setsockopt(self.SOL_PACKET, self.QDISC_BYPASS, 1)
 
@@ -58,7 +61,7 @@ class Interface:
         protocol = 0x0800 if packet[0] >> 4 == 4 else 0x86DD
         while True:
             try:
-                return self.link.sendto(packet, (self.name, protocol))
+                return self.link.sendto(packet, (self.name, protocol, *self.hop))
             except OSError as error:
                 if error.errno not in (105, 11):
                     raise

@@ -146,6 +146,46 @@ async fn let_time_pass(it: &Product, device: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Cases that are nothing special beside the tunnels, where hosts look for each other.
+const OF_ANY_NETWORK: [&str; 3] =
+    ["source/unspecified/to-broadcast/ipv4", "multicast/mld-query/ipv6", "neighbour/address-in-use/ipv6"];
+
+#[test]
+fn who_is_in_no_tunnel_is_not_taken_for_a_device() -> anyhow::Result<()> {
+    test("who_is_in_no_tunnel_is_not_taken_for_a_device", async || {
+        let directory = directory()?;
+        // On a host that forwards, and is not only ours.
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+        std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
+        let mut it = Product::start(directory.path(), &["isolation.scope=interface"]).await?;
+        let cases = it.device().cases().await?;
+        // With addresses of tunnels, and to them, but through the cable: what is allowed to devices, too.
+        let past = it.outside()?;
+        it.device().send(&past, &[]).await?;
+        let closed = it.seen().await?;
+        it.fleet.server.program().signal(Signal::SIGSTOP)?;
+        let opened = Opened::at(Product::INTERFACE)?;
+        it.device().send(&past, &[]).await?;
+        let mut open = Seen::default();
+        it.watchers.leak(&mut open, &chosen(&cases, |case| case.passes)).await?;
+        drop(opened);
+        it.fleet.server.program().signal(Signal::SIGCONT)?;
+
+        let is_expected = |case: &Case| !OF_ANY_NETWORK.contains(&case.name.as_str());
+        let seen = |seen: &Seen| {
+            let numbers = (0..cases.len()).filter(|number| !seen.places(*number, &[]).is_empty());
+            numbers.filter(|number| is_expected(&cases[*number])).map(|number| &cases[number].name).collect::<Vec<_>>()
+        };
+        let (closed, open) = (seen(&closed), seen(&open));
+        let line =
+            format!("from outside: {} attempts, {} seen without rules, {} with", cases.len(), open.len(), closed.len());
+        writeln!(std::io::stderr(), "{line}")?;
+        ensure!(closed.is_empty(), "{closed:#?}");
+        ensure!(open.len() * 10 > cases.len() * 9, "{line}");
+        Ok(())
+    })
+}
+
 #[test]
 fn a_port_of_a_device_that_is_open_leads_out_of_nothing() -> anyhow::Result<()> {
     test("a_port_of_a_device_that_is_open_leads_out_of_nothing", async || {

@@ -1,6 +1,7 @@
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::Path;
 
+use anyhow::Context as _;
 use serde_json::{Value, json};
 
 use crate::fleet::Fleet;
@@ -8,6 +9,7 @@ use crate::openvpn::{Client, Pings, Tunnel};
 use crate::server::Settings;
 
 use super::case::Attacker;
+use super::host::here;
 use super::watch::{Seen, Watchers};
 use super::world::World;
 
@@ -93,6 +95,13 @@ impl Product {
     #[must_use]
     pub fn device(&self) -> Attacker<'_> {
         Attacker::at(&self.world.attacker, &self.world)
+    }
+
+    /// The attacker's way past its tunnel: the cable of its site.
+    pub fn outside(&self) -> anyhow::Result<String> {
+        let link = here(&format!("ip -json link show dev {}", self.world.attacker.interface))?;
+        let link: Value = serde_json::from_str(&link)?;
+        Ok(format!("wan0/{}", link[0]["address"].as_str().context("no hardware address")?))
     }
 
     /// Who writes into the server's interface as if the server had let it through.
