@@ -232,10 +232,6 @@ impl Isolation {
         self.policy.hash()
     }
 
-    pub(crate) fn policy(&self) -> &Policy {
-        &self.policy
-    }
-
     /// Opens a port of a device for this node until the deadline, in place of an earlier one. The kernel closes it, on time if
     /// nobody here is left to do so.
     pub(crate) async fn open(

@@ -30,7 +30,8 @@ use crate::config::{Config, Scope};
 use crate::file;
 use crate::tunnel::slice::{Addresses, Slice};
 use expression::{
-    Family, equal, established, fragment, in_from, is_family, not_first, not_in_from, out_to, over, with_options,
+    Family, TCP, UDP, equal, established, fragment, in_from, is_family, not_first, not_in_from, out_to, over,
+    with_options,
 };
 
 /// The family of the table: IPv4 and IPv6 in one.
@@ -259,8 +260,8 @@ impl Policy {
         rules.accept_untracked(chain, "the answer to a ping", family.icmp_type("echo-reply").to_vec());
         let opening = [family.opening_source(&family.named(OPENINGS)).to_vec(), vec![not_first()]].concat();
         rules.accept(chain, "from a port that is open for support, but no new connection", opening);
-        for protocol in ["tcp", "udp"] {
-            rules.drop(chain, &format!("any other port ({protocol})"), vec![family.protocol(protocol)], Reason::Port);
+        for (protocol, name) in [(TCP, "TCP"), (UDP, "UDP")] {
+            rules.drop(chain, &format!("any other port ({name})"), vec![family.protocol(protocol)], Reason::Port);
         }
         rules.drop(chain, "anything else", Vec::new(), Reason::Protocol);
     }

@@ -50,7 +50,11 @@ impl Scene {
 
     /// With an interface in which a test plays the devices.
     async fn with_interface() -> Self {
-        let mut scene = Self::with_rules().await;
+        Self::with_interface_of(config::Scope::Host).await
+    }
+
+    async fn with_interface_of(scope: config::Scope) -> Self {
+        let mut scene = Self::of(scope).await;
         let gateway = slice().gateway();
         let interface = DeviceBuilder::new()
             .name(INTERFACE)

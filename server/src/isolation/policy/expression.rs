@@ -5,21 +5,24 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
+pub(super) const TCP: u8 = 6;
+pub(super) const UDP: u8 = 17;
+
 /// IPv4 or IPv6, with everything that is named differently in the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Family {
     pub(super) name: &'static str,
     pub(super) protocol_field: &'static str,
     pub(super) icmp: &'static str,
-    pub(super) icmp_protocol: &'static str,
+    pub(super) icmp_protocol: u8,
     pub(super) digit: char,
 }
 
 impl Family {
     pub(super) const V4: Self =
-        Self { name: "ipv4", protocol_field: "protocol", icmp: "icmp", icmp_protocol: "icmp", digit: '4' };
+        Self { name: "ipv4", protocol_field: "protocol", icmp: "icmp", icmp_protocol: 1, digit: '4' };
     pub(super) const V6: Self =
-        Self { name: "ipv6", protocol_field: "nexthdr", icmp: "icmpv6", icmp_protocol: "ipv6-icmp", digit: '6' };
+        Self { name: "ipv6", protocol_field: "nexthdr", icmp: "icmpv6", icmp_protocol: 58, digit: '6' };
     pub(super) const ALL: [Self; 2] = [Self::V4, Self::V6];
 
     fn header(self) -> &'static str {
@@ -71,8 +74,8 @@ impl Family {
         equal(&self.field("daddr"), &json!(format!("@{set}")))
     }
 
-    /// In the header itself: in IPv6, nothing stands between the two.
-    pub(super) fn protocol(self, protocol: &str) -> Value {
+    /// In the header itself: in IPv6, nothing stands between the two. By number: names are in a file that may be missing.
+    pub(super) fn protocol(self, protocol: u8) -> Value {
         equal(&self.field(self.protocol_field), &json!(protocol))
     }
 
@@ -81,21 +84,21 @@ impl Family {
     }
 
     pub(super) fn tcp_source(self, port: u16) -> [Value; 2] {
-        [self.protocol("tcp"), equal(&payload("tcp", "sport"), &json!(port))]
+        [self.protocol(TCP), equal(&payload("tcp", "sport"), &json!(port))]
     }
 
     pub(super) fn tcp_destination(self, port: u16) -> [Value; 2] {
-        [self.protocol("tcp"), equal(&payload("tcp", "dport"), &json!(port))]
+        [self.protocol(TCP), equal(&payload("tcp", "dport"), &json!(port))]
     }
 
     /// From an address and port in the set.
     pub(super) fn opening_source(self, set: &str) -> [Value; 2] {
-        [self.protocol("tcp"), self.in_openings(set, "saddr", "sport")]
+        [self.protocol(TCP), self.in_openings(set, "saddr", "sport")]
     }
 
     /// To an address and port in the set.
     pub(super) fn opening_destination(self, set: &str) -> [Value; 2] {
-        [self.protocol("tcp"), self.in_openings(set, "daddr", "dport")]
+        [self.protocol(TCP), self.in_openings(set, "daddr", "dport")]
     }
 
     fn in_openings(self, set: &str, address: &str, port: &str) -> Value {

@@ -103,11 +103,11 @@ impl Reason {
             | Self::Broadcast
             | Self::Source
             | Self::Destination
-            | Self::Port
             | Self::Protocol
             | Self::ForwardFrom => true,
-            // Its rate is the kernel's alone; openings and quarantines end in both at almost the same time.
+            // The rate of pings is the kernel's alone; openings and quarantines do not begin and end at the same moment in both.
             Self::Quarantine
+            | Self::Port
             | Self::EchoRate
             | Self::Input
             | Self::Outside
