@@ -264,7 +264,12 @@ impl Attempt {
                 [high, low, high, low]
             }
         };
-        Datagram::icmp_raw(self.source, self.destination, kind, rest, &payload).packet()
+        let mut packet = Datagram::icmp_raw(self.source, self.destination, kind, rest, &payload).packet();
+        // What neighbours and routers say is only believed when it has come over no hop at all.
+        if self.source.is_ipv6() {
+            packet[7] = u8::MAX;
+        }
+        packet
     }
 
     fn packets_about(&self, mark: &Mark, number: u16) -> Vec<u8> {

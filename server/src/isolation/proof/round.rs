@@ -323,3 +323,18 @@ fn add(kinds: &mut BTreeMap<Kind, KindResult>, kind: Kind, attempts: u32, wrong:
         result.seen.push(words());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sixteen_rounds_have_tried_every_port_once() {
+        let mut ports: Vec<u16> = (0..PARTS).flat_map(|number| part(Scope::Part(number))).collect();
+        assert_eq!(PARTS, 16);
+        ports.sort_unstable();
+        assert_eq!(ports, (1..=u16::MAX).collect::<Vec<_>>());
+        assert_eq!(part(Scope::All), ports);
+        assert_eq!(part(Scope::Part(16)), part(Scope::Part(0)), "and then from the beginning");
+    }
+}

@@ -4,10 +4,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::future::poll_fn;
+use std::net::IpAddr;
+use std::process::Command;
 use std::task::Poll;
 
 use cloudlink_proto::ids::{DeviceId, TunnelId};
 use cloudlink_proto::openvpn::HEADROOM;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
 use crate::config::Config;
@@ -51,6 +54,8 @@ struct World {
     outside: Outside,
     listener: Listener,
     other_node: Option<OtherNode>,
+    /// Nobody listens there any more when they are dropped.
+    link_ports: Option<[AbortOnDropHandle<()>; 2]>,
     shutdown: Shutdown,
 }
 
@@ -70,14 +75,15 @@ impl World {
         let plane = Plane::open(&config.tunnel, slice, &Metrics::new()).unwrap();
         plane.start(&shutdown);
         let gateway = slice.gateway();
-        for address in [std::net::IpAddr::from(gateway.ipv4), gateway.ipv6.into()] {
+        let link_ports = [IpAddr::from(gateway.ipv4), gateway.ipv6.into()].map(|address| {
             let listener = inside::listen(INTERFACE, (address, LINK_PORT).into()).unwrap();
-            tokio::spawn(async move {
+            let serve = async move {
                 loop {
                     let _ = listener.accept().await;
                 }
-            });
-        }
+            };
+            AbortOnDropHandle::new(tokio::spawn(serve))
+        });
         let lookout = Arc::new(Lookout::default());
         let witness = Arc::clone(&lookout);
         plane.set_witness(move |packet| {
@@ -87,7 +93,17 @@ impl World {
         let outside = Outside::open(INTERFACE, other_node, &lookout).unwrap();
         let listener = Listener::open(INTERFACE, &lookout).unwrap();
         let probes = [0, 1].map(|number| device(number, &plane, &lookout));
-        Self { plane, isolation, lookout, probes, outside, listener, other_node, shutdown }
+        Self {
+            plane,
+            isolation,
+            lookout,
+            probes,
+            outside,
+            listener,
+            other_node,
+            link_ports: Some(link_ports),
+            shutdown,
+        }
     }
 
     async fn round(&self, scope: Scope) -> Verdict {
@@ -211,5 +227,65 @@ fn without_rules_each_kind_is_seen_to_get_through() {
         let refused: Vec<_> = attempt::Kind::ALL.into_iter().filter(|kind| !kind.must_work()).collect();
         let unseen: Vec<_> = refused.iter().filter(|kind| !wrong.contains_key(kind.name())).collect();
         assert!(unseen.is_empty(), "not seen: {unseen:?}");
+    });
+}
+
+/// Runs a program of the system, in the test's network.
+fn system(command: &str) {
+    let mut words = command.split_whitespace();
+    let done = Command::new(words.next().unwrap()).args(words).output().unwrap();
+    assert!(done.status.success(), "{command}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+#[test]
+fn a_hole_in_one_rule_is_seen_for_what_it_is() {
+    isolated_in(MODULE, "a_hole_in_one_rule_is_seen_for_what_it_is", async {
+        let world = World::new(true).await;
+        let holes: [(&[&str], &str); 3] = [
+            // A port of the node at which nobody listens, and so says no more than that.
+            (
+                &["cl_tunnel4 udp dport 53", "cl_local udp dport 53", "cl_out icmp type destination-unreachable"],
+                "ports",
+            ),
+            (
+                &["cl_tunnel4 icmp type timestamp-request", "cl_local", "cl_out icmp type timestamp-reply"],
+                "icmp_control",
+            ),
+            // What nobody answers is heard all the same.
+            (&["cl_tunnel6 ip6 daddr ff00::/8", "cl_local"], "multicast"),
+        ];
+        for (rules, kind) in holes {
+            for rule in rules {
+                system(&format!("nft insert rule inet cloudlink {rule} accept"));
+            }
+            let verdict = world.round(Scope::Part(0)).await;
+            assert_eq!(verdict.outcome, Outcome::Leak);
+            assert_eq!(wrong(&verdict).keys().collect::<Vec<_>>(), [&kind], "{:#?}", verdict.wrong());
+            world.isolation.apply(&*world.isolation.elements.lock().await).await.unwrap();
+        }
+        let verdict = world.round(Scope::Part(0)).await;
+        assert_eq!(verdict.outcome, Outcome::Proven, "{:#?}", verdict.wrong());
+    });
+}
+
+#[test]
+fn what_must_work_and_does_not_is_no_leak_and_no_proof() {
+    isolated_in(MODULE, "what_must_work_and_does_not_is_no_leak_and_no_proof", async {
+        let mut world = World::new(true).await;
+        // The way to the stand-in leads elsewhere: a leak would not be seen there.
+        system("ip route add blackhole 192.0.2.66/32");
+        let verdict = world.round(Scope::Part(0)).await;
+        assert_eq!(verdict.outcome, Outcome::Failed, "{:#?}", verdict.wrong());
+        assert_eq!(wrong(&verdict).keys().collect::<Vec<_>>(), [&"stand_in"]);
+        system("ip route del blackhole 192.0.2.66/32");
+        // Nobody listens where the agent would dial.
+        world.link_ports = None;
+        let verdict = world.round(Scope::Part(0)).await;
+        assert_eq!(verdict.outcome, Outcome::Failed, "{:#?}", verdict.wrong());
+        assert_eq!(wrong(&verdict).keys().collect::<Vec<_>>(), [&"link_port"]);
+        // Nothing can be opened without the table.
+        system("nft delete table inet cloudlink");
+        let verdict = world.round(Scope::Part(0)).await;
+        assert_eq!((verdict.outcome, verdict.attempts), (Outcome::Failed, 0), "{:#?}", verdict.wrong());
     });
 }
