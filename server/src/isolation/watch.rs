@@ -208,20 +208,21 @@ impl<'a> Watch<'a> {
 
     /// Puts everything in force again; says what is still different.
     async fn repair(&mut self, elements: &Elements) -> Found {
-        if let Err(error) = setting::harden(&self.isolation.policy.interface) {
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "a setting of the tunnels' interface cannot be repaired"
-            );
+        // What cannot be repaired is tried every second, and told once.
+        let is_told = !self.drifts.is_empty();
+        if let Err(error) = setting::harden(&self.isolation.policy.interface)
+            && !is_told
+        {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, "a setting of the tunnels' interface cannot be repaired");
         }
         match self.isolation.apply(elements).await {
             Ok(()) => self.counted.clear(),
-            Err(error) => {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "the rules that isolate tunnels cannot be repaired"
-                );
+            Err(error) if !is_told => {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(error, "the rules that isolate tunnels cannot be repaired");
             }
+            Err(_) => {}
         }
         self.find(Look::All, elements).await.0
     }
