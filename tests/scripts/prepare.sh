@@ -16,6 +16,8 @@ main() {
     case "${1:-}" in tunnel | peers)
         have openvpn || lacking+=(openvpn)
         have nft || lacking+=(nftables)
+        # By which nft knows the names of protocols.
+        [ -e /etc/protocols ] || lacking+=(netbase)
         have ip || lacking+=(iproute2)
         have ping || lacking+=(iputils-ping)
         ;;
