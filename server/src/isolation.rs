@@ -106,6 +106,8 @@ pub(crate) struct Isolation {
     drifts: Option<(Recorder, StdMutex<Option<Recording>>)>,
     /// Packets that the proof is about to give to the kernel around the driver.
     injected: AtomicU64,
+    /// How often the rules were found to be otherwise than declared.
+    doubts: AtomicU64,
     /// [`DECLARED_FILE`], once it is written.
     file: Option<PathBuf>,
     state: sync::watch::Sender<State>,
@@ -164,6 +166,7 @@ impl Isolation {
             metrics,
             drifts: None,
             injected: AtomicU64::new(0),
+            doubts: AtomicU64::new(0),
             file: None,
             state: sync::watch::Sender::new(State::Wrong),
         }
@@ -345,9 +348,16 @@ impl Isolation {
         self.standing().rules
     }
 
+    /// Changes whenever the rules are found to be otherwise than declared. `None` while they are.
+    fn trust(&self) -> Option<u64> {
+        let standing = self.standing();
+        (standing.rules == State::Enforced).then(|| self.doubts.load(Ordering::Relaxed))
+    }
+
     /// They are not as declared, and it was not tried yet to put them right.
     fn distrust(&self) {
         let mut standing = self.standing();
+        self.doubts.fetch_add(1, Ordering::Relaxed);
         if standing.rules == State::Enforced {
             standing.rules = State::Wrong;
             self.publish(&standing);

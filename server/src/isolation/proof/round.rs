@@ -36,6 +36,8 @@ const SERVED_WITHIN: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// After the last answer: for those that come late.
 const SETTLE: Duration = Duration::from_millis(150);
+/// How long the watch has to find what is wrong with the rules, when something got past them: it finds it much sooner.
+const FOUND_WITHIN: Duration = Duration::from_secs(1);
 /// Ports of the opening come from here on.
 const OPENING_PORT_FIRST: u16 = 32_768;
 /// What of one kind is told in words.
@@ -73,14 +75,15 @@ pub(super) struct Verdict {
 impl Verdict {
     /// The attempts could not be made.
     pub(super) fn impossible(reason: String) -> Self {
-        let result = KindResult {
-            kind: "round".to_owned(),
-            must: POSSIBLE.to_owned(),
-            attempts: 1,
-            wrong: 1,
-            seen: vec![reason],
-        };
-        Self { outcome: Outcome::Failed, attempts: 0, results: vec![result] }
+        Self { outcome: Outcome::Failed, attempts: 0, results: vec![unmade(reason)] }
+    }
+
+    /// Somebody changed the kernel's rules in the middle of the round. That is a drift, which was found and repaired; what got
+    /// past those rules meanwhile, and was held by the driver's wall, says nothing of what is declared.
+    fn disturbed(self) -> Self {
+        let mut results = self.results;
+        results.push(unmade("the kernel's rules were not as declared for a moment of the round".to_owned()));
+        Self { outcome: Outcome::Failed, results, ..self }
     }
 
     /// What went wrong, in words.
@@ -92,6 +95,11 @@ impl Verdict {
             })
             .collect()
     }
+}
+
+/// What is told of a round that says nothing.
+fn unmade(reason: String) -> KindResult {
+    KindResult { kind: "round".to_owned(), must: POSSIBLE.to_owned(), attempts: 1, wrong: 1, seen: vec![reason] }
 }
 
 const POSSIBLE: &str = "possible";
@@ -127,12 +135,43 @@ async fn attempt_all(stage: &Stage<'_>, scope: Scope) -> Result<Verdict, String>
     let Stage { isolation, plane, lookout, .. } = *stage;
     let opening = Opening { isolation, plane, lookout, devices, port };
     let ports = Scan::new(scope, &listening, &map);
+    let trust = isolation.trust();
     let (opened, ()) = tokio::join!(opening.run(), send_all(stage, &attempts, &mark, &ports));
     opened?;
     if !stage.probes.iter().zip(devices).all(|(probe, at)| probe.is_still_up(at)) {
         return Err("a device lost its tunnel in the middle of the round".to_owned());
     }
-    Ok(judge(&attempts, &ports, &stage.lookout.end()))
+    let (verdict, passed) = judge(&attempts, &ports, &stage.lookout.end());
+    let is_disturbed = passed == Passed::KernelsWall && has_changed(isolation, trust).await;
+    Ok(if is_disturbed { verdict.disturbed() } else { verdict })
+}
+
+/// Whether the rules were found to be otherwise than declared since then.
+async fn has_changed(isolation: &Isolation, trust: Option<u64>) -> bool {
+    let changed = async {
+        while trust.is_some() && isolation.trust() == trust {
+            sleep(LOOK_EVERY).await;
+        }
+    };
+    timeout(FOUND_WITHIN, changed).await.is_ok()
+}
+
+/// What got through of what must not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Passed {
+    Nothing,
+    /// It was not tried past the driver's wall, or was held there.
+    KernelsWall,
+    BothWalls,
+}
+
+impl Passed {
+    const fn of(way: Way) -> Self {
+        match way {
+            Way::Tunnel(_) => Self::BothWalls,
+            Way::Kernel(_) | Way::Outside | Way::Node => Self::KernelsWall,
+        }
+    }
 }
 
 /// However a round ends, nobody goes on looking.
@@ -263,8 +302,9 @@ async fn send(stage: &Stage<'_>, way: Way, packets: Vec<Vec<u8>>) {
 }
 
 /// What follows from what was seen.
-fn judge(attempts: &[Attempt], ports: &Scan, sightings: &Sightings) -> Verdict {
+fn judge(attempts: &[Attempt], ports: &Scan, sightings: &Sightings) -> (Verdict, Passed) {
     let mut kinds: BTreeMap<Kind, KindResult> = BTreeMap::new();
+    let mut passed = Passed::Nothing;
     for (number, attempt) in (0_u16..).zip(attempts) {
         let seen = sightings.seen.get(&number);
         let is_right = match (attempt.kind, attempt.kind.must_work()) {
@@ -283,30 +323,38 @@ fn judge(attempts: &[Attempt], ports: &Scan, sightings: &Sightings) -> Verdict {
             None => format!("{}: nothing came back", attempt.describe()),
         };
         add(&mut kinds, attempt.kind, made, wrong, words);
+        if wrong > 0 && !attempt.kind.must_work() {
+            passed = passed.max(Passed::of(attempt.way));
+        }
     }
     for is_ipv4 in [true, false] {
         let family = if is_ipv4 { "IPv4" } else { "IPv6" };
         let count = |phase, device, has_arrived| {
             sightings.knocks.get(&Knock { phase, device, is_ipv4, has_arrived }).copied().unwrap_or(0)
         };
-        let knocks = |phase, device| count(phase, device, true) + count(phase, device, false);
         let is_wrong = u32::from(count(Phase::Open, 0, true) == 0);
         add(&mut kinds, Kind::Opening, 1, is_wrong, || format!("{family}: the node did not reach an open port"));
         let closed = [(Phase::Before, 0), (Phase::Before, 1), (Phase::Open, 1), (Phase::After, 0)];
         for (phase, device) in closed {
-            let is_wrong = u32::from(knocks(phase, device) > 0);
+            let (arrived, held) = (count(phase, device, true), count(phase, device, false));
+            passed = passed.max(match (arrived, held) {
+                (0, 0) => Passed::Nothing,
+                (0, _) => Passed::KernelsWall,
+                _ => Passed::BothWalls,
+            });
+            let is_wrong = u32::from(arrived + held > 0);
             let words = || format!("{family}: the node reached a port of device {} ({phase:?})", device + 1);
             add(&mut kinds, Kind::Closed, 1, is_wrong, words);
         }
     }
-    let has = |must_work| kinds.iter().any(|(kind, result)| kind.must_work() == must_work && result.wrong > 0);
-    let outcome = match (has(false), has(true)) {
-        (true, _) => Outcome::Leak,
-        (false, true) => Outcome::Failed,
-        (false, false) => Outcome::Proven,
+    let has_failed = kinds.iter().any(|(kind, result)| kind.must_work() && result.wrong > 0);
+    let outcome = match (passed, has_failed) {
+        (Passed::KernelsWall | Passed::BothWalls, _) => Outcome::Leak,
+        (Passed::Nothing, true) => Outcome::Failed,
+        (Passed::Nothing, false) => Outcome::Proven,
     };
     let results: Vec<_> = kinds.into_values().collect();
-    Verdict { outcome, attempts: results.iter().map(|result| result.attempts).sum(), results }
+    (Verdict { outcome, attempts: results.iter().map(|result| result.attempts).sum(), results }, passed)
 }
 
 fn add(kinds: &mut BTreeMap<Kind, KindResult>, kind: Kind, attempts: u32, wrong: u32, words: impl FnOnce() -> String) {

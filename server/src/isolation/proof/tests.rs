@@ -67,6 +67,7 @@ impl World {
             let isolation =
                 Isolation::new(Policy::new(&config, &slice), Some(Kernel::find().unwrap()), Arc::new(Metrics::new()));
             isolation.apply(&*isolation.elements.lock().await).await.unwrap();
+            isolation.set_rules(State::Enforced);
             Arc::new(isolation)
         } else {
             Isolation::without_kernel(&slice)
@@ -199,6 +200,32 @@ fn with_the_rules_in_force_every_attempt_is_refused() {
             let kinds: Vec<_> = verdict.results.iter().map(|result| result.kind.as_str()).collect();
             assert_eq!(kinds, attempt::Kind::ALL.map(attempt::Kind::name), "each kind was tried");
             assert!(verdict.attempts > 8 * 4_000, "{}", verdict.attempts);
+        }
+    });
+}
+
+#[test]
+fn what_gets_past_rules_that_somebody_took_away_in_the_middle_is_a_drift_and_no_leak() {
+    let name = "what_gets_past_rules_that_somebody_took_away_in_the_middle_is_a_drift_and_no_leak";
+    isolated_in(MODULE, name, async {
+        let world = World::new(true).await;
+        let isolation = &world.isolation;
+        for (is_found, outcome) in [(true, Outcome::Failed), (false, Outcome::Leak)] {
+            let taken_away = async {
+                // The round has opened its port by then.
+                tokio::time::sleep(Duration::from_millis(600)).await;
+                isolation.call(&crate::isolation::delete(crate::isolation::TABLE)).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                if is_found {
+                    isolation.distrust();
+                }
+                isolation.apply(&*isolation.elements.lock().await).await.unwrap();
+                isolation.set_rules(State::Enforced);
+            };
+            let (verdict, ()) = tokio::join!(world.round(Scope::Part(0)), taken_away);
+            assert_eq!(verdict.outcome, outcome, "{:#?}", verdict.wrong());
+            assert!(wrong(&verdict).contains_key("ports"), "{:#?}", verdict.wrong());
+            assert_eq!(wrong(&verdict).contains_key("round"), is_found);
         }
     });
 }
