@@ -20,6 +20,7 @@ pub mod person;
 pub mod proof;
 pub mod quarantine;
 pub mod report;
+pub mod retention;
 pub mod setup;
 pub mod tenant;
 pub mod token;

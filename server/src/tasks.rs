@@ -7,6 +7,7 @@ mod isolation;
 mod opening;
 pub(crate) mod presence;
 mod quarantine;
+mod retention;
 pub(crate) mod revocation;
 mod tunnel;
 
@@ -29,6 +30,7 @@ pub fn start(links: &Links, shutdown: &Shutdown) {
         shutdown.spawn_vital("tunnel lease", tunnel::lease(links.clone(), Arc::clone(tunnels), shutdown.clone()));
         shutdown.spawn_vital("tunnel cut", isolation::cut(links.clone(), Arc::clone(tunnels), shutdown.clone()));
         shutdown.spawn_vital("tunnel traffic", tunnel::traffic(links.clone(), Arc::clone(tunnels), shutdown.clone()));
+        shutdown.spawn_vital("retention", retention::run(links.clone(), tunnels.keep_days, shutdown.clone()));
         shutdown.spawn_vital("tunnel days", tunnel::days(links.clone(), Arc::clone(tunnels), shutdown.clone()));
     }
 }

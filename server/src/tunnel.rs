@@ -87,7 +87,7 @@ pub(crate) struct Tunnels {
     totals: Batch<Totals>,
     /// When it carried whose tunnels.
     pub(crate) days: Arc<Days>,
-    /// How many days that is kept.
+    /// How many days the records of isolation are kept.
     pub(crate) keep_days: u32,
     turns: Turns,
     refused: Refused,

@@ -22,7 +22,7 @@ section! {
         proofs: bool = true;
         /// How often they try.
         proof_interval_seconds: Seconds = PROOF_INTERVAL, in 10..=3_600;
-        /// How long their results are kept, and statements can be made of them.
+        /// How long their results, drifts, and what devices tried are kept, and statements can be made of them.
         proof_keep_days: u32 = PROOF_KEEP_DAYS, in 1..=3_650;
     }
 }

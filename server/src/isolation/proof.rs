@@ -47,7 +47,7 @@ use crate::model::audit::{Actor, PLATFORM, Subject};
 use crate::model::new_id;
 use crate::model::proof::{Outcome, Trigger};
 use crate::store::audit::audit_append;
-use crate::store::proof::{NewProof, proof_insert, proof_trim};
+use crate::store::proof::{NewProof, proof_insert};
 use crate::store::{Store, StoreError, Visibility};
 use crate::tunnel::plane::Plane;
 use credential::Issuer;
@@ -65,7 +65,6 @@ const PENDING_MAX: usize = 256;
 const AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// Between two rounds that drifts make, however many there are.
 const DRIFTS_APART: Duration = Duration::from_secs(3);
-const TRIM_EVERY: Duration = Duration::from_secs(3600);
 
 /// Asks for rounds. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -125,7 +124,6 @@ pub(crate) struct Parts<'a> {
 pub(crate) struct Proving {
     node: String,
     interval: Duration,
-    keep_days: u32,
     interface: String,
     link_port: u16,
     other_node: Option<OtherNode>,
@@ -142,7 +140,6 @@ pub(crate) struct Proving {
     part: u32,
     is_leaking: bool,
     pending: VecDeque<Record>,
-    trim_at: Instant,
 }
 
 /// A round that is to be stored, with what it changed.
@@ -174,7 +171,6 @@ impl Proving {
         Self {
             node,
             interval: config.proof_interval_seconds.duration(),
-            keep_days: config.proof_keep_days,
             interface: tunnel.interface.as_str().to_owned(),
             link_port: u16::try_from(tunnel.link_port).expect("the configuration allows ports only"),
             other_node,
@@ -190,7 +186,6 @@ impl Proving {
             part: 0,
             is_leaking: false,
             pending: VecDeque::new(),
-            trim_at: Instant::now(),
         }
     }
 
@@ -337,7 +332,7 @@ impl Proving {
         self.pending.push_back(record);
     }
 
-    /// Stores what waits, and forgets what is old. Without the database it goes on waiting.
+    /// Stores what waits. Without the database it goes on waiting.
     async fn store(&mut self) {
         while let Some(record) = self.pending.front() {
             match self.store.within(insert(&self.store, record)).await {
@@ -345,14 +340,6 @@ impl Proving {
                     self.pending.pop_front();
                 }
                 Err(error) => return self.note(&error, "cannot store the proof of isolation"),
-            }
-        }
-        if Instant::now() >= self.trim_at {
-            let (store, node) = (&self.store, &self.node);
-            let trim = async { proof_trim(&mut *store.connection().await?, node, self.keep_days).await };
-            match store.within(trim).await {
-                Ok(_) => self.trim_at = Instant::now() + TRIM_EVERY,
-                Err(error) => self.note(&error, "cannot forget old proofs of isolation"),
             }
         }
     }

@@ -272,17 +272,6 @@ pub async fn tunnel_day_note(
     Ok(())
 }
 
-/// Forgets days that are too long ago, of every node: one that is gone does not do it itself.
-pub async fn tunnel_day_trim(connection: &mut PgConnection, keep_days: u32) -> Result<(), StoreError> {
-    sqlx::query!(
-        "delete from tunnel_days where day < (clock_timestamp() at time zone 'utc')::date - $1::integer",
-        i32::try_from(keep_days).unwrap_or(i32::MAX),
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use cloudlink_proto::ids::DeviceId;
@@ -513,13 +502,5 @@ mod tests {
         note(&scene, "a", noon - 200, noon - 210).await;
         let (_, spans, days) = noted(&scene, "a").await;
         assert_eq!((spans, days), (2, 1), "there is time without tunnels in between");
-    }
-
-    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
-    async fn days_that_are_too_long_ago_are_forgotten(pool: PgPoolOptions, database: PgConnectOptions) {
-        let scene = Scene::new(pool, database).await;
-        note(&scene, "a", 5 * 1440, 0).await;
-        tunnel_day_trim(&mut scene.store.connection().await.unwrap(), 2).await.unwrap();
-        assert_eq!(noted(&scene, "a").await.2, 3, "today and two days before");
     }
 }

@@ -10,9 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use crate::lifecycle::Shutdown;
 use crate::link::{Links, Shared};
 use crate::store::StoreError;
-use crate::store::tunnel::{
-    CarriedTunnels, TunnelTraffic, slice_renew, tunnel_count, tunnel_day_note, tunnel_day_trim,
-};
+use crate::store::tunnel::{CarriedTunnels, TunnelTraffic, slice_renew, tunnel_count, tunnel_day_note};
 use crate::tunnel::day::Extent;
 use crate::tunnel::{SLICE_LEASE, Tunnels};
 
@@ -21,8 +19,6 @@ const RENEW_EVERY: Duration = Duration::from_secs(60);
 const COUNT_EVERY: Duration = Duration::from_secs(10);
 /// How often it is written that tunnels are still up.
 const DAYS_EVERY: Duration = Duration::from_secs(60);
-/// How often days that are too old are forgotten.
-const TRIM_EVERY: Duration = Duration::from_secs(3600);
 /// Rows in one statement.
 const ROWS_MAX: usize = 1000;
 /// For the metrics of failed tasks.
@@ -93,9 +89,8 @@ async fn write(shared: &Shared, tunnels: &Tunnels, written: &mut HashMap<TunnelI
 /// the end of the last tunnel.
 pub(super) async fn days(links: Links, tunnels: Arc<Tunnels>, shutdown: Shutdown) {
     let Links(shared) = links;
-    let (mut tick, mut trim) = (interval(DAYS_EVERY), interval(TRIM_EVERY));
+    let mut tick = interval(DAYS_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    trim.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut is_failing = false;
     loop {
         let extent = tokio::select! {
@@ -103,13 +98,6 @@ pub(super) async fn days(links: Links, tunnels: Arc<Tunnels>, shutdown: Shutdown
             () = async { shutdown.soft.cancelled().await; tunnels.days.idle().await } => break,
             () = tunnels.days.fresh(), if !is_failing => Extent::Fresh,
             _ = tick.tick() => Extent::All,
-            _ = trim.tick() => {
-                let trimmed = async { tunnel_day_trim(&mut *shared.store.connection().await?, tunnels.keep_days).await };
-                if let Err(error) = shared.store.within(trimmed).await {
-                    note(&shared, DAYS, &error, "cannot forget on which days there were tunnels");
-                }
-                continue;
-            }
         };
         is_failing = !write_days(&shared, &tunnels, extent).await;
     }

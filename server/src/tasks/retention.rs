@@ -1,0 +1,31 @@
+//! Forgets the records of isolation that are older than they are to be kept.
+
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::lifecycle::Shutdown;
+use crate::link::Links;
+use crate::store::retention::isolation_trim;
+
+const EVERY: Duration = Duration::from_secs(3600);
+/// For the metrics of failed tasks.
+const NAME: &str = "retention";
+
+/// Until the soft stop.
+pub(super) async fn run(links: Links, keep_days: u32, shutdown: Shutdown) {
+    let Links(shared) = links;
+    let mut tick = interval(EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.soft.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        let trimmed = async { isolation_trim(&mut *shared.store.connection().await?, keep_days).await };
+        if let Err(error) = shared.store.within(trimmed).await {
+            shared.metrics.task_failures.with_label_values(&[NAME]).inc();
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot forget old records of isolation");
+        }
+    }
+}
