@@ -2,7 +2,7 @@
 //!
 //! A capability is a thread's, and a thread begins with those of the one that made it. So they are put in order once, before
 //! there is a second thread: [`prepare`]. From then on every program that is started has `CAP_NET_ADMIN` if tunnels are
-//! enabled, for `nft` sets the rules; [`without`] starts those that have no use for it.
+//! enabled, for `nft` sets the rules; `without` starts those that have no use for it.
 
 use std::io;
 use std::thread;
