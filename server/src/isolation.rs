@@ -84,6 +84,11 @@ impl State {
 pub enum IsolationError {
     #[error("the rules that isolate tunnels cannot be set")]
     Kernel(#[from] KernelError),
+    #[error(
+        "another node on this host isolates its tunnels ({interface}) by the same table: each node takes a network namespace or a \
+         host of its own"
+    )]
+    Another { interface: String },
     #[error("cannot write {path}")]
     File { path: String, source: io::Error },
     #[error("an opening lasts less than a second")]
@@ -132,6 +137,8 @@ impl Isolation {
     ) -> Result<Arc<Self>, IsolationError> {
         let kernel = Kernel::find()?;
         kernel.check().await?;
+        let own = config.tunnel.interface.as_str();
+        refuse_another(&kernel, own).await?;
         compare::forget_earlier(&kernel).await?;
         let mut isolation = Self::new(Policy::new(config, slice), Some(kernel), Arc::clone(metrics));
         let (recorder, recording) = recorder(config.node.clone(), store.clone(), Arc::clone(metrics));
@@ -391,6 +398,17 @@ impl std::fmt::Debug for Isolation {
 /// Runs to its end even if nobody waits for it any more: half of it would leave the kernel with what nobody remembers.
 async fn whole(work: impl Future<Output = Result<(), IsolationError>> + Send + 'static) -> Result<(), IsolationError> {
     tokio::spawn(work).await.expect("nothing in there panics, and nobody aborts it")
+}
+
+/// The table has one name, so nodes that share a network would take it from one another for ever. What an earlier life of this
+/// node left behind is about an interface that went with it.
+async fn refuse_another(kernel: &Kernel, own: &str) -> Result<(), IsolationError> {
+    match compare::interface_in_force(kernel).await? {
+        Some(interface) if interface != own && nix::net::if_::if_nametoindex(interface.as_str()).is_ok() => {
+            Err(IsolationError::Another { interface })
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Deletes a table, whether it is there or not.

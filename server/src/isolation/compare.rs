@@ -164,6 +164,15 @@ pub(super) async fn declared(kernel: &Kernel, policy: &Policy) -> Result<Table, 
     Ok(table)
 }
 
+/// The interface that the rules in force are about, if there are any of a node.
+pub(super) async fn interface_in_force(kernel: &Kernel) -> Result<Option<String>, KernelError> {
+    let objects = kernel.list(TABLE).await?.unwrap_or_default();
+    let expressions = objects.iter().filter_map(|object| object["rule"]["expr"].as_array()).flatten();
+    let matches = expressions.map(|expression| &expression["match"]);
+    let mut interfaces = matches.filter(|of| of["left"]["meta"]["key"] == "iifname" && of["op"] == "==");
+    Ok(interfaces.find_map(|of| Some(of["right"].as_str()?.to_owned())))
+}
+
 /// Takes away what [`declared`] of an earlier process could not.
 pub(super) async fn forget_earlier(kernel: &Kernel) -> Result<(), KernelError> {
     let scratches = kernel.tables().await?.into_iter().filter(|name| name.starts_with(SCRATCH));

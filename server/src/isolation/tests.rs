@@ -96,6 +96,21 @@ fn in_seconds(seconds: f64) -> Instant {
 }
 
 #[test]
+fn the_rules_of_another_node_that_is_there_are_left_alone() {
+    isolated_in(MODULE, "the_rules_of_another_node_that_is_there_are_left_alone", async {
+        let kernel = Kernel::find().unwrap();
+        refuse_another(&kernel, "kn1").await.unwrap();
+        let mut other = Scene::with_interface().await;
+        refuse_another(&kernel, INTERFACE).await.unwrap();
+        let error = refuse_another(&kernel, "kn1").await.unwrap_err();
+        assert!(matches!(&error, IsolationError::Another { interface } if interface == INTERFACE), "{error:?}");
+        // What it left behind is nobody's.
+        other.interface = None;
+        refuse_another(&kernel, "kn1").await.unwrap();
+    });
+}
+
+#[test]
 fn the_rules_are_set_as_a_whole_or_not_at_all() {
     isolated_in(MODULE, "the_rules_are_set_as_a_whole_or_not_at_all", async {
         let Scene { isolation, .. } = Scene::with_rules().await;
