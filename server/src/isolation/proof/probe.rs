@@ -54,7 +54,20 @@ enum ProbeError {
 pub(super) enum Standing {
     /// Not yet up, or not any more: why, in words.
     Down(String),
-    Up(Addresses),
+    Up(Up),
+}
+
+/// A tunnel of a probe. The next one has the same addresses, as a rule, and is another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Up {
+    pub(super) addresses: Addresses,
+    since: Instant,
+}
+
+impl Up {
+    pub(super) fn now(addresses: Addresses) -> Self {
+        Self { addresses, since: Instant::now() }
+    }
 }
 
 /// A probe that runs until it is dropped.
@@ -82,31 +95,40 @@ impl Probe {
         Self { standing: seen, orders, _stop: stop.drop_guard() }
     }
 
-    /// One for tests, which has a tunnel from the beginning to the end, with what it is told to send.
+    /// One for tests, which has a tunnel until it is told otherwise, with what it is told to send.
     #[cfg(test)]
-    pub(super) fn attached(addresses: Addresses) -> (Self, mpsc::Receiver<Vec<Vec<u8>>>) {
-        let (_, standing) = watch::channel(Standing::Up(addresses));
+    pub(super) fn attached(addresses: Addresses) -> (Self, watch::Sender<Standing>, mpsc::Receiver<Vec<Vec<u8>>>) {
+        let (told, standing) = watch::channel(Standing::Up(Up::now(addresses)));
         let (orders, taken) = mpsc::channel(ORDERS_MAX);
-        (Self { standing, orders, _stop: CancellationToken::new().drop_guard() }, taken)
+        (Self { standing, orders, _stop: CancellationToken::new().drop_guard() }, told, taken)
     }
 
     /// Waits until it has a tunnel, or until time is up: then why it has none.
-    pub(super) async fn is_up(&self, deadline: Instant) -> Result<Addresses, String> {
+    pub(super) async fn is_up(&self, deadline: Instant) -> Result<Up, String> {
         let mut standing = self.standing.clone();
         let up = standing.wait_for(|standing| matches!(standing, Standing::Up(_)));
         let _ = timeout_at(deadline, up).await;
         match &*self.standing.borrow() {
-            Standing::Up(addresses) => Ok(*addresses),
+            Standing::Up(up) => Ok(*up),
             Standing::Down(reason) => Err(reason.clone()),
         }
     }
 
-    /// Whether it still has the tunnel with these addresses.
-    pub(super) fn is_still_up(&self, at: Addresses) -> bool {
-        matches!(&*self.standing.borrow(), Standing::Up(addresses) if *addresses == at)
+    /// Whether it still has this tunnel.
+    pub(super) fn is_still(&self, up: Up) -> bool {
+        matches!(&*self.standing.borrow(), Standing::Up(now) if *now == up)
     }
 
-    /// Sends packets through the tunnel.
+    /// Waits until it has this tunnel no more.
+    pub(super) async fn lost(&self, up: Up) {
+        let mut standing = self.standing.clone();
+        if standing.wait_for(|standing| !matches!(standing, Standing::Up(now) if *now == up)).await.is_err() {
+            // Nothing changes any more.
+            std::future::pending().await
+        }
+    }
+
+    /// Sends packets through the tunnel. Without one it waits for the next: see [`Self::lost`].
     pub(super) async fn send(&self, packets: Vec<Vec<u8>>) {
         // Without a probe nothing is sent, and what must work does not.
         let _ = self.orders.send(packets).await;
@@ -164,7 +186,7 @@ impl Run {
         let mut tunnel = Tunnel::new(stream, client, self.number, Arc::clone(&self.lookout));
         let addresses = timeout_at(deadline, tunnel.open()).await.map_err(|_| ProbeError::Slow)??;
         tunnel.addresses = Some(addresses);
-        self.standing.send_replace(Standing::Up(addresses));
+        self.standing.send_replace(Standing::Up(Up::now(addresses)));
         // What waited was meant for another tunnel.
         while self.orders.try_recv().is_ok() {}
         let left = (renew_at - clock::now()).unsigned_abs();

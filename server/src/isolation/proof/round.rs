@@ -102,6 +102,7 @@ fn unmade(reason: String) -> KindResult {
     KindResult { kind: "round".to_owned(), must: POSSIBLE.to_owned(), attempts: 1, wrong: 1, seen: vec![reason] }
 }
 
+const LOST: &str = "a device lost its tunnel in the middle of the round";
 const POSSIBLE: &str = "possible";
 const REFUSED: &str = "refused";
 
@@ -115,13 +116,13 @@ pub(super) async fn run(stage: &Stage<'_>, scope: Scope) -> Verdict {
 
 async fn attempt_all(stage: &Stage<'_>, scope: Scope) -> Result<Verdict, String> {
     let deadline = Instant::now() + UP_WITHIN;
-    let mut devices = [None, None];
-    for (device, (probe, name)) in devices.iter_mut().zip(stage.probes.iter().zip(["first", "second"])) {
+    let mut tunnels = [None, None];
+    for (tunnel, (probe, name)) in tunnels.iter_mut().zip(stage.probes.iter().zip(["first", "second"])) {
         let up = probe.is_up(deadline).await;
-        *device = Some(up.map_err(|reason| format!("the {name} device has no tunnel: {reason}"))?);
+        *tunnel = Some(up.map_err(|reason| format!("the {name} device has no tunnel: {reason}"))?);
     }
-    let [Some(first), Some(second)] = devices else { return Err("the devices have no addresses".to_owned()) };
-    let devices = [first, second];
+    let [Some(first), Some(second)] = tunnels else { return Err("the devices have no addresses".to_owned()) };
+    let devices = [first.addresses, second.addresses];
 
     let listening = Listening::read().map_err(|error| format!("what listens on this node cannot be read: {error}"))?;
     let map = map(stage, devices, &listening);
@@ -136,10 +137,16 @@ async fn attempt_all(stage: &Stage<'_>, scope: Scope) -> Result<Verdict, String>
     let opening = Opening { isolation, plane, lookout, devices, port };
     let ports = Scan::new(scope, &listening, &map);
     let trust = isolation.trust();
-    let (opened, ()) = tokio::join!(opening.run(), send_all(stage, &attempts, &mark, &ports));
+    let [one, other] = stage.probes;
+    let opened = tokio::select! {
+        (opened, ()) = async { tokio::join!(opening.run(), send_all(stage, &attempts, &mark, &ports)) } => opened,
+        () = one.lost(first) => return Err(LOST.to_owned()),
+        () = other.lost(second) => return Err(LOST.to_owned()),
+    };
     opened?;
-    if !stage.probes.iter().zip(devices).all(|(probe, at)| probe.is_still_up(at)) {
-        return Err("a device lost its tunnel in the middle of the round".to_owned());
+    // What is lost in between was not tried, though nothing of it was seen.
+    if !one.is_still(first) || !other.is_still(second) {
+        return Err(LOST.to_owned());
     }
     let (verdict, passed) = judge(&attempts, &ports, &stage.lookout.end());
     let is_disturbed = passed == Passed::KernelsWall && has_changed(isolation, trust).await;

@@ -12,6 +12,7 @@ use cloudlink_proto::ids::{DeviceId, TunnelId};
 use cloudlink_proto::openvpn::HEADROOM;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::probe::{Standing, Up};
 use super::*;
 use crate::config::Config;
 use crate::isolation::kernel::Kernel;
@@ -51,6 +52,7 @@ struct World {
     isolation: Arc<Isolation>,
     lookout: Arc<Lookout>,
     probes: [Probe; 2],
+    standings: [watch::Sender<Standing>; 2],
     outside: Outside,
     listener: Listener,
     other_node: Option<OtherNode>,
@@ -93,12 +95,14 @@ impl World {
         let other_node = OtherNode::find(config.tunnel.pool_ipv4, &slice, 3);
         let outside = Outside::open(INTERFACE, other_node, &lookout).unwrap();
         let listener = Listener::open(INTERFACE, &lookout).unwrap();
-        let probes = [0, 1].map(|number| device(number, &plane, &lookout));
+        let [(one, its_standing), (other, others_standing)] = [0, 1].map(|number| device(number, &plane, &lookout));
+        let (probes, standings) = ([one, other], [its_standing, others_standing]);
         Self {
             plane,
             isolation,
             lookout,
             probes,
+            standings,
             outside,
             listener,
             other_node,
@@ -131,12 +135,12 @@ impl Drop for World {
 
 /// A device whose tunnel ends in the plane: the session of its client is tested elsewhere. Of what it sends the driver lets pass
 /// what it must, and nothing else; straight into the kernel goes what the round sends there.
-fn device(number: usize, plane: &Arc<Plane>, lookout: &Arc<Lookout>) -> Probe {
+fn device(number: usize, plane: &Arc<Plane>, lookout: &Arc<Lookout>) -> (Probe, watch::Sender<Standing>) {
     let host = u32::try_from(number).unwrap() + 2;
     let addresses = plane.slice().addresses(host).unwrap();
     let id: DeviceId = probe_id("node", u8::try_from(number).unwrap());
     let port = plane.attach(host, TunnelId::from_uuid(new_id()), id, false);
-    let (probe, mut orders) = Probe::attached(addresses);
+    let (probe, standing, mut orders) = Probe::attached(addresses);
     let (plane, lookout, gateway) = (Arc::clone(plane), Arc::clone(lookout), plane.slice().gateway());
     tokio::spawn(async move {
         let mut spare = Vec::new();
@@ -161,7 +165,7 @@ fn device(number: usize, plane: &Arc<Plane>, lookout: &Arc<Lookout>) -> Probe {
             }
         }
     });
-    probe
+    (probe, standing)
 }
 
 /// What the driver's wall lets through, in short.
@@ -200,6 +204,28 @@ fn with_the_rules_in_force_every_attempt_is_refused() {
             let kinds: Vec<_> = verdict.results.iter().map(|result| result.kind.as_str()).collect();
             assert_eq!(kinds, attempt::Kind::ALL.map(attempt::Kind::name), "each kind was tried");
             assert!(verdict.attempts > 8 * 4_000, "{}", verdict.attempts);
+        }
+    });
+}
+
+#[test]
+fn a_round_in_which_a_device_changed_its_tunnel_proves_nothing() {
+    isolated_in(MODULE, "a_round_in_which_a_device_changed_its_tunnel_proves_nothing", async {
+        let world = World::new(true).await;
+        let addresses = world.plane.slice().addresses(2).unwrap();
+        for is_back in [true, false] {
+            let changed = async {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                world.standings[0].send_replace(Standing::Down("the test says so".to_owned()));
+                if is_back {
+                    // At the same address, and so soon that nobody may have noticed.
+                    world.standings[0].send_replace(Standing::Up(Up::now(addresses)));
+                }
+            };
+            let (verdict, ()) = tokio::join!(world.round(Scope::Part(0)), changed);
+            assert_eq!(verdict.outcome, Outcome::Failed);
+            let wrong = verdict.wrong().join(" ");
+            assert!(wrong.contains("a device lost its tunnel in the middle of the round"), "{wrong}");
         }
     });
 }
