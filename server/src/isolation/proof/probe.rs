@@ -124,7 +124,7 @@ impl Probe {
         let mut standing = self.standing.clone();
         if standing.wait_for(|standing| !matches!(standing, Standing::Up(now) if *now == up)).await.is_err() {
             // Nothing changes any more.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
