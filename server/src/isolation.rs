@@ -237,6 +237,11 @@ impl Isolation {
         }
     }
 
+    /// The one port of the node that devices may reach.
+    pub(crate) fn link_port(&self) -> u16 {
+        self.policy.link_port
+    }
+
     /// SHA-256 of the declared rules.
     pub(crate) fn policy_hash(&self) -> [u8; 32] {
         self.policy.hash()

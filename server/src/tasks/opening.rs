@@ -197,7 +197,7 @@ impl Keeper {
         }
         self.tell_driver(held.place, &kept);
         for port in over.into_keys() {
-            abort(held.place.addresses, port);
+            abort(held.place.addresses, port, self.tunnels.isolation.link_port());
             match self.tunnels.isolation.close(held.place.addresses, port).await {
                 Ok(()) => {
                     tracing::info!(%device, port, "a port is closed");
@@ -282,10 +282,10 @@ impl Keeper {
 }
 
 /// Lets whoever on this node uses the port know at once. Nothing depends on it, so nobody waits for it.
-fn abort(device: Addresses, port: u16) {
+fn abort(device: Addresses, port: u16, link_port: u16) {
     spawn_blocking(move || {
         for address in [IpAddr::from(device.ipv4), device.ipv6.into()] {
-            match connection::abort(address, port) {
+            match connection::abort(address, port, link_port) {
                 Ok(0) => {}
                 Ok(connections) => {
                     tracing::info!(%address, port, connections, "connections to a closed port were aborted");

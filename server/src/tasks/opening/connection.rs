@@ -32,8 +32,9 @@ const PART_BYTES: usize = 32 * 1024;
 /// Connections to one port that are aborted. More than anybody has; the others wait for their own time-outs.
 const ABORTED_MAX: usize = 4096;
 
-/// Aborts the TCP connections of this host to a port, and gives how many there were. Blocks for a moment.
-pub(super) fn abort(address: IpAddr, port: u16) -> io::Result<usize> {
+/// Aborts the TCP connections of this host to a port, and gives how many there were. But for those from the link's port, which
+/// are the device's own: it may have begun one from the very port that was open. Blocks for a moment.
+pub(super) fn abort(address: IpAddr, port: u16, link_port: u16) -> io::Result<usize> {
     let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
     setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_SECONDS))?;
     let mut any = [0; ID_BYTES];
@@ -42,7 +43,7 @@ pub(super) fn abort(address: IpAddr, port: u16) -> io::Result<usize> {
     let mut found = Vec::new();
     hear(&socket, |body| {
         let id = body.get(ID_AT..).and_then(<[u8]>::first_chunk::<ID_BYTES>);
-        found.extend(id.filter(|id| leads_to(id, address, port)));
+        found.extend(id.filter(|id| leads_to(id, address, port) && id[..2] != link_port.to_be_bytes()));
     })?;
     found.truncate(ABORTED_MAX);
     let mut aborted = 0;
@@ -146,8 +147,10 @@ mod tests {
             let (closed, other) = (listen(), listen());
             let port = closed.local_addr().unwrap().port();
             let connect = |to: &TcpListener| TcpStream::connect(to.local_addr().unwrap()).unwrap();
-            let (mut one, mut two, mut kept) = (connect(&closed), connect(&closed), connect(&other));
-            match abort(address, port) {
+            let (mut one, mut two) = (connect(&closed), connect(&closed));
+            let (mut kept, mut kept_too) = (connect(&other), connect(&closed));
+            let link_port = kept_too.local_addr().unwrap().port();
+            match abort(address, port, link_port) {
                 Ok(aborted) => assert_eq!(aborted, 2),
                 // It takes root, as tunnels do.
                 Err(error) if error.kind() == ErrorKind::PermissionDenied => return,
@@ -156,9 +159,11 @@ mod tests {
             for stream in [&mut one, &mut two] {
                 assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionAborted);
             }
-            kept.set_nonblocking(true).unwrap();
-            assert_eq!(kept.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
-            assert_eq!(abort(address, port).unwrap(), 0);
+            for stream in [&mut kept, &mut kept_too] {
+                stream.set_nonblocking(true).unwrap();
+                assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+            }
+            assert_eq!(abort(address, port, link_port).unwrap(), 0);
         }
     }
 
