@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::clock;
 use crate::metrics::Metrics;
-use crate::store::drift::drift_put_in_txn;
+use crate::store::drift::{drift_end_all, drift_put_in_txn};
 use crate::store::{Store, StoreError, Visibility};
 
 /// Drifts that wait for the database. What is beyond is in the log and the metrics alone.
@@ -92,18 +92,22 @@ impl Recorder {
     }
 }
 
+/// What is to be written.
+#[derive(Debug)]
+enum Entry {
+    /// What an earlier life of this node could not repair, or not write any more, was put right by the start of this one.
+    EarlierOver(OffsetDateTime),
+    Found(Drift),
+}
+
 impl Recording {
     /// Writes them, each as often as it takes.
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let stopped = stop.cancelled();
         tokio::pin!(stopped);
+        let mut entry = Entry::EarlierOver(clock::now());
         loop {
-            let drift = tokio::select! {
-                () = &mut stopped => return,
-                drift = self.waiting.recv() => drift,
-            };
-            let Some(drift) = drift else { return };
-            while let Err(error) = self.write(&drift).await {
+            while let Err(error) = self.write(&entry).await {
                 self.metrics.task_failures.with_label_values(&[NAME]).inc();
                 tracing::warn!(error = &error as &dyn std::error::Error, "cannot store a drift of the isolation");
                 if !error.is_retryable() {
@@ -114,13 +118,22 @@ impl Recording {
                     () = sleep(AGAIN_AFTER) => {}
                 }
             }
+            let drift = tokio::select! {
+                () = &mut stopped => return,
+                drift = self.waiting.recv() => drift,
+            };
+            let Some(drift) = drift else { return };
+            entry = Entry::Found(drift);
         }
     }
 
-    async fn write(&self, drift: &Drift) -> Result<(), StoreError> {
+    async fn write(&self, entry: &Entry) -> Result<(), StoreError> {
         let written = async {
             let mut transaction = self.store.begin(Visibility::All).await?;
-            drift_put_in_txn(&mut transaction, &self.node, drift).await?;
+            match entry {
+                Entry::EarlierOver(at) => drift_end_all(&mut transaction, &self.node, *at).await?,
+                Entry::Found(drift) => drift_put_in_txn(&mut transaction, &self.node, drift).await?,
+            }
             self.store.commit(transaction).await
         };
         self.store.within(written).await

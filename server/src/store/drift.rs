@@ -2,6 +2,7 @@
 
 use serde_json::json;
 use sqlx::PgConnection;
+use time::OffsetDateTime;
 
 use super::StoreError;
 use super::audit::audit_append;
@@ -38,6 +39,22 @@ pub(crate) async fn drift_put_in_txn(
     audit_append(connection, PLATFORM, &actor, "isolation.drift", subject, details).await
 }
 
+/// Everything of a node is as declared at this moment: what was not repaired before, is.
+pub(crate) async fn drift_end_all(
+    connection: &mut PgConnection,
+    node: &str,
+    at: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update isolation_drifts set repaired_at = greatest(found_at, $2) where node = $1 and repaired_at is null",
+        node,
+        at
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -62,5 +79,22 @@ mod tests {
                     where entry::jsonb->>'action' = 'isolation.drift' order by seq";
         let audited: Vec<String> = sqlx::query_scalar(sql).fetch_all(&scene.root).await.unwrap();
         assert_eq!(audited, ["false", "true"]);
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn what_a_node_left_unrepaired_is_over_when_it_begins_anew(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        let mut connection = scene.store.connection().await.unwrap();
+        let left = || Drift::found(DriftKind::Rules, vec!["the table is missing".to_owned()]);
+        let over = left().repaired();
+        for (node, drift) in [("node-1", &left()), ("node-1", &over), ("node-2", &left())] {
+            drift_put_in_txn(&mut connection, node, drift).await.unwrap();
+        }
+        let at = crate::clock::now() + time::Duration::HOUR;
+        drift_end_all(&mut connection, "node-1", at).await.unwrap();
+        let sql = "select node || ' ' || coalesce((repaired_at > found_at + interval '30 minutes')::text, 'open')
+                     from isolation_drifts order by 1";
+        let kept: Vec<String> = sqlx::query_scalar(sql).fetch_all(&scene.root).await.unwrap();
+        assert_eq!(kept, ["node-1 false", "node-1 true", "node-2 open"]);
     }
 }
