@@ -140,11 +140,11 @@ impl<'a> Watch<'a> {
             (found, live) = self.find(Look::All, &elements).await;
         }
         let stale = self.declared.take();
-        let mut left = self.repair(&elements).await;
+        let mut left = self.repair(&elements, &mut found).await;
         for _ in 1..REPAIRS {
             if !left.is_empty() {
                 isolation.metrics.isolation_repairs_failed.inc();
-                left = self.repair(&elements).await;
+                left = self.repair(&elements, &mut found).await;
             }
         }
         drop(elements);
@@ -207,7 +207,14 @@ impl<'a> Watch<'a> {
     }
 
     /// Puts everything in force again; says what is still different.
-    async fn repair(&mut self, elements: &Elements) -> Found {
+    async fn repair(&mut self, elements: &Elements, found: &mut Found) -> Found {
+        // What changed since the look is put right with the rest, so it is told with the rest.
+        if !found.contains_key(&Kind::Interface) {
+            let settings = setting::differences(&self.isolation.policy.interface);
+            if !settings.is_empty() {
+                found.entry(Kind::Setting).or_insert_with(|| shorten(settings));
+            }
+        }
         // What cannot be repaired is tried every second, and told once.
         let is_told = !self.drifts.is_empty();
         if let Err(error) = setting::harden(&self.isolation.policy.interface)
