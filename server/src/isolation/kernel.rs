@@ -41,7 +41,7 @@ pub enum KernelError {
     )]
     NotAllowed { said: String },
     #[error(
-        "this kernel cannot do what isolation takes ({said}): load its module nf_tables, and nft_ct, nft_limit, nf_conntrack \
+        "this kernel cannot do what isolation takes ({said}): load its module nf_tables, and nft_ct, nft_limit, nft_socket \
          if they are apart"
     )]
     NoModule { said: String },

@@ -7,8 +7,9 @@
 //! any interface ──────► cl_forward ─► nowhere
 //! ```
 //!
-//! Only what is open for support is looked up among connections. Everything else is told by the packet alone, so that nothing
-//! that a device sends can fill the kernel's memory of connections.
+//! What is open for support is looked up among sockets. Everything else is told by the packet alone. No rule asks for connection
+//! tracking (`ct`): one would make the kernel remember every connection of the host, and strangers at the device port could fill
+//! that memory.
 
 mod expression;
 mod reason;
@@ -30,7 +31,7 @@ use crate::config::{Config, Scope};
 use crate::file;
 use crate::tunnel::slice::{Addresses, Slice};
 use expression::{
-    Family, TCP, UDP, equal, established, fragment, in_from, is_family, not_first, not_in_from, out_to, over,
+    Family, TCP, UDP, equal, fragment, has_connection, in_from, is_family, not_first, not_in_from, out_to, over,
     with_options,
 };
 
@@ -281,7 +282,7 @@ impl Policy {
             for (kind, words) in [("echo-request", "a ping"), ("echo-reply", "the answer to a ping")] {
                 rules.accept(chain, &format!("{words} ({name})"), to(&family.icmp_type(kind)));
             }
-            let opening = [family.opening_source(&family.named(OPENINGS)).as_slice(), &[established()]].concat();
+            let opening = [family.opening_source(&family.named(OPENINGS)).as_slice(), &[has_connection()]].concat();
             let words = format!("from a port that is open for support, where this node began ({name})");
             rules.accept(chain, &words, to(&opening));
         }

@@ -4,8 +4,10 @@ mod drift;
 mod packet;
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::process::Command;
 
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tun_rs::{AsyncDevice, DeviceBuilder};
 
@@ -107,6 +109,19 @@ fn the_rules_of_another_node_that_is_there_are_left_alone() {
         // What it left behind is nobody's.
         other.interface = None;
         refuse_another(&kernel, "kn1").await.unwrap();
+    });
+}
+
+#[test]
+fn connections_beside_tunnels_are_not_remembered() {
+    isolated_in(MODULE, "connections_beside_tunnels_are_not_remembered", async {
+        let _scene = Scene::with_interface().await;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        // Not there: the kernel has never been asked to remember any.
+        let count = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count");
+        assert_eq!(count.as_deref().unwrap_or("0").trim(), "0");
+        drop((near.unwrap(), far.unwrap()));
     });
 }
 

@@ -129,8 +129,9 @@ pub(super) fn is_family(family: Family) -> Value {
     equal(&meta("nfproto"), &json!(family.name))
 }
 
-pub(super) fn established() -> Value {
-    json!({"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "established"}})
+/// For a socket with an address of its own, as one has that this node has begun a connection with.
+pub(super) fn has_connection() -> Value {
+    equal(&json!({"socket": {"key": "wildcard"}}), &json!(0))
 }
 
 /// Anything but the first packet of a connection.
