@@ -617,7 +617,12 @@ fn the_command_line_opens_lists_and_closes() -> anyhow::Result<()> {
         ensure!(listed[0]["port"] == PORT && listed.as_array().is_some_and(|all| all.len() == 1), "{listed}");
         let closed = cli.run(&["opening", "close", &id]).await?;
         ensure!(closed.code == Some(0) && closed.stdout.contains("closed"), "{closed:?}");
-        ensure!(is_closed(gateway.at(PORT)).await);
+        // The node hears of it, and does it: within a second.
+        wait_for("a closed port", LIMIT, async || {
+            ensure!(is_closed(gateway.at(PORT)).await);
+            Ok(())
+        })
+        .await?;
         let shown = cli.run(&["opening", "show", &id]).await?;
         ensure!(shown.code == Some(0) && shown.stdout.contains("ended: closed"), "{shown:?}");
         Ok(())
