@@ -33,7 +33,8 @@ pub use kernel::KernelError;
 use crate::config::Config;
 use crate::lifecycle::Shutdown;
 use crate::metrics::Metrics;
-use crate::store::Store;
+use crate::store::proof::proof_is_leaking;
+use crate::store::{Store, StoreError};
 use crate::tunnel::slice::{Addresses, Slice};
 use drift::{Recorder, Recording, recorder};
 use element::{Element, Elements, OPENINGS_MAX, lifetime_seconds};
@@ -97,6 +98,8 @@ pub enum IsolationError {
     Late,
     #[error("{OPENINGS_MAX} openings at once are the most that a node has")]
     Full,
+    #[error("cannot look whether isolation was proven before")]
+    Store(#[from] StoreError),
 }
 
 /// The rules of this node. Shared by everything that depends on them or changes what is open.
@@ -151,6 +154,9 @@ impl Isolation {
         isolation.file = Some(path);
         isolation.apply(&*isolation.elements.lock().await).await?;
         isolation.set_rules(State::Enforced);
+        if config.isolation.proofs && was_leaking(store, &config.node).await? {
+            isolation.leaked(Some("before this start, and nothing was proven since".to_owned()));
+        }
         tracing::info!(interface = %isolation.policy.interface, scope = isolation.policy.scope.name(),
             "the kernel's rules isolate the tunnels");
         Ok(Arc::new(isolation))
@@ -398,6 +404,11 @@ impl std::fmt::Debug for Isolation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Isolation").field("policy", &self.policy).field("state", &self.state()).finish_non_exhaustive()
     }
+}
+
+/// A leak is over when a round has proven that, not when the node starts again.
+async fn was_leaking(store: &Store, node: &str) -> Result<bool, StoreError> {
+    store.within(async { proof_is_leaking(&mut *store.connection().await?, node).await }).await
 }
 
 /// Runs to its end even if nobody waits for it any more: half of it would leave the kernel with what nobody remembers.

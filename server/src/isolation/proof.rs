@@ -154,6 +154,8 @@ impl Proving {
     pub(crate) fn start(parts: Parts<'_>) -> Self {
         let Parts { node, config, tunnel, port, plane, isolation, store, metrics, slice_number, .. } = parts;
         let lookout = Arc::new(Lookout::default());
+        // A leak of the node's life before goes on until every port was tried.
+        let is_leaking = isolation.state() == State::Leaking;
         let issuer = Arc::new(Issuer {
             node: node.clone(),
             trust_domain: parts.trust_domain,
@@ -184,7 +186,7 @@ impl Proving {
             outside: None,
             listener: None,
             part: 0,
-            is_leaking: false,
+            is_leaking,
             pending: VecDeque::new(),
         }
     }

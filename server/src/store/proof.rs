@@ -104,6 +104,16 @@ pub async fn proof_insert(connection: &mut PgConnection, proof: &NewProof) -> Re
     Ok(())
 }
 
+/// Whether the last round of a node that told anything was a leak.
+pub async fn proof_is_leaking(connection: &mut PgConnection, node: &str) -> Result<bool, StoreError> {
+    let is_leak = sqlx::query_scalar!(
+        r#"select outcome = 'leak' as "is_leak!" from isolation_proofs
+            where node = $1 and outcome <> 'failed' order by started_at desc limit 1"#,
+        node
+    );
+    Ok(is_leak.fetch_optional(connection).await?.unwrap_or(false))
+}
+
 struct Row {
     id: Uuid,
     node: String,
@@ -290,11 +300,19 @@ mod tests {
             results: json!([]),
         };
         let (old, new) = (round(Outcome::Leak, 91), round(Outcome::Proven, 1));
-        for round in [&old, &new, &new] {
+        assert!(!proof_is_leaking(&mut connection, "node-1").await.unwrap());
+        proof_insert(&mut connection, &old).await.unwrap();
+        assert!(proof_is_leaking(&mut connection, "node-1").await.unwrap());
+        let failed = round(Outcome::Failed, 50);
+        proof_insert(&mut connection, &failed).await.unwrap();
+        assert!(proof_is_leaking(&mut connection, "node-1").await.unwrap(), "a failed round tells nothing");
+        assert!(!proof_is_leaking(&mut connection, "node-2").await.unwrap(), "another node's");
+        for round in [&new, &new] {
             proof_insert(&mut connection, round).await.unwrap();
         }
+        assert!(!proof_is_leaking(&mut connection, "node-1").await.unwrap());
         let all = proof_list(&mut connection, &ProofFilter::default(), None, 10).await.unwrap();
-        assert_eq!(all.iter().map(|proof| proof.id).collect::<Vec<_>>(), [new.id, old.id]);
+        assert_eq!(all.iter().map(|proof| proof.id).collect::<Vec<_>>(), [new.id, failed.id, old.id]);
         let leaks = ProofFilter { outcome: Some(Outcome::Leak), ..ProofFilter::default() };
         assert_eq!(proof_list(&mut connection, &leaks, None, 10).await.unwrap()[0].id, old.id);
         assert_eq!(proof_show(&mut connection, new.id).await.unwrap().unwrap().policy_hash, "09".repeat(32));
