@@ -18,15 +18,19 @@ use super::policy::{Reason, TABLE};
 use super::{Isolation, State, setting};
 
 /// How often rules are compared when nothing is said to have happened.
-const COMPARE_EVERY: Duration = Duration::from_secs(3);
+const COMPARE_EVERY: Duration = Duration::from_secs(5);
 /// How often the interface and its settings are looked at, of which the kernel says nothing here.
 const SETTINGS_EVERY: Duration = Duration::from_millis(250);
 /// Between two looks because something happened: somebody who changes rules all the time costs no more.
 const PAUSE: Duration = Duration::from_millis(50);
 /// How often it is tried again to put right what could not be.
 const REPAIR_EVERY: Duration = Duration::from_secs(1);
-/// Attempts before tunnels are cut.
+/// Attempts in one look.
 const REPAIRS: u32 = 2;
+/// How long others may undo the repairs before tunnels are cut. If the repair itself fails, they are at once.
+const UNDONE_FOR: Duration = Duration::from_secs(2);
+/// A drift that comes back within this time is the same one: whoever changes rules all the time fills no record.
+const SAME_WITHIN: Duration = Duration::from_secs(60);
 /// How often it is told that packets came around the driver.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
@@ -101,6 +105,12 @@ struct Watch<'a> {
     declared: Option<Table>,
     /// What is not repaired yet.
     drifts: BTreeMap<Kind, Drift>,
+    /// What was repaired lately, and when.
+    repaired: BTreeMap<Kind, (Drift, Instant)>,
+    /// Since when repairs do not last.
+    unrepaired_since: Option<Instant>,
+    /// The last repair could not be made.
+    has_failed: bool,
     /// The kernel's counters as they were last read.
     counted: BTreeMap<&'static str, u64>,
     warned_at: Option<Instant>,
@@ -116,6 +126,9 @@ impl<'a> Watch<'a> {
             interface,
             declared: None,
             drifts: BTreeMap::new(),
+            repaired: BTreeMap::new(),
+            unrepaired_since: None,
+            has_failed: false,
             counted: BTreeMap::new(),
             warned_at: None,
         }
@@ -217,19 +230,23 @@ impl<'a> Watch<'a> {
         }
         // What cannot be repaired is tried every second, and told once.
         let is_told = !self.drifts.is_empty();
-        if let Err(error) = setting::harden(&self.isolation.policy.interface)
-            && !is_told
-        {
+        self.has_failed = false;
+        if let Err(error) = setting::harden(&self.isolation.policy.interface) {
+            self.has_failed = true;
             let error = &error as &dyn std::error::Error;
-            tracing::error!(error, "a setting of the tunnels' interface cannot be repaired");
+            if !is_told {
+                tracing::error!(error, "a setting of the tunnels' interface cannot be repaired");
+            }
         }
         match self.isolation.apply(elements).await {
             Ok(()) => self.counted.clear(),
-            Err(error) if !is_told => {
+            Err(error) => {
+                self.has_failed = true;
                 let error = &error as &dyn std::error::Error;
-                tracing::error!(error, "the rules that isolate tunnels cannot be repaired");
+                if !is_told {
+                    tracing::error!(error, "the rules that isolate tunnels cannot be repaired");
+                }
             }
-            Err(_) => {}
         }
         self.find(Look::All, elements).await.0
     }
@@ -245,7 +262,7 @@ impl<'a> Watch<'a> {
             }
             isolation.metrics.isolation_drifts.with_label_values(&[kind.label()]).inc();
             tracing::error!(kind = kind.label(), ?differences, is_repaired, "isolation was not as declared");
-            let drift = Drift::found(kind, differences);
+            let drift = self.drift(kind, differences);
             if !is_repaired {
                 isolation.record(drift.clone());
             }
@@ -255,28 +272,42 @@ impl<'a> Watch<'a> {
             if left.contains_key(&drift.kind) {
                 self.drifts.insert(drift.kind, drift);
             } else {
-                isolation.record(drift.repaired());
+                let drift = drift.repaired();
+                isolation.record(drift.clone());
+                self.repaired.insert(drift.kind, (drift, Instant::now()));
             }
         }
         for (kind, differences) in &left {
             if !self.drifts.contains_key(kind) {
                 // It came up during the repair.
-                let drift = Drift::found(*kind, differences.clone());
+                let drift = self.drift(*kind, differences.clone());
                 isolation.record(drift.clone());
                 self.drifts.insert(*kind, drift);
             }
         }
         if is_repaired {
+            self.unrepaired_since = None;
             isolation.set_rules(State::Enforced);
             if was == State::Unrepairable {
                 tracing::info!("isolation is as declared again");
             }
-        } else {
-            isolation.metrics.isolation_repairs_failed.inc();
+            return;
+        }
+        isolation.metrics.isolation_repairs_failed.inc();
+        let since = *self.unrepaired_since.get_or_insert_with(Instant::now);
+        if self.has_failed || left.contains_key(&Kind::Interface) || since.elapsed() >= UNDONE_FOR {
             isolation.set_rules(State::Unrepairable);
             if was != State::Unrepairable {
                 tracing::error!(?left, "isolation cannot be put right: tunnels are cut and refused until it can");
             }
+        }
+    }
+
+    /// A new one, or the one that was repaired a moment ago.
+    fn drift(&self, kind: Kind, differences: Vec<String>) -> Drift {
+        match self.repaired.get(&kind) {
+            Some((drift, at)) if at.elapsed() < SAME_WITHIN => Drift { repaired_at: None, ..drift.clone() },
+            Some(_) | None => Drift::found(kind, differences),
         }
     }
 

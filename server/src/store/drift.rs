@@ -9,16 +9,22 @@ use super::audit::audit_append;
 use crate::isolation::Drift;
 use crate::model::audit::{Actor, PLATFORM, Subject};
 
-/// Records a drift, or that one was repaired that is recorded already.
+/// Records a drift, or that one was repaired that is recorded already. The audit log hears of the first and, if the drift was not
+/// repaired at once, of the repair; not of each time that the same drift came back.
 pub(crate) async fn drift_put_in_txn(
     connection: &mut PgConnection,
     node: &str,
     drift: &Drift,
 ) -> Result<(), StoreError> {
     let differences = json!(drift.differences);
-    sqlx::query!(
-        "insert into isolation_drifts (id, node, found_at, repaired_at, kind, differences) values ($1, $2, $3, $4, $5, $6)
-             on conflict (id) do update set repaired_at = excluded.repaired_at",
+    let is_news = sqlx::query_scalar!(
+        r#"with known as (select repaired_at from isolation_drifts where id = $1),
+                put as (
+                    insert into isolation_drifts (id, node, found_at, repaired_at, kind, differences)
+                    values ($1, $2, $3, $4, $5, $6)
+                        on conflict (id) do update set repaired_at = excluded.repaired_at
+                )
+           select not exists (select from known where repaired_at is not null) as "is_news!""#,
         drift.id,
         node,
         drift.found_at,
@@ -26,8 +32,11 @@ pub(crate) async fn drift_put_in_txn(
         drift.kind.label(),
         differences
     )
-    .execute(&mut *connection)
+    .fetch_one(&mut *connection)
     .await?;
+    if !is_news {
+        return Ok(());
+    }
     let details = json!({
         "node": node,
         "kind": drift.kind.label(),
@@ -67,7 +76,8 @@ mod tests {
     async fn a_drift_is_kept_once_and_audited_each_time(pool: PgPoolOptions, database: PgConnectOptions) {
         let scene = Scene::new(pool, database).await;
         let found = Drift::found(DriftKind::Rules, vec!["the table is missing".to_owned()]);
-        for drift in [found.clone(), found.repaired()] {
+        let repaired = found.clone().repaired();
+        for drift in [found, repaired.clone(), repaired.repaired()] {
             let mut transaction = scene.store.begin(crate::store::Visibility::All).await.unwrap();
             drift_put_in_txn(&mut transaction, "node-1", &drift).await.unwrap();
             transaction.commit().await.unwrap();
