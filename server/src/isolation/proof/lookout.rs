@@ -34,6 +34,12 @@ impl Place {
             Self::Listener => "at a port of the node",
         }
     }
+
+    /// Whether this can be of an attempt, seen here. The kernel shows itself to the neighbours of a stand-in whenever it likes:
+    /// when its link comes up, or when somebody has it do so.
+    const fn tells_of(self, what: What) -> bool {
+        !matches!((self, what), (Self::Outside | Self::Listener, What::Neighbour))
+    }
 }
 
 /// What was seen of one attempt.
@@ -131,7 +137,7 @@ impl Lookout {
         }
         let mut watch = self.watch();
         let watch = watch.as_mut()?;
-        let Some(found) = watch.mark.recognise(packet) else {
+        let Some(found) = watch.mark.recognise(packet).filter(|found| place.tells_of(found.what)) else {
             watch.knock(place, packet);
             return None;
         };
@@ -164,7 +170,9 @@ impl Watch {
         let seen = self.sightings.seen.entry(found.attempt).or_default();
         match found.what {
             What::SynAck | What::EchoReply => seen.served = seen.served.saturating_add(1),
-            What::Arrived | What::Reset | What::Error | What::Answer => seen.other = seen.other.saturating_add(1),
+            What::Arrived | What::Reset | What::Error | What::Neighbour | What::Answer => {
+                seen.other = seen.other.saturating_add(1);
+            }
         }
         if seen.notes.len() < NOTES_MAX {
             let port = found.port.map(|port| format!(" (port {port})")).unwrap_or_default();
@@ -192,7 +200,7 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
+    use std::net::{IpAddr, SocketAddr};
 
     use super::super::packet::Datagram;
     use super::*;
@@ -219,6 +227,20 @@ mod tests {
         assert_eq!(sightings.seen[&0].notes, ["arrived at a port of the node"]);
         assert_eq!(sightings.seen.len(), 2);
         assert_eq!(lookout.see(Place::Device(1), &probe(&mark, 0)), None, "the round is over");
+    }
+
+    #[test]
+    fn a_neighbour_that_shows_itself_outside_is_of_no_attempt() {
+        let lookout = Lookout::default();
+        lookout.begin(Mark::random().with_neighbours(vec![1]), 2);
+        let at = |text: &str| text.parse::<IpAddr>().unwrap();
+        let shown = Datagram::icmp_raw(at("2001:db8::1"), at("ff02::1"), 136, [0x20, 0, 0, 0], &[0; 16]).packet();
+        assert_eq!(lookout.see(Place::Outside, &shown), None);
+        for place in [Place::Wall, Place::Device(0)] {
+            let found = Some(Recognised { attempt: 1, what: What::Neighbour, port: None });
+            assert_eq!(lookout.see(place, &shown), found, "there it is an answer");
+        }
+        assert_eq!(lookout.end().seen[&1].other, 2);
     }
 
     #[test]

@@ -44,6 +44,8 @@ pub(super) enum What {
     /// An error was told.
     Error,
     EchoReply,
+    /// A neighbour showed itself. That carries no mark: only where it was seen says whether an attempt asked for it.
+    Neighbour,
     /// Any other answer.
     Answer,
 }
@@ -56,6 +58,7 @@ impl What {
             Self::Reset => "was answered by a reset",
             Self::Error => "was answered by an ICMP error",
             Self::EchoReply => "was answered by an echo reply",
+            Self::Neighbour => "was answered by a neighbour",
             Self::Answer => "was answered",
         }
     }
@@ -158,10 +161,10 @@ impl Mark {
                 let is_ours = u32::from_be_bytes(*sent_at) == self.sequence;
                 is_ours.then_some(Recognised { attempt, what: What::Answer, port: None })
             }
-            // A neighbour that shows itself does so to who asked: the kernel asks nobody on such an interface.
+            // On the tunnels' interface a neighbour shows itself to who asked: the kernel asks nobody there.
             (ICMP_V6, 136) => {
                 let attempt = *self.neighbours.first()?;
-                Some(Recognised { attempt, what: What::Answer, port: None })
+                Some(Recognised { attempt, what: What::Neighbour, port: None })
             }
             _ => None,
         }
