@@ -339,10 +339,16 @@ fn judge(attempts: &[Attempt], ports: &Scan, sightings: &Sightings) -> (Verdict,
         let count = |phase, device, has_arrived| {
             sightings.knocks.get(&Knock { phase, device, is_ipv4, has_arrived }).copied().unwrap_or(0)
         };
-        let is_wrong = u32::from(count(Phase::Open, 0, true) == 0);
-        add(&mut kinds, Kind::Opening, 1, is_wrong, || format!("{family}: the node did not reach an open port"));
+        let was_reached = count(Phase::Open, 0, true) > 0;
+        let is_wrong = u32::from(!was_reached);
+        add(&mut kinds, Kind::Opening, 1, is_wrong, || {
+            format!("{family}: the node did not reach the open port in time")
+        });
         let closed = [(Phase::Before, 0), (Phase::Before, 1), (Phase::Open, 1), (Phase::After, 0)];
-        for (phase, device) in closed {
+        // What was let out while the port was open, and did not arrive then, may still be under way: what is seen afterwards
+        // can be that, and tells nothing of the closed port.
+        let judged = closed.into_iter().filter(|(phase, _)| was_reached || *phase != Phase::After);
+        for (phase, device) in judged {
             let (arrived, held) = (count(phase, device, true), count(phase, device, false));
             passed = passed.max(match (arrived, held) {
                 (0, 0) => Passed::Nothing,
@@ -382,6 +388,30 @@ fn add(kinds: &mut BTreeMap<Kind, KindResult>, kind: Kind, attempts: u32, wrong:
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What comes of these connections alone.
+    fn judged(knocks: &[Knock]) -> (Verdict, Passed) {
+        let sightings = Sightings { knocks: knocks.iter().map(|knock| (*knock, 1)).collect(), ..Sightings::default() };
+        judge(&[], &Scan { tcp: Vec::new(), udp: Vec::new(), burst_packets: 1 }, &sightings)
+    }
+
+    #[test]
+    fn what_came_too_late_through_an_open_port_is_no_leak_of_the_closed_one() {
+        let knock = |phase, is_ipv4, has_arrived| Knock { phase, device: 0, is_ipv4, has_arrived };
+        let open = [true, false].map(|is_ipv4| knock(Phase::Open, is_ipv4, true));
+        assert_eq!(judged(&open).0.outcome, Outcome::Proven);
+        for has_arrived in [true, false] {
+            let late = knock(Phase::After, true, has_arrived);
+            // The first family's connection was not seen while the port was open.
+            let (verdict, passed) = judged(&[open[1], late]);
+            assert_eq!((verdict.outcome, passed), (Outcome::Failed, Passed::Nothing), "{verdict:#?}");
+            // It was, so this is another one.
+            assert_eq!(judged(&[open[0], open[1], late]).0.outcome, Outcome::Leak);
+            // The other family's tells nothing of this one.
+            let (verdict, _) = judged(&[open[0], late]);
+            assert_eq!(verdict.outcome, Outcome::Leak, "{verdict:#?}");
+        }
+    }
 
     #[test]
     fn sixteen_rounds_have_tried_every_port_once() {
