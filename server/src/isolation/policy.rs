@@ -1,7 +1,8 @@
 //! What the kernel is to let through, as one value, and the rules that say so. Pure: nothing here touches the kernel.
 //!
 //! ```text
-//! tunnels' interface ─► cl_enter ─► cl_tunnel4, cl_tunnel6: a packet alone, before anything is put together or remembered
+//! tunnels' interface ─► cl_enter ─► cl_tunnel4, cl_tunnel6: from whom to whom, before anything is put together or remembered
+//!                                      └► cl_services4, cl_services6: what it is
 //!                       cl_input ─► cl_local: once more, where it would reach a socket
 //! sockets ────────────► cl_output_early, cl_output ─► cl_out ─► tunnels' interface
 //! any interface ──────► cl_forward ─► nowhere
@@ -31,8 +32,8 @@ use crate::config::{Config, Scope};
 use crate::file;
 use crate::tunnel::slice::{Addresses, Slice};
 use expression::{
-    Family, TCP, UDP, equal, fragment, has_connection, in_from, is_family, not_first, not_in_from, out_to, over,
-    with_options,
+    Family, TCP, UDP, equal, fragment, has_connection, in_from, is_family, not_first, not_in_from, out_to, over, whole,
+    with_options, without_options,
 };
 
 /// The family of the table: IPv4 and IPv6 in one.
@@ -40,10 +41,12 @@ pub(super) const FAMILY: &str = "inet";
 /// The table that is in force.
 pub(crate) const TABLE: &str = "cloudlink";
 /// All chains, in the order in which packets meet them.
-pub(super) const CHAINS: [&str; 10] = [
+pub(super) const CHAINS: [&str; 12] = [
     "cl_enter",
     "cl_tunnel4",
     "cl_tunnel6",
+    "cl_services4",
+    "cl_services6",
     "cl_input",
     "cl_local",
     "cl_output_early",
@@ -52,6 +55,8 @@ pub(super) const CHAINS: [&str; 10] = [
     "cl_out",
     "cl_forward",
 ];
+/// What devices may say, whoever they are.
+const SERVICES: &str = "cl_services";
 /// Addresses and ports of devices that are open for support.
 const OPENINGS: &str = "cl_openings";
 /// Addresses of devices in quarantine.
@@ -172,7 +177,8 @@ impl Policy {
         rules.base("cl_forward", "forward", 0, forwarding);
         rules.base("cl_output_early", "output", -300, "accept");
         rules.base("cl_output", "output", 0, "accept");
-        for chain in ["cl_tunnel4", "cl_tunnel6", "cl_local", "cl_out_early", "cl_out"] {
+        for chain in ["cl_tunnel4", "cl_tunnel6", "cl_services4", "cl_services6", "cl_local", "cl_out_early", "cl_out"]
+        {
             rules.chain(chain);
         }
     }
@@ -198,6 +204,18 @@ impl Policy {
     fn tunnel_v4(&self, rules: &mut Rules<'_>) {
         let (chain, family) = ("cl_tunnel4", Family::V4);
         let gateway = IpAddr::from(self.gateway.ipv4);
+        let services = family.named(SERVICES);
+        let plain = vec![
+            whole(),
+            without_options(),
+            family.source_in(self.ipv4.into()),
+            family.source_not(gateway),
+            family.source_not(self.ipv4.network().into()),
+            family.source_not(self.ipv4.broadcast().into()),
+            family.destination(gateway),
+        ];
+        // Nearly all packets: none of the following can be about them.
+        rules.go(chain, "plainly from a device to the node", plain, &services);
         let mut drop = |words, matches, reason| rules.drop(chain, words, vec![matches], reason);
         drop("a fragment", fragment(), Reason::Fragment);
         drop("IPv4 options, such as a source route", with_options(), Reason::Options);
@@ -215,12 +233,22 @@ impl Policy {
         drop("to the network's broadcast address", family.destination(self.ipv4.broadcast().into()), Reason::Broadcast);
         drop("to a link-local address", family.destination_in(LINK_LOCAL_V4.into()), Reason::LinkLocal);
         drop("to anybody but the node", family.destination_not(gateway), Reason::Destination);
-        self.services(rules, chain, family);
+        rules.go(chain, "the rest is looked at there", Vec::new(), &services);
+        self.services(rules, &services, family);
     }
 
     fn tunnel_v6(&self, rules: &mut Rules<'_>) {
         let (chain, family) = ("cl_tunnel6", Family::V6);
         let gateway = IpAddr::from(self.gateway.ipv6);
+        let services = family.named(SERVICES);
+        let plain = vec![
+            family.protocol(TCP),
+            family.source_in(self.ipv6.into()),
+            family.source_not(gateway),
+            family.source_not(self.ipv6.network().into()),
+            family.destination(gateway),
+        ];
+        rules.go(chain, "TCP, plainly from a device to the node", plain, &services);
         let next_header = |number: u8| equal(&family.field("nexthdr"), &json!(number));
         let mut drop = |words: &str, matches, reason| rules.drop(chain, words, vec![matches], reason);
         drop("a fragment", next_header(FRAGMENT_HEADER), Reason::Fragment);
@@ -242,7 +270,8 @@ impl Policy {
         );
         drop("to a link-local address", family.destination_in(LINK_LOCAL_V6.into()), Reason::LinkLocal);
         drop("to anybody but the node", family.destination_not(gateway), Reason::Destination);
-        self.services(rules, chain, family);
+        rules.go(chain, "the rest is looked at there", Vec::new(), &services);
+        self.services(rules, &services, family);
     }
 
     /// What a device may say to the node, once it is sure that it is from the one to the other.
@@ -251,6 +280,8 @@ impl Policy {
         rules.accept_untracked(chain, "the link's port on the node", link);
         let quarantined = vec![family.source_among(&family.named(QUARANTINED))];
         rules.drop(chain, "anything else from a device in quarantine", quarantined, Reason::Quarantine);
+        let opening = [family.opening_source(&family.named(OPENINGS)).to_vec(), vec![not_first()]].concat();
+        rules.accept(chain, "from a port that is open for support, but no new connection", opening);
         let request = || family.icmp_type("echo-request").to_vec();
         let (per_second, echo) = (self.echo_requests_per_second, family.named(ECHO));
         let each = [request(), vec![family.each_over(&echo, per_second, per_second.saturating_mul(2))]].concat();
@@ -259,8 +290,6 @@ impl Policy {
         rules.drop(chain, &format!("more than {ECHO_ALL_PER_SECOND} pings a second of all"), all, Reason::EchoRate);
         rules.accept_untracked(chain, "a ping", request());
         rules.accept_untracked(chain, "the answer to a ping", family.icmp_type("echo-reply").to_vec());
-        let opening = [family.opening_source(&family.named(OPENINGS)).to_vec(), vec![not_first()]].concat();
-        rules.accept(chain, "from a port that is open for support, but no new connection", opening);
         for (protocol, name) in [(TCP, "TCP"), (UDP, "UDP")] {
             rules.drop(chain, &format!("any other port ({name})"), vec![family.protocol(protocol)], Reason::Port);
         }

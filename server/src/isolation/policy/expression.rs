@@ -142,12 +142,24 @@ pub(super) fn not_first() -> Value {
 
 /// A fragment, the first or a later one.
 pub(super) fn fragment() -> Value {
-    unequal(&json!({"&": [payload("ip", "frag-off"), 0x3fff]}), &json!(0))
+    unequal(&fragmented(), &json!(0))
+}
+
+pub(super) fn whole() -> Value {
+    equal(&fragmented(), &json!(0))
+}
+
+fn fragmented() -> Value {
+    json!({"&": [payload("ip", "frag-off"), 0x3fff]})
 }
 
 /// An IPv4 header with options: longer than five words.
 pub(super) fn with_options() -> Value {
     unequal(&payload("ip", "hdrlength"), &json!(5))
+}
+
+pub(super) fn without_options() -> Value {
+    equal(&payload("ip", "hdrlength"), &json!(5))
 }
 
 /// More than so many a second in all.

@@ -34,7 +34,7 @@ fn told(rule: &Value) -> String {
 
 #[test]
 fn the_rules_of_ipv4_are_these() {
-    let chains = ["cl_enter", "cl_tunnel4", "cl_input", "cl_forward"];
+    let chains = ["cl_enter", "cl_tunnel4", "cl_services4", "cl_input", "cl_forward"];
     let told: Vec<_> =
         rules(&policy()).iter().map(told).filter(|told| chains.iter().any(|chain| told.starts_with(chain))).collect();
     insta::assert_snapshot!(told.join("\n"));
@@ -67,7 +67,16 @@ fn each_reason_is_one_of_a_rule() {
 #[test]
 fn chains_for_packets_of_tunnels_end_in_a_drop_of_everything() {
     let all = rules(&policy());
-    for chain in ["cl_tunnel4", "cl_tunnel6", "cl_local", "cl_out"] {
+    let dropped = ["counter", "counter", "drop"].as_slice();
+    let passed_on = ["counter", "goto"].as_slice();
+    for (chain, ending) in [
+        ("cl_tunnel4", passed_on),
+        ("cl_tunnel6", passed_on),
+        ("cl_services4", dropped),
+        ("cl_services6", dropped),
+        ("cl_local", dropped),
+        ("cl_out", dropped),
+    ] {
         let last = all.iter().rfind(|rule| rule["chain"] == chain).unwrap();
         let kinds: Vec<_> = last["expr"]
             .as_array()
@@ -75,7 +84,7 @@ fn chains_for_packets_of_tunnels_end_in_a_drop_of_everything() {
             .iter()
             .map(|one| one.as_object().unwrap().keys().next().unwrap())
             .collect();
-        assert_eq!(kinds, ["counter", "counter", "drop"], "{chain}");
+        assert_eq!(kinds, ending, "{chain}");
     }
 }
 
