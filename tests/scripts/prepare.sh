@@ -28,6 +28,9 @@ main() {
         have iperf3 || lacking+=(iperf3)
         have tinyproxy || lacking+=(tinyproxy)
         have tcpdump || lacking+=(tcpdump)
+        # What reads the unit and the alerts in docker/.
+        have systemd-analyze || lacking+=(systemd)
+        have promtool || lacking+=(prometheus)
         have_scapy || lacking+=(python3-scapy)
     fi
     have cargo || fail "there is no Rust toolchain: see https://rustup.rs"
@@ -52,6 +55,8 @@ install() {
     hold_services "${root[@]}"
     "${root[@]}" apt-get update -qq
     "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+    # Nor at the next boot: it would take the port of a node's operations.
+    case " $* " in *" prometheus "*) "${root[@]}" systemctl --quiet disable prometheus.service 2>/dev/null ;; esac
 }
 
 # Debian starts a service when its package is installed. Only the programs are wanted here, so it is told not to.
