@@ -47,10 +47,8 @@ from scapy.layers.inet6 import (
 from scapy.layers.dns import DNS, DNSQR
 from scapy.packet import Raw
 
-from mark import mark, sequence
+from mark import SOURCE_PORT, mark, sequence
 
-# Where attempts over TCP and UDP are from, unless the world says otherwise.
-SOURCE_PORT = 40_000
 FAMILIES = (4, 6)
 
 

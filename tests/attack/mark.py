@@ -12,6 +12,12 @@ DIGITS = b"0123456789abcdefghijklmnopqrstuvwxyz"
 SEQUENCE = 0xA7
 SCAN_SEQUENCES = {0xA8: "a", 0xA9: "b", 0xAA: "c", 0xAB: "d", 0xAC: "i", 0xAD: "j"}
 
+# Where attempts over TCP and UDP are from, unless the world says otherwise. Not one of the ports that the system gives to
+# programs that ask for none: their connections have numbers that look like these now and then.
+SOURCE_PORT = 20_000
+# As if from a port of the device that is open.
+OPEN_PORT = 22
+
 
 def mark(case, count=0):
     high, rest = divmod(case, 36 * 36)
@@ -73,11 +79,15 @@ def acknowledged(packet):
     header = tcp_header(packet)
     if header is None or not header[13] & 0x14:
         return None
+    source, destination = (int.from_bytes(header[at : at + 2], "big") for at in (0, 2))
+    if destination not in (SOURCE_PORT, OPEN_PORT):
+        return None
     # A reset that acknowledges nothing repeats what was acknowledged.
     number = int.from_bytes(header[8:12] if header[13] & 0x10 else header[4:8], "big")
     first = number >> 24
     if first == SEQUENCE:
         return "case", number >> 12 & 0xFFF, number >> 6 & 0x3F
-    if first in SCAN_SEQUENCES:
-        return SCAN_SEQUENCES[first] + (" open" if header[13] & 0x02 else " closed"), number >> 8 & 0xFFFF
+    port = number >> 8 & 0xFFFF
+    if first in SCAN_SEQUENCES and port == source:
+        return SCAN_SEQUENCES[first] + (" open" if header[13] & 0x02 else " closed"), port
     return None

@@ -26,10 +26,9 @@ import struct
 import sys
 import time
 
-from mark import mark, scan_mark, scan_sequence
+from mark import SOURCE_PORT, mark, scan_mark, scan_sequence
 
 ROUNDS = 2
-SOURCE_PORT = 40_000
 
 
 def main():

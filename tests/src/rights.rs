@@ -1,13 +1,14 @@
 //! `cloudlinkd` with fewer rights than root's. Takes root, who gives them up.
 
-use std::fs::copy;
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::Context as _;
 use nix::unistd::User;
 use tempfile::TempDir;
 
 use crate::fleet::directory;
+use crate::netns::done;
 use crate::program::binary;
 use crate::server::Runner;
 
@@ -24,7 +25,11 @@ pub struct Installed {
 impl Installed {
     pub fn make() -> anyhow::Result<Self> {
         let directory = directory()?;
-        copy(binary("cloudlinkd")?, directory.path().join("cloudlinkd"))?;
+        // Not by this process: what another of its threads starts meanwhile would hold the copy open for writing, and nobody
+        // may execute what somebody writes (ETXTBSY).
+        let mut copy = Command::new("cp");
+        copy.arg(binary("cloudlinkd")?).arg(directory.path());
+        done(copy)?;
         let user = User::from_name(USER)?.with_context(|| format!("there is no user {USER}"))?;
         Ok(Self { directory, user })
     }

@@ -1,11 +1,13 @@
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
 use crate::fleet::Fleet;
 use crate::openvpn::{Client, Pings, Tunnel};
+use crate::poll::wait_for;
 use crate::server::Settings;
 
 use super::case::Attacker;
@@ -15,6 +17,8 @@ use super::world::World;
 
 const PEOPLE_PORT: u16 = 8443;
 const OPERATIONS_PORT: u16 = 9090;
+/// For all that was sent to be taken.
+const QUEUE_LIMIT: Duration = Duration::from_secs(30);
 
 /// `cloudlinkd` in the world, with ports for people and machines on all addresses, and the two devices in their tunnels.
 #[derive(Debug)]
@@ -86,8 +90,11 @@ impl Product {
 
     /// What was seen of all that the device has sent, and of all that came of it.
     pub async fn seen(&mut self) -> anyhow::Result<Seen> {
-        // What is sent through a tunnel stays in its order.
-        Pings::default().come_back(&self.attacker, &self.own).await?;
+        // What is sent through a tunnel stays in its order. There may be more in front than a queue takes.
+        wait_for("pings behind all attempts", QUEUE_LIMIT, async || {
+            Pings::default().come_back(&self.attacker, &self.own).await
+        })
+        .await?;
         self.watchers.quiet().await
     }
 
