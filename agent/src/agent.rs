@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use cloudlink_certs::TrustAnchor;
 use cloudlink_proto::link::message::goodbye::Code;
-use cloudlink_proto::link::message::{CommandStatus, MetricsReport};
+use cloudlink_proto::link::message::{CommandStatus, MetricsReport, StreamRefused};
 use cloudlink_proto::link::{Close, FromServer, ToServer};
 use futures_util::FutureExt;
 use tokio::task::JoinHandle;
@@ -279,6 +279,10 @@ impl Agent {
                 if !matches!(self.dialling, Dialling::Now(..)) {
                     self.dialling = Dialling::At(now + after.min(RETRY_AFTER_MAX), Reason::Asked);
                 }
+            }
+            FromServer::StreamRequest { id, .. } => {
+                let message = "this device opens no streams".to_owned();
+                self.tell(StreamRefused { id: id.to_wire(), code: "unknown_kind".to_owned(), message });
             }
             // The session takes one welcome only, and keeps goodbyes to itself.
             FromServer::Welcome(_) | FromServer::Goodbye => {}

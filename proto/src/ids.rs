@@ -78,4 +78,18 @@ id! {
     TunnelId,
     /// A port of a device that is open for support.
     OpeningId,
+    /// A terminal, a port forward or a file copy under a grant.
+    SupportSessionId,
+    /// One connection of a support session.
+    StreamId,
+    /// What an operator asks a tenant for.
+    AccessRequestId,
+    /// What a tenant allows without being asked.
+    AccessPolicyId,
+    /// A key with which a tenant signs grants.
+    SigningKeyId,
+    /// Somebody's address for events.
+    WebhookId,
+    /// One event for one receiver.
+    NoticeId,
 }

@@ -7,6 +7,7 @@
 //! * [`ids`]: the typed identifiers of everything that has one.
 //! * [`enroll`]: how a device gets its first certificate.
 //! * [`link`]: the control link between a device and a node. Start reading there.
+//! * [`stream`]: what is said on one stream of a support session.
 //! * [`openvpn`]: OpenVPN over TCP, server and client.
 
 #![warn(missing_docs)]
@@ -15,3 +16,4 @@ pub mod enroll;
 pub mod ids;
 pub mod link;
 pub mod openvpn;
+pub mod stream;

@@ -1,7 +1,7 @@
 //! Hints between the parts of a node: "look at the database now". A lost hint costs latency, never a fact, because whoever
 //! listens also looks on a timer and whenever it has fallen behind.
 
-use cloudlink_proto::ids::{CommandId, DeviceId};
+use cloudlink_proto::ids::{CommandId, DeviceId, PersonId};
 use tokio::sync::broadcast;
 
 /// Hints that wait for the slowest listener. One that falls further behind is told so and looks at everything.
@@ -18,6 +18,12 @@ pub enum Hint {
     DeviceChanged(DeviceId),
     /// What is open of the device may have changed.
     OpeningsDue(DeviceId),
+    /// Support sessions of the device may have to end, or may end later than before.
+    SupportDue(DeviceId),
+    /// The person may have been shut out, or may do less than before.
+    PersonChanged(PersonId),
+    /// Somebody outside is to be told of something.
+    NoticesDue,
 }
 
 /// Where hints are sent and heard.

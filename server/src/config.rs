@@ -10,12 +10,15 @@ mod isolation;
 mod link;
 mod log;
 mod node;
+mod notice;
 mod operations;
 mod people;
 mod postgres;
 mod reference;
 mod section;
 mod shutdown;
+mod sign_in;
+mod support;
 mod tunnel;
 mod value;
 
@@ -31,12 +34,15 @@ pub use fault::{Fault, Faults, Origin, Problem};
 pub use isolation::{Isolation, Scope};
 pub use link::Link;
 pub use log::{Filter, Format, Log};
+pub use notice::{MailTls, Notice};
 pub use operations::Operations;
 pub use people::People;
 pub use postgres::Postgres;
 pub use reference::reference;
 pub use section::Shown;
 pub use shutdown::Shutdown;
+pub use sign_in::SignIn;
+pub use support::Support;
 pub use tunnel::{Tunnel, Wrapping};
 pub use value::{HostName, InterfaceName, Seconds, Secret};
 
@@ -60,6 +66,9 @@ pub struct Config {
     pub link: Link,
     pub tunnel: Tunnel,
     pub isolation: Isolation,
+    pub support: Support,
+    pub sign_in: SignIn,
+    pub notice: Notice,
     pub certificate: Certificate,
     pub database: Database,
     pub postgres: Postgres,
@@ -80,6 +89,9 @@ impl Default for Config {
             link: Link::default(),
             tunnel: Tunnel::default(),
             isolation: Isolation::default(),
+            support: Support::default(),
+            sign_in: SignIn::default(),
+            notice: Notice::default(),
             certificate: Certificate::default(),
             database: Database::default(),
             postgres: Postgres::default(),
@@ -139,6 +151,9 @@ impl Config {
             link: Link::read(given),
             tunnel: Tunnel::read(given),
             isolation: Isolation::read(given),
+            support: Support::read(given),
+            sign_in: SignIn::read(given),
+            notice: Notice::read(given),
             certificate: Certificate::read(given),
             database: Database::read(given),
             postgres: Postgres::read(given),

@@ -8,14 +8,15 @@ use super::limit::{Check, FieldError, FieldFault, read_id};
 use super::message::goodbye::Code;
 use super::message::{
     CertificateIssued, CertificateRefused, CertificateRequest, Command, CommandCancel, CommandReceipt, CommandStatus,
-    DeviceMessage, Hello, MetricsReport, ServerMessage, Welcome, device_message, server_message,
+    DeviceMessage, Hello, MetricsReport, ServerMessage, StreamRefused, StreamRequest, Welcome, device_message,
+    server_message,
 };
 use super::server::Admission;
 use super::session::{Common, SendError, Session, Side, Timing};
 use super::state::{Event, State};
 use super::violation::Violation;
 use super::{VERSIONS, WELCOME_WAIT_MAX};
-use crate::ids::{CommandId, DeviceId, GrantId, TenantId};
+use crate::ids::{CommandId, DeviceId, GrantId, StreamId, SupportSessionId, TenantId};
 
 /// The device's end of a link.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +59,18 @@ pub enum FromServer {
         /// For people.
         reason: String,
     },
+    /// Open a stream.
+    StreamRequest {
+        /// `request.id`, read.
+        id: StreamId,
+        /// `request.session_id`, read.
+        session_id: SupportSessionId,
+        /// `request.grant_id`, read.
+        grant_id: GrantId,
+        /// The whole message; `open_within_ms` and `ends_after_ms` count from now. A kind that this version does not know is
+        /// `None`: to be refused as `unknown_kind`.
+        request: Box<StreamRequest>,
+    },
     /// It leaves; [`Session::close`] says why.
     Goodbye,
 }
@@ -69,6 +82,7 @@ pub enum ToServer {
     MetricsReport(MetricsReport),
     CommandStatus(CommandStatus),
     CertificateRequest(CertificateRequest),
+    StreamRefused(StreamRefused),
 }
 
 impl Session<Device> {
@@ -88,12 +102,25 @@ impl Session<Device> {
     /// Takes off what the command may have lost on its way: in a network that stood still, or in the buffer of a device that
     /// did.
     fn without_delay(&self, now: Instant, mut command: Command) -> Command {
-        if command.sent_after_ms > 0 {
-            let here_after_ms = u64::try_from(now.saturating_duration_since(self.zero).as_millis()).unwrap_or(u64::MAX);
-            let delay_ms = here_after_ms.saturating_sub(command.sent_after_ms);
-            command.start_within_ms = command.start_within_ms.saturating_sub(delay_ms);
-        }
+        let delay_ms = self.delay_ms(now, command.sent_after_ms);
+        command.start_within_ms = command.start_within_ms.saturating_sub(delay_ms);
         command
+    }
+
+    fn request_without_delay(&self, now: Instant, mut request: StreamRequest) -> StreamRequest {
+        let delay_ms = self.delay_ms(now, request.sent_after_ms);
+        request.open_within_ms = request.open_within_ms.saturating_sub(delay_ms);
+        request.ends_after_ms = request.ends_after_ms.saturating_sub(delay_ms);
+        request
+    }
+
+    /// How long a message was under way at most, if it says when it was sent.
+    fn delay_ms(&self, now: Instant, sent_after_ms: u64) -> u64 {
+        if sent_after_ms == 0 {
+            return 0;
+        }
+        let here_after_ms = u64::try_from(now.saturating_duration_since(self.zero).as_millis()).unwrap_or(u64::MAX);
+        here_after_ms.saturating_sub(sent_after_ms)
     }
 
     fn welcome_received(&mut self, welcome: &Welcome) -> Result<Admission, Violation> {
@@ -136,6 +163,7 @@ impl Side for Device {
             ToServer::MetricsReport(message) => message.check(),
             ToServer::CommandStatus(message) => message.check(),
             ToServer::CertificateRequest(message) => message.check(),
+            ToServer::StreamRefused(message) => message.check(),
         }
     }
 
@@ -180,6 +208,10 @@ impl Side for Device {
                 reconnect.check().map_err(Violation::Field)?;
                 FromServer::Reconnect { after: Duration::from_millis(reconnect.after_ms), reason: reconnect.reason }
             }
+            Some(Kind::StreamRequest(request)) => {
+                session.only_live("StreamRequest")?;
+                read_stream_request(session.request_without_delay(now, *request)).map_err(Violation::Field)?
+            }
             None => {
                 session.unknown_received();
                 return Ok(None);
@@ -213,6 +245,16 @@ fn read_receipt(receipt: &CommandReceipt) -> Result<FromServer, FieldError> {
     Ok(FromServer::CommandReceipt { id: CommandId::from_uuid(read_id("CommandReceipt.id", &receipt.id)?) })
 }
 
+fn read_stream_request(request: StreamRequest) -> Result<FromServer, FieldError> {
+    request.check()?;
+    Ok(FromServer::StreamRequest {
+        id: StreamId::from_uuid(read_id("StreamRequest.id", &request.id)?),
+        session_id: SupportSessionId::from_uuid(read_id("StreamRequest.session_id", &request.session_id)?),
+        grant_id: GrantId::from_uuid(read_id("StreamRequest.grant_id", &request.grant_id)?),
+        request: Box::new(request),
+    })
+}
+
 fn read_uuid(field: &'static str, value: &str) -> Result<Uuid, FieldError> {
     value.parse().map_err(|_| FieldError { field, fault: FieldFault::NotAnId })
 }
@@ -223,9 +265,10 @@ impl From<ToServer> for DeviceMessage {
             ToServer::MetricsReport(message) => device_message::Kind::Metrics(message),
             ToServer::CommandStatus(message) => device_message::Kind::CommandStatus(message),
             ToServer::CertificateRequest(message) => device_message::Kind::CertificateRequest(message),
+            ToServer::StreamRefused(message) => device_message::Kind::StreamRefused(message),
         };
         Self { kind: Some(kind) }
     }
 }
 
-super::session::outgoing! { ToServer: MetricsReport, CommandStatus, CertificateRequest }
+super::session::outgoing! { ToServer: MetricsReport, CommandStatus, CertificateRequest, StreamRefused }

@@ -4,7 +4,8 @@ use uuid::Uuid;
 
 use super::message::{
     CertificateIssued, CertificateRefused, CertificateRequest, Command, CommandCancel, CommandReceipt, CommandStatus,
-    Goodbye, Hello, MetricsReport, Reconnect, Welcome, command, command_status,
+    Goodbye, Hello, MetricsReport, Reconnect, StreamRefused, StreamRequest, Welcome, command, command_status,
+    stream_request,
 };
 
 /// A string without a limit of its own.
@@ -35,6 +36,18 @@ pub const PING_INTERVAL_MS_MIN: u32 = 100;
 pub const PING_INTERVAL_MS_MAX: u32 = 600_000;
 /// `Welcome.max_missed_pings`, at most; at least 1.
 pub const MISSED_PINGS_MAX: u32 = 100;
+/// `Command.grant_statement` and `StreamRequest.grant_statement`.
+pub const GRANT_STATEMENT_BYTES_MAX: usize = 32_768;
+/// `StreamRequest.token`, exactly.
+pub const STREAM_TOKEN_BYTES: usize = 32;
+/// `Terminal.columns` and `Terminal.rows`, at most; at least 1.
+pub const TERMINAL_CELLS_MAX: u32 = 1000;
+/// `Terminal.term`.
+pub const TERM_BYTES_MAX: usize = 64;
+/// `Forward.host`.
+pub const HOST_BYTES_MAX: usize = 253;
+/// `FilePut.path` and `FileGet.path`.
+pub const PATH_BYTES_MAX: usize = 4096;
 
 /// A field that breaks its limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -114,6 +127,7 @@ impl Check for Command {
         id("Command.grant_id", &self.grant_id)?;
         text("Command.requested_by", &self.requested_by)?;
         length("Command.reason", self.reason.len(), REASON_BYTES_MAX)?;
+        length("Command.grant_statement", self.grant_statement.len(), GRANT_STATEMENT_BYTES_MAX)?;
         match &self.kind {
             Some(command::Kind::RestartService(restart)) => {
                 filled("RestartService.service", restart.service.as_bytes(), SERVICE_BYTES_MAX)
@@ -182,6 +196,42 @@ impl Check for Reconnect {
     }
 }
 
+impl Check for StreamRequest {
+    fn check(&self) -> Result<(), FieldError> {
+        id("StreamRequest.id", &self.id)?;
+        id("StreamRequest.session_id", &self.session_id)?;
+        id("StreamRequest.grant_id", &self.grant_id)?;
+        within("StreamRequest.token", self.token.len() == STREAM_TOKEN_BYTES)?;
+        text("StreamRequest.requested_by", &self.requested_by)?;
+        length("StreamRequest.reason", self.reason.len(), REASON_BYTES_MAX)?;
+        length("StreamRequest.grant_statement", self.grant_statement.len(), GRANT_STATEMENT_BYTES_MAX)?;
+        match &self.kind {
+            Some(stream_request::Kind::Terminal(terminal)) => {
+                within("Terminal.columns", (1..=TERMINAL_CELLS_MAX).contains(&terminal.columns))?;
+                within("Terminal.rows", (1..=TERMINAL_CELLS_MAX).contains(&terminal.rows))?;
+                filled("Terminal.term", terminal.term.as_bytes(), TERM_BYTES_MAX)?;
+                let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._+-".contains(&byte);
+                within("Terminal.term", terminal.term.bytes().all(is_plain))
+            }
+            Some(stream_request::Kind::Forward(forward)) => {
+                filled("Forward.host", forward.host.as_bytes(), HOST_BYTES_MAX)?;
+                within("Forward.port", u16::try_from(forward.port).is_ok_and(|port| port > 0))
+            }
+            Some(stream_request::Kind::FilePut(put)) => path("FilePut.path", &put.path),
+            Some(stream_request::Kind::FileGet(get)) => path("FileGet.path", &get.path),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Check for StreamRefused {
+    fn check(&self) -> Result<(), FieldError> {
+        id("StreamRefused.id", &self.id)?;
+        text("StreamRefused.code", &self.code)?;
+        length("StreamRefused.message", self.message.len(), STATUS_MESSAGE_BYTES_MAX)
+    }
+}
+
 impl Check for Goodbye {
     fn check(&self) -> Result<(), FieldError> {
         text("Goodbye.message", &self.message)
@@ -190,6 +240,11 @@ impl Check for Goodbye {
 
 fn text(field: &'static str, value: &str) -> Result<(), FieldError> {
     length(field, value.len(), STRING_BYTES_MAX)
+}
+
+fn path(field: &'static str, value: &str) -> Result<(), FieldError> {
+    filled(field, value.as_bytes(), PATH_BYTES_MAX)?;
+    within(field, value.starts_with('/') && !value.contains('\0'))
 }
 
 fn filled(field: &'static str, value: &[u8], max: usize) -> Result<(), FieldError> {

@@ -6,14 +6,14 @@ use super::limit::{Check, FieldError, read_id};
 use super::message::goodbye::Code;
 use super::message::{
     CertificateIssued, CertificateRefused, CertificateRequest, Command, CommandCancel, CommandReceipt, CommandStatus,
-    DeviceMessage, Hello, MetricsReport, Reconnect, ServerMessage, Welcome, command_status, device_message,
-    server_message,
+    DeviceMessage, Hello, MetricsReport, Reconnect, ServerMessage, StreamRefused, StreamRequest, Welcome,
+    command_status, device_message, server_message,
 };
 use super::session::{Common, SendError, Session, Side, Timing};
 use super::state::{Event, State};
 use super::violation::Violation;
 use super::{VERSIONS, WELCOME_WITHIN};
-use crate::ids::{CommandId, DeviceId, TenantId};
+use crate::ids::{CommandId, DeviceId, StreamId, TenantId};
 
 /// The server's end of a link.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +37,13 @@ pub enum FromDevice {
     },
     /// It asks for a new certificate.
     CertificateRequest(CertificateRequest),
+    /// It does not open a stream.
+    StreamRefused {
+        /// `refused.id`, read.
+        id: StreamId,
+        /// The whole message.
+        refused: StreamRefused,
+    },
     /// It leaves; [`Session::close`] says why.
     Goodbye,
 }
@@ -51,6 +58,7 @@ pub enum ToDevice {
     CertificateIssued(CertificateIssued),
     CertificateRefused(CertificateRefused),
     Reconnect(Reconnect),
+    StreamRequest(Box<StreamRequest>),
 }
 
 /// What a server tells the device that it welcomes.
@@ -140,6 +148,7 @@ impl Side for Server {
             ToDevice::CertificateIssued(message) => message.check(),
             ToDevice::CertificateRefused(message) => message.check(),
             ToDevice::Reconnect(message) => message.check(),
+            ToDevice::StreamRequest(message) => message.check(),
         }
     }
 
@@ -174,6 +183,10 @@ impl Side for Server {
                 request.check().map_err(Violation::Field)?;
                 Ok(Some(FromDevice::CertificateRequest(request)))
             }
+            Some(Kind::StreamRefused(refused)) => {
+                session.only_live("StreamRefused")?;
+                read_refused(refused).map(Some).map_err(Violation::Field)
+            }
             None => {
                 session.unknown_received();
                 Ok(None)
@@ -184,6 +197,12 @@ impl Side for Server {
     fn welcome_missing() -> (Code, &'static str) {
         (Code::Overloaded, "the server could not admit the device in time")
     }
+}
+
+fn read_refused(refused: StreamRefused) -> Result<FromDevice, FieldError> {
+    refused.check()?;
+    let id = StreamId::from_uuid(read_id("StreamRefused.id", &refused.id)?);
+    Ok(FromDevice::StreamRefused { id, refused })
 }
 
 fn read_status(status: CommandStatus) -> Result<FromDevice, FieldError> {
@@ -201,9 +220,16 @@ impl From<ToDevice> for ServerMessage {
             ToDevice::CertificateIssued(message) => server_message::Kind::CertificateIssued(message),
             ToDevice::CertificateRefused(message) => server_message::Kind::CertificateRefused(message),
             ToDevice::Reconnect(message) => server_message::Kind::Reconnect(message),
+            ToDevice::StreamRequest(message) => server_message::Kind::StreamRequest(message),
         };
         Self { kind: Some(kind) }
     }
 }
 
 super::session::outgoing! { ToDevice: Command, CommandCancel, CommandReceipt, CertificateIssued, CertificateRefused, Reconnect }
+
+impl From<StreamRequest> for ToDevice {
+    fn from(message: StreamRequest) -> Self {
+        Self::StreamRequest(Box::new(message))
+    }
+}

@@ -82,6 +82,7 @@ pub(crate) fn command(kind: Option<command::Kind>) -> Command {
         reason: "case 4711".to_owned(),
         grant_id: GrantId::from_uuid(uuid(4)).to_wire(),
         sent_after_ms: 0,
+        grant_statement: String::new(),
         kind,
     }
 }

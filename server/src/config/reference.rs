@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use super::section::{Field, Section};
 use super::{
-    certificate, database, device, isolation, link, log, node, operations, people, postgres, shutdown, tunnel,
+    certificate, database, device, isolation, link, log, node, notice, operations, people, postgres, shutdown, sign_in,
+    support, tunnel,
 };
 
 const HEAD: &str = "\
@@ -32,7 +33,7 @@ pub fn reference() -> String {
     text
 }
 
-fn sections() -> [Section; 12] {
+fn sections() -> [Section; 15] {
     [
         node::Node::describe(),
         device::Device::describe(),
@@ -41,6 +42,9 @@ fn sections() -> [Section; 12] {
         link::Link::describe(),
         tunnel::Tunnel::describe(),
         isolation::Isolation::describe(),
+        support::Support::describe(),
+        sign_in::SignIn::describe(),
+        notice::Notice::describe(),
         certificate::Certificate::describe(),
         database::Database::describe(),
         postgres::Postgres::describe(),

@@ -11,6 +11,7 @@ use secrecy::{ExposeSecret, SecretString};
 use toml::de::DeValue;
 
 use super::isolation::Scope;
+use super::notice::MailTls;
 use super::tunnel::Wrapping;
 
 /// The most bytes of a string in the configuration.
@@ -225,6 +226,18 @@ impl Value for Scope {
     }
 }
 
+impl Value for MailTls {
+    const EXPECTED: &'static str = "starttls, tls or none";
+
+    fn from_text(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|tls| tls.name() == text)
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(quoted(self.name()))
+    }
+}
+
 impl Value for HostName {
     const EXPECTED: &'static str = "a host name or IP address, as \"link.example.com\"";
 
@@ -327,21 +340,33 @@ impl<T: Value> Value for Option<T> {
     }
 }
 
-/// In the environment and in flags: separated by commas.
-impl Value for Vec<HostName> {
+/// What there may be a list of. In the environment and in flags: separated by commas.
+trait Entry: Value {
+    const EXPECTED: &'static str;
+}
+
+impl Entry for HostName {
     const EXPECTED: &'static str = "a list of host names or IP addresses, as [\"link.example.com\", \"10.0.0.5\"]";
+}
+
+impl Entry for String {
+    const EXPECTED: &'static str = "a list of strings, as [\"one\", \"two\"]";
+}
+
+impl<T: Entry> Value for Vec<T> {
+    const EXPECTED: &'static str = <T as Entry>::EXPECTED;
 
     fn from_text(text: &str) -> Option<Self> {
-        text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(HostName::from_text).collect()
+        text.split(',').map(str::trim).filter(|entry| !entry.is_empty()).map(T::from_text).collect()
     }
 
     fn from_toml(value: &DeValue<'_>) -> Option<Self> {
-        value.as_array()?.iter().map(|name| HostName::from_toml(name.get_ref())).collect()
+        value.as_array()?.iter().map(|entry| T::from_toml(entry.get_ref())).collect()
     }
 
     fn show(&self) -> Option<String> {
-        let names: Vec<_> = self.iter().filter_map(Value::show).collect();
-        Some(format!("[{}]", names.join(", ")))
+        let entries: Vec<_> = self.iter().filter_map(Value::show).collect();
+        Some(format!("[{}]", entries.join(", ")))
     }
 }
 

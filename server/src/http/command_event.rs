@@ -50,7 +50,14 @@ impl Hub {
         loop {
             match hints.hear().await {
                 Heard::Hint(Hint::CommandChanged(command)) => self.wake(command),
-                Heard::Hint(Hint::CommandsDue(_) | Hint::DeviceChanged(_) | Hint::OpeningsDue(_)) => {}
+                Heard::Hint(
+                    Hint::CommandsDue(_)
+                    | Hint::DeviceChanged(_)
+                    | Hint::OpeningsDue(_)
+                    | Hint::SupportDue(_)
+                    | Hint::PersonChanged(_)
+                    | Hint::NoticesDue,
+                ) => {}
                 Heard::Everything => self.wake_all(),
                 Heard::Closed => return,
             }

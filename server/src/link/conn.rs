@@ -209,7 +209,8 @@ impl Link {
             }
             Some(FromDevice::CommandStatus { id, state, status }) => self.reported(id, state, status),
             Some(FromDevice::CertificateRequest(request)) => self.push(Work::Renew(request.csr_der)),
-            Some(FromDevice::Hello(_) | FromDevice::Goodbye) | None => {}
+            // Nobody has asked it for one.
+            Some(FromDevice::StreamRefused { .. } | FromDevice::Hello(_) | FromDevice::Goodbye) | None => {}
         }
     }
 
@@ -246,6 +247,7 @@ impl Link {
             requested_by: cut_to(command.requested_by, STRING_BYTES_MAX),
             reason: cut_to(command.reason, REASON_BYTES_MAX),
             grant_id: command.grant_id.to_wire(),
+            grant_statement: String::new(),
             kind: Some(command.instruction.to_wire()),
         });
     }

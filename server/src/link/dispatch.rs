@@ -81,7 +81,14 @@ impl Due {
             Heard::Hint(Hint::CommandsDue(device)) => {
                 self.devices.insert(device);
             }
-            Heard::Hint(Hint::CommandChanged(_) | Hint::DeviceChanged(_) | Hint::OpeningsDue(_)) => {}
+            Heard::Hint(
+                Hint::CommandChanged(_)
+                | Hint::DeviceChanged(_)
+                | Hint::OpeningsDue(_)
+                | Hint::SupportDue(_)
+                | Hint::PersonChanged(_)
+                | Hint::NoticesDue,
+            ) => {}
             Heard::Everything => self.everything = true,
             Heard::Closed => return false,
         }

@@ -32,6 +32,31 @@ async fn tables_of_tenants(scene: &Scene) -> Vec<(String, &'static str)> {
 }
 
 /// Rows of both tenants in every table that has a tenant_id.
+/// What comes of a tenant's letting somebody in, for the device $1.
+const SUPPORT: [&str; 11] = [
+    "insert into signing_keys (id, tenant_id, name, algorithm, public_key, created_by)
+     select gen_random_uuid(), g.tenant_id, 'key', 'ed25519', sha256(d.id::text::bytea), g.created_by
+       from devices d join grants g on g.tenant_id = d.tenant_id where d.id = $1 limit 1",
+    "insert into access_requests (id, tenant_id, requested_by, scopes, device_ids, reason, answer_by, access_until, approvals_needed)
+     select d.id, d.tenant_id, g.created_by, '{shell:open}', array[d.id], 'r', now() + '1 hour', now() + '2 hours', 1
+       from devices d join grants g on g.tenant_id = d.tenant_id where d.id = $1 limit 1",
+    "insert into access_decisions (request_id, tenant_id, person_id, decision)
+     select id, tenant_id, requested_by, 'deny' from access_requests where id = $1",
+    "insert into access_policies (id, tenant_id, name, scopes, days, from_minute, to_minute, time_zone, max_seconds, created_by)
+     select id, tenant_id, 'p', '{shell:open}', '{1}', 0, 60, 'UTC', 60, requested_by from access_requests where id = $1",
+    "insert into support_sessions (id, tenant_id, device_id, grant_id, opened_by, kind, target, reason, node, expires_at)
+     select d.id, d.tenant_id, d.id, g.id, g.created_by, 'terminal', '{}', 'r', 'node', now()
+       from devices d join grants g on g.tenant_id = d.tenant_id where d.id = $1 limit 1",
+    "insert into support_guests (id, session_id, tenant_id, person_id)
+     select gen_random_uuid(), id, tenant_id, opened_by from support_sessions where id = $1",
+    "insert into recordings (session_id, tenant_id, format) select id, tenant_id, 'asciicast-v2' from support_sessions where id = $1",
+    "insert into recording_chunks (session_id, tenant_id, seq, sealed) select session_id, tenant_id, 0, '' from recordings where session_id = $1",
+    "insert into receipts (grant_id, tenant_id, statement) select grant_id, tenant_id, 's' from support_sessions where id = $1",
+    "insert into webhooks (id, tenant_id, url, events, secret_sealed, created_by)
+     select id, tenant_id, 'https://example.com/', '{grant.created}', sha256(''), opened_by from support_sessions where id = $1",
+    "insert into notices (id, tenant_id, event, body, webhook_id) select id, tenant_id, 'grant.created', '{}', id from webhooks where id = $1",
+];
+
 async fn fill(scene: &Scene) {
     scene.grant(json!({})).await;
     scene.command(json!({})).await;
@@ -52,6 +77,9 @@ async fn fill(scene: &Scene) {
         scene.sql("insert into device_drops (device_id, tenant_id, day, reason, packets) select id, tenant_id, current_date, 'port', 1 from devices where id = $1", device.as_uuid()).await;
         scene.sql("insert into tunnel_days (tenant_id, day, node, spans) select tenant_id, current_date, 'node', '{[2026-11-22, 2026-11-23)}' from devices where id = $1", device.as_uuid()).await;
         scene.sql("insert into openings (id, tenant_id, device_id, grant_id, opened_by, port, reason, expires_at) select gen_random_uuid(), d.tenant_id, d.id, g.id, g.created_by, 22, 'r', now() from devices d join grants g on g.tenant_id = d.tenant_id where d.id = $1", device.as_uuid()).await;
+        for made in SUPPORT {
+            scene.sql(made, device.as_uuid()).await;
+        }
     }
 }
 

@@ -78,7 +78,9 @@ pub(super) async fn keep(links: Links, tunnels: Arc<Tunnels>, shutdown: Shutdown
             () = &mut stopped => return,
             heard = listener.hear() => match heard {
                 Heard::Hint(Hint::OpeningsDue(_) | Hint::DeviceChanged(_)) | Heard::Everything => {}
-                Heard::Hint(Hint::CommandsDue(_) | Hint::CommandChanged(_)) => continue,
+                Heard::Hint(
+                    Hint::CommandsDue(_) | Hint::CommandChanged(_) | Hint::SupportDue(_) | Hint::PersonChanged(_) | Hint::NoticesDue,
+                ) => continue,
                 Heard::Closed => return,
             },
             () = tunnels.left() => {

@@ -45,7 +45,10 @@ pub(super) async fn run(links: Links, tunnels: Arc<Tunnels>, shutdown: Shutdown)
             () = &mut stopped => return,
             heard = listener.hear() => match heard {
                 Heard::Hint(Hint::DeviceChanged(_)) | Heard::Everything => {}
-                Heard::Hint(Hint::CommandsDue(_) | Hint::CommandChanged(_) | Hint::OpeningsDue(_)) => continue,
+                Heard::Hint(
+                    Hint::CommandsDue(_) | Hint::CommandChanged(_) | Hint::OpeningsDue(_) | Hint::SupportDue(_)
+                    | Hint::PersonChanged(_) | Hint::NoticesDue,
+                ) => continue,
                 Heard::Closed => return,
             },
             _ = tick.tick() => {}

@@ -132,6 +132,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             | FromServer::CertificateIssued(_)
             | FromServer::CertificateRefused(_)
             | FromServer::Reconnect { .. }
+            | FromServer::StreamRequest { .. }
             | FromServer::Goodbye => {}
         }
         Ok(())

@@ -1,0 +1,240 @@
+//! The text messages of a stream.
+
+use serde::{Deserialize, Serialize};
+
+use super::CONTROL_BYTES_MAX;
+use crate::link::{STATUS_MESSAGE_BYTES_MAX, STRING_BYTES_MAX, TERMINAL_CELLS_MAX};
+
+/// Hex digits of a SHA-256.
+const DIGEST_CHARS: usize = 64;
+
+/// A text message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Control {
+    /// The device has what was asked for: the shell runs, the target has accepted, the file is open. The first thing it says.
+    Ready,
+    /// The device cannot do what was asked for. The last thing it says.
+    Failed {
+        /// A stable code, snake_case: `not_found`, `permission_denied`, `connection_refused`, `too_large`, ...
+        code: String,
+        /// For people. At most 1,024 bytes.
+        message: String,
+    },
+    /// The client's window has this size now.
+    Resize {
+        /// 1 to 1,000.
+        columns: u16,
+        /// 1 to 1,000.
+        rows: u16,
+    },
+    /// To the processes in the foreground of the terminal.
+    Signal {
+        /// Which.
+        signal: Signal,
+    },
+    /// Nothing more comes in this direction.
+    Eof,
+    /// The shell has ended. The last thing a device says of a terminal.
+    Exit {
+        /// What it returned, unless a signal ended it.
+        status: Option<u8>,
+        /// The name of that signal, as in `SIGKILL`.
+        signal: Option<String>,
+    },
+    /// What the file is whose bytes follow.
+    File {
+        /// Its size in bytes.
+        size: u64,
+        /// Permission bits.
+        mode: u32,
+    },
+    /// All bytes of the file were there.
+    Done {
+        /// How many.
+        size: u64,
+        /// SHA-256 of them, in hex.
+        sha256: String,
+    },
+    /// Access ends soon.
+    Warning {
+        /// In how many seconds.
+        seconds_left: u64,
+    },
+    /// Somebody has come.
+    Joined {
+        /// Who: a name.
+        name: String,
+        /// To do what.
+        mode: Mode,
+    },
+    /// Somebody has gone.
+    Left {
+        /// Who: a name.
+        name: String,
+    },
+    /// The node cuts the stream. The last message of all.
+    Closed {
+        /// A stable code, as the session's `end_reason`: `grant_ended`, `grant_revoked`, `device_revoked`, ...
+        reason: String,
+        /// For people, to be shown on the terminal. At most 1,024 bytes.
+        message: String,
+    },
+}
+
+/// How somebody is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Sees and types.
+    Operate,
+    /// Sees.
+    Watch,
+}
+
+/// What may be sent to processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names are those of POSIX")]
+pub enum Signal {
+    Hup,
+    Int,
+    Quit,
+    Term,
+    Kill,
+}
+
+/// Who speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Party {
+    /// The operator's end.
+    Client,
+    /// Of the device.
+    Device,
+    /// In the middle.
+    Node,
+}
+
+/// Why a text message is not one.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Over [`CONTROL_BYTES_MAX`].
+    #[error("a control message is longer than {CONTROL_BYTES_MAX} bytes")]
+    TooLong,
+    /// Not JSON, or of no known type.
+    #[error("not a control message")]
+    Form(#[source] serde_json::Error),
+    /// A field breaks its limit.
+    #[error("{0} is out of range")]
+    Field(&'static str),
+    /// It is not this party's to say.
+    #[error("{0:?} may not say that")]
+    NotTheirs(Party),
+}
+
+impl Control {
+    /// Reads a text message of a peer.
+    ///
+    /// # Errors
+    /// It is too long, malformed, breaks a limit, or is not this party's to say.
+    pub fn read(text: &str, from: Party) -> Result<Self, ControlError> {
+        if text.len() > CONTROL_BYTES_MAX {
+            return Err(ControlError::TooLong);
+        }
+        let control: Self = serde_json::from_str(text).map_err(ControlError::Form)?;
+        control.check()?;
+        if control.may_come_from(from) { Ok(control) } else { Err(ControlError::NotTheirs(from)) }
+    }
+
+    /// As a text message.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        serde_json::to_string(self).expect("plain data is always JSON")
+    }
+
+    /// Who says what. The node passes on what is not its own.
+    #[must_use]
+    pub const fn may_come_from(&self, party: Party) -> bool {
+        match self {
+            Self::Resize { .. } | Self::Signal { .. } => matches!(party, Party::Client),
+            Self::Ready | Self::Failed { .. } | Self::Exit { .. } => matches!(party, Party::Device),
+            Self::Eof | Self::File { .. } | Self::Done { .. } => matches!(party, Party::Client | Party::Device),
+            Self::Warning { .. } | Self::Joined { .. } | Self::Left { .. } | Self::Closed { .. } => {
+                matches!(party, Party::Node)
+            }
+        }
+    }
+
+    fn check(&self) -> Result<(), ControlError> {
+        let within = |field, holds: bool| if holds { Ok(()) } else { Err(ControlError::Field(field)) };
+        let cells = |cells: u16| (1..=TERMINAL_CELLS_MAX).contains(&cells.into());
+        match self {
+            Self::Resize { columns, rows } => within("size", cells(*columns) && cells(*rows)),
+            Self::Failed { code: word, message } | Self::Closed { reason: word, message } => {
+                within("code", word.len() <= STRING_BYTES_MAX)?;
+                within("message", message.len() <= STATUS_MESSAGE_BYTES_MAX)
+            }
+            Self::Exit { signal, .. } => {
+                within("signal", signal.as_ref().is_none_or(|signal| signal.len() <= STRING_BYTES_MAX))
+            }
+            Self::Done { sha256, .. } => {
+                within("sha256", sha256.len() == DIGEST_CHARS && sha256.bytes().all(|byte| byte.is_ascii_hexdigit()))
+            }
+            // Four bytes a character at most, of a name of 128.
+            Self::Joined { name, .. } | Self::Left { name } => within("name", name.len() <= 2 * STRING_BYTES_MAX),
+            Self::Ready | Self::Signal { .. } | Self::Eof | Self::File { .. } | Self::Warning { .. } => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_message_is_read_back_and_is_its_partys_alone() {
+        let digest = "0".repeat(64);
+        let all = [
+            (Control::Ready, vec![Party::Device]),
+            (Control::Failed { code: "not_found".into(), message: String::new() }, vec![Party::Device]),
+            (Control::Resize { columns: 80, rows: 24 }, vec![Party::Client]),
+            (Control::Signal { signal: Signal::Int }, vec![Party::Client]),
+            (Control::Eof, vec![Party::Client, Party::Device]),
+            (Control::Exit { status: Some(3), signal: None }, vec![Party::Device]),
+            (Control::File { size: 9, mode: 0o644 }, vec![Party::Client, Party::Device]),
+            (Control::Done { size: 9, sha256: digest }, vec![Party::Client, Party::Device]),
+            (Control::Warning { seconds_left: 120 }, vec![Party::Node]),
+            (Control::Joined { name: "a".into(), mode: Mode::Watch }, vec![Party::Node]),
+            (Control::Left { name: "a".into() }, vec![Party::Node]),
+            (Control::Closed { reason: "grant_ended".into(), message: "over".into() }, vec![Party::Node]),
+        ];
+        for (control, whose) in all {
+            for party in [Party::Client, Party::Device, Party::Node] {
+                let read = Control::read(&control.to_text(), party);
+                if whose.contains(&party) {
+                    assert_eq!(read.unwrap(), control);
+                } else {
+                    assert!(matches!(read, Err(ControlError::NotTheirs(_))), "{control:?} {party:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_breaks_a_limit_is_refused() {
+        for text in [
+            r#"{"type":"resize","columns":0,"rows":24}"#,
+            r#"{"type":"resize","columns":80,"rows":1001}"#,
+            r#"{"type":"resize","columns":80,"rows":70000}"#,
+            r#"{"type":"signal","signal":"stop"}"#,
+            r#"{"type":"done","size":1,"sha256":"00"}"#,
+            r#"{"type":"mystery"}"#,
+            "[]",
+            "",
+        ] {
+            assert!(Control::read(text, Party::Client).is_err(), "{text}");
+        }
+        let long = Control::Eof.to_text() + &" ".repeat(CONTROL_BYTES_MAX);
+        assert!(matches!(Control::read(&long, Party::Client), Err(ControlError::TooLong)));
+    }
+}

@@ -1,0 +1,58 @@
+use std::path::PathBuf;
+
+use super::section::section;
+use super::value::{HostName, Seconds, Secret};
+
+const PORT: u32 = 587;
+const TIMEOUT: Seconds = Seconds(10);
+const GIVE_UP: Seconds = Seconds(86_400);
+const WEBHOOKS_MAX: u32 = 16;
+
+section! {
+    /// How people outside are told of requests, decisions and sessions: webhooks, and mail.
+    pub struct Notice in "notice" {
+        /// The mail server. Without it, no mail is sent.
+        mail_host: Option<HostName> = None;
+        mail_port: u32 = PORT, in 1..=65_535;
+        /// `starttls`, `tls`, or `none` for a server on this very host.
+        mail_tls: MailTls = MailTls::Starttls;
+        /// The certificates, PEM, that the mail server's certificate must go back to. By default those that the system trusts.
+        mail_ca_file: Option<PathBuf> = None;
+        mail_user: Option<String> = None;
+        mail_password: Option<Secret> = None;
+        /// Whom mail is from.
+        mail_from: String = "cloudlink@localhost".to_owned();
+        /// Whether webhooks may be sent to addresses of private networks and of this host, and over http.
+        webhook_private: bool = false;
+        /// The certificates, PEM, that receivers' certificates must go back to. By default those that the system trusts.
+        webhook_ca_file: Option<PathBuf> = None;
+        /// The most webhooks of one tenant.
+        webhooks_max: u32 = WEBHOOKS_MAX, in 1..=1_000;
+        /// For one attempt to deliver something.
+        attempt_timeout_seconds: Seconds = TIMEOUT, in 1..=120;
+        /// What could not be delivered for this long is given up.
+        give_up_seconds: Seconds = GIVE_UP, in 60..=2_592_000;
+    }
+}
+
+/// How the mail server is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MailTls {
+    Starttls,
+    Tls,
+    None,
+}
+
+impl MailTls {
+    pub(in crate::config) const ALL: [Self; 3] = [Self::Starttls, Self::Tls, Self::None];
+
+    /// The word in the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Starttls => "starttls",
+            Self::Tls => "tls",
+            Self::None => "none",
+        }
+    }
+}

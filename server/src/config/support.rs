@@ -1,0 +1,29 @@
+use std::path::PathBuf;
+
+use super::section::section;
+use super::value::Seconds;
+
+const SESSIONS_MAX: u32 = 1_000;
+const SESSIONS_PER_DEVICE_MAX: u32 = 16;
+const OPEN_WITHIN: Seconds = Seconds(15);
+const IDLE_TIMEOUT: Seconds = Seconds(900);
+const RECORDING_LAG: Seconds = Seconds(5);
+
+section! {
+    /// Support sessions: terminals, port forwards and file copies, and their recordings.
+    pub struct Support in "support" {
+        /// The most sessions that this node serves at once. Bounds memory: about 300 kB each while bytes flow.
+        sessions_max: u32 = SESSIONS_MAX, in 1..=100_000;
+        /// The most sessions of one device at once.
+        sessions_per_device_max: u32 = SESSIONS_PER_DEVICE_MAX, in 1..=1_000;
+        /// How long a device may take to open a stream that it is asked for.
+        open_timeout_seconds: Seconds = OPEN_WITHIN, in 1..=120;
+        /// A session in which no byte moved for this long is closed.
+        idle_timeout_seconds: Seconds = IDLE_TIMEOUT, in 10..=86_400;
+        /// A session whose recording cannot be written for this long is closed: what is not recorded does not happen.
+        recording_lag_seconds: Seconds = RECORDING_LAG, in 1..=60;
+        /// The key that recordings, and secrets of webhooks, are encrypted with: 32 bytes. By default `pki/storage.key` under
+        /// `data_dir`, made at the first start. All nodes need the same; without it recordings cannot be read again.
+        storage_key: Option<PathBuf> = None;
+    }
+}
