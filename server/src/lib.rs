@@ -23,6 +23,7 @@ pub mod port;
 pub mod postgres;
 pub mod privilege;
 pub mod secret;
+pub mod storage_key;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;

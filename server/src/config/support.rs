@@ -22,8 +22,9 @@ section! {
         idle_timeout_seconds: Seconds = IDLE_TIMEOUT, in 10..=86_400;
         /// A session whose recording cannot be written for this long is closed: what is not recorded does not happen.
         recording_lag_seconds: Seconds = RECORDING_LAG, in 1..=60;
-        /// The key that recordings, and secrets of webhooks, are encrypted with: 32 bytes. By default `pki/storage.key` under
-        /// `data_dir`, made at the first start. All nodes need the same; without it recordings cannot be read again.
+        /// The key that recordings, and secrets of webhooks, are encrypted with: 32 bytes in hex, as `openssl rand -hex 32` makes
+        /// them; further lines are keys of before, to read with. By default `pki/storage.key` under `data_dir`, made at the first
+        /// start. All nodes need the same; without it recordings cannot be read again.
         storage_key: Option<PathBuf> = None;
     }
 }
