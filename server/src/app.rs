@@ -317,7 +317,12 @@ impl Node {
     /// Brings the database to where this version needs it. Waits for one that is not there yet.
     async fn open_store(&self, addresses: &Addresses) -> anyhow::Result<Store> {
         let config = &self.config.database;
-        let store = setup::store(config, &self.config.node, addresses.server.clone());
+        let mut server = addresses.server.clone();
+        if self.config.notice.mail_host.is_some() {
+            // What notice_emit() writes mail by.
+            server = server.options([("cloudlink.mail", "on")]);
+        }
+        let store = setup::store(config, &self.config.node, server);
         let mut pause = DATABASE_AGAIN_AFTER;
         loop {
             match prepare(config, addresses, &store).await {

@@ -193,6 +193,13 @@ impl Context {
         }
     }
 
+    /// Says that somebody outside is to be told of something, if so.
+    fn tell_outside(&self, is_told: bool) {
+        if is_told {
+            self.bus.send(Hint::NoticesDue);
+        }
+    }
+
     /// Wakes the streams of events on hints, until the node stops. Without it they still look on their timers.
     pub async fn follow_hints(self) {
         tokio::select! {

@@ -15,6 +15,7 @@ pub mod first_admin;
 pub mod grant;
 pub mod isolation_statement;
 pub mod link;
+pub mod notice;
 pub mod opening;
 pub mod person;
 pub mod proof;

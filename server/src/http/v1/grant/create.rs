@@ -20,10 +20,12 @@ use crate::model::audit::Subject;
 use crate::model::device::{Labels, LabelsError};
 use crate::model::grant::{Grant, GrantState, NAMED_MAX, START_AHEAD_MAX, is_known_scope};
 use crate::model::new_id;
+use crate::model::notice::Event;
 use crate::store::StoreError;
 use crate::store::audit::audit_append;
 use crate::store::device::device_count;
 use crate::store::grant::{BEYOND_POLICY, ENDS_BEFORE_START, End, NewGrant, grant_create};
+use crate::store::notice::notice_emit;
 use crate::store::person::person_count_operators;
 use crate::store::tenant::tenant_show;
 
@@ -159,8 +161,10 @@ pub(crate) async fn handler(
         return Err(RouteError::Ended);
     }
     let (subject, details) = (Subject::new("grant", grant.id), json!(grant));
+    let is_told = notice_emit(&mut transaction, tenant, Event::GrantCreated, json!(grant)).await?;
     audit_append(&mut transaction, tenant, &caller.actor(), "grant.created", subject, details).await?;
     context.store.commit(transaction).await?;
+    context.tell_outside(is_told);
     Ok((StatusCode::CREATED, Tag::of_version(grant.version).header(), Json(grant)))
 }
 

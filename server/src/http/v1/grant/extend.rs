@@ -14,9 +14,11 @@ use crate::http::problem::{Kind, Problem, respond_as_problem};
 use crate::http::request::{Id, Json, NoQuery};
 use crate::model::audit::Subject;
 use crate::model::grant::{Grant, GrantState};
+use crate::model::notice::Event;
 use crate::store::StoreError;
 use crate::store::audit::audit_append;
 use crate::store::grant::{BEYOND_POLICY, grant_extend_in_txn, grant_lock};
+use crate::store::notice::notice_emit;
 use crate::store::tenant::tenant_show;
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
@@ -94,8 +96,10 @@ pub(crate) async fn handler(
     })?;
     let subject = Subject::new("grant", grant.id);
     let details = json!({"ended_at": rfc3339(before.ends_at), "ends_at": rfc3339(grant.ends_at)});
+    let is_told = notice_emit(&mut transaction, tenant, Event::GrantExtended, json!(grant)).await?;
     audit_append(&mut transaction, tenant, &caller.actor(), "grant.extended", subject, details).await?;
     context.store.commit(transaction).await?;
+    context.tell_outside(is_told);
     Ok((Tag::of_version(grant.version).header(), Json(grant)))
 }
 

@@ -13,10 +13,12 @@ use crate::http::problem::Problem;
 use crate::http::request::{Id, Json, NoQuery};
 use crate::model::audit::Subject;
 use crate::model::grant::Grant;
+use crate::model::notice::Event;
 use crate::model::opening::EndReason;
 use crate::store::audit::audit_append;
 use crate::store::command::{Cancellation, command_cancel_in_txn, command_lock_in_txn};
 use crate::store::grant::{grant_lock, grant_revoke_in_txn};
+use crate::store::notice::notice_emit;
 use crate::store::opening::{Closing, opening_end_in_txn, opening_lock_in_txn};
 
 /// Close what was granted, now
@@ -40,12 +42,14 @@ pub(crate) async fn handler(
     let grant = grant_revoke_in_txn(&mut transaction, id, caller.person()).await?;
     let open = command_lock_in_txn(&mut transaction, Cancellation::UnderGrant(id)).await?;
     let openings = opening_lock_in_txn(&mut transaction, Closing::UnderGrant(id)).await?;
+    let is_told = notice_emit(&mut transaction, tenant, Event::GrantRevoked, json!(grant)).await?;
     let (actor, subject) = (caller.actor(), Subject::new("grant", grant.id));
     audit_append(&mut transaction, tenant, &actor, "grant.revoked", subject, json!({"reason": grant.reason})).await?;
     let (code, message) = ("grant_revoked", "the grant was revoked");
     let called_back = command_cancel_in_txn(&mut transaction, &open, actor.to_json(), code, message).await?;
     let ended = opening_end_in_txn(&mut transaction, &openings, actor.to_json(), EndReason::GrantRevoked).await?;
     context.store.commit(transaction).await?;
+    context.tell_outside(is_told);
     context.tell_ended(&ended);
     context.tell_called_back(&called_back);
     Ok((Tag::of_version(grant.version).header(), Json(grant)))
