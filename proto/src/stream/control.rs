@@ -138,12 +138,30 @@ impl Control {
     /// # Errors
     /// It is too long, malformed, breaks a limit, or is not this party's to say.
     pub fn read(text: &str, from: Party) -> Result<Self, ControlError> {
+        let control = Self::parse(text)?;
+        if control.may_come_from(from) { Ok(control) } else { Err(ControlError::NotTheirs(from)) }
+    }
+
+    /// Reads a text message that the node has let pass: a client's or a device's, or one of its own.
+    ///
+    /// # Errors
+    /// It is too long, malformed, breaks a limit, or is `to`'s own to say.
+    pub fn read_passed_on(text: &str, to: Party) -> Result<Self, ControlError> {
+        let control = Self::parse(text)?;
+        let others = [Party::Client, Party::Device, Party::Node].into_iter().filter(|party| *party != to);
+        match others.into_iter().any(|party| control.may_come_from(party)) {
+            true => Ok(control),
+            false => Err(ControlError::NotTheirs(Party::Node)),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, ControlError> {
         if text.len() > CONTROL_BYTES_MAX {
             return Err(ControlError::TooLong);
         }
         let control: Self = serde_json::from_str(text).map_err(ControlError::Form)?;
         control.check()?;
-        if control.may_come_from(from) { Ok(control) } else { Err(ControlError::NotTheirs(from)) }
+        Ok(control)
     }
 
     /// As a text message.
@@ -189,7 +207,54 @@ impl Control {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// Something near to a message, so that more than the reading of JSON is reached.
+    fn near_message() -> impl Strategy<Value = String> {
+        let kind = prop::sample::select(vec![
+            "ready", "failed", "resize", "signal", "eof", "exit", "file", "done", "warning", "joined", "left", "closed",
+        ]);
+        let fields = prop::sample::select(vec![
+            "code",
+            "message",
+            "columns",
+            "rows",
+            "signal",
+            "status",
+            "size",
+            "mode",
+            "sha256",
+            "seconds_left",
+            "name",
+            "reason",
+        ]);
+        let value = prop_oneof![
+            any::<i64>().prop_map(|number| number.to_string()),
+            any::<String>().prop_map(|text| serde_json::Value::from(text).to_string()),
+            prop::sample::select(vec!["null", "{}", "[]", "true", "1e999", "\"int\"", "\"watch\""])
+                .prop_map(str::to_owned),
+        ];
+        (kind, prop::collection::vec((fields, value), 0..6)).prop_map(|(kind, fields)| {
+            let fields: String = fields.iter().map(|(name, value)| format!(",\"{name}\":{value}")).collect();
+            format!("{{\"type\":\"{kind}\"{fields}}}")
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_peer_says_is_read_or_refused(text in prop_oneof![near_message(), any::<String>()]) {
+            for party in [Party::Client, Party::Device, Party::Node] {
+                let read = Control::read(&text, party);
+                if let Ok(control) = &read {
+                    prop_assert!(control.may_come_from(party));
+                    prop_assert_eq!(Control::read(&control.to_text(), party).ok(), read.ok());
+                }
+                let _ = Control::read_passed_on(&text, party);
+            }
+        }
+    }
 
     #[test]
     fn each_message_is_read_back_and_is_its_partys_alone() {
@@ -218,6 +283,16 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_node_passes_on_what_is_not_the_receivers_own() {
+        let passed = |control: &Control, to| Control::read_passed_on(&control.to_text(), to).is_ok();
+        let resize = Control::Resize { columns: 80, rows: 24 };
+        assert!(passed(&resize, Party::Device) && !passed(&resize, Party::Client));
+        assert!(passed(&Control::Ready, Party::Client) && !passed(&Control::Ready, Party::Device));
+        let warning = Control::Warning { seconds_left: 120 };
+        assert!(passed(&warning, Party::Device) && passed(&warning, Party::Client));
     }
 
     #[test]

@@ -26,3 +26,10 @@ pub const STREAM_PATH: &str = "/v1/stream";
 pub const DATA_BYTES_MAX: usize = 65_536;
 /// The largest text message of either direction, in bytes.
 pub const CONTROL_BYTES_MAX: usize = 8_192;
+
+/// Among the capabilities of a `Hello`: the device opens terminals.
+pub const CAPABILITY_TERMINAL: &str = "stream.terminal";
+/// It connects to targets of its network.
+pub const CAPABILITY_FORWARD: &str = "stream.forward";
+/// It writes and reads files.
+pub const CAPABILITY_FILE: &str = "stream.file";
