@@ -6,8 +6,8 @@ use rcgen::{
     KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PublicKeyData, SignatureAlgorithm,
     SigningKey, SubjectPublicKeyInfo,
 };
-use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer};
 use x509_parser::oid_registry::{
     OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_PKCS1_RSAENCRYPTION, OID_SIG_ED25519,
 };
@@ -193,6 +193,23 @@ impl PublicKey {
         self.algorithm
     }
 
+    /// Reads the first `PUBLIC KEY` of a PEM text.
+    pub fn from_pem(pem: &[u8]) -> Result<Self, PublicKeyError> {
+        let der = SubjectPublicKeyInfoDer::from_pem_slice(pem).map_err(|_| PublicKeyError::Pem)?;
+        Self::from_der(&der)
+    }
+
+    /// The key as PEM.
+    #[must_use]
+    pub fn to_pem(&self) -> String {
+        std::mem::take(&mut *crate::pem::encode("PUBLIC KEY", &self.to_der()))
+    }
+
+    /// The 32 bytes of Ed25519, or the uncompressed point.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.info.der_bytes()
+    }
+
     pub(crate) fn info(&self) -> &SubjectPublicKeyInfo {
         &self.info
     }
@@ -201,6 +218,8 @@ impl PublicKey {
 /// Why a public key cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PublicKeyError {
+    #[error("this is not a PEM public key")]
+    Pem,
     #[error("the public key is malformed")]
     Malformed,
     #[error("RSA keys are not supported: use P-256, P-384 or Ed25519")]

@@ -2,7 +2,7 @@
 //!
 //! One fleet has one [`Authority`]: a self-signed root that signs device certificates (client authentication only), server
 //! certificates (server authentication only), certificates for [`statement`]s (neither) and revocation lists, and nothing else. Who a device is, is written in its
-//! certificate as a [`DeviceIdentity`].
+//! certificate as a [`DeviceIdentity`]. What a tenant allows, it can sign itself, with keys of its own: [`grant`].
 //!
 //! This crate reads no clock, opens no file or socket and makes no keys or serials: keys come in as PKCS#8, serials as
 //! random bytes, times as arguments. (An ECDSA signature draws its nonce inside the cryptography library.) Nothing here
@@ -56,22 +56,27 @@
 
 pub mod ca;
 pub mod csr;
+pub mod grant;
 pub mod identity;
 pub mod issue;
+mod jws;
 pub mod key;
 pub mod pem;
 pub mod profile;
 pub mod renew;
 pub mod revoke;
+pub mod signing_key;
 pub mod statement;
 pub mod verify;
 
 pub use ca::{Authority, CreateAuthorityError, LoadAuthorityError};
 pub use csr::{CertificateRequest, CreateRequestError, RequestError, create_request};
+pub use grant::{GrantStatement, GrantStatementError, GrantUse, SignGrantError};
 pub use identity::{DeviceCertificate, DeviceCertificateError, DeviceIdentity, IdentityError, TrustDomain};
 pub use issue::{IssueError, ServerName};
 pub use key::{KeyAlgorithm, PrivateKey, PrivateKeyError, PublicKey, PublicKeyError};
 pub use profile::{Serial, Validity, ValidityError};
 pub use revoke::{Revocation, RevocationListError, RevocationReason};
+pub use signing_key::{KeyId, KeySet, KeySetError};
 pub use statement::{Statement, StatementCertificate, StatementCertificateError, StatementError, StatementKind};
 pub use verify::{TrustAnchor, TrustAnchorError, VerifyError};

@@ -5,6 +5,7 @@
 mod arbitrary;
 mod authority;
 mod fleet;
+mod grant;
 mod openssl;
 mod request;
 mod revocation;
