@@ -22,6 +22,7 @@ pub mod pki;
 pub mod port;
 pub mod postgres;
 pub mod privilege;
+pub mod recording;
 pub mod secret;
 pub mod storage_key;
 pub mod store;

@@ -305,6 +305,13 @@ pub struct Metrics {
     /// `kind`: from the insert to the final state.
     pub command_seconds: HistogramVec,
 
+    /// Recordings that could not be written, so that their sessions were closed.
+    pub recordings_failed: IntCounter,
+    /// Bytes of recordings that were written, before encryption.
+    pub recording_bytes: IntCounter,
+    /// From a byte of a recording to the commit of the chunk that it is in.
+    pub recording_lag: Histogram,
+
     /// `route`, `status` (its class, `2xx`): requests to the people port. The route is its template, never the path.
     pub requests: IntCounterVec,
     /// `route`: from the request's head to the answer's.
@@ -490,6 +497,22 @@ impl Metrics {
                 "From a command's insert to its final state.",
                 COMMAND_BUCKETS_SECONDS,
                 &["kind"],
+            ),
+            recordings_failed: counter(
+                &registry,
+                "cloudlink_recordings_failed_total",
+                "Recordings that could not be written, so that their sessions were closed.",
+            ),
+            recording_bytes: counter(
+                &registry,
+                "cloudlink_recording_bytes_total",
+                "Bytes of recordings that were written, before encryption.",
+            ),
+            recording_lag: histogram(
+                &registry,
+                "cloudlink_recording_lag_seconds",
+                "From the first byte of a chunk of a recording to the commit of that chunk. Chunks wait for a second, or until they are full.",
+                REQUEST_BUCKETS_SECONDS,
             ),
             requests: counters(
                 &registry,

@@ -13,6 +13,7 @@ pub mod opening;
 pub mod openvpn_profile;
 pub mod person;
 pub mod proof;
+pub mod recording;
 pub mod tenant;
 pub mod token;
 

@@ -241,6 +241,12 @@ impl RecordingKey {
         sealed
     }
 
+    /// Whether a chunk is encrypted with this key.
+    #[must_use]
+    pub fn is_of(&self, sealed: &[u8]) -> bool {
+        sealed.starts_with(&self.id.0)
+    }
+
     /// Decrypts chunk `seq`.
     pub fn open(&self, seq: u32, sealed: &[u8]) -> Result<Vec<u8>, OpenError> {
         let (id, rest) = sealed.split_first_chunk::<KEY_ID_BYTES>().ok_or(OpenError::Changed)?;

@@ -1,0 +1,237 @@
+//! What is recorded and not written yet.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::Unrecorded;
+use super::asciicast::Asciicast;
+use super::entry::{self, Entry};
+use crate::model::recording::Format;
+
+/// A chunk that has this many bytes is written without waiting for more.
+pub(super) const CHUNK_BYTES: usize = 32 * 1024;
+/// While so many bytes wait to be written, [`Buffer::room`] lets nobody read on.
+const ROOM_BYTES: usize = 4 * CHUNK_BYTES;
+/// Bytes of one session that wait to be written. Beyond it, which takes somebody who does not wait for room, recording fails.
+const WAITING_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// Lines of one format.
+#[derive(Debug)]
+pub(super) enum Lines {
+    Terminal(Asciicast),
+    Events,
+}
+
+impl Lines {
+    pub(super) fn format(&self) -> Format {
+        match self {
+            Self::Terminal(_) => Format::AsciicastV2,
+            Self::Events => Format::EventsV1,
+        }
+    }
+
+    pub(super) fn output(&mut self, elapsed: Duration, bytes: &[u8], into: &mut Vec<u8>) {
+        // What connections and files carry is not recorded, but counted and hashed.
+        if let Self::Terminal(cast) = self {
+            cast.output(elapsed, bytes, into);
+        }
+    }
+
+    pub(super) fn resize(&mut self, elapsed: Duration, columns: u16, rows: u16, into: &mut Vec<u8>) {
+        if let Self::Terminal(cast) = self {
+            cast.resize(elapsed, columns, rows, into);
+        }
+    }
+
+    pub(super) fn note(&mut self, elapsed: Duration, entry: &Entry, into: &mut Vec<u8>) {
+        match self {
+            Self::Terminal(cast) => cast.marker(elapsed, &entry.label(), into),
+            Self::Events => entry::write_entry(elapsed, entry, into),
+        }
+    }
+
+    fn end(&mut self, elapsed: Duration, into: &mut Vec<u8>) {
+        if let Self::Terminal(cast) = self {
+            cast.end(elapsed, into);
+        }
+    }
+}
+
+/// Whole lines that are written together.
+#[derive(Debug)]
+pub(super) struct Chunk {
+    pub(super) text: Vec<u8>,
+    /// When its first byte came.
+    pub(super) since: Instant,
+}
+
+/// What the writer does next.
+#[derive(Debug)]
+pub(super) enum Next {
+    Write(Chunk),
+    /// There is nothing more, and there will be nothing.
+    Finished,
+    /// The same, but nobody has said that this is the end.
+    Abandoned,
+}
+
+#[derive(Debug)]
+pub(super) struct Buffer {
+    state: Mutex<State>,
+    /// There is something for the writer.
+    more: Notify,
+    /// There is room again.
+    less: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    lines: Lines,
+    chunks: VecDeque<Chunk>,
+    /// Of the chunks, and of what the writer has taken and not written yet.
+    waiting: usize,
+    end: End,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Open,
+    Finished,
+    Abandoned,
+    Failed,
+}
+
+impl Buffer {
+    pub(super) fn new(lines: Lines) -> Self {
+        let state = State { lines, chunks: VecDeque::new(), waiting: 0, end: End::Open };
+        Self { state: Mutex::new(state), more: Notify::new(), less: Notify::new() }
+    }
+
+    /// Adds what `write` writes: whole lines.
+    pub(super) fn add(&self, write: impl FnOnce(&mut Lines, &mut Vec<u8>)) -> Result<(), Unrecorded> {
+        let mut state = self.lock();
+        if state.end != End::Open || state.waiting >= WAITING_BYTES_MAX {
+            return Err(Unrecorded);
+        }
+        state.write(write);
+        drop(state);
+        self.more.notify_one();
+        Ok(())
+    }
+
+    pub(super) async fn room(&self) {
+        loop {
+            let less = self.less.notified();
+            tokio::pin!(less);
+            // Before the look, so that no change in between is missed.
+            less.as_mut().enable();
+            {
+                let state = self.lock();
+                if state.waiting < ROOM_BYTES || state.end != End::Open {
+                    return;
+                }
+            }
+            less.await;
+        }
+    }
+
+    pub(super) fn finish(&self, elapsed: Duration) {
+        let mut state = self.lock();
+        if state.end == End::Open {
+            state.write(|lines, into| lines.end(elapsed, into));
+        }
+        // Also after a failure: all that was taken is still to be written, and then it is whole.
+        state.end = End::Finished;
+        drop(state);
+        self.more.notify_one();
+    }
+
+    pub(super) fn abandon(&self) {
+        let mut state = self.lock();
+        if matches!(state.end, End::Open | End::Failed) {
+            state.end = End::Abandoned;
+        }
+        drop(state);
+        self.more.notify_one();
+        self.less.notify_waiters();
+    }
+
+    /// Takes nothing more.
+    pub(super) fn fail(&self) {
+        let mut state = self.lock();
+        if state.end == End::Open {
+            state.end = End::Failed;
+        }
+        drop(state);
+        self.less.notify_waiters();
+    }
+
+    /// So many bytes are written.
+    pub(super) fn written(&self, bytes: usize) {
+        self.lock().waiting -= bytes;
+        self.less.notify_waiters();
+    }
+
+    /// What is to be written next: a full chunk, one that has waited for long enough, or, at the end, any.
+    pub(super) async fn next(&self, wait: Duration) -> Next {
+        loop {
+            let more = self.more.notified();
+            let due = match self.lock().look(wait) {
+                Look::Next(next) => return next,
+                Look::At(due) => due,
+            };
+            match due {
+                Some(due) => tokio::select! {
+                    () = more => {}
+                    () = tokio::time::sleep_until(due) => {}
+                },
+                None => more.await,
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+enum Look {
+    Next(Next),
+    /// Nothing until then, or until there is more.
+    At(Option<Instant>),
+}
+
+impl State {
+    fn write(&mut self, write: impl FnOnce(&mut Lines, &mut Vec<u8>)) {
+        let is_full = self.chunks.back().is_none_or(|chunk| chunk.text.len() >= CHUNK_BYTES);
+        if is_full {
+            self.chunks.push_back(Chunk { text: Vec::new(), since: Instant::now() });
+        }
+        let chunk = self.chunks.back_mut().expect("it was just made, if there was none");
+        let before = chunk.text.len();
+        write(&mut self.lines, &mut chunk.text);
+        self.waiting += chunk.text.len() - before;
+        if chunk.text.is_empty() {
+            self.chunks.pop_back();
+        }
+    }
+
+    fn look(&mut self, wait: Duration) -> Look {
+        let Some(first) = self.chunks.front() else {
+            return match self.end {
+                End::Open | End::Failed => Look::At(None),
+                End::Finished => Look::Next(Next::Finished),
+                End::Abandoned => Look::Next(Next::Abandoned),
+            };
+        };
+        let due = first.since + wait;
+        if self.end == End::Open && self.chunks.len() == 1 && first.text.len() < CHUNK_BYTES && Instant::now() < due {
+            return Look::At(Some(due));
+        }
+        self.chunks.pop_front().map_or(Look::At(None), |chunk| Look::Next(Next::Write(chunk)))
+    }
+}
