@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use self::renewal::Renewal;
 use self::trial::Trial;
 use self::tunnel::{DIAL_WITHIN, Tunnel, may_be_dialled_at_once, may_be_the_certificate};
+use crate::access::Access;
 use crate::backoff::{Backoff, about, jitter};
 use crate::clock::{self, KnownTime};
 use crate::config::Config;
@@ -60,6 +61,8 @@ pub struct Agent {
     _state_dir: StateDir,
     anchor: TrustAnchor,
     known_time: KnownTime,
+    /// What this device wants of grants.
+    access: Access,
     identity: Identity,
     boot_id: String,
     desk: Desk,
@@ -117,6 +120,7 @@ impl Agent {
         let tunnel = Tunnel::new(&config)?;
         let executor = Executor::new(&config, bus, Arc::clone(&sampler));
         Ok(Self {
+            access: Access::load(&config.access, state_dir.path(), &identity),
             known_time: KnownTime::load(state_dir.path(), tls::authority_made(&anchor)),
             desk: Desk::new(ledger, executor, boot_id.clone()),
             trial: if tunnel.is_some() { Trial::interrupting() } else { Trial::default() },
@@ -253,9 +257,10 @@ impl Agent {
         };
         let now = Instant::now();
         match message {
-            FromServer::Command { id, command, .. } => {
+            FromServer::Command { id, grant_id, command } => {
+                let leave = self.access.judge_command(&mut self.known_time, now, grant_id, &command);
                 let server_unix_ms = self.server_unix_ms();
-                let status = self.desk.handle_command(now, id, &command, server_unix_ms);
+                let status = self.desk.handle_command(now, id, &command, leave, server_unix_ms);
                 self.tell(status);
             }
             FromServer::CommandCancel { id, reason } => {

@@ -81,6 +81,12 @@ impl KnownTime {
         }
     }
 
+    /// Takes in what somebody other than the server has proven: that this time has been.
+    pub fn prove(&mut self, at: OffsetDateTime) {
+        self.earliest = self.earliest.max(at);
+        self.keep(at);
+    }
+
     /// Keeps the time of a long link on the disk, where it counts after the next start.
     pub fn tick(&mut self) {
         if let Some(now) = self.server_now() {

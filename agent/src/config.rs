@@ -1,5 +1,6 @@
 //! The configuration file: what may be set, its defaults, and everything that is wrong with one, all at once.
 
+mod access;
 mod openvpn;
 mod section;
 
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rustls_pki_types::ServerName;
 use toml::de::DeTable;
 
+pub use self::access::Access;
 pub use self::openvpn::{OpenVpn, Proxy, Started, Wrapping, WrappingKind};
 use self::section::Section;
 use crate::tunnel::profile;
@@ -38,6 +40,7 @@ pub struct Config {
     pub openvpn: OpenVpn,
     pub service: Service,
     pub power: Power,
+    pub access: Access,
     pub log: Log,
 }
 
@@ -181,6 +184,7 @@ fn read_root(root: &Section<'_>) -> Option<Config> {
     }
     let service = read_service(&root.section("service"));
     let power = read_power(&root.section("power"));
+    let access = access::read(&root.section("access"));
     let log = read_log(&root.section("log"));
     Some(Config {
         state_dir: state_dir?,
@@ -189,6 +193,7 @@ fn read_root(root: &Section<'_>) -> Option<Config> {
         openvpn,
         service,
         power,
+        access,
         log,
     })
 }

@@ -16,6 +16,7 @@ use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::access::{Denied, Leave};
 use crate::chain;
 use crate::command::{Instruction, Kind};
 use crate::executor::{self, Executor};
@@ -108,19 +109,20 @@ impl Desk {
         ids.filter_map(|id| self.known(id)).collect()
     }
 
-    /// Takes a command. The answer is to be told.
+    /// Takes a command, if its grant gives leave. The answer is to be told.
     pub fn handle_command(
         &mut self,
         now: Instant,
         id: CommandId,
         command: &Command,
+        leave: Result<Leave, Denied>,
         server_unix_ms: u64,
     ) -> CommandStatus {
         if let Some(status) = self.known(id) {
             tracing::info!(command.id = %id, "a command came again: told what is known of it");
             return status;
         }
-        match self.take(now, id, command, server_unix_ms) {
+        match self.take(now, id, command, leave, server_unix_ms) {
             Ok(()) => {
                 tracing::info!(command.id = %id, requested_by = ?command.requested_by, reason = ?command.reason, "accepted a command");
                 status(id, &Progress::Accepted)
@@ -129,19 +131,30 @@ impl Desk {
         }
     }
 
-    fn take(&mut self, now: Instant, id: CommandId, command: &Command, server_unix_ms: u64) -> Result<(), Refusal> {
+    fn take(
+        &mut self,
+        now: Instant,
+        id: CommandId,
+        command: &Command,
+        leave: Result<Leave, Denied>,
+        server_unix_ms: u64,
+    ) -> Result<(), Refusal> {
         if self.ledger.damage().is_some() {
             return Err(Refusal::LedgerCorrupt);
         }
         let kind = command.kind.as_ref().ok_or(Refusal::UnknownKind)?;
+        let leave = leave.map_err(Refusal::Denied)?;
         let instruction = Instruction::from_wire(kind).ok_or(Refusal::NotAllowed)?;
         if let Instruction::RestartService(service) = &instruction
             && !self.executor.allows(service)
         {
             return Err(Refusal::NotAllowed);
         }
-        let start_by = now.checked_add(Duration::from_millis(command.start_within_ms));
-        if start_by.is_some_and(|start_by| start_by <= now) {
+        // What no clock can express is never late.
+        let start_by =
+            now.checked_add(Duration::from_millis(command.start_within_ms)).unwrap_or(now + START_WITHIN_MAX);
+        let start_by = leave.not_after(start_by);
+        if start_by <= now {
             return Err(Refusal::Expired);
         }
         if self.waiting.len() >= WAITING_MAX {
@@ -155,8 +168,6 @@ impl Desk {
         }
         let intent = Intent { id, kind: instruction.kind(), boot_id: self.boot_id.clone(), server_unix_ms };
         self.ledger.accept(intent).map_err(Refusal::Ledger)?;
-        // What no clock can express is never late.
-        let start_by = start_by.unwrap_or(now + START_WITHIN_MAX);
         self.waiting.push_back(Waiting { id, instruction, start_by });
         Ok(())
     }
@@ -310,6 +321,7 @@ const START_WITHIN_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 enum Refusal {
     UnknownKind,
     NotAllowed,
+    Denied(Denied),
     Expired,
     Cancelled,
     Busy(&'static str),
@@ -328,7 +340,12 @@ impl Refusal {
     /// Where it is remembered that the same command is not to be taken later either.
     fn memory(&self) -> Memory {
         match self {
-            Self::UnknownKind | Self::NotAllowed | Self::Expired | Self::Cancelled | Self::Busy(_) => Memory::Disk,
+            Self::UnknownKind
+            | Self::NotAllowed
+            | Self::Denied(_)
+            | Self::Expired
+            | Self::Cancelled
+            | Self::Busy(_) => Memory::Disk,
             Self::LedgerCorrupt | Self::Ledger(_) => Memory::Volatile,
         }
     }
@@ -340,6 +357,7 @@ impl Refusal {
             Self::NotAllowed => {
                 refused("not_allowed", "the service is not on the allow-list of the device's configuration")
             }
+            Self::Denied(denied) => refused(denied.code(), &denied.to_string()),
             Self::Expired => Report::without_data(FinalState::Expired, "expired", "it came too late to be begun"),
             Self::Cancelled => Report::without_data(FinalState::Cancelled, "cancelled", "called back before it came"),
             Self::Busy(message) => refused("busy", message),

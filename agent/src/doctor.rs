@@ -6,11 +6,12 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use cloudlink_certs::TrustAnchor;
+use cloudlink_certs::{KeyId, TrustAnchor};
 use nix::sys::statvfs::statvfs;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::access::{self, Need};
 use crate::agent::load_anchor;
 use crate::clock::{KnownTime, wall_clock};
 use crate::config::{Argv, Config, Transport};
@@ -77,6 +78,7 @@ pub async fn examine(config: &Config, bus: &Bus) -> Vec<Finding> {
     let mut findings = vec![boot_id(config)];
     findings.extend(state(&config.state_dir));
     let identity = identity(config, &mut findings);
+    findings.push(access(config, identity.as_ref()));
     findings.push(executors(config, bus).await);
     findings.extend(argvs(config));
     match load_anchor(config) {
@@ -291,6 +293,23 @@ fn certificate(identity: &Identity, known_time: &KnownTime) -> Finding {
         return Finding::bad("certificate", format!("{found}: expired"), "enroll anew with a new token");
     }
     Finding::good("certificate", found)
+}
+
+/// Whether grants must be signed here, and with which keys.
+fn access(config: &Config, identity: Option<&Identity>) -> Finding {
+    let about = "grants";
+    match access::need(&config.access, &config.state_dir, identity.and_then(Identity::device)) {
+        Need::None => Finding::good(about, "need no signature of the tenant: the server's word is enough"),
+        Need::Signed { keys, .. } => {
+            let keys: Vec<String> = keys.iter().map(|key| KeyId::of(key).to_string()).collect();
+            Finding::good(about, format!("must be signed by the tenant, with {}", keys.join(" or ")))
+        }
+        Need::Unclear(why) => Finding::bad(
+            about,
+            why,
+            "until this is put right, every command and stream is refused as grant_invalid (docs/SIGNED-GRANTS.md)",
+        ),
+    }
 }
 
 async fn executors(config: &Config, bus: &Bus) -> Finding {

@@ -8,8 +8,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use cloudlink_certs::TrustAnchor;
 use cloudlink_certs::pem::{PemError, certificates_from_pem};
+use cloudlink_certs::{DeviceCertificate, TrustAnchor};
+use cloudlink_proto::enroll::Access;
 use cloudlink_proto::link::ENROLL_PATH;
 use data_encoding::BASE64;
 use http::{Request, StatusCode, header};
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
+use crate::access::{PinError, Pinned};
 use crate::clock::KnownTime;
 use crate::config::Server;
 use crate::dial::{self, DialError};
@@ -41,6 +43,8 @@ pub struct Enrolled {
     pub device_id: String,
     pub tenant_id: String,
     certificate_pem: String,
+    #[serde(default)]
+    access: Access,
 }
 
 /// Why a token cannot be read.
@@ -69,6 +73,8 @@ pub enum EnrollError {
     Certificate(#[source] PemError),
     #[error("the device's identity cannot be set up")]
     Identity(#[source] IdentityError),
+    #[error("what the tenant wants of grants cannot be kept")]
+    Pin(#[source] PinError),
 }
 
 impl EnrollError {
@@ -81,7 +87,7 @@ impl EnrollError {
             Self::Refused(problem) => {
                 problem.status.is_server_error() || problem.status == StatusCode::TOO_MANY_REQUESTS
             }
-            Self::Certificate(_) | Self::Identity(_) => false,
+            Self::Certificate(_) | Self::Identity(_) | Self::Pin(_) => false,
         }
     }
 
@@ -147,6 +153,9 @@ pub async fn enroll(
         .map_err(|_| EnrollError::TimedOut)??;
     let enrolled: Enrolled = serde_json::from_slice(&answer).map_err(|_| EnrollError::Answer)?;
     let chain = certificates_from_pem(enrolled.certificate_pem.as_bytes()).map_err(EnrollError::Certificate)?;
+    // Before the certificate: there is no moment at which the device is enrolled and does not know.
+    let own = chain.first().and_then(|leaf| DeviceCertificate::parse(leaf).ok()).ok_or(EnrollError::Answer)?;
+    Pinned::enrolled(identity.state_dir(), own.identity.tenant, &enrolled.access).map_err(EnrollError::Pin)?;
     identity.enrolled(&key, &chain, anchor, known_time.best()).map_err(EnrollError::Identity)?;
     Ok(enrolled)
 }

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use cloudlink_certs::pem::{PemError, certificate_to_pem, certificates_from_pem};
 use cloudlink_certs::{
-    CreateRequestError, DeviceCertificate, DeviceCertificateError, PrivateKey, PrivateKeyError, TrustAnchor,
-    VerifyError, create_request,
+    CreateRequestError, DeviceCertificate, DeviceCertificateError, DeviceIdentity, PrivateKey, PrivateKeyError,
+    TrustAnchor, VerifyError, create_request,
 };
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -113,6 +113,18 @@ impl Identity {
     #[must_use]
     pub fn is_enrolled(&self) -> bool {
         self.current.is_some() || self.next.is_some()
+    }
+
+    /// Who the device is, by its certificate; `None` before enrollment.
+    #[must_use]
+    pub fn device(&self) -> Option<&DeviceIdentity> {
+        self.current.as_ref().or(self.next.as_ref()).map(|credential| &credential.certificate.identity)
+    }
+
+    /// Where the slots are.
+    #[must_use]
+    pub fn state_dir(&self) -> &Path {
+        &self.dir
     }
 
     /// When the last of the certificates ends.

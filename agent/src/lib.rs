@@ -1,6 +1,6 @@
 //! The device side of Cloudlink.
 //!
-//! An [`agent`](agent::Agent) keeps one [`link`] up and lets a [`desk`] work: it decides which command may be begun, writes it to
+//! An [`agent`](agent::Agent) keeps one [`link`] up and lets a [`desk`] work: it decides which command may be begun (with [`access`], whether the tenant itself has let it), writes it to
 //! the [`ledger`] first, and has the [`executor`] carry it out. Around that: [`identity`] and its renewal, [`tls`] with a
 //! clock that may be wrong ([`clock`]), the [`tunnel`] of an OpenVPN client, [`enroll`], [`metrics`] and [`doctor`]. The command line in `main.rs` is thin.
 //!
@@ -8,6 +8,7 @@
 //!
 //! The library serves the command line and its tests; nothing else is to depend on it.
 
+pub mod access;
 pub mod agent;
 pub mod backoff;
 pub mod clock;

@@ -56,4 +56,18 @@ pub struct Response {
     pub certificate_pem: String,
     /// The fleet's root certificate, PEM.
     pub ca_pem: String,
+    /// Who signs grants; nobody, by a server that does not say.
+    #[serde(default)]
+    pub access: Access,
+}
+
+/// What a device keeps of its tenant's wish that grants be signed. It is said once: no server can change it later.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Access {
+    /// Whether the device is to do nothing privileged without a grant that one of the keys has signed.
+    pub required: bool,
+    /// Which version of the tenant's keys these are. The first is 1; 0 when there are none.
+    pub version: u64,
+    /// The tenant's keys, PEM public keys of Ed25519 or P-256. At most 16.
+    pub keys_pem: Vec<String>,
 }

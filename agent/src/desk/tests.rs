@@ -78,7 +78,7 @@ fn deliver(desk: &mut Desk, number: u128, kind: command::Kind) -> CommandStatus 
 
 fn deliver_within(desk: &mut Desk, number: u128, kind: Option<command::Kind>, start_within_ms: u64) -> CommandStatus {
     let command = Command { id: id(number).to_wire(), start_within_ms, kind, ..Command::default() };
-    desk.handle_command(Instant::now(), id(number), &command, 1_000)
+    desk.handle_command(Instant::now(), id(number), &command, Ok(Leave::UNLIMITED), 1_000)
 }
 
 fn begin(desk: &mut Desk) -> Option<CommandId> {
@@ -96,6 +96,10 @@ async fn end(desk: &mut Desk) -> CommandStatus {
 
 fn told(status: &CommandStatus) -> (command_status::State, &str) {
     (status.state(), status.code.as_str())
+}
+
+fn told_owned(status: &CommandStatus) -> (command_status::State, String) {
+    (status.state(), status.code.clone())
 }
 
 fn data(status: &CommandStatus) -> serde_json::Value {
@@ -226,6 +230,37 @@ async fn what_is_not_allowed_or_not_known_is_refused_and_nothing_runs() {
     assert_eq!(told(&unknown), (command_status::State::Refused, "unknown_kind"));
     assert_eq!((begin(&mut desk), device.runs()), (None, vec![]));
     assert_eq!(desk.outstanding().len(), 5, "told again until receipted");
+}
+
+#[tokio::test]
+async fn what_the_tenant_did_not_sign_is_refused_and_stays_so() {
+    let device = Device::new();
+    let mut desk = device.start("boot-1");
+    let command = Command { id: id(1).to_wire(), start_within_ms: HOUR_MS, kind: Some(reboot()), ..Command::default() };
+    let mut deliver = |leave| told_owned(&desk.handle_command(Instant::now(), id(1), &command, leave, 1_000));
+    assert_eq!(deliver(Err(Denied::Unsigned)), (command_status::State::Refused, "grant_unsigned".to_owned()));
+    assert_eq!(deliver(Ok(Leave::UNLIMITED)), (command_status::State::Refused, "grant_unsigned".to_owned()));
+    let mut desk = device.start("boot-1");
+    assert_eq!(told(&deliver_within(&mut desk, 1, Some(reboot()), HOUR_MS)).1, "grant_unsigned", "from the disk");
+    let denied = Err(Denied::Invalid("it has ended".to_owned()));
+    let status = desk.handle_command(Instant::now(), id(2), &command, denied, 1_000);
+    assert_eq!((told(&status).1, status.message.as_str()), ("grant_invalid", "it has ended"));
+    assert_eq!((begin(&mut desk), device.runs()), (None, vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_begun_after_the_end_of_the_signed_grant() {
+    let device = Device::new();
+    let mut desk = device.start("boot-1");
+    let command = Command { start_within_ms: HOUR_MS, kind: Some(restart("web")), ..Command::default() };
+    let now = Instant::now();
+    let ended = desk.handle_command(now, id(1), &command, Ok(Leave { until: Some(now) }), 1_000);
+    assert_eq!(told(&ended), (command_status::State::Expired, "expired"));
+    let leave = Leave { until: Some(now + Duration::from_secs(5)) };
+    desk.handle_command(now, id(2), &command, Ok(leave), 1_000);
+    assert_eq!(desk.poll_timeout(), Some(now + Duration::from_secs(5)));
+    tokio::time::advance(Duration::from_secs(5)).await;
+    assert_eq!(begin(&mut desk), None);
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use aws_lc_rs::digest;
 use cloudlink_certs::pem::certificate_to_pem;
 use cloudlink_certs::{CertificateRequest, DeviceIdentity, Serial, Validity};
-use cloudlink_proto::enroll::{BODY_BYTES_MAX, Request as Enrollment, Response as Enrolled};
+use cloudlink_proto::enroll::{Access, BODY_BYTES_MAX, Request as Enrollment, Response as Enrolled};
 use cloudlink_proto::ids::{DeviceId, TenantId};
 use cloudlink_proto::link::ENROLL_PATH;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
@@ -159,6 +159,7 @@ fn enrolled(shared: &Shared, token: &LockedToken, device: DeviceId, certificate:
         name: token.device_name.clone(),
         certificate_pem: certificate_to_pem(certificate),
         ca_pem: shared.authority.certificate_pem(),
+        access: Access::default(),
     }
 }
 
