@@ -26,6 +26,7 @@ use crate::pki::{Pki, PkiError};
 use crate::port::Ports;
 use crate::postgres::{self, Postgres};
 use crate::secret::{Purpose, Token};
+use crate::storage_key::StorageKey;
 use crate::store::first_admin::first_admin_create;
 use crate::store::setup::{self, Address, Probe, SetupError};
 use crate::store::{Store, StoreError, Visibility};
@@ -47,6 +48,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     raise_open_files(&config);
     let _lock = lock_data_dir(&config.data_dir)?;
     let pki = Pki::load(&config, clock::now())?;
+    let storage_key = Arc::new(StorageKey::load(&config)?);
     let ports = Ports::take(&config)?;
 
     let metrics = Arc::new(Metrics::new());
@@ -60,7 +62,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let addresses = Addresses::of(&config.database, postgres.as_ref());
     let outcome = match addresses {
         Ok(addresses) => {
-            let node = Node { config, metrics, pki, isolation: OnceLock::new() };
+            let node = Node { config, metrics, pki, storage_key, isolation: OnceLock::new() };
             Box::pin(node.run(ports, addresses, &mut signals)).await
         }
         Err(error) => Err(error.into()),
@@ -105,6 +107,7 @@ struct Node {
     config: Config,
     metrics: Arc<Metrics>,
     pki: Pki,
+    storage_key: Arc<StorageKey>,
     /// Once the kernel's rules are in force.
     isolation: OnceLock<Arc<Isolation>>,
 }
@@ -139,6 +142,7 @@ impl Node {
             people::settings(&self.config.people),
             shutdown.soft.clone(),
         );
+        api = api.with_storage_key(Arc::clone(&self.storage_key));
         api = api.with_statements(Statements {
             signer: Arc::clone(&self.pki.statements),
             keep_days: self.config.isolation.proof_keep_days,
@@ -164,6 +168,9 @@ impl Node {
         let tunnels = tunnels.map(|(tunnels, _)| tunnels);
         let links = self.links(store.clone(), bus, tunnels.clone())?;
         tasks::start(&links, &shutdown);
+        let (key, metrics) = (Arc::clone(&self.storage_key), Arc::clone(&self.metrics));
+        let keeper = tasks::recording::Keeper { store: store.clone(), key, metrics };
+        shutdown.spawn_vital("recordings", keeper.run(shutdown.clone()));
         let soft = self.config.shutdown.soft_seconds.duration();
         let device_port = ports.device.listen()?;
         if let (Some(tunnels), Some(wrapping)) = (tunnels, wrapping) {

@@ -38,6 +38,7 @@ use crate::metrics::Metrics;
 use crate::model::command::State;
 use crate::model::openvpn_profile::Remote;
 use crate::pki::StatementSigner;
+use crate::storage_key::StorageKey;
 use crate::store::Store;
 use crate::store::command::CalledBack;
 
@@ -106,6 +107,8 @@ pub struct Context {
     statements: Option<Arc<Statements>>,
     /// None: this node makes no proofs.
     prover: Option<Prover>,
+    /// None: nothing that is encrypted can be read.
+    storage_key: Option<Arc<StorageKey>>,
 }
 
 /// What statements are made with.
@@ -150,6 +153,7 @@ impl Context {
             openvpn: None,
             statements: None,
             prover: None,
+            storage_key: None,
         }
     }
 
@@ -169,6 +173,12 @@ impl Context {
     #[must_use]
     pub fn with_statements(self, statements: Statements) -> Self {
         Self { statements: Some(Arc::new(statements)), ..self }
+    }
+
+    /// The same, with what is encrypted at rest.
+    #[must_use]
+    pub fn with_storage_key(self, key: Arc<StorageKey>) -> Self {
+        Self { storage_key: Some(key), ..self }
     }
 
     /// Says that commands were called back: those that are over to who waits for them, the others to who serves the link.

@@ -204,4 +204,4 @@ impl Subject {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -7,6 +7,7 @@ mod isolation;
 mod opening;
 pub(crate) mod presence;
 mod quarantine;
+pub(crate) mod recording;
 mod retention;
 pub(crate) mod revocation;
 mod tunnel;

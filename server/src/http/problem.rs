@@ -33,6 +33,8 @@ pub(crate) enum Kind {
     Quarantined,
     TunnelsOff,
     DeviceRevoked,
+    RecordingDeleted,
+    RecordingUnreadable,
     Conflict,
     IdempotencyConflict,
     VersionMismatch,
@@ -62,6 +64,10 @@ impl Kind {
             Self::Quarantined => (StatusCode::CONFLICT, "quarantined", "The device is in quarantine"),
             Self::TunnelsOff => (StatusCode::CONFLICT, "tunnels_off", "OpenVPN clients are not served"),
             Self::DeviceRevoked => (StatusCode::CONFLICT, "device_revoked", "The device is revoked"),
+            Self::RecordingDeleted => (StatusCode::GONE, "recording_deleted", "The recording was deleted"),
+            Self::RecordingUnreadable => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "recording_unreadable", "The recording cannot be decrypted")
+            }
             Self::Conflict => (StatusCode::CONFLICT, "conflict", "The present state does not allow this"),
             Self::IdempotencyConflict => {
                 (StatusCode::CONFLICT, "idempotency_conflict", "The idempotency key belongs to another request")

@@ -26,10 +26,14 @@ use crate::model::openvpn_profile::Remote;
 use crate::model::person::Role;
 use crate::pki::statement::tests::SIGNER;
 use crate::secret::{Purpose, Token};
+use crate::storage_key::StorageKey;
 use crate::store::person::person_create;
 use crate::store::tenant::tenant_create;
 use crate::store::token::token_create;
 use crate::store::{Store, Visibility};
+
+/// What a scene encrypts with.
+pub(crate) const STORAGE_KEY: [u8; 32] = [7; 32];
 
 pub(crate) struct Scene {
     pub(crate) store: Store,
@@ -73,7 +77,8 @@ impl Scene {
         let (tenant, other_tenant) = (create_tenant(&store, "Hotel").await, create_tenant(&store, "Clinic").await);
         let (bus, stopping) = (Bus::new(), CancellationToken::new());
         let context = Context::new(store.clone(), bus.clone(), Arc::new(Metrics::new()), settings, stopping.clone())
-            .with_statements(statements());
+            .with_statements(statements())
+            .with_storage_key(Arc::new(StorageKey::from_bytes(STORAGE_KEY)));
         let scene = Self {
             admin: create_somebody(&store, "root", Role::Admin, None).await,
             operator: create_somebody(&store, "olga", Role::Operator, None).await,

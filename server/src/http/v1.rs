@@ -53,6 +53,11 @@ pub(super) mod person {
     pub(crate) mod list;
     pub(crate) mod update;
 }
+pub(super) mod recording {
+    pub(crate) mod content;
+    pub(crate) mod list;
+    pub(crate) mod show;
+}
 pub(super) mod tenant {
     pub(crate) mod create;
     pub(crate) mod isolation_statement;

@@ -11,7 +11,7 @@ use crate::store::recording::recording_chunks;
 use crate::store::{Store, StoreError, Visibility};
 
 /// Chunks that are read at a time: about half a megabyte.
-const CHUNKS_AT_ONCE: i64 = 16;
+const CHUNKS_AT_ONCE: i64 = 8;
 
 /// Why a recording cannot be read, or not to its end.
 #[derive(Debug, thiserror::Error)]

@@ -3,13 +3,11 @@ use uuid::Uuid;
 
 use super::reader::{ReadError, Reader};
 use super::*;
-use crate::http::testing::Scene;
+use crate::http::testing::{STORAGE_KEY, Scene};
 use crate::model::new_id;
 use crate::model::recording::RecordingState;
 use crate::storage_key::OpenError;
 use crate::store::recording::recording_show;
-
-pub(crate) const KEY: [u8; 32] = [7; 32];
 
 /// A live session of the scene's operator.
 pub(crate) async fn session(scene: &Scene, kind: &str) -> SupportSessionId {
@@ -40,12 +38,12 @@ pub(crate) async fn begin(scene: &Scene, session: SupportSessionId) -> Recorder 
 }
 
 async fn try_begin(scene: &Scene, new: New) -> Result<Recorder, RecordError> {
-    let key = StorageKey::from_bytes(KEY);
+    let key = StorageKey::from_bytes(STORAGE_KEY);
     Recorder::begin(scene.store.clone(), &key, Arc::new(Metrics::new()), new).await
 }
 
 async fn read(scene: &Scene, session: SupportSessionId) -> Result<Vec<u8>, ReadError> {
-    let key = Arc::new(StorageKey::from_bytes(KEY));
+    let key = Arc::new(StorageKey::from_bytes(STORAGE_KEY));
     let mut reader = Reader::new(scene.store.clone(), key, Visibility::All, session);
     let mut text = Vec::new();
     while let Some(part) = reader.next().await? {

@@ -18,6 +18,7 @@ use super::*;
 use crate::http::Settings;
 use crate::http::problem::Kind;
 use crate::http::testing::{Call, Scene, create_somebody};
+use crate::recording::tests::{begin, session};
 use crate::secret::{Purpose, Token};
 use crate::store::Visibility;
 use crate::store::tenant::tenant_lock;
@@ -213,6 +214,9 @@ async fn to_a_tenant_nothing_of_another_exists(pool: PgPoolOptions, database: Pg
     let grant = scene.grant(json!({"scopes": ["device:reboot", "tcp:open"]})).await.to_string();
     let command = scene.command(json!({})).await.to_string();
     let opening = scene.opening(json!({})).await.to_string();
+    let session = session(&scene, "terminal").await;
+    let _recorder = begin(&scene, session).await;
+    let session = session.to_string();
     let of = |path: &str| match path.split('/').nth(3).unwrap() {
         "tenants" => scene.tenant.to_string(),
         "devices" => scene.device.to_string(),
@@ -220,6 +224,7 @@ async fn to_a_tenant_nothing_of_another_exists(pool: PgPoolOptions, database: Pg
         "grants" => grant.clone(),
         "commands" => command.clone(),
         "openings" => opening.clone(),
+        "support-sessions" => session.clone(),
         other => panic!("say here what of /{other} belongs to the tenant"),
     };
     let before = everything(&scene).await;
@@ -243,7 +248,7 @@ async fn to_a_tenant_nothing_of_another_exists(pool: PgPoolOptions, database: Pg
     {
         let page = route.call(&scene, "").by(&scene.other_customer).send().await.expect(StatusCode::OK);
         let text = page.to_string();
-        for id in [&scene.tenant.to_string(), &scene.device.to_string(), &grant, &command, &opening] {
+        for id in [&scene.tenant.to_string(), &scene.device.to_string(), &grant, &command, &opening, &session] {
             assert!(!text.contains(id), "{} shows {id}", route.id);
         }
     }
