@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use cloudlink_certs::TrustAnchor;
 use cloudlink_proto::link::message::goodbye::Code;
-use cloudlink_proto::link::message::{CommandStatus, MetricsReport, StreamRefused};
+use cloudlink_proto::link::message::{CommandStatus, Hello, MetricsReport, StreamRefused};
 use cloudlink_proto::link::{Close, FromServer, ToServer};
 use futures_util::FutureExt;
 use tokio::task::JoinHandle;
@@ -26,14 +26,15 @@ use crate::backoff::{Backoff, about, jitter};
 use crate::clock::{self, KnownTime};
 use crate::config::Config;
 use crate::desk::Desk;
-use crate::dial::{self, DialError};
+use crate::dial::{self, DialError, Route};
 use crate::disk::StateDir;
 use crate::executor::{Bus, Executor};
 use crate::identity::{Identity, Slot};
 use crate::ledger::Ledger;
-use crate::link::{Event, Link, Route, until};
+use crate::link::{Event, Link, until};
 use crate::metrics::Sampler;
 use crate::problem::{RETRY_AFTER_MAX, shown};
+use crate::stream::Streams;
 use crate::tls::{self, Bounds};
 use crate::{chain, machine};
 
@@ -66,6 +67,7 @@ pub struct Agent {
     identity: Identity,
     boot_id: String,
     desk: Desk,
+    streams: Streams,
     /// What the link goes through, if it does not go directly.
     tunnel: Option<Tunnel>,
     sampler: Arc<Mutex<Sampler>>,
@@ -123,6 +125,7 @@ impl Agent {
             access: Access::load(&config.access, state_dir.path(), &identity),
             known_time: KnownTime::load(state_dir.path(), tls::authority_made(&anchor)),
             desk: Desk::new(ledger, executor, boot_id.clone()),
+            streams: Streams::new(&config),
             trial: if tunnel.is_some() { Trial::interrupting() } else { Trial::default() },
             tunnel,
             config,
@@ -153,6 +156,7 @@ impl Agent {
                     let status = self.desk.handle_done(id, report);
                     self.tell(status);
                 }
+                refused = self.streams.done() => self.tell_refusal(refused),
                 event = next_event(&mut self.link) => self.handle_event(event),
                 (slot, opened) = opened(&mut self.dialling) => self.handle_opened(slot, opened),
                 report = measured(&mut self.measuring) => self.handle_measured(report),
@@ -166,6 +170,7 @@ impl Agent {
     async fn stop(mut self) {
         tracing::info!("stopping");
         self.desk.stop();
+        self.streams.stop().await;
         let deadline = Instant::now() + STOP_WITHIN;
         while self.desk.is_at_work() {
             tokio::select! {
@@ -218,6 +223,12 @@ impl Agent {
             && let Err(error) = link.send(message)
         {
             tracing::warn!(%error, "a message was not sent");
+        }
+    }
+
+    fn tell_refusal(&mut self, refused: Option<StreamRefused>) {
+        if let Some(refused) = refused {
+            self.tell(refused);
         }
     }
 
@@ -285,9 +296,11 @@ impl Agent {
                     self.dialling = Dialling::At(now + after.min(RETRY_AFTER_MAX), Reason::Asked);
                 }
             }
-            FromServer::StreamRequest { id, .. } => {
-                let message = "this device opens no streams".to_owned();
-                self.tell(StreamRefused { id: id.to_wire(), code: "unknown_kind".to_owned(), message });
+            FromServer::StreamRequest { id, grant_id, request, .. } => {
+                let leave = self.access.judge_stream(&mut self.known_time, now, grant_id, &request);
+                let route = self.stream_route();
+                let refused = self.streams.handle_request(now, id, *request, leave, route);
+                self.tell_refusal(refused);
             }
             // The session takes one welcome only, and keeps goodbyes to itself.
             FromServer::Welcome(_) | FromServer::Goodbye => {}
@@ -342,20 +355,31 @@ impl Agent {
         if self.tunnel.is_some() {
             return self.dial_inside(slot);
         }
-        let bounds = Bounds { earliest: self.known_time.earliest(), own_end: self.identity.ends_at() };
-        let credential = self.identity.slot(slot);
-        let config = match credential {
-            Some(credential) => tls::client_config(&self.anchor, Some(credential), bounds).map_err(DialError::Setup),
-            None => Err(DialError::NotEnrolled),
-        };
-        let server = Box::new(self.config.server.clone());
-        let hello = machine::hello(&self.boot_id);
-        tracing::debug!(slot = ?slot, host = server.host, "dialling");
-        let opening = async move {
-            let tls = Box::new(config?);
-            Link::open(Route::Direct { server, tls }, hello).await
-        };
+        let hello = self.hello();
+        tracing::debug!(slot = ?slot, host = self.config.server.host, "dialling");
+        let route = self.direct_route(slot);
+        let opening = async move { Link::open(route?, hello).await };
         self.dialling = Dialling::Now(slot, Box::pin(opening));
+    }
+
+    fn direct_route(&self, slot: Slot) -> Result<Route, DialError> {
+        let credential = self.identity.slot(slot).ok_or(DialError::NotEnrolled)?;
+        let bounds = Bounds { earliest: self.known_time.earliest(), own_end: self.identity.ends_at() };
+        let tls = tls::client_config(&self.anchor, Some(credential), bounds).map_err(DialError::Setup)?;
+        Ok(Route::Direct { server: Box::new(self.config.server.clone()), tls: Box::new(tls) })
+    }
+
+    /// Streams go the way of the link that they were asked for on.
+    fn stream_route(&self) -> Result<Route, DialError> {
+        match self.link.as_ref().and_then(|link| link.tunnel.clone()) {
+            Some(tunnel) => Ok(Route::Inside(tunnel)),
+            // The certificate that a link was welcomed with is the current one by then.
+            None => self.direct_route(Slot::Current),
+        }
+    }
+
+    fn hello(&self) -> Hello {
+        machine::hello(&self.boot_id, &self.streams.capabilities())
     }
 
     /// Whether the certificate that proves the device is not this agent's.

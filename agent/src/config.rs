@@ -3,6 +3,7 @@
 mod access;
 mod openvpn;
 mod section;
+mod stream;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -14,6 +15,7 @@ use toml::de::DeTable;
 pub use self::access::Access;
 pub use self::openvpn::{OpenVpn, Proxy, Started, Wrapping, WrappingKind};
 use self::section::Section;
+pub use self::stream::{File, Forward, Terminal};
 use crate::tunnel::profile;
 
 /// The port that every device may dial.
@@ -41,6 +43,9 @@ pub struct Config {
     pub service: Service,
     pub power: Power,
     pub access: Access,
+    pub terminal: Terminal,
+    pub forward: Forward,
+    pub file: File,
     pub log: Log,
 }
 
@@ -185,6 +190,9 @@ fn read_root(root: &Section<'_>) -> Option<Config> {
     let service = read_service(&root.section("service"));
     let power = read_power(&root.section("power"));
     let access = access::read(&root.section("access"));
+    let terminal = stream::read_terminal(&root.section("terminal"));
+    let forward = stream::read_forward(&root.section("forward"));
+    let file = stream::read_file(&root.section("file"));
     let log = read_log(&root.section("log"));
     Some(Config {
         state_dir: state_dir?,
@@ -194,6 +202,9 @@ fn read_root(root: &Section<'_>) -> Option<Config> {
         service,
         power,
         access,
+        terminal,
+        forward,
+        file,
         log,
     })
 }
@@ -414,6 +425,9 @@ mod tests {
         assert_eq!(config.server.enroll_name, ServerName::try_from("enroll.link.example.com").unwrap());
         assert_eq!(config.boot_id_path, Path::new("/proc/sys/kernel/random/boot_id"));
         assert_eq!((config.service, config.power), (Service::default(), Power::default()));
+        let nothing = (Terminal::default(), Forward::default(), File::default());
+        assert!(!nothing.0.enabled && nothing.1.allow.is_empty() && nothing.2.roots.is_empty());
+        assert_eq!((config.terminal, config.forward, config.file), nothing, "nobody is let in unless it is configured");
         assert_eq!(config.log, Log { filter: "info".to_owned(), format: LogFormat::Human });
     }
 

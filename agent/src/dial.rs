@@ -1,4 +1,4 @@
-//! From a configuration to an open connection: name, TCP, TLS 1.3, WebSocket. Each step has a time limit of its own. Inside a
+//! From a configuration to an open connection, of a link or of a stream: name, TCP, TLS 1.3, WebSocket. Each step has a time limit of its own. Inside a
 //! tunnel there is neither a name nor TLS.
 
 mod wire;
@@ -10,9 +10,13 @@ use std::time::Duration;
 
 use cloudlink_proto::link::message::goodbye::Code;
 use cloudlink_proto::link::{Close, LINK_PATH, MESSAGE_BYTES_MAX, SUBPROTOCOL};
-use http::{Request, Uri, header};
+use cloudlink_proto::stream;
+use data_encoding::BASE64URL_NOPAD;
+use http::{HeaderValue, Request, header};
 use rustls::{AlertDescription, ClientConfig};
 use rustls_pki_types::ServerName;
+use socket2::{SockRef, TcpKeepalive};
+use time::OffsetDateTime;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -23,6 +27,7 @@ use tokio_tungstenite::{WebSocketStream, tungstenite};
 pub use self::wire::Wire;
 use crate::config::Server;
 use crate::problem::{Problem, shown};
+use crate::tls;
 use crate::tunnel::TunnelError;
 use crate::tunnel::interface::Interface;
 
@@ -34,11 +39,38 @@ const WEBSOCKET_WITHIN: Duration = Duration::from_secs(20);
 const ADDRESSES_MAX: usize = 4;
 /// A link is idle most of the time: small buffers are enough.
 const READ_BUFFER_BYTES: usize = 4096;
+/// Room for a whole message of a stream, and its header.
+const STREAM_READ_BUFFER_BYTES: usize = stream::DATA_BYTES_MAX + 1024;
+/// When a connection of a stream has been silent for so long, the other side is asked whether it is still there.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(20);
+/// It is asked so often, ...
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
+/// ... and given up after so many questions without an answer.
+const KEEPALIVE_RETRIES: u32 = 3;
 
 /// An open WebSocket.
 pub type Socket = WebSocketStream<Wire>;
 
-/// Why there is no link.
+/// How the server is reached.
+#[derive(Debug)]
+pub enum Route {
+    Direct { server: Box<Server>, tls: Box<ClientConfig> },
+    Inside(Interface),
+}
+
+/// A connection to the server, over which a WebSocket can be opened.
+#[derive(Debug)]
+pub struct Way {
+    pub wire: Wire,
+    /// As in a URL.
+    authority: String,
+    /// When the certificate ends that the server proved itself with; `None` if it did that to somebody else.
+    pub server_certificate_ends: Option<OffsetDateTime>,
+    /// What it goes through.
+    pub tunnel: Option<Interface>,
+}
+
+/// Why there is no link, or no stream.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
     #[error("cannot resolve {host}")]
@@ -146,6 +178,64 @@ fn is_refusing_alert(error: &io::Error) -> bool {
     )
 }
 
+impl Route {
+    /// All steps up to a connection whose other end is proven.
+    ///
+    /// # Errors
+    /// Of any step.
+    pub async fn go(self) -> Result<Way, DialError> {
+        match self {
+            Self::Direct { server, tls } => {
+                let stream = secure(&server, &server.server_name, *tls).await?;
+                let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+                let ends = leaf.and_then(tls::validity).map_or(OffsetDateTime::UNIX_EPOCH, |(_, ends)| ends);
+                Ok(Way {
+                    wire: Wire::Tls(Box::new(stream)),
+                    authority: authority(&server.server_name, server.port),
+                    server_certificate_ends: Some(ends),
+                    tunnel: None,
+                })
+            }
+            Self::Inside(tunnel) => {
+                let wire = Wire::Plain(connect_inside(&tunnel).await?);
+                let authority = tunnel.gateway.to_string();
+                Ok(Way { wire, authority, server_certificate_ends: None, tunnel: Some(tunnel) })
+            }
+        }
+    }
+}
+
+impl Way {
+    /// Opens the WebSocket of a stream with its token.
+    ///
+    /// # Errors
+    /// When the server refuses, or does not speak the protocol.
+    pub async fn open_stream(self, token: &[u8]) -> Result<Socket, DialError> {
+        stay_alive(self.wire.tcp());
+        let request =
+            stream_request(&self.authority, &self.wire, token).map_err(|error| DialError::WebSocket(error.into()))?;
+        let limits = limits(STREAM_READ_BUFFER_BYTES, stream::DATA_BYTES_MAX.max(stream::CONTROL_BYTES_MAX));
+        upgrade(request, self.wire, limits).await
+    }
+
+    /// Opens the WebSocket of a link.
+    ///
+    /// # Errors
+    /// When the server refuses, or does not speak the protocol.
+    pub async fn open_link(self) -> Result<Socket, DialError> {
+        websocket(&self.authority, self.wire).await
+    }
+}
+
+/// A stream may be idle for hours. That the other side went away without a word must show nevertheless.
+fn stay_alive(connection: &TcpStream) {
+    let keepalive =
+        TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY).with_retries(KEEPALIVE_RETRIES);
+    if let Err(error) = SockRef::from(connection).set_tcp_keepalive(&keepalive) {
+        tracing::debug!(%error, "a connection cannot be kept alive");
+    }
+}
+
 /// The addresses to dial: the configured one, or what the name resolves to just now.
 ///
 /// # Errors
@@ -236,14 +326,24 @@ pub async fn connect_inside(tunnel: &Interface) -> Result<TcpStream, DialError> 
 /// # Errors
 /// When the server refuses, or does not speak the protocol.
 pub async fn websocket(authority: &str, stream: Wire) -> Result<Socket, DialError> {
-    let request = link_request(authority, &stream).map_err(|error| DialError::WebSocket(error.into()))?;
+    let request = upgrade_request(authority, &stream, LINK_PATH, SUBPROTOCOL)
+        .body(())
+        .map_err(|error| DialError::WebSocket(error.into()))?;
+    upgrade(request, stream, limits(READ_BUFFER_BYTES, MESSAGE_BYTES_MAX)).await
+}
+
+fn limits(read_buffer_bytes: usize, message_bytes_max: usize) -> WebSocketConfig {
     let mut config = WebSocketConfig::default()
-        .read_buffer_size(READ_BUFFER_BYTES)
+        .read_buffer_size(read_buffer_bytes)
         .write_buffer_size(0)
-        .max_write_buffer_size(4 * MESSAGE_BYTES_MAX);
-    config.max_message_size = Some(MESSAGE_BYTES_MAX);
-    config.max_frame_size = Some(MESSAGE_BYTES_MAX);
-    let opened = timeout(WEBSOCKET_WITHIN, tokio_tungstenite::client_async_with_config(request, stream, Some(config)))
+        .max_write_buffer_size(4 * message_bytes_max);
+    config.max_message_size = Some(message_bytes_max);
+    config.max_frame_size = Some(message_bytes_max);
+    config
+}
+
+async fn upgrade(request: Request<()>, stream: Wire, limits: WebSocketConfig) -> Result<Socket, DialError> {
+    let opened = timeout(WEBSOCKET_WITHIN, tokio_tungstenite::client_async_with_config(request, stream, Some(limits)))
         .await
         .map_err(|_| DialError::TimedOut { step: "opening the WebSocket", within: WEBSOCKET_WITHIN })?;
     match opened {
@@ -256,22 +356,28 @@ pub async fn websocket(authority: &str, stream: Wire) -> Result<Socket, DialErro
     }
 }
 
-fn link_request(authority: &str, stream: &Wire) -> Result<Request<()>, http::Error> {
+fn stream_request(authority: &str, stream: &Wire, token: &[u8]) -> Result<Request<()>, http::Error> {
+    let mut bearer = HeaderValue::try_from(format!("Bearer {}", BASE64URL_NOPAD.encode(token)))?;
+    bearer.set_sensitive(true);
+    upgrade_request(authority, stream, stream::STREAM_PATH, stream::SUBPROTOCOL)
+        .header(header::AUTHORIZATION, bearer)
+        .body(())
+}
+
+fn upgrade_request(authority: &str, stream: &Wire, path: &str, subprotocol: &str) -> http::request::Builder {
     let scheme = match stream {
         Wire::Tls(_) => "wss",
         Wire::Plain(_) => "ws",
     };
-    let uri = Uri::builder().scheme(scheme).authority(authority).path_and_query(LINK_PATH).build()?;
     Request::builder()
-        .uri(uri)
+        .uri(format!("{scheme}://{authority}{path}"))
         .header(header::HOST, authority)
         .header(header::CONNECTION, "Upgrade")
         .header(header::UPGRADE, "websocket")
         .header(header::SEC_WEBSOCKET_VERSION, "13")
         .header(header::SEC_WEBSOCKET_KEY, tungstenite::handshake::client::generate_key())
-        .header(header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL)
+        .header(header::SEC_WEBSOCKET_PROTOCOL, subprotocol)
         .header(header::USER_AGENT, crate::machine::AGENT)
-        .body(())
 }
 
 /// Name and port as in a URL.

@@ -1,7 +1,8 @@
 //! The device side of Cloudlink.
 //!
-//! An [`agent`](agent::Agent) keeps one [`link`] up and lets a [`desk`] work: it decides which command may be begun (with [`access`], whether the tenant itself has let it), writes it to
-//! the [`ledger`] first, and has the [`executor`] carry it out. Around that: [`identity`] and its renewal, [`tls`] with a
+//! An [`agent`](agent::Agent) keeps one [`link`] up and lets a [`desk`] work: it decides which command may be begun (with
+//! [`access`], whether the tenant itself has let it), writes it to the [`ledger`] first, and has the [`executor`] carry it out.
+//! [`stream`] serves the terminals, connections and files of support sessions. Around that: [`identity`] and its renewal, [`tls`] with a
 //! clock that may be wrong ([`clock`]), the [`tunnel`] of an OpenVPN client, [`enroll`], [`metrics`] and [`doctor`]. The command line in `main.rs` is thin.
 //!
 //! Start reading at [`desk`] for what happens to a command, and at [`agent`] for what happens to a link.
@@ -26,6 +27,7 @@ pub mod link;
 pub mod machine;
 pub mod metrics;
 pub mod problem;
+pub mod stream;
 pub mod tls;
 pub mod tunnel;
 

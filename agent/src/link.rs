@@ -11,28 +11,18 @@ use cloudlink_proto::link::{
     Admission, Close, Device, FromServer, Party, SendError, Session, State, ToServer, Violation,
 };
 use futures_util::{Sink, Stream};
-use rustls::ClientConfig;
 use time::OffsetDateTime;
 use tokio::time::{Instant, timeout};
 use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
 use tokio_tungstenite::tungstenite::{self, Message};
 
-use crate::config::Server;
-use crate::dial::{self, DialError, Socket, Wire};
-use crate::tls;
+use crate::dial::{DialError, Route, Socket};
 use crate::tunnel::interface::Interface;
 
 /// How long is waited for what was sent to be handed to the network, before something is done that ends the network.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 /// How long a polite end may take.
 const CLOSE_WITHIN: Duration = Duration::from_secs(6);
-
-/// How a link gets to the server.
-#[derive(Debug)]
-pub enum Route {
-    Direct { server: Box<Server>, tls: Box<ClientConfig> },
-    Inside(Interface),
-}
 
 /// A link that the server has welcomed.
 #[derive(Debug)]
@@ -61,21 +51,10 @@ impl Link {
     /// # Errors
     /// Of any of these steps.
     pub async fn open(route: Route, hello: Hello) -> Result<Self, DialError> {
-        match route {
-            Route::Direct { server, tls } => {
-                let stream = dial::secure(&server, &server.server_name, *tls).await?;
-                let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-                let ends = leaf.and_then(tls::validity).map_or(OffsetDateTime::UNIX_EPOCH, |(_, ends)| ends);
-                let authority = dial::authority(&server.server_name, server.port);
-                let socket = dial::websocket(&authority, Wire::Tls(Box::new(stream))).await?;
-                Ok(Self { server_certificate_ends: Some(ends), ..Self::welcomed(socket, hello).await? })
-            }
-            Route::Inside(tunnel) => {
-                let stream = dial::connect_inside(&tunnel).await?;
-                let socket = dial::websocket(&tunnel.gateway.to_string(), Wire::Plain(stream)).await?;
-                Ok(Self { tunnel: Some(tunnel), ..Self::welcomed(socket, hello).await? })
-            }
-        }
+        let mut way = route.go().await?;
+        let (tunnel, server_certificate_ends) = (way.tunnel.take(), way.server_certificate_ends);
+        let socket = way.open_link().await?;
+        Ok(Self { tunnel, server_certificate_ends, ..Self::welcomed(socket, hello).await? })
     }
 
     async fn welcomed(socket: Socket, hello: Hello) -> Result<Self, DialError> {

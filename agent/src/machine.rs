@@ -33,11 +33,12 @@ pub fn boot_id(path: &Path) -> io::Result<String> {
 
 /// The first message of a link.
 #[must_use]
-pub fn hello(boot_id: &str) -> Hello {
+pub fn hello(boot_id: &str, streams: &[&str]) -> Hello {
+    let commands = Kind::ALL.iter().map(|kind| kind.name());
     Hello {
         // The session fills in what it speaks.
         versions: Vec::new(),
-        capabilities: Kind::ALL.iter().map(|kind| kind.name().to_owned()).collect(),
+        capabilities: commands.chain(streams.iter().copied()).map(str::to_owned).collect(),
         boot_id: boot_id.to_owned(),
         agent: AGENT.to_owned(),
         os: shortened(System::long_os_version().unwrap_or_default()),

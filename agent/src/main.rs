@@ -17,6 +17,7 @@ use cloudlink_agent::enroll::{EnrollError, Token, enroll};
 use cloudlink_agent::executor::Bus;
 use cloudlink_agent::identity::Identity;
 use cloudlink_agent::problem::shown;
+use cloudlink_agent::stream::terminal;
 use cloudlink_agent::tunnel::client;
 use cloudlink_agent::{chain, tls};
 use tokio::signal::unix::{SignalKind, signal};
@@ -79,6 +80,10 @@ enum ConfigCommand {
 fn main() -> ExitCode {
     if let Some(error) = client::become_if_asked(std::env::args_os()) {
         say(&format!("cannot become the OpenVPN client: {error}"));
+        return ExitCode::FAILURE;
+    }
+    if let Some(error) = terminal::become_if_asked(std::env::args_os()) {
+        say(&format!("cannot become the terminal's program: {error}"));
         return ExitCode::FAILURE;
     }
     rustls::crypto::aws_lc_rs::default_provider()
@@ -232,7 +237,9 @@ fn stop_on_signal() -> anyhow::Result<CancellationToken> {
 }
 
 fn start_log(config: &Config) {
-    let filter = tracing_subscriber::EnvFilter::new(&config.log.filter);
+    // With more, the WebSocket library logs what goes over it: tokens, and what was typed.
+    let quiet = "tungstenite=info".parse().expect("it is a directive");
+    let filter = tracing_subscriber::EnvFilter::new(&config.log.filter).add_directive(quiet);
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     match config.log.format {

@@ -9,14 +9,14 @@ use tokio::time::Instant;
 
 use super::{Agent, Dialling, Reason};
 use crate::backoff::jitter;
+use crate::chain;
 use crate::config::{Config, OpenVpn, Started, Transport};
-use crate::dial::DialError;
+use crate::dial::{DialError, Route};
 use crate::identity::Slot;
-use crate::link::{Link, Route};
+use crate::link::Link;
 use crate::tunnel::client::Client;
 use crate::tunnel::interface::{self, Interface, LOOK_EVERY};
 use crate::tunnel::{TunnelError, profile};
-use crate::{chain, machine};
 
 /// How soon a tunnel is dialled through that came up.
 pub(super) const DIAL_WITHIN: Duration = Duration::from_secs(1);
@@ -152,7 +152,7 @@ impl Agent {
             }
             None => Ok(None),
         };
-        let hello = machine::hello(&self.boot_id);
+        let hello = self.hello();
         let opening = async move {
             if let Some(old) = old {
                 old.close(Code::Replaced, "the tunnel is made anew, with another certificate").await;

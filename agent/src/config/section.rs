@@ -102,6 +102,17 @@ impl<'t> Section<'t> {
         port
     }
 
+    /// A whole number from 1 to `max`.
+    pub(super) fn number(&self, key: &'static str, max: u64) -> Option<u64> {
+        let value = self.value(key)?.get_ref();
+        let number = value.as_integer().and_then(|integer| u64::from_str_radix(integer.as_str(), integer.radix()).ok());
+        let number = number.filter(|number| (1..=max).contains(number));
+        if number.is_none() {
+            self.fault(key, "is out of range", &format!("a whole number from 1 to {max}"));
+        }
+        number
+    }
+
     /// An array of strings.
     pub(super) fn strings(&self, key: &'static str) -> Option<Vec<String>> {
         let value = self.value(key)?.get_ref();

@@ -17,6 +17,17 @@ pub enum Wire {
     Plain(TcpStream),
 }
 
+impl Wire {
+    /// What carries it.
+    #[must_use]
+    pub fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Tls(stream) => stream.get_ref().0,
+            Self::Plain(stream) => stream,
+        }
+    }
+}
+
 impl AsyncRead for Wire {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {

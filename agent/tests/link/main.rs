@@ -7,6 +7,8 @@ mod command_line;
 #[cfg(test)]
 mod enrollment;
 #[cfg(test)]
+mod forward;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod namespace;
@@ -14,6 +16,10 @@ mod namespace;
 mod server;
 #[cfg(test)]
 mod session;
+#[cfg(test)]
+mod stream;
+#[cfg(test)]
+mod terminal;
 #[cfg(test)]
 mod trust;
 #[cfg(test)]

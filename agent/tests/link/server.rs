@@ -21,6 +21,7 @@ use cloudlink_proto::link::message::goodbye::Code;
 use cloudlink_proto::link::{
     Admission, Close, ENROLL_PATH, FromDevice, LINK_PATH, SUBPROTOCOL, Session, State, Timing, ToDevice,
 };
+use cloudlink_proto::stream;
 use futures_util::{SinkExt, StreamExt};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
@@ -33,6 +34,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use uuid::Uuid;
@@ -119,7 +121,39 @@ pub(crate) struct TestServer {
     pub(crate) fleet: Arc<Fleet>,
     plan: Arc<Mutex<Plan>>,
     links: mpsc::Receiver<ServerLink>,
+    streams: mpsc::Receiver<ServerStream>,
     task: tokio::task::JoinHandle<()>,
+}
+
+/// What was dialled: to be served by the test.
+#[derive(Clone)]
+struct Opened {
+    links: mpsc::Sender<ServerLink>,
+    streams: mpsc::Sender<ServerStream>,
+}
+
+/// What a WebSocket runs over.
+pub(crate) trait Connection: AsyncRead + AsyncWrite + Unpin + Send {
+    fn tcp(&self) -> &TcpStream;
+}
+
+impl Connection for TcpStream {
+    fn tcp(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Connection for TlsStream<TcpStream> {
+    fn tcp(&self) -> &TcpStream {
+        self.get_ref().0
+    }
+}
+
+/// The server's end of one stream.
+pub(crate) struct ServerStream {
+    /// `Authorization`, as it came.
+    pub(crate) authorization: String,
+    pub(crate) socket: WebSocketStream<Box<dyn Connection>>,
 }
 
 /// The server's end of one link, welcomed.
@@ -171,14 +205,16 @@ impl TestServer {
             metrics_interval,
         });
         let plan = Arc::clone(&shared.plan);
-        let (opened, links) = mpsc::channel(16);
+        let (links_in, links) = mpsc::channel(16);
+        let (streams_in, streams) = mpsc::channel(32);
+        let opened = Opened { links: links_in, streams: streams_in };
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 tokio::spawn(serve(Arc::clone(&shared), stream, opened.clone()));
             }
         });
-        Self { address, fleet, plan, links, task }
+        Self { address, fleet, plan, links, streams, task }
     }
 
     /// The server's end of a tunnel: no TLS, and whoever comes is the device.
@@ -190,7 +226,9 @@ impl TestServer {
         let request = cloudlink_agent::identity::request(&new_key().unwrap()).unwrap();
         let certificate = DeviceCertificate::parse(&fleet.device_certificate(&request, YOUNG.0, YOUNG.1)).unwrap();
         let plan = Arc::<Mutex<Plan>>::default();
-        let (opened, links) = mpsc::channel(16);
+        let (links_in, links) = mpsc::channel(16);
+        let (streams_in, streams) = mpsc::channel(32);
+        let opened = Opened { links: links_in, streams: streams_in };
         let task = tokio::spawn({
             let plan = Arc::clone(&plan);
             async move {
@@ -202,12 +240,21 @@ impl TestServer {
                 }
             }
         });
-        Self { address, fleet, plan, links, task }
+        Self { address, fleet, plan, links, streams, task }
     }
 
     /// The next link that the device opens.
     pub(crate) async fn link(&mut self) -> ServerLink {
         timeout(SOON, self.links.recv()).await.expect("a link in time").unwrap()
+    }
+
+    /// The next stream that the device opens.
+    pub(crate) async fn stream(&mut self) -> ServerStream {
+        timeout(SOON, self.streams.recv()).await.expect("a stream in time").unwrap()
+    }
+
+    pub(crate) async fn no_stream_within(&mut self, within: Duration) {
+        assert!(timeout(within, self.streams.recv()).await.is_err(), "a stream came");
     }
 
     pub(crate) async fn no_link_within(&mut self, within: Duration) {
@@ -240,6 +287,13 @@ impl TestServer {
 impl Drop for TestServer {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+impl ServerStream {
+    /// Ends it at once, whatever is under way.
+    pub(crate) fn reset(self) {
+        self.socket.get_ref().tcp().set_zero_linger().unwrap();
     }
 }
 
@@ -304,7 +358,7 @@ struct Shared {
     metrics_interval: Duration,
 }
 
-async fn serve(shared: Arc<Shared>, stream: TcpStream, opened: mpsc::Sender<ServerLink>) {
+async fn serve(shared: Arc<Shared>, stream: TcpStream, opened: Opened) {
     let Ok(start) = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await else { return };
     let enrolling = start.client_hello().server_name() == Some(ENROLL_HOST);
     let config = if enrolling { &shared.enroll } else { &shared.link };
@@ -381,9 +435,9 @@ async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> (String, Vec<u8>
 async fn link(
     plan: &Mutex<Plan>,
     metrics_interval: Duration,
-    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    mut stream: impl Connection + 'static,
     certificate: DeviceCertificate,
-    opened: mpsc::Sender<ServerLink>,
+    opened: Opened,
 ) {
     let refusal = {
         let mut plan = plan.lock().unwrap();
@@ -399,14 +453,25 @@ async fn link(
         let _ = stream.shutdown().await;
         return;
     }
+    let mut stream_token = None;
     #[expect(clippy::result_large_err, reason = "the callback's type is the library's")]
     let check = |request: &Request, mut response: Response| -> Result<Response, ErrorResponse> {
-        assert_eq!(request.uri().path(), LINK_PATH);
-        assert_eq!(request.headers()["sec-websocket-protocol"], SUBPROTOCOL);
-        response.headers_mut().insert("sec-websocket-protocol", SUBPROTOCOL.parse().unwrap());
+        let is_link = request.uri().path() == LINK_PATH;
+        let subprotocol = if is_link { SUBPROTOCOL } else { stream::SUBPROTOCOL };
+        if !is_link {
+            assert_eq!(request.uri().path(), stream::STREAM_PATH);
+            stream_token = Some(request.headers()["authorization"].to_str().unwrap().to_owned());
+        }
+        assert_eq!(request.headers()["sec-websocket-protocol"], subprotocol);
+        response.headers_mut().insert("sec-websocket-protocol", subprotocol.parse().unwrap());
         Ok(response)
     };
+    let stream: Box<dyn Connection> = Box::new(stream);
     let Ok(mut socket) = tokio_tungstenite::accept_hdr_async(stream, check).await else { return };
+    if let Some(authorization) = stream_token {
+        let _ = opened.streams.send(ServerStream { authorization, socket }).await;
+        return;
+    }
     let mut session = Session::server(Instant::now().into_std(), &Timing::default());
     let (to_test, incoming) = mpsc::channel(256);
     let (orders, mut ordered) = mpsc::channel(16);
@@ -427,7 +492,7 @@ async fn link(
                         session.welcome(now(), &admission).unwrap();
                         if let Some((opened, incoming, orders)) = pending.take() {
                             let certificate = certificate.clone();
-                            let _ = opened.send(ServerLink { hello, certificate, incoming, orders }).await;
+                            let _ = opened.links.send(ServerLink { hello, certificate, incoming, orders }).await;
                         }
                     }
                     Some(FromDevice::Goodbye) | None => {}

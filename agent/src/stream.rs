@@ -1,0 +1,462 @@
+//! Streams of support sessions: a terminal, a connection to a target, a file. Each is a WebSocket of its own that the device dials
+//! when it is asked to, in the same way as the link, and serves in a task of its own.
+//!
+//! Two ends hold, whatever is said on a stream: the grant's, which the device measures itself with a monotonic clock, and the
+//! agent's own. A lost link ends no stream; a stream that is lost takes with it what ran for it.
+
+pub mod file;
+pub mod forward;
+mod leg;
+pub mod terminal;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cloudlink_proto::ids::StreamId;
+use cloudlink_proto::link::STATUS_MESSAGE_BYTES_MAX;
+use cloudlink_proto::link::message::{StreamRefused, StreamRequest, stream_request};
+use cloudlink_proto::stream::{CAPABILITY_FILE, CAPABILITY_FORWARD, CAPABILITY_TERMINAL, Control};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use self::leg::Leg;
+use crate::access::{Denied, Leave};
+use crate::chain;
+use crate::config::{self, Config};
+use crate::dial::{DialError, Route};
+use crate::problem::shown;
+
+/// The most terminals at once. One more is refused as `busy`.
+pub const TERMINALS_MAX: usize = 16;
+/// The most forwarded connections at once: a browser opens many. One more is refused as `busy`.
+pub const FORWARDS_MAX: usize = 128;
+/// The most files under way at once. One more is refused as `busy`.
+pub const FILES_MAX: usize = 16;
+/// The ids of so many streams are remembered; none of them is opened again.
+const REMEMBERED_MAX: usize = 4096;
+/// A bound for what cannot be added to a clock.
+const LASTS_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+/// The server cuts a stream when its time is up, and can say why. So long later the device does it by itself.
+const CUT_AFTER: Duration = Duration::from_millis(300);
+/// How long it may take that the last word of the device is on its way.
+const LAST_WORD_WITHIN: Duration = Duration::from_millis(200);
+/// How long a stop waits for what runs in terminals to be gone.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+
+/// The streams of this device.
+#[derive(Debug)]
+pub struct Streams {
+    settings: Arc<Settings>,
+    remembered: VecDeque<StreamId>,
+    live: HashMap<tokio::task::Id, Kind>,
+    tasks: JoinSet<Option<StreamRefused>>,
+    stop: CancellationToken,
+}
+
+/// What the configuration lets streams do.
+#[derive(Debug)]
+struct Settings {
+    terminal: config::Terminal,
+    forward: config::Forward,
+    file: config::File,
+}
+
+/// Kinds of streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Terminal,
+    Forward,
+    File,
+}
+
+/// Why a stream is not opened.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("this agent does not know that kind of stream")]
+    UnknownKind,
+    #[error("{0}")]
+    NotAllowed(String),
+    #[error("{0}")]
+    Denied(Denied),
+    #[error("it came too late to be opened")]
+    Expired,
+    #[error("the device serves {0} streams of that kind already")]
+    Busy(usize),
+    #[error("the device takes files of at most {0} bytes")]
+    TooLarge(u64),
+    #[error("the agent is stopping")]
+    Stopping,
+    #[error("the device cannot dial for the stream")]
+    Dial(#[source] DialError),
+    #[error("the device has no room for the stream")]
+    Internal(#[source] std::io::Error),
+}
+
+/// How a stream ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum End {
+    /// All was said.
+    #[error("done")]
+    Done,
+    /// The device could not do it, or not go on.
+    #[error("{code}: {message}")]
+    Failed { code: &'static str, message: String },
+    #[error("the other side has closed")]
+    Left,
+    /// The server's reason.
+    #[error("closed by the server: {0}")]
+    Closed(String),
+    #[error("lost: {0}")]
+    Lost(String),
+    #[error("the other side broke the protocol: {0}")]
+    Protocol(String),
+    /// The device cut it itself.
+    #[error("time is up")]
+    TimeIsUp,
+    #[error("the agent stops")]
+    Stopping,
+}
+
+/// When a stream is to be cut, whatever is said on it.
+#[derive(Clone, Debug)]
+struct Cut {
+    at: Instant,
+    stop: CancellationToken,
+}
+
+impl Streams {
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        let settings =
+            Settings { terminal: config.terminal.clone(), forward: config.forward.clone(), file: config.file.clone() };
+        Self {
+            settings: Arc::new(settings),
+            remembered: VecDeque::new(),
+            live: HashMap::new(),
+            tasks: JoinSet::new(),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    /// What this device can stream: among the capabilities of its `Hello`.
+    #[must_use]
+    pub fn capabilities(&self) -> Vec<&'static str> {
+        [Kind::Terminal, Kind::Forward, Kind::File]
+            .into_iter()
+            .filter(|kind| self.settings.has(*kind))
+            .map(Kind::capability)
+            .collect()
+    }
+
+    /// Takes a request of the server. What is to be answered at once is returned; a stream that is begun tells of itself on its
+    /// own connection, or comes out of [`Self::done`].
+    pub fn handle_request(
+        &mut self,
+        now: Instant,
+        id: StreamId,
+        request: StreamRequest,
+        leave: Result<Leave, Denied>,
+        route: Result<Route, DialError>,
+    ) -> Option<StreamRefused> {
+        if self.remembered.contains(&id) {
+            // A refusal could end the one that was opened.
+            tracing::warn!(stream.id = %id, "a stream was asked for again: nothing is done");
+            return None;
+        }
+        self.remember(id);
+        let begun = self.may_begin(&request, leave).and_then(|(kind, leave)| {
+            let route = route.map_err(Refusal::Dial)?;
+            Ok((kind, leave, route))
+        });
+        match begun {
+            Ok((kind, leave, route)) => {
+                self.begin(now, id, kind, request, leave, route);
+                None
+            }
+            Err(refusal) => Some(refusal.told(id)),
+        }
+    }
+
+    fn remember(&mut self, id: StreamId) {
+        if self.remembered.len() >= REMEMBERED_MAX {
+            self.remembered.pop_front();
+        }
+        self.remembered.push_back(id);
+    }
+
+    /// The one place that decides whether anything is begun for a request. `leave` is what the tenant's signature says.
+    fn may_begin(&self, request: &StreamRequest, leave: Result<Leave, Denied>) -> Result<(Kind, Leave), Refusal> {
+        let asked = request.kind.as_ref().ok_or(Refusal::UnknownKind)?;
+        let leave = leave.map_err(Refusal::Denied)?;
+        let kind = Kind::of(asked);
+        self.settings.check(asked)?;
+        if request.open_within_ms == 0 || request.ends_after_ms == 0 {
+            return Err(Refusal::Expired);
+        }
+        if self.stop.is_cancelled() {
+            return Err(Refusal::Stopping);
+        }
+        let live = self.live.values().filter(|live| **live == kind).count();
+        if live >= kind.max() {
+            return Err(Refusal::Busy(live));
+        }
+        Ok((kind, leave))
+    }
+
+    fn begin(&mut self, now: Instant, id: StreamId, kind: Kind, request: StreamRequest, leave: Leave, route: Route) {
+        let session_id = uuid::Uuid::from_slice(&request.session_id).unwrap_or_default();
+        let span = tracing::info_span!("stream", id = %id, session.id = %session_id, kind = kind.name());
+        // Of the request itself nothing is logged: it holds the token.
+        tracing::info!(
+            parent: &span,
+            requested_by = ?shown(&request.requested_by), reason = ?shown(&request.reason), what = ?what(&request), "opening a stream",
+        );
+        let after = |ms| now.checked_add(Duration::from_millis(ms)).unwrap_or(now + LASTS_MAX);
+        let opening = Opening {
+            id,
+            open_by: after(request.open_within_ms),
+            cut: Cut { at: leave.not_after(after(request.ends_after_ms) + CUT_AFTER), stop: self.stop.child_token() },
+            request,
+            settings: Arc::clone(&self.settings),
+        };
+        let task = self.tasks.spawn(opening.run(route).instrument(span));
+        self.live.insert(task.id(), kind);
+    }
+
+    /// The next stream that ends; what is to be told of it on the link, if anything. Pending while there is none. May be dropped
+    /// and called again.
+    pub async fn done(&mut self) -> Option<StreamRefused> {
+        match self.tasks.join_next_with_id().await {
+            Some(Ok((id, refused))) => {
+                self.live.remove(&id);
+                refused
+            }
+            Some(Err(error)) => {
+                tracing::error!(%error, "a stream broke off");
+                self.live.remove(&error.id());
+                None
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Cuts all streams, and waits until what ran for them is gone.
+    pub async fn stop(&mut self) {
+        self.stop.cancel();
+        let gone = async { while self.tasks.join_next().await.is_some() {} };
+        if timeout(STOP_WITHIN, gone).await.is_err() {
+            tracing::warn!("a stream has not come to its end");
+        }
+    }
+}
+
+/// A stream that is to be opened.
+struct Opening {
+    id: StreamId,
+    open_by: Instant,
+    cut: Cut,
+    request: StreamRequest,
+    settings: Arc<Settings>,
+}
+
+impl Opening {
+    /// Dials, and serves to the end. What is returned is to be told on the link.
+    async fn run(self, route: Route) -> Option<StreamRefused> {
+        let begun = Instant::now();
+        let mut leg = match self.dial(route).await {
+            Ok(leg) => leg,
+            Err(refusal) => return Some(refusal.told(self.id)),
+        };
+        let end = self.serve(&mut leg).await;
+        tracing::info!(
+            end = %end, bytes_to_device = leg.receiver.bytes, bytes_from_device = leg.sender.bytes,
+            lasted_ms = begun.elapsed().as_millis(), "a stream has ended",
+        );
+        end.say_last(&mut leg, &self.cut).await;
+        None
+    }
+
+    async fn dial(&self, route: Route) -> Result<Leg, Refusal> {
+        let open = async {
+            let way = route.go().await?;
+            way.open_stream(&self.request.token).await
+        };
+        let opened = tokio::select! {
+            opened = timeout_at(self.open_by, open) => opened.map_err(|_| Refusal::Expired)?.map_err(Refusal::Dial)?,
+            _ = self.cut.due() => return Err(Refusal::Stopping),
+        };
+        Leg::new(opened).map_err(Refusal::Internal)
+    }
+
+    /// Whoever serves sees to it that nothing is left of the stream when it is cut.
+    async fn serve(&self, leg: &mut Leg) -> End {
+        let settings = &self.settings;
+        match &self.request.kind {
+            Some(stream_request::Kind::Terminal(asked)) => {
+                terminal::serve(leg, asked, &settings.terminal, &self.request, &self.cut).await
+            }
+            Some(stream_request::Kind::Forward(asked)) => {
+                self.cut.or(forward::serve(leg, asked, &settings.forward.allow)).await
+            }
+            Some(stream_request::Kind::FilePut(_) | stream_request::Kind::FileGet(_)) | None => End::Left,
+        }
+    }
+}
+
+impl Cut {
+    /// Waits for it.
+    async fn due(&self) -> End {
+        tokio::select! {
+            () = sleep_until(self.at) => End::TimeIsUp,
+            () = self.stop.cancelled() => End::Stopping,
+        }
+    }
+
+    /// Does something that leaves nothing behind when it is dropped.
+    async fn or(&self, work: impl Future<Output = End>) -> End {
+        tokio::select! {
+            biased;
+            end = self.due() => end,
+            end = work => end,
+        }
+    }
+
+    /// Does something, unless it takes too long.
+    async fn at_most(&self, work: impl Future<Output = ()>) {
+        tokio::select! {
+            () = work => {}
+            _ = self.due() => {}
+        }
+    }
+}
+
+impl End {
+    fn failed(code: &'static str, message: impl Into<String>) -> Self {
+        Self::Failed { code, message: message.into() }
+    }
+
+    /// Lets the other side know, if it is there to hear and there is time.
+    async fn say_last(&self, leg: &mut Leg, cut: &Cut) {
+        match self {
+            Self::Failed { code, message } => {
+                let failed = Control::Failed { code: (*code).to_owned(), message: shortened(message) };
+                let said = async {
+                    if leg.sender.say(&failed).await.is_ok() {
+                        leg.close().await;
+                    }
+                };
+                cut.at_most(said).await;
+            }
+            Self::Done | Self::Left | Self::Closed(_) => cut.at_most(leg.close()).await,
+            // Not a byte later than can be helped.
+            Self::TimeIsUp | Self::Stopping | Self::Protocol(_) => {
+                let _ = timeout(LAST_WORD_WITHIN, leg.close()).await;
+            }
+            Self::Lost(_) => {}
+        }
+    }
+}
+
+impl Settings {
+    fn has(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Terminal => self.terminal.enabled,
+            Kind::Forward => !self.forward.allow.is_empty(),
+            Kind::File => false,
+        }
+    }
+
+    /// What can be told from the configuration alone.
+    fn check(&self, asked: &stream_request::Kind) -> Result<(), Refusal> {
+        let kind = Kind::of(asked);
+        if !self.has(kind) {
+            let message = format!("the device's configuration allows no {}", kind.name());
+            return Err(Refusal::NotAllowed(message));
+        }
+        match asked {
+            stream_request::Kind::Forward(forward) => {
+                forward::check(forward, &self.forward.allow).map_err(|denied| Refusal::NotAllowed(denied.to_string()))
+            }
+            stream_request::Kind::FilePut(put) if put.size > self.file.bytes_max => {
+                Err(Refusal::TooLarge(self.file.bytes_max))
+            }
+            stream_request::Kind::Terminal(_) | stream_request::Kind::FilePut(_) | stream_request::Kind::FileGet(_) => {
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Kind {
+    const fn of(asked: &stream_request::Kind) -> Self {
+        match asked {
+            stream_request::Kind::Terminal(_) => Self::Terminal,
+            stream_request::Kind::Forward(_) => Self::Forward,
+            stream_request::Kind::FilePut(_) | stream_request::Kind::FileGet(_) => Self::File,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Terminal => "terminal",
+            Self::Forward => "forward",
+            Self::File => "file",
+        }
+    }
+
+    const fn capability(self) -> &'static str {
+        match self {
+            Self::Terminal => CAPABILITY_TERMINAL,
+            Self::Forward => CAPABILITY_FORWARD,
+            Self::File => CAPABILITY_FILE,
+        }
+    }
+
+    const fn max(self) -> usize {
+        match self {
+            Self::Terminal => TERMINALS_MAX,
+            Self::Forward => FORWARDS_MAX,
+            Self::File => FILES_MAX,
+        }
+    }
+}
+
+impl Refusal {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::UnknownKind => "unknown_kind",
+            Self::NotAllowed(_) => "not_allowed",
+            Self::Denied(denied) => denied.code(),
+            Self::Expired => "expired",
+            Self::Busy(_) => "busy",
+            Self::TooLarge(_) => "too_large",
+            Self::Stopping => "stopping",
+            Self::Dial(_) => "dial_failed",
+            Self::Internal(_) => "internal",
+        }
+    }
+
+    /// Logs it. The answer is to be told.
+    fn told(&self, id: StreamId) -> StreamRefused {
+        let message = chain(self);
+        tracing::warn!(stream.id = %id, code = self.code(), reason = message, "refused a stream");
+        StreamRefused { id: id.to_wire(), code: self.code().to_owned(), message: shortened(&message) }
+    }
+}
+
+/// What it is to, for the log.
+fn what(request: &StreamRequest) -> String {
+    match &request.kind {
+        Some(stream_request::Kind::Forward(forward)) => shown(&format!("{}:{}", forward.host, forward.port)),
+        Some(stream_request::Kind::FilePut(put)) => format!("to {}", shown(&put.path)),
+        Some(stream_request::Kind::FileGet(get)) => format!("from {}", shown(&get.path)),
+        Some(stream_request::Kind::Terminal(_)) | None => String::new(),
+    }
+}
+
+fn shortened(text: &str) -> String {
+    text[..text.floor_char_boundary(STATUS_MESSAGE_BYTES_MAX)].to_owned()
+}
