@@ -14,6 +14,7 @@ pub mod openvpn_profile;
 pub mod person;
 pub mod proof;
 pub mod recording;
+pub mod signing_key;
 pub mod tenant;
 pub mod token;
 

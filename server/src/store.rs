@@ -24,6 +24,7 @@ pub mod recording;
 pub mod report;
 pub mod retention;
 pub mod setup;
+pub mod signing_key;
 pub mod tenant;
 pub mod token;
 pub mod transition;

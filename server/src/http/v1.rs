@@ -58,6 +58,11 @@ pub(super) mod recording {
     pub(crate) mod list;
     pub(crate) mod show;
 }
+pub(super) mod signing_key {
+    pub(crate) mod create;
+    pub(crate) mod list;
+    pub(crate) mod revoke;
+}
 pub(super) mod tenant {
     pub(crate) mod create;
     pub(crate) mod isolation_statement;

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use aws_lc_rs::digest;
 use cloudlink_certs::pem::certificate_to_pem;
-use cloudlink_certs::{CertificateRequest, DeviceIdentity, Serial, Validity};
+use cloudlink_certs::{CertificateRequest, DeviceIdentity, PublicKey, Serial, Validity};
 use cloudlink_proto::enroll::{Access, BODY_BYTES_MAX, Request as Enrollment, Response as Enrolled};
 use cloudlink_proto::ids::{DeviceId, TenantId};
 use cloudlink_proto::link::ENROLL_PATH;
@@ -25,6 +25,7 @@ use crate::store::certificate::NewCertificate;
 use crate::store::enrollment::{
     LockedToken, enrollment_certificate, enrollment_complete_in_txn, enrollment_token_lock_in_txn,
 };
+use crate::store::signing_key::signing_key_rules;
 use crate::store::{StoreError, Visibility};
 
 /// How long somebody who enrolls too fast is told to wait.
@@ -105,10 +106,11 @@ async fn trade(shared: &Shared, secret: &TokenHash, request: &CertificateRequest
     if token.is_expired {
         return Err(token_expired().into());
     }
+    let access = access(signing_key_rules(&mut transaction, token.tenant_id).await?);
     if let Some(device) = token.device_id {
         let issued = enrollment_certificate(&mut transaction, device, key_hash.as_ref()).await?;
         let issued = CertificateDer::from(issued.ok_or_else(token_used)?);
-        return Ok(enrolled(shared, &token, device, &issued));
+        return Ok(enrolled(shared, &token, device, &issued, access));
     }
     let device = DeviceId::from_uuid(Uuid::now_v7());
     let (serial, validity) = new_certificate(shared)?;
@@ -133,7 +135,12 @@ async fn trade(shared: &Shared, secret: &TokenHash, request: &CertificateRequest
     }
     transaction.commit().await.map_err(StoreError::from)?;
     tracing::info!(%device, tenant = %token.tenant_id, "a device enrolled");
-    Ok(enrolled(shared, &token, device, &certificate))
+    Ok(enrolled(shared, &token, device, &certificate, access))
+}
+
+/// What the device is to keep of its tenant's wish that grants be signed.
+fn access((required, keys): (bool, Vec<PublicKey>)) -> Access {
+    Access { required, version: u64::from(!keys.is_empty()), keys_pem: keys.iter().map(PublicKey::to_pem).collect() }
 }
 
 /// Serial and validity of a device certificate that is to be issued now.
@@ -152,14 +159,20 @@ pub(super) fn identity(shared: &Shared, tenant: TenantId, device: DeviceId) -> D
     DeviceIdentity { trust_domain: shared.trust_domain.clone(), tenant: tenant.as_uuid(), device: device.as_uuid() }
 }
 
-fn enrolled(shared: &Shared, token: &LockedToken, device: DeviceId, certificate: &CertificateDer<'_>) -> Enrolled {
+fn enrolled(
+    shared: &Shared,
+    token: &LockedToken,
+    device: DeviceId,
+    certificate: &CertificateDer<'_>,
+    access: Access,
+) -> Enrolled {
     Enrolled {
         device_id: device.to_string(),
         tenant_id: token.tenant_id.to_string(),
         name: token.device_name.clone(),
         certificate_pem: certificate_to_pem(certificate),
         ca_pem: shared.authority.certificate_pem(),
-        access: Access::default(),
+        access,
     }
 }
 

@@ -62,6 +62,8 @@ impl Route {
     }
 }
 
+const SIGNING_KEY: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAgytKK+NuDCGuTJ+Fn2nRCmTMjmNzkH8CfPsm2mi0yZU=\n-----END PUBLIC KEY-----\n";
+
 /// A body that each operation takes.
 fn body_of(operation: &str) -> Value {
     match operation {
@@ -77,6 +79,7 @@ fn body_of(operation: &str) -> Value {
             json!({"reason": "r", "scopes": ["device:reboot"], "selector": {"a": "b"}, "duration_seconds": 60})
         }
         "grant_extend" => json!({"ends_at": "2030-01-01T00:00:00Z"}),
+        "signing_key_create" => json!({"name": "new", "public_key_pem": SIGNING_KEY}),
         "command_create" => json!({"kind": "device.reboot", "reason": "r"}),
         "isolation_proof_create" => json!({}),
         "opening_create" => json!({"port": 22, "reason": "r"}),
@@ -217,6 +220,9 @@ async fn to_a_tenant_nothing_of_another_exists(pool: PgPoolOptions, database: Pg
     let session = session(&scene, "terminal").await;
     let _recorder = begin(&scene, session).await;
     let session = session.to_string();
+    let key = json!({"name": "safe", "public_key_pem": SIGNING_KEY});
+    let key = scene.post("/signing-keys").by(&scene.customer).json(key).send().await.expect(StatusCode::CREATED);
+    let key = key["id"].as_str().unwrap().to_owned();
     let of = |path: &str| match path.split('/').nth(3).unwrap() {
         "tenants" => scene.tenant.to_string(),
         "devices" => scene.device.to_string(),
@@ -225,6 +231,7 @@ async fn to_a_tenant_nothing_of_another_exists(pool: PgPoolOptions, database: Pg
         "commands" => command.clone(),
         "openings" => opening.clone(),
         "support-sessions" => session.clone(),
+        "signing-keys" => key.clone(),
         other => panic!("say here what of /{other} belongs to the tenant"),
     };
     let before = everything(&scene).await;
@@ -248,7 +255,7 @@ async fn to_a_tenant_nothing_of_another_exists(pool: PgPoolOptions, database: Pg
     {
         let page = route.call(&scene, "").by(&scene.other_customer).send().await.expect(StatusCode::OK);
         let text = page.to_string();
-        for id in [&scene.tenant.to_string(), &scene.device.to_string(), &grant, &command, &opening, &session] {
+        for id in [&scene.tenant.to_string(), &scene.device.to_string(), &grant, &command, &opening, &session, &key] {
             assert!(!text.contains(id), "{} shows {id}", route.id);
         }
     }
