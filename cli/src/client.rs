@@ -7,9 +7,11 @@ mod transport;
 use std::collections::VecDeque;
 
 use anyhow::Context;
+use cloudlink_proto::stream::SUBPROTOCOL;
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use jiff::civil::Date;
+use reqwest::Upgraded;
 use reqwest::header::HeaderValue;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -22,7 +24,7 @@ use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::model::{
     AuditEntry, Command, Device, DeviceDrops, EnrollmentToken, Grant, Me, Opening, Person, Proof, SignedStatement,
-    Tenant, Token,
+    SupportSession, Tenant, Token,
 };
 use transport::{Reply, Transport};
 
@@ -93,6 +95,16 @@ pub(crate) struct OpeningFilter {
     pub(crate) device_id: Option<Uuid>,
     pub(crate) grant_id: Option<Uuid>,
     pub(crate) open: Option<bool>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SupportSessionFilter {
+    pub(crate) device_id: Option<Uuid>,
+    pub(crate) grant_id: Option<Uuid>,
+    pub(crate) person_id: Option<Uuid>,
+    pub(crate) live: Option<bool>,
+    pub(crate) from: Option<Timestamp>,
+    pub(crate) until: Option<Timestamp>,
 }
 
 impl Client {
@@ -319,6 +331,49 @@ impl Client {
     /// Closing again changes nothing.
     pub(crate) async fn opening_close(&self, id: Uuid) -> Result<Answer<Opening>, Failure> {
         self.one(Call::post(format!("/openings/{id}/close"), json!({})).repeatable()).await
+    }
+
+    pub(crate) async fn support_sessions(
+        &self,
+        limit: usize,
+        filter: &SupportSessionFilter,
+    ) -> Result<List<SupportSession>, Failure> {
+        self.list(limit, || {
+            let call = with(Call::get("/support-sessions"), "device_id", filter.device_id.as_ref());
+            let call = with(call, "grant_id", filter.grant_id.as_ref());
+            let call = with(call, "person_id", filter.person_id.as_ref());
+            let call = with(call, "live", filter.live.as_ref());
+            with(with(call, "from", filter.from.as_ref()), "until", filter.until.as_ref())
+        })
+        .await
+    }
+
+    pub(crate) async fn support_session(&self, id: Uuid) -> Result<Answer<SupportSession>, Failure> {
+        self.one(Call::get(format!("/support-sessions/{id}"))).await
+    }
+
+    pub(crate) async fn support_session_create(
+        &self,
+        device: Uuid,
+        body: Value,
+    ) -> Result<Answer<SupportSession>, Failure> {
+        self.one(Call::post(format!("/devices/{device}/support-sessions"), body)).await
+    }
+
+    /// Closing again changes nothing.
+    pub(crate) async fn support_session_close(&self, id: Uuid) -> Result<Answer<SupportSession>, Failure> {
+        self.one(Call::post(format!("/support-sessions/{id}/close"), json!({})).repeatable()).await
+    }
+
+    /// The connection of a stream of a session.
+    pub(crate) async fn support_session_stream(
+        &self,
+        id: Uuid,
+        query: &[(&'static str, String)],
+    ) -> Result<Upgraded, Failure> {
+        let call = Call::get(format!("/support-sessions/{id}/stream"));
+        let call = query.iter().fold(call, |call, (name, value)| call.query(name, value));
+        self.transport.upgrade(call, SUBPROTOCOL).await
     }
 
     pub(crate) async fn audit(&self, limit: usize, tenant: Option<Uuid>) -> Result<List<AuditEntry>, Failure> {

@@ -3,8 +3,10 @@
 mod audit;
 mod command;
 mod completion;
+mod cp;
 mod device;
 mod enroll_token;
+mod forward;
 mod grant;
 mod instruction;
 mod isolation;
@@ -12,6 +14,8 @@ mod opening;
 mod openvpn_profile;
 mod person;
 mod session;
+mod shell;
+mod support;
 mod tenant;
 mod token;
 mod watch;
@@ -115,6 +119,15 @@ enum Verb {
     Opening(opening::Opening),
     /// List openings, newest first
     Openings(opening::List),
+    /// A terminal on a device: your own, or somebody's that is live
+    Shell(shell::Shell),
+    /// Reach TCP ports of a device, or of its neighbours, as if they were here
+    Forward(forward::Forward),
+    /// Copy a file to a device, or from it
+    Cp(cp::Cp),
+    /// Terminals, port forwards and file copies, live or over
+    #[command(subcommand)]
+    Support(support::Support),
     /// The audit log: who did what
     Audit(audit::Audit),
     /// How devices are kept apart, and the proof of it
@@ -165,6 +178,10 @@ impl Line {
             Verb::Command(verb) => Box::pin(verb.run(context)).await,
             Verb::Opening(verb) => Box::pin(verb.run(context)).await,
             Verb::Openings(list) => list.run(context).await,
+            Verb::Shell(shell) => Box::pin(shell.run(context)).await,
+            Verb::Forward(forward) => Box::pin(forward.run(context)).await,
+            Verb::Cp(cp) => Box::pin(cp.run(context)).await,
+            Verb::Support(verb) => Box::pin(verb.run(context)).await,
             Verb::Audit(audit) => audit.run(context).await,
             Verb::Isolation(verb) => verb.run(context).await,
             Verb::Tenants(list) => list.run(context).await,

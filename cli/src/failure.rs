@@ -19,9 +19,11 @@ Exit codes:
   3  not signed in, or the role may not do this
   4  there is no such thing
   5  no grant in force covers it
-  6  the command ended in another state than `succeeded`
+  6  the command ended in another state than `succeeded`; of support sessions: the device refused, or failed
   7  the server cannot be reached or is not available: try again
-  8  conflict: no link, no agent, no tunnel, quarantine, device revoked, changed meanwhile, name taken";
+  8  conflict: no link, no agent, no tunnel, quarantine, device revoked, changed meanwhile, name taken
+  9  the server closed the support session: access ended or was taken back, ...
+`shell` ends with the exit code of the remote shell, 128 and more if a signal ended it, when there was one to end.";
 
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -40,6 +42,18 @@ pub(crate) enum Failure {
     },
     /// The device's part of a command did not succeed; already reported as a result.
     Ended,
+    /// The device could not do what a support session asks of it.
+    Device {
+        code: String,
+        message: String,
+    },
+    /// The server closed a support session.
+    Closed {
+        reason: String,
+        message: String,
+    },
+    /// What a remote shell ended with, or what a signal makes of it. There is nothing to say.
+    Status(u8),
     /// Whoever read our output has gone: no failure of ours.
     OutputClosed,
     Other(anyhow::Error),
@@ -54,7 +68,9 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::NotSignedIn(_) => 3,
             Self::NotFound(_) => 4,
-            Self::Ended => 6,
+            Self::Ended | Self::Device { .. } => 6,
+            Self::Closed { .. } => 9,
+            Self::Status(status) => *status,
             Self::Unreachable { .. } => 7,
             Self::Refused(problem) => problem_exit_code(problem),
         }
@@ -63,7 +79,7 @@ impl Failure {
     /// Whether the same call may succeed later.
     #[must_use]
     pub(crate) fn is_transient(&self) -> bool {
-        self.exit_code() == 7
+        matches!(self, Self::Unreachable { .. } | Self::Refused(_)) && self.exit_code() == 7
     }
 
     /// For people: what happened, what to do, the request's id. For machines: the same as one JSON object.
@@ -77,6 +93,9 @@ impl Failure {
             | Self::NotFound(_)
             | Self::Unreachable { .. }
             | Self::Ended
+            | Self::Device { .. }
+            | Self::Closed { .. }
+            | Self::Status(_)
             | Self::OutputClosed
             | Self::Other(_) => None,
         };
@@ -86,6 +105,9 @@ impl Failure {
             } else {
                 json!({ "title": title, "detail": detail })
             };
+            if let Self::Device { code: name, .. } | Self::Closed { reason: name, .. } = self {
+                object["reason"] = name.as_str().into();
+            }
             object["exit_code"] = self.exit_code().into();
             return Some(crate::output::json_text(&object));
         }
@@ -100,7 +122,15 @@ impl Failure {
 
     fn words(&self) -> Option<(String, Option<String>)> {
         match self {
-            Self::Ended | Self::OutputClosed => None,
+            Self::Ended | Self::Status(_) | Self::OutputClosed => None,
+            Self::Device { code, message } => Some((
+                format!("the device did not do it: {}", code.replace('_', " ")),
+                (!message.is_empty()).then(|| message.clone()),
+            )),
+            Self::Closed { reason, message } => Some((
+                format!("the server closed the session: {}", reason.replace('_', " ")),
+                (!message.is_empty()).then(|| message.clone()),
+            )),
             Self::Usage(what) | Self::NotSignedIn(what) | Self::NotFound(what) => Some(split(what)),
             Self::Refused(problem) => Some((problem.title.clone(), problem.detail.clone())),
             Self::Unreachable { what, source } => Some((what.clone(), source.as_deref().map(chain))),
@@ -126,6 +156,9 @@ impl Failure {
             | Self::NotSignedIn(_)
             | Self::NotFound(_)
             | Self::Ended
+            | Self::Device { .. }
+            | Self::Closed { .. }
+            | Self::Status(_)
             | Self::OutputClosed
             | Self::Other(_) => return None,
         };
@@ -141,7 +174,7 @@ fn longest(problem: &Problem) -> Option<String> {
 
 fn problem_exit_code(problem: &Problem) -> u8 {
     match (problem.kind(), problem.status) {
-        ("grant_required", _) => 5,
+        ("grant_required" | "no_grant", _) => 5,
         (_, 400 | 413 | 422) => 2,
         (_, 401 | 403) => 3,
         (_, 404) => 4,
@@ -259,6 +292,23 @@ mod tests {
         assert_eq!(value["detail"], "Because.\u{1b}[2J");
         assert_eq!(value["exit_code"], 5);
         assert!(!text.contains('\n'));
+    }
+
+    #[test]
+    fn a_session_that_was_closed_says_why_and_is_no_other_failure() {
+        let closed =
+            Failure::Closed { reason: "grant_revoked".to_owned(), message: "The customer took it back.".to_owned() };
+        assert_eq!(closed.exit_code(), 9);
+        let report = closed.report(false).unwrap();
+        assert_eq!(report, "error: the server closed the session: grant revoked\n  The customer took it back.");
+        let json: serde_json::Value = serde_json::from_str(&closed.report(true).unwrap()).unwrap();
+        assert_eq!((json["reason"].as_str(), json["exit_code"].as_u64()), (Some("grant_revoked"), Some(9)));
+    }
+
+    #[test]
+    fn the_exit_code_of_a_remote_shell_is_no_failure_of_ours() {
+        let status = Failure::Status(7);
+        assert_eq!((status.exit_code(), status.report(false), status.is_transient()), (7, None, false));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod failure;
 mod model;
 mod output;
 mod resolve;
+mod stream;
 
 use std::process::ExitCode;
 
@@ -29,7 +30,10 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(line.run()) {
+    let end = runtime.block_on(line.run());
+    // Somebody who is expected to type, or to read, is not waited for.
+    runtime.shutdown_background();
+    match end {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if let Some(report) = failure.report(json) {

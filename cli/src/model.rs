@@ -256,6 +256,43 @@ pub(crate) struct Endpoint {
     pub(crate) ipv6: IpAddr,
 }
 
+/// A live stream to a device under a grant, or one that has been.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct SupportSession {
+    pub(crate) id: Uuid,
+    pub(crate) device_id: Uuid,
+    pub(crate) grant_id: Uuid,
+    pub(crate) opened_by: Uuid,
+    pub(crate) kind: String,
+    #[serde(default)]
+    pub(crate) target: Value,
+    pub(crate) reason: String,
+    pub(crate) state: String,
+    pub(crate) created_at: Timestamp,
+    pub(crate) started_at: Option<Timestamp>,
+    pub(crate) expires_at: Timestamp,
+    pub(crate) ended_at: Option<Timestamp>,
+    pub(crate) end_reason: Option<String>,
+    /// From when it had to be over to its last byte.
+    pub(crate) cut_off_ms: Option<u64>,
+    #[serde(default)]
+    pub(crate) bytes_to_device: u64,
+    #[serde(default)]
+    pub(crate) bytes_from_device: u64,
+    #[serde(default)]
+    pub(crate) result: Value,
+    /// Who else was there.
+    #[serde(default)]
+    pub(crate) guests: Vec<Guest>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Guest {
+    pub(crate) person_id: Uuid,
+    pub(crate) joined_at: Timestamp,
+    pub(crate) left_at: Option<Timestamp>,
+}
+
 /// One line of an audit chain. `entry` is the text that was hashed.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct AuditEntry {

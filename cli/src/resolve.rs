@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::client::{Answer, Client, DeviceFilter, List};
 use crate::failure::Failure;
-use crate::model::{Command, Device, Grant, Opening, Person, Tenant};
+use crate::model::{Command, Device, Grant, Opening, Person, SupportSession, Tenant};
 
 /// Things that are looked through for one name.
 const LOOKED_THROUGH_MAX: usize = 20_000;
@@ -138,10 +138,13 @@ pub(crate) async fn tenant(client: &Client, text: &str) -> Result<Answer<Tenant>
 
 /// The id of what can only be named by id.
 pub(crate) fn id(noun: &str, text: &str) -> Result<Uuid, Failure> {
+    id_listed(noun, text, &format!("{noun}s"))
+}
+
+/// The same, of what is listed by another command than its plural.
+pub(crate) fn id_listed(noun: &str, text: &str, list: &str) -> Result<Uuid, Failure> {
     text.parse().map_err(|_| {
-        Failure::Usage(format!(
-            "`{text}` is not the id of a {noun}\nExpected a UUID; list them with: cloudlink {noun}s"
-        ))
+        Failure::Usage(format!("`{text}` is not the id of a {noun}\nExpected a UUID; list them with: cloudlink {list}"))
     })
 }
 
@@ -223,6 +226,13 @@ impl Names {
     pub(crate) async fn of_openings(client: &Client, openings: &[Answer<Opening>]) -> Self {
         let devices = openings.iter().map(|opening| opening.value.device_id).collect();
         Self::load(client, devices, openings.iter().map(|opening| opening.value.opened_by).collect()).await
+    }
+
+    pub(crate) async fn of_sessions(client: &Client, sessions: &[Answer<SupportSession>]) -> Self {
+        let devices = sessions.iter().map(|session| session.value.device_id).collect();
+        let guests = sessions.iter().flat_map(|session| session.value.guests.iter().map(|guest| guest.person_id));
+        Self::load(client, devices, guests.chain(sessions.iter().map(|session| session.value.opened_by)).collect())
+            .await
     }
 
     pub(crate) async fn of_grants(client: &Client, grants: &[Answer<Grant>]) -> Self {

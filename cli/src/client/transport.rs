@@ -8,9 +8,14 @@ use anyhow::Context;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
-use reqwest::header::{ACCEPT, AUTHORIZATION, ETAG, HeaderMap, HeaderName, HeaderValue, IF_MATCH, RETRY_AFTER};
-use reqwest::{Method, StatusCode, Url};
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONNECTION, ETAG, HeaderMap, HeaderName, HeaderValue, IF_MATCH, RETRY_AFTER,
+    SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+};
+use reqwest::{Method, StatusCode, Upgraded, Url};
 use serde_json::Value;
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use uuid::Uuid;
 
 use crate::client::Problem;
@@ -20,6 +25,10 @@ use crate::failure::Failure;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// From the first byte sent to the last byte of the answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Until a WebSocket is there: the server first lets the device dial.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(150);
+/// After that much silence the kernel asks the peer of a WebSocket whether it is still there.
+const KEEPALIVE: Duration = Duration::from_secs(20);
 /// Between two pieces of a stream: the server sends comments more often than this.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Largest answer that is read into memory. 200 commands with 32 KiB of data each are below it.
@@ -36,6 +45,8 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 #[derive(Debug)]
 pub(crate) struct Transport {
     http: reqwest::Client,
+    /// For what becomes a WebSocket.
+    upgrading: reqwest::Client,
     api: Url,
 }
 
@@ -119,24 +130,17 @@ pub(crate) type Pieces = BoxStream<'static, Result<Bytes, Failure>>;
 
 impl Transport {
     pub(crate) fn new(connection: &Connection) -> Result<Self, Failure> {
-        let mut authorization = HeaderValue::from_str(&format!("Bearer {}", connection.token.reveal()))
-            .map_err(|_| Failure::NotSignedIn("the token has characters that no token has".to_owned()))?;
-        authorization.set_sensitive(true);
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("cloudlink/", env!("CARGO_PKG_VERSION")))
-            .default_headers(HeaderMap::from_iter([(AUTHORIZATION, authorization)]))
-            .https_only(true)
-            .tls_version_min(reqwest::tls::Version::TLS_1_3)
-            // The token goes to the address the user named, and nowhere else.
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(SILENCE_TIMEOUT);
-        if let Some(roots) = connection.ca_certificates()? {
-            builder = builder.tls_certs_only(roots);
-        }
-        let http = builder.build().context("HTTPS cannot be set up")?;
-        Ok(Self { http, api: connection.api.clone() })
+        let http = builder(connection)?.read_timeout(SILENCE_TIMEOUT).build().context("HTTPS cannot be set up")?;
+        let upgrading = builder(connection)?
+            // Of no other version can a connection become something else.
+            .http1_only()
+            .pool_max_idle_per_host(0)
+            .tcp_keepalive(KEEPALIVE)
+            // A peer that takes nothing for a while is not gone: it says so, and is waited for.
+            .tcp_user_timeout(None)
+            .build()
+            .context("HTTPS cannot be set up")?;
+        Ok(Self { http, upgrading, api: connection.api.clone() })
     }
 
     /// Makes the call, again if need be, and reads the answer.
@@ -182,6 +186,37 @@ impl Transport {
             .boxed())
     }
 
+    /// Makes the call once and gives the connection, on which a WebSocket with that subprotocol is spoken from then on. It
+    /// is made as every other: to the same address, through the same proxy, with the same authorities.
+    pub(crate) async fn upgrade(&self, call: Call, subprotocol: &'static str) -> Result<Upgraded, Failure> {
+        let key = generate_key();
+        let request = self
+            .request_of(&self.upgrading, &call)
+            .header(CONNECTION, "Upgrade")
+            .header(UPGRADE, "websocket")
+            .header(SEC_WEBSOCKET_VERSION, "13")
+            .header(SEC_WEBSOCKET_KEY, &key)
+            .header(SEC_WEBSOCKET_PROTOCOL, subprotocol);
+        let response = tokio::time::timeout(UPGRADE_TIMEOUT, request.send())
+            .await
+            .map_err(|_| Failure::Unreachable { what: format!("{} does not answer", self.api), source: None })?
+            .map_err(|error| self.fault(error).failure)?;
+        let status = response.status();
+        if status != StatusCode::SWITCHING_PROTOCOLS {
+            let body = read(response).await.map_err(|error| self.read_fault(error).failure)?;
+            return Err(Failure::Refused(Box::new(Problem::from_body(status.as_u16(), &body))));
+        }
+        let is = |name, value: &str| {
+            response.headers().get(name).is_some_and(|header| header.as_bytes() == value.as_bytes())
+        };
+        if !is(SEC_WEBSOCKET_ACCEPT, &derive_accept_key(key.as_bytes())) || !is(SEC_WEBSOCKET_PROTOCOL, subprotocol) {
+            return Err(
+                anyhow::anyhow!("the server's answer is no WebSocket of Cloudlink: is the address right?").into()
+            );
+        }
+        response.upgrade().await.map_err(|error| self.fault(error).failure)
+    }
+
     async fn attempt(&self, call: &Call) -> Result<Reply, Fault> {
         let response = self.request(call).timeout(CALL_TIMEOUT).send().await.map_err(|error| self.fault(error))?;
         let status = response.status();
@@ -202,12 +237,16 @@ impl Transport {
     }
 
     fn request(&self, call: &Call) -> reqwest::RequestBuilder {
+        self.request_of(&self.http, call)
+    }
+
+    fn request_of(&self, http: &reqwest::Client, call: &Call) -> reqwest::RequestBuilder {
         let mut url = self.api.clone();
         url.set_path(&format!("{}/api/v1{}", self.api.path().trim_end_matches('/'), call.path));
         if !call.query.is_empty() {
             url.query_pairs_mut().extend_pairs(&call.query);
         }
-        let request = self.http.request(call.method.clone(), url).headers(call.headers.clone());
+        let request = http.request(call.method.clone(), url).headers(call.headers.clone());
         match &call.body {
             Some(body) => request.json(body),
             None => request,
@@ -241,6 +280,26 @@ impl Transport {
             }
         }
     }
+}
+
+/// What all calls have in common.
+fn builder(connection: &Connection) -> Result<reqwest::ClientBuilder, Failure> {
+    let mut authorization = HeaderValue::from_str(&format!("Bearer {}", connection.token.reveal()))
+        .map_err(|_| Failure::NotSignedIn("the token has characters that no token has".to_owned()))?;
+    authorization.set_sensitive(true);
+    let builder = reqwest::Client::builder()
+        .user_agent(concat!("cloudlink/", env!("CARGO_PKG_VERSION")))
+        .default_headers(HeaderMap::from_iter([(AUTHORIZATION, authorization)]))
+        .https_only(true)
+        .tls_version_min(reqwest::tls::Version::TLS_1_3)
+        // The token goes to the address the user named, and nowhere else.
+        .redirect(reqwest::redirect::Policy::none())
+        .referer(false)
+        .connect_timeout(CONNECT_TIMEOUT);
+    Ok(match connection.ca_certificates()? {
+        Some(roots) => builder.tls_certs_only(roots),
+        None => builder,
+    })
 }
 
 /// Why one attempt did not work.
