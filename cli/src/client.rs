@@ -23,8 +23,8 @@ pub(crate) use transport::{Call, Pieces, backoff};
 use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::model::{
-    AuditEntry, Command, Device, DeviceDrops, EnrollmentToken, Grant, Me, Opening, Person, Proof, SignedStatement,
-    SupportSession, Tenant, Token,
+    AuditEntry, Command, Device, DeviceDrops, EnrollmentToken, Grant, Me, Opening, Person, Proof, Recording,
+    SignedStatement, SupportSession, Tenant, Token,
 };
 use transport::{Reply, Transport};
 
@@ -103,6 +103,17 @@ pub(crate) struct SupportSessionFilter {
     pub(crate) grant_id: Option<Uuid>,
     pub(crate) person_id: Option<Uuid>,
     pub(crate) live: Option<bool>,
+    pub(crate) from: Option<Timestamp>,
+    pub(crate) until: Option<Timestamp>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RecordingFilter {
+    pub(crate) tenant_id: Option<Uuid>,
+    pub(crate) device_id: Option<Uuid>,
+    pub(crate) grant_id: Option<Uuid>,
+    pub(crate) person_id: Option<Uuid>,
+    pub(crate) kind: Option<&'static str>,
     pub(crate) from: Option<Timestamp>,
     pub(crate) until: Option<Timestamp>,
 }
@@ -374,6 +385,26 @@ impl Client {
         let call = Call::get(format!("/support-sessions/{id}/stream"));
         let call = query.iter().fold(call, |call, (name, value)| call.query(name, value));
         self.transport.upgrade(call, SUBPROTOCOL).await
+    }
+
+    pub(crate) async fn recordings(&self, limit: usize, filter: &RecordingFilter) -> Result<List<Recording>, Failure> {
+        self.list(limit, || {
+            let call = with(Call::get("/recordings"), "tenant_id", filter.tenant_id.as_ref());
+            let call = with(call, "device_id", filter.device_id.as_ref());
+            let call = with(call, "grant_id", filter.grant_id.as_ref());
+            let call = with(call, "person_id", filter.person_id.as_ref());
+            let call = with(call, "kind", filter.kind.as_ref());
+            with(with(call, "from", filter.from.as_ref()), "until", filter.until.as_ref())
+        })
+        .await
+    }
+
+    pub(crate) async fn recording(&self, session: Uuid) -> Result<Answer<Recording>, Failure> {
+        self.one(Call::get(format!("/support-sessions/{session}/recording"))).await
+    }
+
+    pub(crate) async fn recording_content(&self, session: Uuid) -> Result<Pieces, Failure> {
+        self.transport.stream(Call::get(format!("/support-sessions/{session}/recording/content")), "*/*").await
     }
 
     pub(crate) async fn audit(&self, limit: usize, tenant: Option<Uuid>) -> Result<List<AuditEntry>, Failure> {

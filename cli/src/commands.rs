@@ -13,6 +13,7 @@ mod isolation;
 mod opening;
 mod openvpn_profile;
 mod person;
+mod recording;
 mod session;
 mod shell;
 mod support;
@@ -128,6 +129,9 @@ enum Verb {
     /// Terminals, port forwards and file copies, live or over
     #[command(subcommand)]
     Support(support::Support),
+    /// What was recorded of support sessions
+    #[command(subcommand)]
+    Recording(recording::Recording),
     /// The audit log: who did what
     Audit(audit::Audit),
     /// How devices are kept apart, and the proof of it
@@ -182,6 +186,7 @@ impl Line {
             Verb::Forward(forward) => Box::pin(forward.run(context)).await,
             Verb::Cp(cp) => Box::pin(cp.run(context)).await,
             Verb::Support(verb) => Box::pin(verb.run(context)).await,
+            Verb::Recording(verb) => Box::pin(verb.run(context)).await,
             Verb::Audit(audit) => audit.run(context).await,
             Verb::Isolation(verb) => verb.run(context).await,
             Verb::Tenants(list) => list.run(context).await,

@@ -11,6 +11,7 @@ mod duration;
 mod failure;
 mod model;
 mod output;
+mod recording;
 mod resolve;
 mod stream;
 

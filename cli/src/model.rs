@@ -293,6 +293,25 @@ pub(crate) struct Guest {
     pub(crate) left_at: Option<Timestamp>,
 }
 
+/// What was recorded of a support session.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Recording {
+    pub(crate) session_id: Uuid,
+    pub(crate) device_id: Uuid,
+    pub(crate) grant_id: Uuid,
+    pub(crate) opened_by: Uuid,
+    pub(crate) kind: String,
+    pub(crate) reason: String,
+    pub(crate) format: String,
+    pub(crate) state: String,
+    pub(crate) started_at: Timestamp,
+    pub(crate) ended_at: Option<Timestamp>,
+    pub(crate) bytes: Option<u64>,
+    pub(crate) digest: Option<String>,
+    pub(crate) keep_until: Timestamp,
+    pub(crate) deleted_at: Option<Timestamp>,
+}
+
 /// One line of an audit chain. `entry` is the text that was hashed.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct AuditEntry {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::client::{Answer, Client, DeviceFilter, List};
 use crate::failure::Failure;
-use crate::model::{Command, Device, Grant, Opening, Person, SupportSession, Tenant};
+use crate::model::{Command, Device, Grant, Opening, Person, Recording, SupportSession, Tenant};
 
 /// Things that are looked through for one name.
 const LOOKED_THROUGH_MAX: usize = 20_000;
@@ -233,6 +233,11 @@ impl Names {
         let guests = sessions.iter().flat_map(|session| session.value.guests.iter().map(|guest| guest.person_id));
         Self::load(client, devices, guests.chain(sessions.iter().map(|session| session.value.opened_by)).collect())
             .await
+    }
+
+    pub(crate) async fn of_recordings(client: &Client, recordings: &[Answer<Recording>]) -> Self {
+        let devices = recordings.iter().map(|recording| recording.value.device_id).collect();
+        Self::load(client, devices, recordings.iter().map(|recording| recording.value.opened_by).collect()).await
     }
 
     pub(crate) async fn of_grants(client: &Client, grants: &[Answer<Grant>]) -> Self {
