@@ -34,6 +34,8 @@ const FILE_BYTES_MAX: u64 = 256 * 1024;
 /// Everything that can be configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
+    /// The file that all this was read from.
+    pub path: Option<PathBuf>,
     /// Where the agent keeps its key, certificates and ledger. Must survive a reboot. No default.
     pub state_dir: PathBuf,
     /// Where to read which boot this is. Default: `/proc/sys/kernel/random/boot_id`.
@@ -154,7 +156,15 @@ impl Config {
             return Err(ConfigError::TooLarge { path: path.to_owned() });
         }
         let text = std::fs::read_to_string(path).map_err(read)?;
-        Self::parse(&text).map_err(|faults| ConfigError::Faults { path: path.to_owned(), faults })
+        let parsed = Self::parse(&text).map_err(|faults| ConfigError::Faults { path: path.to_owned(), faults })?;
+        Ok(Self { path: Some(path.to_owned()), ..parsed })
+    }
+
+    /// What no stream may write or read: the device's key, and what makes up whom it trusts.
+    #[must_use]
+    pub fn withheld(&self) -> Vec<PathBuf> {
+        let keys = self.access.keys.iter().flatten();
+        [&self.state_dir, &self.server.ca_file].into_iter().chain(&self.path).chain(keys).cloned().collect()
     }
 
     /// Judges the text of a configuration file.
@@ -195,6 +205,7 @@ fn read_root(root: &Section<'_>) -> Option<Config> {
     let file = stream::read_file(&root.section("file"));
     let log = read_log(&root.section("log"));
     Some(Config {
+        path: None,
         state_dir: state_dir?,
         boot_id_path: boot_id_path.unwrap_or_else(|| PathBuf::from(BOOT_ID_PATH_DEFAULT)),
         server: server?,

@@ -4,7 +4,7 @@
 //! Two ends hold, whatever is said on a stream: the grant's, which the device measures itself with a monotonic clock, and the
 //! agent's own. A lost link ends no stream; a stream that is lost takes with it what ran for it.
 
-pub mod file;
+mod file;
 pub mod forward;
 mod leg;
 pub mod terminal;
@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+use self::file::Files;
 use self::leg::Leg;
 use crate::access::{Denied, Leave};
 use crate::chain;
@@ -61,7 +62,7 @@ pub struct Streams {
 struct Settings {
     terminal: config::Terminal,
     forward: config::Forward,
-    file: config::File,
+    files: Files,
 }
 
 /// Kinds of streams.
@@ -130,8 +131,11 @@ struct Cut {
 impl Streams {
     #[must_use]
     pub fn new(config: &Config) -> Self {
-        let settings =
-            Settings { terminal: config.terminal.clone(), forward: config.forward.clone(), file: config.file.clone() };
+        let settings = Settings {
+            terminal: config.terminal.clone(),
+            forward: config.forward.clone(),
+            files: Files { settings: config.file.clone(), withheld: config.withheld() },
+        };
         Self {
             settings: Arc::new(settings),
             remembered: VecDeque::new(),
@@ -301,7 +305,9 @@ impl Opening {
             Some(stream_request::Kind::Forward(asked)) => {
                 self.cut.or(forward::serve(leg, asked, &settings.forward.allow)).await
             }
-            Some(stream_request::Kind::FilePut(_) | stream_request::Kind::FileGet(_)) | None => End::Left,
+            Some(stream_request::Kind::FilePut(asked)) => self.cut.or(file::put(leg, asked, &settings.files)).await,
+            Some(stream_request::Kind::FileGet(asked)) => self.cut.or(file::get(leg, asked, &settings.files)).await,
+            None => End::Left,
         }
     }
 }
@@ -365,7 +371,7 @@ impl Settings {
         match kind {
             Kind::Terminal => self.terminal.enabled,
             Kind::Forward => !self.forward.allow.is_empty(),
-            Kind::File => false,
+            Kind::File => !self.files.settings.roots.is_empty(),
         }
     }
 
@@ -380,8 +386,8 @@ impl Settings {
             stream_request::Kind::Forward(forward) => {
                 forward::check(forward, &self.forward.allow).map_err(|denied| Refusal::NotAllowed(denied.to_string()))
             }
-            stream_request::Kind::FilePut(put) if put.size > self.file.bytes_max => {
-                Err(Refusal::TooLarge(self.file.bytes_max))
+            stream_request::Kind::FilePut(put) if put.size > self.files.settings.bytes_max => {
+                Err(Refusal::TooLarge(self.files.settings.bytes_max))
             }
             stream_request::Kind::Terminal(_) | stream_request::Kind::FilePut(_) | stream_request::Kind::FileGet(_) => {
                 Ok(())

@@ -7,6 +7,8 @@ mod command_line;
 #[cfg(test)]
 mod enrollment;
 #[cfg(test)]
+mod file;
+#[cfg(test)]
 mod forward;
 #[cfg(test)]
 mod hostile;

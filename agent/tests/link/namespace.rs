@@ -3,6 +3,7 @@
 use std::fs::OpenOptions;
 use std::future::Future;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -27,6 +28,35 @@ pub(crate) fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Se
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);
     }
+}
+
+/// Runs a test on a thread with mounts of its own, which vanish with it. Only root can do that: for anybody else the test is
+/// skipped, and says so.
+pub(crate) fn in_mounts<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+    let name = thread::current().name().unwrap_or_default().to_owned();
+    let thread = thread::spawn(move || {
+        if !geteuid().is_root() {
+            let _ = writeln!(std::io::stderr(), "skipped: {name}: only root may make mounts");
+            return;
+        }
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        mount(&["--make-rprivate", "/"]);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(test());
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// A disk of 64 KiB.
+pub(crate) fn mount_small_disk(at: &Path) {
+    mount(&["-t", "tmpfs", "-o", "size=64k", "small", at.to_str().unwrap()]);
+}
+
+fn mount(arguments: &[&str]) {
+    let output = Command::new("mount").args(arguments).output().unwrap();
+    assert!(output.status.success(), "mount {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn lacking() -> Option<&'static str> {
