@@ -1,6 +1,7 @@
 //! What the tests of the endpoints start from: a database with two tenants, somebody of each role, a device each, and the API
 //! in front of it, acting as the same database role as the real server.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,9 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use uuid::Uuid;
@@ -353,5 +357,42 @@ impl Answer {
         assert_eq!(body["request_id"], self.header("x-request-id"));
         assert!(body["title"].is_string() && body["detail"].as_str().is_some_and(|detail| !detail.is_empty()));
         body
+    }
+}
+
+/// A way to the database that can be cut.
+pub(crate) struct Relay {
+    pub(crate) address: SocketAddr,
+    server: (String, u16),
+    task: JoinHandle<()>,
+}
+
+impl Relay {
+    pub(crate) async fn open(server: (String, u16), port: u16) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let target = server.clone();
+        let task = tokio::spawn(async move {
+            // Dropped with the task: every connection is cut.
+            let mut connections = JoinSet::new();
+            loop {
+                let (mut client, _) = listener.accept().await.unwrap();
+                let target = target.clone();
+                connections.spawn(async move {
+                    let mut server = TcpStream::connect(target).await.unwrap();
+                    let _ = copy_bidirectional(&mut client, &mut server).await;
+                });
+            }
+        });
+        Self { address, server, task }
+    }
+
+    pub(crate) async fn cut(&mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
+    }
+
+    pub(crate) async fn mend(self) -> Self {
+        Self::open(self.server, self.address.port()).await
     }
 }

@@ -3,7 +3,7 @@ use uuid::Uuid;
 
 use super::reader::{ReadError, Reader};
 use super::*;
-use crate::http::testing::{STORAGE_KEY, Scene};
+use crate::http::testing::{Relay, STORAGE_KEY, Scene};
 use crate::model::new_id;
 use crate::model::recording::RecordingState;
 use crate::storage_key::OpenError;
@@ -144,4 +144,116 @@ async fn a_chunk_that_is_changed_moved_or_missing_is_found(pool: PgPoolOptions, 
     let error = changed("delete from recording_chunks where session_id = $1 and seq = 0").await;
     assert!(matches!(error, ReadError::Missing(0)), "{error:?}");
     assert!(read(&scene, session).await.is_ok());
+}
+
+/// What a terminal's recording says it has shown.
+fn output(text: &[u8]) -> String {
+    let text = std::str::from_utf8(text).unwrap();
+    let events = text.lines().skip(1).map(|line| serde_json::from_str::<Value>(line).unwrap());
+    events.filter(|event| event[1] == "o").map(|event| event[2].as_str().unwrap().to_owned()).collect()
+}
+
+async fn behind(relay: &Relay, pool: PgPoolOptions, database: PgConnectOptions) -> Scene {
+    let database = database.host("127.0.0.1").port(relay.address.port());
+    Scene::new(pool.acquire_timeout(Duration::from_millis(300)), database).await
+}
+
+async fn failed(recorder: &Recorder) {
+    let mut health = recorder.health();
+    let failed = health.wait_for(|health| *health == Health::Failed);
+    timeout(Duration::from_secs(10), failed).await.expect("nobody is told").unwrap();
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_database_that_is_away_for_less_than_the_lag_costs_nothing(pool: PgPoolOptions, database: PgConnectOptions) {
+    let mut relay = Relay::open((database.get_host().to_owned(), database.get_port()), 0).await;
+    let scene = behind(&relay, pool, database).await;
+    let session = session(&scene, "terminal").await;
+    let recorder = try_begin(&scene, New { lag: Duration::from_secs(20), ..new(session) }).await.unwrap();
+    relay.cut().await;
+    let line = "x".repeat(50_000);
+    for _ in 0..4 {
+        recorder.output(Duration::ZERO, line.as_bytes()).unwrap();
+    }
+    let held_up = timeout(Duration::from_millis(1500), recorder.room()).await;
+    assert!(held_up.is_err(), "who waits for room reads on, with nothing written");
+    let _relay = relay.mend().await;
+    timeout(Duration::from_secs(10), recorder.room()).await.expect("no room again");
+    recorder.output(Duration::ZERO, b"after").unwrap();
+    assert_eq!(*recorder.health().borrow(), Health::Well);
+    recorder.finish(Duration::ZERO).await.unwrap();
+    assert_eq!(output(&read(&scene, session).await.unwrap()), line.repeat(4) + "after");
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_database_that_is_away_for_longer_ends_the_session_and_keeps_what_was(
+    pool: PgPoolOptions,
+    database: PgConnectOptions,
+) {
+    let mut relay = Relay::open((database.get_host().to_owned(), database.get_port()), 0).await;
+    let scene = behind(&relay, pool, database).await;
+    let session = session(&scene, "terminal").await;
+    let recorder = try_begin(&scene, New { lag: Duration::from_secs(1), ..new(session) }).await.unwrap();
+    relay.cut().await;
+    recorder.output(Duration::ZERO, b"the last words").unwrap();
+    let since = tokio::time::Instant::now();
+    failed(&recorder).await;
+    let took = since.elapsed();
+    assert!((900..2000).contains(&took.as_millis()), "told after {took:?}");
+    assert_eq!(recorder.output(Duration::ZERO, b"unheard"), Err(Unrecorded));
+    timeout(Duration::from_secs(1), recorder.room()).await.expect("a session that is to close is held up");
+    let _relay = relay.mend().await;
+    recorder.finish(Duration::ZERO).await.unwrap();
+    assert_eq!(output(&read(&scene, session).await.unwrap()), "the last words");
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_database_that_only_hangs_is_away(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let session = session(&scene, "terminal").await;
+    let recorder = try_begin(&scene, New { lag: Duration::from_secs(1), ..new(session) }).await.unwrap();
+    let mut lock = scene.root.begin().await.unwrap();
+    sqlx::query("lock table recording_chunks in exclusive mode").execute(&mut *lock).await.unwrap();
+    recorder.output(Duration::ZERO, b"the last words").unwrap();
+    failed(&recorder).await;
+    assert_eq!(recorder.output(Duration::ZERO, b"unheard"), Err(Unrecorded));
+    lock.rollback().await.unwrap();
+    recorder.finish(Duration::ZERO).await.unwrap();
+    assert_eq!(output(&read(&scene, session).await.unwrap()), "the last words");
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn without_a_database_there_is_no_session_and_who_does_not_wait_is_refused(
+    pool: PgPoolOptions,
+    database: PgConnectOptions,
+) {
+    let mut relay = Relay::open((database.get_host().to_owned(), database.get_port()), 0).await;
+    let scene = behind(&relay, pool, database).await;
+    let (one, other) = (session(&scene, "terminal").await, session(&scene, "terminal").await);
+    let recorder = try_begin(&scene, New { lag: Duration::from_secs(60), ..new(one) }).await.unwrap();
+    relay.cut().await;
+    assert!(matches!(try_begin(&scene, new(other)).await, Err(RecordError::Store(_))));
+    let mut taken = 0;
+    while recorder.output(Duration::ZERO, &[b'x'; 65_536]).is_ok() {
+        taken += 65_536;
+        assert!(taken < 4 << 20, "it fills the memory");
+    }
+    assert!(taken >= 1 << 20);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn whoever_goes_without_a_word_has_written_what_was_said(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let session = session(&scene, "terminal").await;
+    let recorder = begin(&scene, session).await;
+    recorder.output(Duration::ZERO, b"the last words").unwrap();
+    drop(recorder);
+    let written = async {
+        while output(&read(&scene, session).await.unwrap()) != "the last words" {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), written).await.expect("it was not written");
+    let shown = recording_show(&mut scene.store.connection().await.unwrap(), session, None).await.unwrap().unwrap();
+    assert_eq!(shown.state, RecordingState::Recording, "nobody has said that this was the end");
 }

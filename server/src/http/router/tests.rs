@@ -10,14 +10,11 @@ use http::Method;
 use http::StatusCode;
 use serde_json::{Value, json};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{JoinHandle, JoinSet};
 
 use super::*;
 use crate::http::Settings;
 use crate::http::problem::Kind;
-use crate::http::testing::{Call, Scene, create_somebody};
+use crate::http::testing::{Call, Relay, Scene, create_somebody};
 use crate::recording::tests::{begin, session};
 use crate::secret::{Purpose, Token};
 use crate::store::Visibility;
@@ -463,43 +460,6 @@ async fn the_use_of_a_token_is_noted_once_a_minute(pool: PgPoolOptions, database
     scene.sql(age, scene.operator.token_id.as_uuid()).await;
     use_it().await;
     assert!(used_at().await > first);
-}
-
-/// A way to the database that can be cut.
-struct Relay {
-    address: SocketAddr,
-    server: (String, u16),
-    task: JoinHandle<()>,
-}
-
-impl Relay {
-    async fn open(server: (String, u16), port: u16) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let target = server.clone();
-        let task = tokio::spawn(async move {
-            // Dropped with the task: every connection is cut.
-            let mut connections = JoinSet::new();
-            loop {
-                let (mut client, _) = listener.accept().await.unwrap();
-                let target = target.clone();
-                connections.spawn(async move {
-                    let mut server = TcpStream::connect(target).await.unwrap();
-                    let _ = copy_bidirectional(&mut client, &mut server).await;
-                });
-            }
-        });
-        Self { address, server, task }
-    }
-
-    async fn cut(&mut self) {
-        self.task.abort();
-        let _ = (&mut self.task).await;
-    }
-
-    async fn mend(self) -> Self {
-        Self::open(self.server, self.address.port()).await
-    }
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
