@@ -146,6 +146,26 @@ create table receipts (
     statement text not null
 );
 create index receipts_tenant on receipts (tenant_id, made_at desc);
+-- Those that are to have one yet, or whose time is still to come.
+alter table grants add column receipted_at timestamptz;
+create index grants_without_receipt on grants (ends_at) where receipted_at is null;
+
+-- For receipts: who or what has this id, by name.
+create function named(p_id uuid, p_table text) returns jsonb
+    language sql stable
+    as $$
+    select jsonb_build_object('id', p_id, 'name', coalesce(
+               case p_table when 'people' then (select name from people where id = p_id)
+                            when 'devices' then (select name from devices where id = p_id) end, ''))
+     where p_id is not null
+$$;
+
+-- The end of a tenant's audit log, held where it is until the transaction is over.
+create function audit_head(p_tenant_id uuid) returns audit_chains
+    language sql security definer set search_path = public, pg_temp
+    as $$ select * from audit_chains where tenant_id = p_tenant_id for update $$;
+revoke execute on function audit_head from public;
+grant execute on function audit_head to cloudlink_app;
 
 grant select, update on support_sessions to cloudlink_app;
 grant select, insert, update on support_guests, recordings to cloudlink_app;

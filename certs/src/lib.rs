@@ -63,6 +63,7 @@ mod jws;
 pub mod key;
 pub mod pem;
 pub mod profile;
+pub mod receipt;
 pub mod renew;
 pub mod revoke;
 pub mod signing_key;

@@ -49,6 +49,8 @@ pub(crate) fn uri(trust_domain: &TrustDomain) -> String {
 pub enum StatementKind {
     /// How a tenant's devices were kept apart on one day.
     Isolation,
+    /// What was done under a grant, when it is over.
+    Receipt,
 }
 
 impl StatementKind {
@@ -57,6 +59,7 @@ impl StatementKind {
     pub const fn media_type(self) -> &'static str {
         match self {
             Self::Isolation => "vnd.cloudlink.isolation-statement+jwt",
+            Self::Receipt => "vnd.cloudlink.receipt+jwt",
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::model::{
     AuditEntry, Command, Device, DeviceDrops, EnrollmentToken, Grant, Me, Opening, Person, Proof, Recording,
-    SignedStatement, SupportSession, Tenant, Token,
+    SignedReceipt, SignedStatement, SupportSession, Tenant, Token,
 };
 use transport::{Reply, Transport};
 
@@ -150,6 +150,10 @@ impl Client {
         day: Date,
     ) -> Result<Answer<SignedStatement>, Failure> {
         self.one(Call::get(format!("/tenants/{tenant}/isolation-statements/{day}"))).await
+    }
+
+    pub(crate) async fn receipt(&self, grant: Uuid) -> Result<Answer<SignedReceipt>, Failure> {
+        self.one(Call::get(format!("/grants/{grant}/receipt"))).await
     }
 
     pub(crate) async fn people(&self, limit: usize) -> Result<List<Person>, Failure> {

@@ -13,6 +13,7 @@ mod isolation;
 mod opening;
 mod openvpn_profile;
 mod person;
+mod receipt;
 mod recording;
 mod session;
 mod shell;
@@ -137,6 +138,9 @@ enum Verb {
     /// How devices are kept apart, and the proof of it
     #[command(subcommand)]
     Isolation(isolation::Isolation),
+    /// What was done under a grant, signed
+    #[command(subcommand)]
+    Receipt(receipt::Receipt),
     /// List tenants
     Tenants(tenant::List),
     /// Create or change a tenant
@@ -189,6 +193,7 @@ impl Line {
             Verb::Recording(verb) => Box::pin(verb.run(context)).await,
             Verb::Audit(audit) => audit.run(context).await,
             Verb::Isolation(verb) => verb.run(context).await,
+            Verb::Receipt(verb) => verb.run(context).await,
             Verb::Tenants(list) => list.run(context).await,
             Verb::Tenant(verb) => verb.run(context).await,
             Verb::People(list) => list.run(context).await,
@@ -230,7 +235,7 @@ impl Context {
     }
 
     /// The file of `--ca`.
-    fn ca(&self) -> Option<PathBuf> {
+    pub(crate) fn ca(&self) -> Option<PathBuf> {
         self.wish().ca
     }
 

@@ -13,6 +13,7 @@ mod model;
 mod output;
 mod recording;
 mod resolve;
+mod statement;
 mod stream;
 
 use std::process::ExitCode;

@@ -361,6 +361,12 @@ pub(crate) struct SignedStatement {
     pub(crate) content: IsolationStatement,
 }
 
+/// A receipt as the API gives it.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct SignedReceipt {
+    pub(crate) statement: String,
+}
+
 /// What a statement about the isolation of a tenant's devices says. docs/ISOLATION.md has its fields.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct IsolationStatement {

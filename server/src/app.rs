@@ -171,6 +171,7 @@ impl Node {
         let (key, metrics) = (Arc::clone(&self.storage_key), Arc::clone(&self.metrics));
         let keeper = tasks::recording::Keeper { store: store.clone(), key, metrics };
         shutdown.spawn_vital("recordings", keeper.run(shutdown.clone()));
+        tasks::start_receipts(&links, &self.pki.statements, &shutdown);
         let soft = self.config.shutdown.soft_seconds.duration();
         let device_port = ports.device.listen()?;
         if let (Some(tunnels), Some(wrapping)) = (tunnels, wrapping) {

@@ -20,6 +20,7 @@ pub mod opening;
 pub mod person;
 pub mod proof;
 pub mod quarantine;
+pub mod receipt;
 pub mod recording;
 pub mod report;
 pub mod retention;

@@ -7,6 +7,7 @@ mod isolation;
 mod opening;
 pub(crate) mod presence;
 mod quarantine;
+mod receipt;
 pub(crate) mod recording;
 mod retention;
 pub(crate) mod revocation;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 
 use crate::lifecycle::Shutdown;
 use crate::link::{Links, dispatch};
+use crate::pki::StatementSigner;
 
 /// Starts every task; each ends by itself at the soft stop.
 pub fn start(links: &Links, shutdown: &Shutdown) {
@@ -34,4 +36,9 @@ pub fn start(links: &Links, shutdown: &Shutdown) {
         shutdown.spawn_vital("retention", retention::run(links.clone(), tunnels.keep_days, shutdown.clone()));
         shutdown.spawn_vital("tunnel days", tunnel::days(links.clone(), Arc::clone(tunnels), shutdown.clone()));
     }
+}
+
+/// Starts the one that signs.
+pub fn start_receipts(links: &Links, signer: &Arc<StatementSigner>, shutdown: &Shutdown) {
+    shutdown.spawn_vital("receipts", receipt::run(links.clone(), Arc::clone(signer), shutdown.clone()));
 }

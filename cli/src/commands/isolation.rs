@@ -2,25 +2,22 @@
 
 mod proof;
 
-use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Subcommand;
-use cloudlink_certs::statement::STATEMENT_BYTES_MAX;
-use cloudlink_certs::{Statement, StatementKind, TrustAnchor};
+use cloudlink_certs::StatementKind;
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use serde_json::Value;
 
 use super::Context;
-use crate::connection;
 use crate::failure::Failure;
 use crate::model::{IsolationStatement, NodeDay};
 use crate::output::{Cell, Here, Table, Tone, note};
 use crate::resolve;
+use crate::statement::{self, Verified};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Isolation {
@@ -107,7 +104,8 @@ async fn report(context: &Context, tenant: Option<&str>, day: Day, output: Optio
     let date = day.date(context.output.here().now);
     let answer = client.isolation_statement(tenant, date).await?;
     if let Some(path) = output {
-        write(path, &answer.value.statement).with_context(|| format!("{} cannot be written", path.display()))?;
+        statement::write(path, &answer.value.statement)
+            .with_context(|| format!("{} cannot be written", path.display()))?;
     }
     if context.output.json {
         context.output.json(&answer.json)?;
@@ -121,32 +119,9 @@ async fn report(context: &Context, tenant: Option<&str>, day: Day, output: Optio
     Ok(())
 }
 
-/// A file that appears when it is complete.
-fn write(path: &Path, statement: &str) -> io::Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.part", std::process::id()));
-    let temporary = PathBuf::from(temporary);
-    let written = File::create_new(&temporary).and_then(|mut file| {
-        writeln!(file, "{statement}")?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    });
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written
-}
-
 /// Says which check failed, or what the statement says.
 fn check(context: &Context, file: &Path) -> Result<(), Failure> {
-    let Some(ca) = context.ca() else {
-        return Err(Failure::Usage(
-            "whose statement is it?\nGive the certificate of the fleet's authority: --ca FILE".to_owned(),
-        ));
-    };
-    let trust = TrustAnchor::from_pem(connection::ca_from_file(&ca)?.as_bytes())
-        .with_context(|| format!("{} cannot be used", ca.display()))?;
-    let statement = verify(&trust, &read(file)?).context("the statement is not valid")?;
+    let Verified { statement, authority } = statement::verify(context, StatementKind::Isolation, file)?;
     let json: Value = serde_json::from_str(&statement.content).context("the statement's content is not JSON")?;
     if context.output.json {
         return context.output.json(&json);
@@ -157,32 +132,8 @@ fn check(context: &Context, file: &Path) -> Result<(), Failure> {
     context.output.line(&format!(
         "Valid: signed by spiffe://{}/statement, whose certificate the authority in {} issued, and unchanged since.",
         statement.certificate.trust_domain,
-        ca.display()
+        authority.display()
     ))
-}
-
-fn verify(trust: &TrustAnchor, text: &str) -> anyhow::Result<Statement> {
-    // Files end with a line's end, statements do not.
-    let text = text.strip_suffix('\n').unwrap_or(text);
-    Ok(trust.verify_statement(StatementKind::Isolation, text)?)
-}
-
-fn read(file: &Path) -> Result<String, Failure> {
-    let unreadable = || format!("{} cannot be read", file.display());
-    let mut text = String::new();
-    let bytes_max = STATEMENT_BYTES_MAX as u64 + 2;
-    let read = if file.as_os_str() == "-" {
-        io::stdin().take(bytes_max).read_to_string(&mut text)
-    } else {
-        File::open(file).with_context(unreadable)?.take(bytes_max).read_to_string(&mut text)
-    };
-    match read {
-        Ok(_) => Ok(text),
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-            Err(anyhow::anyhow!("it is not text").context("the statement is not valid").into())
-        }
-        Err(error) => Err(anyhow::Error::new(error).context(unreadable()).into()),
-    }
 }
 
 fn understand(json: &Value) -> Result<IsolationStatement, Failure> {
@@ -396,7 +347,7 @@ mod tests {
         let valid = Validity::starting_at(datetime!(2026-11-01 00:00 UTC), profile::STATEMENT_LIFETIME).unwrap();
         let serial = Serial::from_random([1; 16]);
         let authority = Authority::create(key(), "Test", serial, valid).unwrap();
-        let trust = TrustAnchor::from_pem(authority.certificate_pem().as_bytes()).unwrap();
+        let trust = cloudlink_certs::TrustAnchor::from_pem(authority.certificate_pem().as_bytes()).unwrap();
         let (key, trust_domain) = (key(), "fleet.example".parse().unwrap());
         let certificate = authority.issue_statement(&key.public_key(), &trust_domain, serial, valid).unwrap();
         let signed = sign(StatementKind::Isolation, &content(), &certificate, &key).unwrap();
@@ -404,17 +355,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("statement.jws");
         for _ in 0..2 {
-            write(&path, &signed).unwrap();
+            statement::write(&path, &signed).unwrap();
         }
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
-        let text = read(&path).unwrap();
-        let statement = verify(&trust, &text).unwrap();
-        assert_eq!(serde_json::from_str::<Value>(&statement.content).unwrap(), content());
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+        let text = statement::read(&path).unwrap();
+        let verified = statement::verify_text(&trust, StatementKind::Isolation, &text).unwrap();
+        assert_eq!(serde_json::from_str::<Value>(&verified.content).unwrap(), content());
         for at in 0..text.len() {
             let mut bytes = text.clone().into_bytes();
             bytes[at] ^= 1;
             let Ok(changed) = String::from_utf8(bytes) else { continue };
-            verify(&trust, &changed).unwrap_err();
+            statement::verify_text(&trust, StatementKind::Isolation, &changed).unwrap_err();
         }
     }
 }

@@ -57,6 +57,7 @@ fn table(routes: Routes) -> Routes {
         .admit(&[Tenant], routes!(v1::grant::create::handler))
         .admit(&[Admin, Operator, Tenant], routes!(v1::grant::list::handler))
         .admit(&[Admin, Operator, Tenant], routes!(v1::grant::show::handler))
+        .admit(&[Admin, Tenant], routes!(v1::grant::receipt::handler))
         .admit(&[Tenant], routes!(v1::grant::revoke::handler))
         .admit(&[Tenant], routes!(v1::grant::extend::handler))
         .admit(&[Tenant], routes!(v1::signing_key::create::handler))

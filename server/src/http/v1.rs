@@ -31,6 +31,7 @@ pub(super) mod grant {
     pub(crate) mod create;
     pub(crate) mod extend;
     pub(crate) mod list;
+    pub(crate) mod receipt;
     pub(crate) mod revoke;
     pub(crate) mod show;
 }
