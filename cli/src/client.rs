@@ -24,7 +24,7 @@ use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::model::{
     AuditEntry, Command, Device, DeviceDrops, EnrollmentToken, Grant, Me, Opening, Person, Proof, Recording,
-    SignedReceipt, SignedStatement, SupportSession, Tenant, Token,
+    SignedReceipt, SignedStatement, SigningKey, SupportSession, Tenant, Token,
 };
 use transport::{Reply, Transport};
 
@@ -275,6 +275,18 @@ impl Client {
     pub(crate) async fn grant_extend(&self, grant: &Answer<Grant>, body: Value) -> Result<Answer<Grant>, Failure> {
         let call = Call::post(format!("/grants/{}/extend", grant.value.id), body);
         self.one(call.if_match(grant.etag.as_ref())).await
+    }
+
+    pub(crate) async fn signing_keys(&self, limit: usize) -> Result<List<SigningKey>, Failure> {
+        self.list(limit, || Call::get("/signing-keys")).await
+    }
+
+    pub(crate) async fn signing_key_create(&self, body: Value) -> Result<Answer<SigningKey>, Failure> {
+        self.one(Call::post("/signing-keys", body)).await
+    }
+
+    pub(crate) async fn signing_key_revoke(&self, id: Uuid) -> Result<Answer<SigningKey>, Failure> {
+        self.one(Call::post(format!("/signing-keys/{id}/revoke"), json!({})).repeatable()).await
     }
 
     pub(crate) async fn commands(&self, limit: usize, filter: &CommandFilter) -> Result<List<Command>, Failure> {

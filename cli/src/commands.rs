@@ -10,6 +10,7 @@ mod forward;
 mod grant;
 mod instruction;
 mod isolation;
+mod key;
 mod opening;
 mod openvpn_profile;
 mod person;
@@ -103,6 +104,9 @@ enum Verb {
     Grant(grant::Grant),
     /// List grants
     Grants(grant::List),
+    /// Keys with which a customer signs grants
+    #[command(subcommand)]
+    Key(key::Key),
     /// Restart a device's operating system
     Reboot(instruction::Reboot),
     /// Switch a device off; somebody has to go there to switch it on again
@@ -178,6 +182,7 @@ impl Line {
             Verb::EnrollToken(verb) => verb.run(context).await,
             Verb::Grant(verb) => verb.run(context).await,
             Verb::Grants(list) => list.run(context).await,
+            Verb::Key(key) => key.run(context).await,
             Verb::Reboot(reboot) => Box::pin(reboot.run(context)).await,
             Verb::Shutdown(shutdown) => Box::pin(shutdown.run(context)).await,
             Verb::Restart(restart) => Box::pin(restart.run(context)).await,

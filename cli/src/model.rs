@@ -192,7 +192,21 @@ pub(crate) struct Grant {
     pub(crate) ends_at: Timestamp,
     pub(crate) created_at: Timestamp,
     pub(crate) revoked_at: Option<Timestamp>,
+    /// As the tenant signed it.
+    #[serde(default)]
+    pub(crate) statement: Option<String>,
     pub(crate) state: String,
+}
+
+/// A key with which a tenant signs grants.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct SigningKey {
+    pub(crate) id: Uuid,
+    pub(crate) name: String,
+    pub(crate) algorithm: String,
+    pub(crate) key_id: String,
+    pub(crate) created_at: Timestamp,
+    pub(crate) revoked_at: Option<Timestamp>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

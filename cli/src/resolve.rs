@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use cloudlink_certs::GrantStatement;
 use futures_util::stream;
 use futures_util::{StreamExt, TryStreamExt};
 use serde::de::DeserializeOwned;
@@ -244,6 +245,11 @@ impl Names {
         let devices = grants.iter().flat_map(|grant| grant.value.device_ids.iter().flatten().copied()).collect();
         let operators = grants.iter().flat_map(|grant| grant.value.operator_ids.iter().flatten().copied());
         Self::load(client, devices, operators.chain(grants.iter().map(|grant| grant.value.created_by)).collect()).await
+    }
+
+    pub(crate) async fn of_statement(client: &Client, statement: &GrantStatement) -> Self {
+        let operators = statement.operators.iter().flatten().copied().collect();
+        Self::load(client, statement.devices.iter().copied().collect(), operators).await
     }
 
     #[must_use]

@@ -1,5 +1,9 @@
 //! Grants: a customer's permission for operators.
 
+mod sign;
+
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -31,6 +35,8 @@ pub(crate) enum Grant {
     },
     /// Let a grant end later (or earlier) than it would
     Extend(Extend),
+    /// Check who signed a grant, and show what it says; nobody is asked but for a grant's id
+    Verify(sign::Verify),
 }
 
 #[derive(Debug, Args)]
@@ -55,6 +61,9 @@ pub(crate) struct Create {
     /// Why, for the record
     #[arg(long)]
     reason: String,
+    /// File with the key (PEM) to sign it with, on this machine: devices that want it take no other
+    #[arg(long, value_name = "FILE")]
+    sign_with: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, Args)]
@@ -80,6 +89,12 @@ pub(crate) struct Extend {
     grant: String,
     #[command(flatten)]
     end: NewEnd,
+    /// File with the key (PEM) to sign the later end with
+    #[arg(long, value_name = "FILE")]
+    sign_with: Option<PathBuf>,
+    /// File with the key (PEM, either half) that signed the grant, if it was another one (repeatable)
+    #[arg(long = "key", value_name = "FILE", requires = "sign_with")]
+    keys: Vec<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, Args)]
@@ -111,6 +126,7 @@ impl Grant {
                 context.output.line(&format!("Grant {grant} is revoked"))
             }
             Self::Extend(extend) => extend.run(context).await,
+            Self::Verify(verify) => verify.run(context).await,
         }
     }
 }
@@ -118,6 +134,9 @@ impl Grant {
 impl Create {
     async fn run(&self, context: &Context) -> Result<(), Failure> {
         let client = context.client()?;
+        if let Some(path) = &self.sign_with {
+            return self.run_signed(context, &client, path).await;
+        }
         let devices = resolve::device_ids(&client, &self.devices).await?;
         let operators = resolve::operator_ids(&client, &self.operators).await?;
         let grant = client.grant_create(self.body(&devices, &operators)).await?;
@@ -163,6 +182,9 @@ impl List {
 impl Extend {
     async fn run(&self, context: &Context) -> Result<(), Failure> {
         let client = context.client()?;
+        if let Some(path) = &self.sign_with {
+            return self.run_signed(context, &client, path).await;
+        }
         let grant = client.grant(resolve::id("grant", &self.grant)?).await?;
         let ends_at = match (self.end.until, self.end.span) {
             (Some(until), _) => until,
@@ -215,6 +237,7 @@ fn record(grant: &model::Grant, names: &Names, here: &Here) -> Table {
         table.field("revoked", Cell::toned(here.full(at), Tone::Bad));
     }
     table.field("reason", grant.reason.clone());
+    table.field("signed", if grant.statement.is_some() { "by the customer (`cloudlink grant verify`)" } else { "no" });
     table.field("given by", format!("{}, {}", names.name(grant.created_by), here.full(grant.created_at)));
     table
 }
