@@ -103,7 +103,7 @@ pub enum TermsError {
     Devices,
     #[error("`operators` must be null, or name 1 to {NAMED_MAX} operators, each once")]
     Operators,
-    #[error("`reason` must have 1 to {REASON_CHARS_MAX} characters, and no control characters but line feeds and tabs")]
+    #[error("`reason` must have 1 to {REASON_CHARS_MAX} characters, and no control characters")]
     Reason,
 }
 
@@ -238,8 +238,7 @@ impl GrantStatement {
         if self.operators.as_ref().is_some_and(|operators| !are_named_once(operators, NAMED_MAX)) {
             return Err(TermsError::Operators);
         }
-        let is_shown = |c: char| !c.is_control() || c == '\n' || c == '\t';
-        if !(1..=REASON_CHARS_MAX).contains(&self.reason.chars().count()) || !self.reason.chars().all(is_shown) {
+        if !(1..=REASON_CHARS_MAX).contains(&self.reason.chars().count()) || self.reason.contains(char::is_control) {
             return Err(TermsError::Reason);
         }
         Ok(())

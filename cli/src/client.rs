@@ -285,6 +285,10 @@ impl Client {
         self.one(Call::post("/signing-keys", body)).await
     }
 
+    pub(crate) async fn signing_key_require(&self, required: bool) -> Result<Answer<Value>, Failure> {
+        self.one(Call::post("/signing-keys/require", json!({ "required": required })).repeatable()).await
+    }
+
     pub(crate) async fn signing_key_revoke(&self, id: Uuid) -> Result<Answer<SigningKey>, Failure> {
         self.one(Call::post(format!("/signing-keys/{id}/revoke"), json!({})).repeatable()).await
     }

@@ -273,6 +273,7 @@ fn each_claim_must_be_there_and_be_what_it_is() {
         ("reason", json!(""), terms(TermsError::Reason)),
         ("reason", json!("x".repeat(1025)), terms(TermsError::Reason)),
         ("reason", json!("a\u{1b}[2Jb"), terms(TermsError::Reason)),
+        ("reason", json!("a\nb"), terms(TermsError::Reason)),
         ("request", json!("no id"), form.clone()),
         ("request", json!(7), form.clone()),
     ];

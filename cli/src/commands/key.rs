@@ -37,6 +37,12 @@ pub(crate) enum Key {
         #[command(flatten)]
         limit: Limit,
     },
+    /// Let only grants be given that are signed, or others, too
+    Require {
+        /// yes, or no: devices that were told so at their enrollment keep to it all the same
+        #[arg(value_parser = ["yes", "no"])]
+        required: String,
+    },
     /// Let nothing more that a key signs be taken by the server; devices go by the keys that they know
     Revoke {
         /// Id of the key, as listed
@@ -57,6 +63,16 @@ impl Key {
             Self::List { limit } => {
                 let list = context.client()?.signing_keys(limit.items()).await?;
                 context.list(&list, || table(&list.items, &context.output.here()))
+            }
+            Self::Require { required } => {
+                let answer = context.client()?.signing_key_require(required == "yes").await?;
+                if context.output.json {
+                    return context.output.json(&answer.json);
+                }
+                context.output.line(match required.as_str() {
+                    "yes" => "Grants must be signed from now on",
+                    _ => "Grants need not be signed any more",
+                })
             }
             Self::Revoke { id } => {
                 let answer = context.client()?.signing_key_revoke(resolve::id("signing key", id)?).await?;

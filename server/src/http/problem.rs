@@ -25,6 +25,7 @@ pub(crate) enum Kind {
     Unauthenticated,
     Forbidden,
     GrantRequired,
+    GrantUnsigned,
     NotFound,
     MethodNotAllowed,
     NotLinked,
@@ -54,6 +55,9 @@ impl Kind {
             Self::Unauthenticated => (StatusCode::UNAUTHORIZED, "unauthenticated", "A valid token is required"),
             Self::Forbidden => (StatusCode::FORBIDDEN, "forbidden", "The role may not do this"),
             Self::GrantRequired => (StatusCode::FORBIDDEN, "grant_required", "No grant in force allows this"),
+            Self::GrantUnsigned => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "grant_unsigned", "Grants of this tenant must be signed")
+            }
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found", "There is no such thing"),
             Self::MethodNotAllowed => {
                 (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "The method does not fit the path")

@@ -62,6 +62,7 @@ fn table(routes: Routes) -> Routes {
         .admit(&[Tenant], routes!(v1::grant::extend::handler))
         .admit(&[Tenant], routes!(v1::signing_key::create::handler))
         .admit(&[Tenant], routes!(v1::signing_key::list::handler))
+        .admit(&[Tenant], routes!(v1::signing_key::require::handler))
         .admit(&[Tenant], routes!(v1::signing_key::revoke::handler))
         .admit(&[Operator], routes!(v1::command::create::handler))
         .admit(&[Admin, Operator, Tenant], routes!(v1::command::list::handler))

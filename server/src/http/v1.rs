@@ -34,6 +34,7 @@ pub(super) mod grant {
     pub(crate) mod receipt;
     pub(crate) mod revoke;
     pub(crate) mod show;
+    pub(crate) mod statement;
 }
 pub(super) mod isolation_proof {
     pub(crate) mod create;
@@ -62,6 +63,7 @@ pub(super) mod recording {
 pub(super) mod signing_key {
     pub(crate) mod create;
     pub(crate) mod list;
+    pub(crate) mod require;
     pub(crate) mod revoke;
 }
 pub(super) mod tenant {

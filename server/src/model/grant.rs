@@ -70,6 +70,8 @@ pub struct Grant {
     pub created_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339::option")]
     pub revoked_at: Option<OffsetDateTime>,
+    /// The grant as the tenant signed it (docs/SIGNED-GRANTS.md); null when it did not.
+    pub statement: Option<String>,
     /// Grows with each change: the `ETag`.
     pub version: i64,
     pub state: GrantState,

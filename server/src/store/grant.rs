@@ -1,6 +1,6 @@
 //! Grants. What a grant allows is decided by `grant_covers()` and `grant_in_force()` in the database, and nowhere else.
 
-use cloudlink_proto::ids::{DeviceId, GrantId, PersonId, TenantId};
+use cloudlink_proto::ids::{DeviceId, GrantId, PersonId, SigningKeyId, TenantId};
 use sqlx::PgConnection;
 use sqlx::types::Json;
 use time::OffsetDateTime;
@@ -15,6 +15,11 @@ pub const BEYOND_POLICY: &str = "grants_within_policy";
 /// The constraint that refuses a grant that ends before it starts.
 pub const ENDS_BEFORE_START: &str = "grants_ends_after_start";
 
+/// The constraint that refuses a grant, or a later end, that is not signed where it must be.
+pub const UNSIGNED: &str = "grants_signed";
+/// The constraint that refuses an id that a grant has already.
+pub const ID_TAKEN: &str = "grants_pkey";
+
 struct Row {
     id: Uuid,
     tenant_id: Uuid,
@@ -28,6 +33,7 @@ struct Row {
     ends_at: OffsetDateTime,
     created_at: OffsetDateTime,
     revoked_at: Option<OffsetDateTime>,
+    statement: Option<String>,
     version: i64,
     state: String,
 }
@@ -49,6 +55,7 @@ impl TryFrom<Row> for Grant {
             ends_at: row.ends_at,
             created_at: row.created_at,
             revoked_at: row.revoked_at,
+            statement: row.statement,
             version: row.version,
             state: GrantState::named(&row.state)
                 .ok_or(StoreError::Inconsistent { table: "grants", column: "state" })?,
@@ -63,7 +70,8 @@ macro_rules! grant_query {
             Row,
             $head
                 + r#" g.id, g.tenant_id, g.created_by, g.reason, g.scopes, g.operator_ids, g.device_ids,
-                      g.selector as "selector: _", g.starts_at, g.ends_at, g.created_at, g.revoked_at, g.version,
+                      g.selector as "selector: _", g.starts_at, g.ends_at, g.created_at, g.revoked_at,
+                      g.statement, g.version,
                       grant_state(g, clock_timestamp()) as "state!" "#
                 + $tail
             $(, $argument)*
@@ -85,6 +93,8 @@ pub struct NewGrant<'a> {
     /// Now, if it is `None` or in the past.
     pub starts_at: Option<OffsetDateTime>,
     pub ends_at: End,
+    /// As the tenant signed it, and with which key.
+    pub statement: Option<(&'a str, SigningKeyId)>,
 }
 
 /// When a grant ends.
@@ -97,6 +107,7 @@ pub enum End {
 
 /// Makes a grant. Fails on [`BEYOND_POLICY`] or [`ENDS_BEFORE_START`]; a grant that ends in the past is made as `ended`.
 pub async fn grant_create(connection: &mut PgConnection, grant: NewGrant<'_>) -> Result<Grant, StoreError> {
+    let (statement, signing_key) = grant.statement.unzip();
     let (ends_at, seconds) = match grant.ends_at {
         End::At(at) => (Some(at), None),
         End::After(duration) => (None, Some(duration.as_secs_f64())),
@@ -104,9 +115,9 @@ pub async fn grant_create(connection: &mut PgConnection, grant: NewGrant<'_>) ->
     grant_query!(
         "with time as (select greatest($9::timestamptz, clock_timestamp()) as starts_at)
          insert into grants as g (id, tenant_id, created_by, reason, scopes, operator_ids, device_ids, selector,
-                                  starts_at, ends_at, policy_max_seconds)
+                                  starts_at, ends_at, policy_max_seconds, statement, signing_key_id)
          select $1, $2, $3, $4, $5, $6, $7, $8, starts_at,
-                coalesce($10::timestamptz, starts_at + make_interval(secs => $11)), 0
+                coalesce($10::timestamptz, starts_at + make_interval(secs => $11)), 0, $12, $13
            from time returning",
         "",
         grant.id.as_uuid(),
@@ -119,7 +130,9 @@ pub async fn grant_create(connection: &mut PgConnection, grant: NewGrant<'_>) ->
         grant.selector.map(Json) as _,
         grant.starts_at,
         ends_at,
-        seconds
+        seconds,
+        statement,
+        signing_key.map(SigningKeyId::as_uuid)
     )
     .fetch_one(connection)
     .await?
@@ -221,12 +234,17 @@ pub async fn grant_extend_in_txn(
     connection: &mut PgConnection,
     id: GrantId,
     ends_at: OffsetDateTime,
+    statement: Option<(&str, SigningKeyId)>,
 ) -> Result<Grant, StoreError> {
+    let (statement, signing_key) = statement.unzip();
     grant_query!(
-        "update grants g set ends_at = $2, version = version + 1 where g.id = $1 returning",
+        "update grants g set ends_at = $2, version = version + 1, statement = coalesce($3, statement),
+                           signing_key_id = coalesce($4, signing_key_id) where g.id = $1 returning",
         "",
         id.as_uuid(),
-        ends_at
+        ends_at,
+        statement,
+        signing_key.map(SigningKeyId::as_uuid)
     )
     .fetch_one(connection)
     .await?

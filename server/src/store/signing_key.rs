@@ -178,3 +178,17 @@ pub async fn signing_key_rules(
     let keys = rows.iter().filter_map(|row| row.public_key.as_deref()).map(read).collect::<Result<_, _>>()?;
     Ok((is_required, keys))
 }
+
+/// Sets whether grants must be signed; whether that is new is the answer. Fails on [`NEEDS_A_KEY`].
+pub async fn signing_key_require(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    is_required: bool,
+) -> Result<bool, StoreError> {
+    let changed = sqlx::query!(
+        "update tenants set signed_grants = $2 where id = $1 and signed_grants <> $2",
+        tenant.as_uuid(),
+        is_required
+    );
+    Ok(changed.execute(connection).await?.rows_affected() > 0)
+}

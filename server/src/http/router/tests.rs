@@ -76,6 +76,7 @@ fn body_of(operation: &str) -> Value {
             json!({"reason": "r", "scopes": ["device:reboot"], "selector": {"a": "b"}, "duration_seconds": 60})
         }
         "grant_extend" => json!({"ends_at": "2030-01-01T00:00:00Z"}),
+        "signing_key_require" => json!({"required": false}),
         "signing_key_create" => json!({"name": "new", "public_key_pem": SIGNING_KEY}),
         "command_create" => json!({"kind": "device.reboot", "reason": "r"}),
         "isolation_proof_create" => json!({}),

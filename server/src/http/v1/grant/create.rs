@@ -14,8 +14,9 @@ use crate::http::Context;
 use crate::http::auth::Caller;
 use crate::http::etag::Tag;
 use crate::http::field::{check_reason, check_seconds};
-use crate::http::problem::{Problem, respond_as_problem};
+use crate::http::problem::{Kind, Problem, respond_as_problem};
 use crate::http::request::{Json, NoQuery};
+use crate::http::v1::grant::statement::{Signed, unsigned};
 use crate::model::audit::Subject;
 use crate::model::device::{Labels, LabelsError};
 use crate::model::grant::{Grant, GrantState, NAMED_MAX, START_AHEAD_MAX, is_known_scope};
@@ -24,7 +25,7 @@ use crate::model::notice::Event;
 use crate::store::StoreError;
 use crate::store::audit::audit_append;
 use crate::store::device::device_count;
-use crate::store::grant::{BEYOND_POLICY, ENDS_BEFORE_START, End, NewGrant, grant_create};
+use crate::store::grant::{BEYOND_POLICY, ENDS_BEFORE_START, End, ID_TAKEN, NewGrant, UNSIGNED, grant_create};
 use crate::store::notice::notice_emit;
 use crate::store::person::person_count_operators;
 use crate::store::tenant::tenant_show;
@@ -36,8 +37,10 @@ const DURATION_MAX: std::time::Duration = std::time::Duration::from_secs(31_622_
 #[serde(deny_unknown_fields)]
 pub(crate) struct GrantCreate {
     /// Why, for everybody who reads the audit log later. 1 to 1,024 characters.
+    #[serde(default)]
     reason: String,
     /// What may be done: `metrics:read`, `service:restart`, `device:reboot`, `device:shutdown`.
+    #[serde(default)]
     scopes: Vec<String>,
     /// Who may do it; left out: every operator. Never empty.
     operator_ids: Option<Vec<Uuid>>,
@@ -53,6 +56,8 @@ pub(crate) struct GrantCreate {
     ends_at: Option<OffsetDateTime>,
     /// How long from its start; or else `ends_at`.
     duration_seconds: Option<u64>,
+    /// All of it as the tenant has signed it (docs/SIGNED-GRANTS.md), instead of everything else.
+    statement: Option<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +76,10 @@ pub(crate) enum RouteError {
     Labels(#[from] LabelsError),
     #[error("ends before it starts, or has ended")]
     Ended,
+    #[error("both a statement and something else")]
+    StatementAndMore,
+    #[error("the id of another grant")]
+    IdTaken,
     #[error("starts too far ahead")]
     TooFarAhead,
     #[error("beyond the policy of {maximum_seconds} seconds")]
@@ -101,6 +110,13 @@ impl From<RouteError> for Problem {
             RouteError::NoOperator => Self::unprocessable("`operator_ids` names somebody who is not an operator."),
             RouteError::Labels(error) => Self::unprocessable(format!("`selector` is not allowed: {error}.")),
             RouteError::Ended => Self::unprocessable("A grant must end after it starts, and in the future."),
+            RouteError::StatementAndMore => Self::unprocessable(
+                "Give `statement` and nothing else, or everything else without it: what is signed says all of it.",
+            ),
+            RouteError::IdTaken => Self::new(
+                Kind::Conflict,
+                "There is a grant with the id that the statement names. To let it end later, extend it; otherwise sign another id.",
+            ),
             RouteError::TooFarAhead => {
                 Self::unprocessable(format!("A grant can start at most {} days ahead.", START_AHEAD_MAX.whole_days()))
             }
@@ -125,9 +141,13 @@ pub(crate) async fn handler(
     Json(mut request): Json<GrantCreate>,
 ) -> Result<impl IntoResponse, RouteError> {
     let tenant = caller.tenant().ok_or_else(Problem::not_found)?;
-    let ends_at = request.check()?;
-    let id = GrantId::from_uuid(new_id());
     let mut transaction = context.store.begin(caller.visibility()).await?;
+    let signed = match request.statement.take() {
+        Some(text) => Some(request.fill(Signed::open(&mut transaction, tenant, text).await?)?),
+        None => None,
+    };
+    let ends_at = request.check()?;
+    let id = GrantId::from_uuid(signed.as_ref().map_or_else(new_id, |signed| signed.statement.grant));
     if let Some(ids) = &request.device_ids
         && !has_all(device_count(&mut transaction, ids).await?, ids)
     {
@@ -150,16 +170,20 @@ pub(crate) async fn handler(
         selector: request.selector.as_ref(),
         starts_at: request.starts_at,
         ends_at,
+        statement: signed.as_ref().map(Signed::stored),
     };
     let grant =
         grant_create(&mut transaction, new).await.map_err(|error| match (error.constraint(), maximum_seconds) {
             (Some(BEYOND_POLICY), Some(maximum_seconds)) => RouteError::BeyondPolicy { maximum_seconds },
             (Some(ENDS_BEFORE_START), _) => RouteError::Ended,
+            (Some(UNSIGNED), _) => RouteError::Refused(unsigned()),
+            (Some(ID_TAKEN), _) => RouteError::IdTaken,
             _ => RouteError::Store(error),
         })?;
     if grant.state == GrantState::Ended {
         return Err(RouteError::Ended);
     }
+    signed.as_ref().map_or(Ok(()), |signed| signed.check(&grant))?;
     let (subject, details) = (Subject::new("grant", grant.id), json!(grant));
     let is_told = notice_emit(&mut transaction, tenant, Event::GrantCreated, json!(grant)).await?;
     audit_append(&mut transaction, tenant, &caller.actor(), "grant.created", subject, details).await?;
@@ -169,6 +193,30 @@ pub(crate) async fn handler(
 }
 
 impl GrantCreate {
+    /// Asks for what was signed.
+    fn fill(&mut self, signed: Signed) -> Result<Signed, RouteError> {
+        let is_alone = self.reason.is_empty()
+            && self.scopes.is_empty()
+            && (&self.operator_ids, &self.device_ids, &self.selector) == (&None, &None, &None)
+            && (self.starts_at, self.ends_at, self.duration_seconds) == (None, None, None);
+        if !is_alone {
+            return Err(RouteError::StatementAndMore);
+        }
+        let statement = &signed.statement;
+        *self = Self {
+            reason: statement.reason.clone(),
+            scopes: statement.scopes.clone(),
+            operator_ids: statement.operators.clone(),
+            device_ids: Some(statement.devices.clone()),
+            selector: None,
+            starts_at: Some(statement.starts_at),
+            ends_at: Some(statement.ends_at),
+            duration_seconds: None,
+            statement: None,
+        };
+        Ok(signed)
+    }
+
     /// Checks what needs no database, and takes double entries out.
     fn check(&mut self) -> Result<End, RouteError> {
         check_reason(&self.reason)?;

@@ -12,12 +12,13 @@ use crate::http::auth::Caller;
 use crate::http::etag::{IfMatch, Tag};
 use crate::http::problem::{Kind, Problem, respond_as_problem};
 use crate::http::request::{Id, Json, NoQuery};
+use crate::http::v1::grant::statement::{Signed, unsigned};
 use crate::model::audit::Subject;
 use crate::model::grant::{Grant, GrantState};
 use crate::model::notice::Event;
 use crate::store::StoreError;
 use crate::store::audit::audit_append;
-use crate::store::grant::{BEYOND_POLICY, grant_extend_in_txn, grant_lock};
+use crate::store::grant::{BEYOND_POLICY, UNSIGNED, grant_extend_in_txn, grant_lock};
 use crate::store::notice::notice_emit;
 use crate::store::tenant::tenant_show;
 
@@ -25,12 +26,16 @@ use crate::store::tenant::tenant_show;
 #[serde(deny_unknown_fields)]
 pub(crate) struct GrantExtend {
     /// Later than the present end.
-    #[serde(with = "time::serde::rfc3339")]
-    ends_at: OffsetDateTime,
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    ends_at: Option<OffsetDateTime>,
+    /// The grant with its later end, as the tenant has signed it; or else `ends_at`.
+    statement: Option<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RouteError {
+    #[error("not exactly one of ends_at and statement")]
+    NotOne,
     #[error("the grant is over")]
     Over(GrantState),
     #[error("not later than now")]
@@ -48,6 +53,7 @@ respond_as_problem!(RouteError);
 impl From<RouteError> for Problem {
     fn from(error: RouteError) -> Self {
         match error {
+            RouteError::NotOne => Self::unprocessable("Give either `ends_at` or `statement`, not both and not neither."),
             RouteError::Over(state) => {
                 Self::new(Kind::Conflict, format!("The grant is {} already. Make a new one.", state.name()))
             }
@@ -85,15 +91,25 @@ pub(crate) async fn handler(
     if matches!(before.state, GrantState::Ended | GrantState::Revoked) {
         return Err(RouteError::Over(before.state));
     }
-    if request.ends_at <= before.ends_at {
+    let (ends_at, signed) = match (request.ends_at, request.statement) {
+        (Some(ends_at), None) => (ends_at, None),
+        (None, Some(text)) => {
+            let signed = Signed::open(&mut transaction, tenant, text).await?;
+            (signed.statement.ends_at, Some(signed))
+        }
+        (Some(_), Some(_)) | (None, None) => return Err(RouteError::NotOne),
+    };
+    if ends_at <= before.ends_at {
         return Err(RouteError::NotLater);
     }
     let maximum_seconds = tenant_show(&mut transaction, tenant).await?.map(|tenant| tenant.grant_max_seconds);
-    let extended = grant_extend_in_txn(&mut transaction, id, request.ends_at).await;
+    let extended = grant_extend_in_txn(&mut transaction, id, ends_at, signed.as_ref().map(Signed::stored)).await;
     let grant = extended.map_err(|error| match (error.constraint(), maximum_seconds) {
         (Some(BEYOND_POLICY), Some(maximum_seconds)) => RouteError::BeyondPolicy { maximum_seconds },
+        (Some(UNSIGNED), _) => RouteError::Refused(unsigned()),
         _ => RouteError::Store(error),
     })?;
+    signed.as_ref().map_or(Ok(()), |signed| signed.check(&grant))?;
     let subject = Subject::new("grant", grant.id);
     let details = json!({"ended_at": rfc3339(before.ends_at), "ends_at": rfc3339(grant.ends_at)});
     let is_told = notice_emit(&mut transaction, tenant, Event::GrantExtended, json!(grant)).await?;
