@@ -1,3 +1,5 @@
+mod crash;
+
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use uuid::Uuid;
 
@@ -72,10 +74,7 @@ async fn what_was_recorded_is_read_back(pool: PgPoolOptions, database: PgConnect
     let recorded = recorder.finish(Duration::from_secs(2)).await.unwrap();
 
     let text = read(&scene, session).await.unwrap();
-    assert_eq!(
-        (text.len() as u64, &digest::digest(&SHA256, &text).as_ref()[..]),
-        (recorded.bytes, &recorded.digest[..])
-    );
+    assert_eq!((text.len() as u64, digest::digest(&SHA256, &text).as_ref()), (recorded.bytes, &recorded.digest[..]));
     let text = String::from_utf8(text).unwrap();
     let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!((&events[0]["version"], &events[0]["width"]), (&2.into(), &80.into()));
