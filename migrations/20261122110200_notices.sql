@@ -37,8 +37,10 @@ create table notices (
     person_id    uuid references people,
     created_at   timestamptz not null default clock_timestamp(),
     attempts     integer not null default 0,
-    -- When it may be tried next. Whoever tries it moves this ahead first, so that nobody else does at the same time.
+    -- When it may be tried next.
     next_at      timestamptz not null default clock_timestamp(),
+    -- Until then somebody is trying it, and nobody else does.
+    leased_until timestamptz,
     delivered_at timestamptz,
     -- Given up.
     failed_at    timestamptz,
@@ -102,6 +104,8 @@ revoke execute on function webhook_rotate from public;
 grant execute on function notice_emit, webhook_rotate to cloudlink_app, cloudlink_tenant;
 grant select, insert, update on webhooks to cloudlink_app;
 grant select, insert, update, delete on notices to cloudlink_app;
+-- Whoever may be mailed says where to; whose address one may set is checked by the server, and the tenant here as well.
+grant update (email) on people to cloudlink_tenant;
 grant select (id, tenant_id, url, events, previous_until, created_by, created_at, disabled_at, failing_since),
       insert (id, tenant_id, url, events, secret_sealed, created_by), update (disabled_at) on webhooks to cloudlink_tenant;
 -- To try one of its webhooks, and to give up what waits for one that it has disabled.

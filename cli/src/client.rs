@@ -23,8 +23,8 @@ pub(crate) use transport::{Call, Pieces, backoff};
 use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::model::{
-    AuditEntry, Command, Device, DeviceDrops, EnrollmentToken, Grant, Me, Opening, Person, Proof, Recording,
-    SignedReceipt, SignedStatement, SigningKey, SupportSession, Tenant, Token,
+    AuditEntry, Command, Delivery, Device, DeviceDrops, Email, EnrollmentToken, Grant, Me, Opening, Person, Proof,
+    Recording, SignedReceipt, SignedStatement, SigningKey, SupportSession, Tenant, Token, Webhook,
 };
 use transport::{Reply, Transport};
 
@@ -166,6 +166,42 @@ impl Client {
 
     pub(crate) async fn person_deactivate(&self, id: Uuid) -> Result<Answer<Person>, Failure> {
         self.one(Call::patch(format!("/people/{id}"), json!({ "active": false })).repeatable()).await
+    }
+
+    pub(crate) async fn email(&self, person: Uuid) -> Result<Answer<Email>, Failure> {
+        self.one(Call::get(format!("/people/{person}/email"))).await
+    }
+
+    pub(crate) async fn email_set(&self, person: Uuid, email: Option<&str>) -> Result<Answer<Email>, Failure> {
+        self.one(Call::put(format!("/people/{person}/email"), json!({ "email": email })).repeatable()).await
+    }
+
+    pub(crate) async fn webhooks(&self, limit: usize) -> Result<List<Webhook>, Failure> {
+        self.list(limit, || Call::get("/webhooks")).await
+    }
+
+    pub(crate) async fn webhook(&self, id: Uuid) -> Result<Answer<Webhook>, Failure> {
+        self.one(Call::get(format!("/webhooks/{id}"))).await
+    }
+
+    pub(crate) async fn webhook_create(&self, body: Value) -> Result<Answer<Webhook>, Failure> {
+        self.one(Call::post("/webhooks", body)).await
+    }
+
+    pub(crate) async fn webhook_test(&self, id: Uuid) -> Result<Answer<Delivery>, Failure> {
+        self.one(Call::post(format!("/webhooks/{id}/test"), json!({}))).await
+    }
+
+    pub(crate) async fn webhook_rotate(&self, id: Uuid) -> Result<Answer<Webhook>, Failure> {
+        self.one(Call::post(format!("/webhooks/{id}/rotate"), json!({}))).await
+    }
+
+    pub(crate) async fn webhook_disable(&self, id: Uuid) -> Result<Answer<Webhook>, Failure> {
+        self.one(Call::post(format!("/webhooks/{id}/disable"), json!({})).repeatable()).await
+    }
+
+    pub(crate) async fn webhook_deliveries(&self, id: Uuid, limit: usize) -> Result<List<Delivery>, Failure> {
+        self.list(limit, || Call::get(format!("/webhooks/{id}/deliveries"))).await
     }
 
     pub(crate) async fn tokens(&self, limit: usize, person: Option<Uuid>) -> Result<List<Token>, Failure> {

@@ -5,6 +5,7 @@ mod command;
 mod completion;
 mod cp;
 mod device;
+mod email;
 mod enroll_token;
 mod forward;
 mod grant;
@@ -22,6 +23,7 @@ mod support;
 mod tenant;
 mod token;
 mod watch;
+mod webhook;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
@@ -158,6 +160,9 @@ enum Verb {
     /// API tokens
     #[command(subcommand)]
     Token(token::Token),
+    /// Where other systems are told of events
+    #[command(subcommand)]
+    Webhook(webhook::Webhook),
     /// Print a script that completes this command line in a shell
     Completion(completion::Completion),
     /// Print this program's version
@@ -204,6 +209,7 @@ impl Line {
             Verb::People(list) => list.run(context).await,
             Verb::Person(verb) => verb.run(context).await,
             Verb::Token(verb) => verb.run(context).await,
+            Verb::Webhook(verb) => verb.run(context).await,
             Verb::Completion(completion) => completion.run(),
             Verb::Version => version(context),
         }

@@ -41,6 +41,44 @@ pub(crate) struct Person {
     pub(crate) created_at: Timestamp,
 }
 
+/// Where a person is mailed to.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Email {
+    pub(crate) email: Option<String>,
+}
+
+/// Where another system is told of events. `secret` is there only when it was just made.
+#[derive(Clone, Deserialize)]
+pub(crate) struct Webhook {
+    pub(crate) id: Uuid,
+    pub(crate) tenant_id: Option<Uuid>,
+    pub(crate) url: String,
+    pub(crate) events: Vec<String>,
+    pub(crate) created_at: Timestamp,
+    pub(crate) disabled_at: Option<Timestamp>,
+    pub(crate) failing_since: Option<Timestamp>,
+    pub(crate) previous_secret_until: Option<Timestamp>,
+    pub(crate) secret: Option<String>,
+}
+
+impl std::fmt::Debug for Webhook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Webhook").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// One event on its way to one webhook.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Delivery {
+    pub(crate) id: Uuid,
+    pub(crate) event: String,
+    pub(crate) state: String,
+    pub(crate) created_at: Timestamp,
+    pub(crate) attempts: u32,
+    pub(crate) next_at: Option<Timestamp>,
+    pub(crate) last_result: Option<String>,
+}
+
 /// An API token. `token` is the secret, there only when it was just made.
 #[derive(Clone, Deserialize)]
 pub(crate) struct Token {

@@ -21,6 +21,7 @@ use crate::lifecycle::{Shutdown, StopSignals};
 use crate::link::{Links, Tls};
 use crate::metrics::Metrics;
 use crate::model::openvpn_profile::Remote;
+use crate::notice::Notices;
 use crate::operations::Readiness;
 use crate::pki::{Pki, PkiError};
 use crate::port::Ports;
@@ -30,6 +31,7 @@ use crate::storage_key::StorageKey;
 use crate::store::first_admin::first_admin_create;
 use crate::store::setup::{self, Address, Probe, SetupError};
 use crate::store::{Store, StoreError, Visibility};
+use crate::tasks::notice::Outbox;
 use crate::tunnel::plane::Plane;
 use crate::tunnel::{self, Tunnels};
 use crate::{clock, file, http, link, operations, people, pki, tasks};
@@ -147,6 +149,16 @@ impl Node {
             signer: Arc::clone(&self.pki.statements),
             keep_days: self.config.isolation.proof_keep_days,
         });
+        let notices = Arc::new(self.notices()?);
+        api = api.with_notices(Arc::clone(&notices));
+        let outbox = Outbox {
+            store: store.clone(),
+            bus: bus.clone(),
+            metrics: Arc::clone(&self.metrics),
+            notices,
+            node: self.config.node.clone(),
+        };
+        shutdown.spawn_vital("notices", outbox.run(shutdown.clone()));
         let tunnels = self.tunnels(&store, &until_hard).await?;
         if let Some(isolation) = self.isolation.get() {
             readiness.isolated(isolation.subscribe());
@@ -230,6 +242,18 @@ impl Node {
             tls,
             tunnels,
         }))
+    }
+
+    /// How people outside are told of things.
+    fn notices(&self) -> anyhow::Result<Notices> {
+        let config = &self.config;
+        let mut ports = vec![config.device.listen.port(), config.people.listen.port(), config.operations.listen.port()];
+        let mut pools = Vec::new();
+        if config.tunnel.enabled {
+            ports.push(u16::try_from(config.tunnel.link_port).context("tunnel.link_port is not one")?);
+            pools.extend(tunnel::pools(&config.tunnel, self.pki.authority.certificate_der())?);
+        }
+        Notices::new(&config.notice, Arc::clone(&self.storage_key), pools, ports)
     }
 
     /// The addresses, the interface and the keys of tunnels, before anybody dials.

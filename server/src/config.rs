@@ -161,6 +161,7 @@ impl Config {
             shutdown: Shutdown::read(given),
         };
         config.database.read_secrets(given);
+        config.notice.read_secrets(given);
         config.check(given);
         config
     }

@@ -37,6 +37,7 @@ use crate::isolation::proof::Prover;
 use crate::metrics::Metrics;
 use crate::model::command::State;
 use crate::model::openvpn_profile::Remote;
+use crate::notice::Notices;
 use crate::pki::StatementSigner;
 use crate::storage_key::StorageKey;
 use crate::store::Store;
@@ -109,6 +110,8 @@ pub struct Context {
     prover: Option<Prover>,
     /// None: nothing that is encrypted can be read.
     storage_key: Option<Arc<StorageKey>>,
+    /// None: nobody outside is told of anything.
+    notices: Option<Arc<Notices>>,
 }
 
 /// What statements are made with.
@@ -154,6 +157,7 @@ impl Context {
             statements: None,
             prover: None,
             storage_key: None,
+            notices: None,
         }
     }
 
@@ -179,6 +183,12 @@ impl Context {
     #[must_use]
     pub fn with_storage_key(self, key: Arc<StorageKey>) -> Self {
         Self { storage_key: Some(key), ..self }
+    }
+
+    /// The same, with webhooks and mail.
+    #[must_use]
+    pub fn with_notices(self, notices: Arc<Notices>) -> Self {
+        Self { notices: Some(notices), ..self }
     }
 
     /// Says that commands were called back: those that are over to who waits for them, the others to who serves the link.

@@ -16,6 +16,7 @@ pub mod lifecycle;
 pub mod link;
 pub mod metrics;
 pub mod model;
+pub mod notice;
 pub mod operations;
 pub mod people;
 pub mod pki;

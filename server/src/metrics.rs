@@ -312,6 +312,9 @@ pub struct Metrics {
     /// From a byte of a recording to the commit of the chunk that it is in.
     pub recording_lag: Histogram,
 
+    /// `outcome` (`delivered`, `retried`, `given_up`): attempts to tell people outside of something.
+    pub notices: IntCounterVec,
+
     /// `route`, `status` (its class, `2xx`): requests to the people port. The route is its template, never the path.
     pub requests: IntCounterVec,
     /// `route`: from the request's head to the answer's.
@@ -514,6 +517,12 @@ impl Metrics {
                 "From the first byte of a chunk of a recording to the commit of that chunk. Chunks wait for a second, or until they are full.",
                 REQUEST_BUCKETS_SECONDS,
             ),
+            notices: counters(
+                &registry,
+                "cloudlink_notices_total",
+                "Attempts to tell people outside of something, by webhook or mail, by what came of them.",
+                &["outcome"],
+            ),
             requests: counters(
                 &registry,
                 "cloudlink_http_requests_total",
@@ -637,6 +646,9 @@ impl Metrics {
         }
         for kind in DriftKind::ALL {
             self.isolation_drifts.with_label_values(&[kind.label()]);
+        }
+        for outcome in ["delivered", "retried", "given_up"] {
+            self.notices.with_label_values(&[outcome]);
         }
         for direction in ["in", "out"] {
             self.tunnel_bytes.with_label_values(&[direction]);

@@ -17,6 +17,7 @@ pub mod recording;
 pub mod signing_key;
 pub mod tenant;
 pub mod token;
+pub mod webhook;
 
 use uuid::Uuid;
 

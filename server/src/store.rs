@@ -30,6 +30,7 @@ pub mod tenant;
 pub mod token;
 pub mod transition;
 pub mod tunnel;
+pub mod webhook;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -4,6 +4,7 @@
 mod deadline;
 mod drop;
 mod isolation;
+pub(crate) mod notice;
 mod opening;
 pub(crate) mod presence;
 mod quarantine;

@@ -32,7 +32,7 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 use cloudlink_proto::openvpn::{ServerConfig, ServerWrapping, tls_server_config};
-use ipnet::Ipv6Net;
+use ipnet::{IpNet, Ipv6Net};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::server::{ResolvesServerCert, WebPkiClientVerifier};
@@ -207,10 +207,7 @@ pub async fn lease(
 ) -> Result<Leased, TunnelsError> {
     let prefix = u8::try_from(config.slice_prefix).map_err(|_| TunnelsError::Pool)?;
     let count = Slice::count(config.pool_ipv4, prefix);
-    let pool_ipv6 = match config.pool_ipv6 {
-        Some(pool) => pool,
-        None => fleet_pool(root)?,
-    };
+    let pool_ipv6 = pool_ipv6(config, root)?;
     let leased = async {
         let mut transaction = store.begin(Visibility::All).await?;
         let number = slice_lease_in_txn(&mut transaction, node, count, SLICE_LEASE).await?;
@@ -224,6 +221,15 @@ pub async fn lease(
     let (number, slice) = store.within(leased).await?;
     let number = number.ok_or(TunnelsError::NoSlice(count))?;
     Ok(Leased { slice: slice.ok_or(TunnelsError::Pool)?, number })
+}
+
+/// Where the addresses of all devices in tunnels come from.
+pub fn pools(config: &config::Tunnel, root: &CertificateDer<'_>) -> Result<[IpNet; 2], TunnelsError> {
+    Ok([config.pool_ipv4.into(), pool_ipv6(config, root)?.into()])
+}
+
+fn pool_ipv6(config: &config::Tunnel, root: &CertificateDer<'_>) -> Result<Ipv6Net, TunnelsError> {
+    config.pool_ipv6.map_or_else(|| fleet_pool(root), Ok)
 }
 
 /// A unique local network (RFC 4193) that follows from the fleet's root: 40 bits of the hash of its public key.

@@ -31,6 +31,7 @@ main() {
         # What reads the unit and the alerts in docker/.
         have systemd-analyze || lacking+=(systemd)
         have promtool || lacking+=(prometheus)
+        have_aiosmtpd || lacking+=(python3-aiosmtpd)
         have_scapy || lacking+=(python3-scapy)
     fi
     have cargo || fail "there is no Rust toolchain: see https://rustup.rs"
@@ -46,6 +47,9 @@ have_postgres() {
 
 # For Debian's own Python, which may not be the first on the PATH.
 have_scapy() { [ -e /usr/lib/python3/dist-packages/scapy/all.py ]; }
+
+# A mail server to send to.
+have_aiosmtpd() { [ -e /usr/lib/python3/dist-packages/aiosmtpd/controller.py ]; }
 
 install() {
     have apt-get || fail "please install: $*"

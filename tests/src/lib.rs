@@ -25,6 +25,8 @@ pub mod openvpn;
 pub mod poll;
 pub mod port;
 pub mod program;
+pub mod receiver;
 pub mod rights;
 pub mod server;
+pub mod smtp;
 pub mod traffic;

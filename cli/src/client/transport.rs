@@ -78,6 +78,11 @@ impl Call {
         Self::new(Method::PATCH, path.into(), Some(body))
     }
 
+    #[must_use]
+    pub(crate) fn put(path: impl Into<String>, body: Value) -> Self {
+        Self::new(Method::PUT, path.into(), Some(body))
+    }
+
     fn new(method: Method, path: String, body: Option<Value>) -> Self {
         Self { repeatable: method == Method::GET, method, path, query: Vec::new(), headers: HeaderMap::new(), body }
     }

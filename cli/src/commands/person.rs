@@ -45,6 +45,8 @@ pub(crate) enum Person {
         #[arg(long, required_if_eq("role", "tenant"))]
         tenant: Option<String>,
     },
+    /// Say, or show, where a person is mailed to
+    Email(super::email::Email),
     /// Let a person's tokens be refused from now on
     Deactivate {
         /// Name or id
@@ -75,6 +77,7 @@ impl Person {
     pub(crate) async fn run(&self, context: &Context) -> Result<(), Failure> {
         let client = context.client()?;
         let answer = match self {
+            Self::Email(email) => return email.run(context).await,
             Self::Create { name, role, tenant } => {
                 let mut body = json!({ "name": name, "role": role.name() });
                 if let Some(tenant) = tenant {

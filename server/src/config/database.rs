@@ -49,10 +49,11 @@ const SECRET_BYTES_MAX: u64 = 4_096;
 impl Database {
     /// Replaces each `…_file` by what it holds.
     pub(in crate::config) fn read_secrets(&mut self, given: &mut Given<'_>) {
-        read_secret(&mut self.url, self.url_file.as_deref(), ("url", "url_file"), given);
+        read_secret(&mut self.url, self.url_file.as_deref(), "database", ("url", "url_file"), given);
         read_secret(
             &mut self.migrate_url,
             self.migrate_url_file.as_deref(),
+            "database",
             ("migrate_url", "migrate_url_file"),
             given,
         );
@@ -66,24 +67,26 @@ impl Database {
     }
 }
 
-fn read_secret(
+/// Takes the secret of `key` out of the file that `file_key` names, if it does.
+pub(in crate::config) fn read_secret(
     secret: &mut Option<Secret>,
     path: Option<&Path>,
+    table: &'static str,
     (key, file_key): (&'static str, &'static str),
     given: &mut Given<'_>,
 ) {
     let Some(path) = path else { return };
-    let origin = given.origin("database", file_key);
+    let origin = given.origin(table, file_key);
+    let full = |problem| Fault { origin, key: Some(format!("{table}.{file_key}")), problem };
     if secret.is_some() {
-        return given.faults.add(fault(origin, file_key, Problem::Excludes { other: key }));
+        return given.faults.add(full(Problem::Excludes { other: key }));
     }
     let mut text = String::new();
     let read = File::open(path).and_then(|file| file.take(SECRET_BYTES_MAX).read_to_string(&mut text));
     match read {
         Ok(_) => *secret = Some(text.trim().to_owned().into()),
         Err(error) => {
-            let problem = Problem::SecretFile { path: path.to_owned(), kind: error.kind() };
-            given.faults.add(fault(origin, file_key, problem));
+            given.faults.add(full(Problem::SecretFile { path: path.to_owned(), kind: error.kind() }));
         }
     }
 }

@@ -1,12 +1,15 @@
 use std::path::PathBuf;
 
-use super::section::section;
+use super::database::read_secret;
+use super::section::{Given, section};
 use super::value::{HostName, Seconds, Secret};
 
 const PORT: u32 = 587;
 const TIMEOUT: Seconds = Seconds(10);
 const GIVE_UP: Seconds = Seconds(86_400);
+const DISABLE_AFTER: Seconds = Seconds(432_000);
 const WEBHOOKS_MAX: u32 = 16;
+const KEEP_DAYS: u32 = 30;
 
 section! {
     /// How people outside are told of requests, decisions and sessions: webhooks, and mail.
@@ -20,6 +23,8 @@ section! {
         mail_ca_file: Option<PathBuf> = None;
         mail_user: Option<String> = None;
         mail_password: Option<Secret> = None;
+        /// A file that holds `mail_password`, instead of `mail_password`.
+        mail_password_file: Option<PathBuf> = None;
         /// Whom mail is from.
         mail_from: String = "cloudlink@localhost".to_owned();
         /// Whether webhooks may be sent to addresses of private networks and of this host, and over http.
@@ -32,6 +37,18 @@ section! {
         attempt_timeout_seconds: Seconds = TIMEOUT, in 1..=120;
         /// What could not be delivered for this long is given up.
         give_up_seconds: Seconds = GIVE_UP, in 60..=2_592_000;
+        /// A webhook to which nothing could be delivered for this long is disabled.
+        disable_after_seconds: Seconds = DISABLE_AFTER, in 60..=31_536_000;
+        /// How long it is kept what was delivered, or given up, and when.
+        keep_days: u32 = KEEP_DAYS, in 1..=3_650;
+    }
+}
+
+impl Notice {
+    /// Replaces each `…_file` by what it holds.
+    pub(in crate::config) fn read_secrets(&mut self, given: &mut Given<'_>) {
+        let keys = ("mail_password", "mail_password_file");
+        read_secret(&mut self.mail_password, self.mail_password_file.as_deref(), "notice", keys, given);
     }
 }
 

@@ -28,6 +28,7 @@ use crate::metrics::Metrics;
 use crate::model::new_id;
 use crate::model::openvpn_profile::Remote;
 use crate::model::person::Role;
+use crate::notice::Notices;
 use crate::pki::statement::tests::SIGNER;
 use crate::secret::{Purpose, Token};
 use crate::storage_key::StorageKey;
@@ -82,7 +83,8 @@ impl Scene {
         let (bus, stopping) = (Bus::new(), CancellationToken::new());
         let context = Context::new(store.clone(), bus.clone(), Arc::new(Metrics::new()), settings, stopping.clone())
             .with_statements(statements())
-            .with_storage_key(Arc::new(StorageKey::from_bytes(STORAGE_KEY)));
+            .with_storage_key(Arc::new(StorageKey::from_bytes(STORAGE_KEY)))
+            .with_notices(notices());
         let scene = Self {
             admin: create_somebody(&store, "root", Role::Admin, None).await,
             operator: create_somebody(&store, "olga", Role::Operator, None).await,
@@ -271,6 +273,14 @@ pub(crate) async fn create_somebody(store: &Store, name: &str, role: Role, tenan
 
 fn statements() -> Statements {
     Statements { signer: Arc::clone(&SIGNER.0), keep_days: 90 }
+}
+
+/// As without any configuration.
+fn notices() -> Arc<Notices> {
+    let key = Arc::new(StorageKey::from_bytes(STORAGE_KEY));
+    // The only error is that another test did it before.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    Arc::new(Notices::new(&crate::config::Notice::default(), key, Vec::new(), vec![8443]).unwrap())
 }
 
 async fn create_tenant(store: &Store, name: &str) -> TenantId {

@@ -52,6 +52,7 @@ pub(super) mod opening {
 }
 pub(super) mod person {
     pub(crate) mod create;
+    pub(crate) mod email;
     pub(crate) mod list;
     pub(crate) mod update;
 }
@@ -77,4 +78,13 @@ pub(super) mod token {
     pub(crate) mod create;
     pub(crate) mod list;
     pub(crate) mod revoke;
+}
+pub(super) mod webhook {
+    pub(crate) mod create;
+    pub(crate) mod delivery;
+    pub(crate) mod disable;
+    pub(crate) mod list;
+    pub(crate) mod rotate;
+    pub(crate) mod show;
+    pub(crate) mod test;
 }

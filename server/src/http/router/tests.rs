@@ -80,6 +80,8 @@ fn body_of(operation: &str) -> Value {
         "signing_key_create" => json!({"name": "new", "public_key_pem": SIGNING_KEY}),
         "command_create" => json!({"kind": "device.reboot", "reason": "r"}),
         "isolation_proof_create" => json!({}),
+        "person_email_set" => json!({"email": "new@example.com"}),
+        "webhook_create" => json!({"url": "https://example.com/"}),
         "opening_create" => json!({"port": 22, "reason": "r"}),
         other => panic!("{other} takes a body: say here which"),
     }
@@ -201,6 +203,8 @@ async fn everything(scene: &Scene) -> Value {
             'grants', (select jsonb_agg(t order by id) from grants t),
             'commands', (select jsonb_agg(t order by id) from commands t),
             'openings', (select jsonb_agg(t order by id) from openings t),
+            'webhooks', (select jsonb_agg(t order by id) from webhooks t),
+            'notices', (select jsonb_agg(t order by id) from notices t),
             'audit', (select jsonb_agg(t order by seq) from audit t))",
     )
     .fetch_one(&scene.root)
@@ -221,10 +225,14 @@ async fn to_a_tenant_nothing_of_another_exists(pool: PgPoolOptions, database: Pg
     let key = json!({"name": "safe", "public_key_pem": SIGNING_KEY});
     let key = scene.post("/signing-keys").by(&scene.customer).json(key).send().await.expect(StatusCode::CREATED);
     let key = key["id"].as_str().unwrap().to_owned();
+    let hook = scene.post("/webhooks").by(&scene.customer).json(json!({"url": "https://example.com/"}));
+    let webhook = hook.send().await.expect(StatusCode::CREATED)["id"].as_str().unwrap().to_owned();
     let of = |path: &str| match path.split('/').nth(3).unwrap() {
         "tenants" => scene.tenant.to_string(),
         "devices" => scene.device.to_string(),
         "tokens" => scene.customer.token_id.to_string(),
+        "people" => scene.customer.id.to_string(),
+        "webhooks" => webhook.clone(),
         "grants" => grant.clone(),
         "commands" => command.clone(),
         "openings" => opening.clone(),
@@ -253,7 +261,9 @@ async fn to_a_tenant_nothing_of_another_exists(pool: PgPoolOptions, database: Pg
     {
         let page = route.call(&scene, "").by(&scene.other_customer).send().await.expect(StatusCode::OK);
         let text = page.to_string();
-        for id in [&scene.tenant.to_string(), &scene.device.to_string(), &grant, &command, &opening, &session, &key] {
+        for id in
+            [&scene.tenant.to_string(), &scene.device.to_string(), &grant, &command, &opening, &session, &key, &webhook]
+        {
             assert!(!text.contains(id), "{} shows {id}", route.id);
         }
     }
