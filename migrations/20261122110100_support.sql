@@ -116,7 +116,7 @@ create function support_session_over(s support_sessions, g grants, d devices, p 
     select case
         when g.revoked_at is not null then 'grant_revoked'
         when d.state <> 'active' then 'device_revoked'
-        when not p.active then 'operator_shut_out'
+        when not p.active or p.role <> 'operator' then 'operator_shut_out'
         when d.quarantined_at is not null then 'quarantined'
         when not grant_in_force(g, at) then 'grant_ended'
     end

@@ -10,12 +10,28 @@ alter table people add check ((issuer is null) = (subject is null));
 -- A service account has no identity there.
 alter table people add check (kind = 'human' or issuer is null);
 alter table people add column signed_in_at timestamptz;
+-- Not active because of the groups that the provider named at the last sign-in: the next one may let it in again.
+alter table people add column shut_out_by_groups boolean not null default false;
+alter table people add check (not (active and shut_out_by_groups));
+
+-- Names are unique among the vendor's people, and among those of each tenant: that a name is taken tells nothing about others.
+alter table people drop constraint people_name_key;
+create unique index people_name_key on people (coalesce(tenant_id, '00000000-0000-0000-0000-000000000000'), name);
+
+-- A tenant makes service accounts for itself and shuts them out, and no people.
+grant insert (id, name, role, tenant_id, kind), update (active, shut_out_by_groups) on people to cloudlink_tenant;
+-- The server's own role is a member of the tenants' role: these hold for it as well.
+create policy tenant_makes_services on people as restrictive for insert to cloudlink_tenant
+    with check (current_tenant() is null or kind = 'service');
+create policy tenant_changes_services on people as restrictive for update to cloudlink_tenant
+    using (current_tenant() is null or kind = 'service');
 
 -- Null: all that the person may do. Otherwise only routes of these scopes of the API.
 alter table api_tokens add column scopes text[] check (cardinality(scopes) > 0);
 -- api: made by hand; session: by a sign-in from the command line; browser: by a sign-in of a browser, in a cookie; bootstrap: works once.
 alter table api_tokens add column kind text not null default 'api' check (kind in ('api', 'session', 'browser', 'bootstrap'));
 alter table api_tokens add column used_up_at timestamptz;
+grant select (scopes, kind, used_up_at), insert (scopes) on api_tokens to cloudlink_tenant;
 
 -- Sign-ins that are under way in browsers.
 create table sign_ins (
@@ -31,6 +47,14 @@ create table sign_ins (
 );
 create index sign_ins_expires on sign_ins (expires_at);
 
+-- ID tokens that were traded for a token of ours: each is good for one. Forgotten when they have expired.
+create table spent_id_tokens (
+    -- SHA-256 of its text.
+    token_hash bytea primary key check (octet_length(token_hash) = 32),
+    expires_at timestamptz not null
+);
+create index spent_id_tokens_expires on spent_id_tokens (expires_at);
+
 -- Sign-ins that failed, by what they are counted by: a person, or an address.
 create table sign_in_failures (
     key          text primary key check (char_length(key) between 1 and 256),
@@ -39,8 +63,10 @@ create table sign_in_failures (
     locked_until timestamptz
 );
 
-grant select, insert, update, delete on sign_ins, sign_in_failures to cloudlink_app;
+grant select, insert, update, delete on sign_ins, spent_id_tokens, sign_in_failures to cloudlink_app;
 alter table sign_ins enable row level security;
 create policy app on sign_ins to cloudlink_app using (true) with check (true);
 alter table sign_in_failures enable row level security;
 create policy app on sign_in_failures to cloudlink_app using (true) with check (true);
+alter table spent_id_tokens enable row level security;
+create policy app on spent_id_tokens to cloudlink_app using (true) with check (true);

@@ -11,8 +11,8 @@ use cloudlink_proto::stream::SUBPROTOCOL;
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use jiff::civil::Date;
-use reqwest::Upgraded;
 use reqwest::header::HeaderValue;
+use reqwest::{Upgraded, Url};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -24,7 +24,7 @@ use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::model::{
     AuditEntry, Command, Delivery, Device, DeviceDrops, Email, EnrollmentToken, Grant, Me, Opening, Person, Proof,
-    Recording, SignedReceipt, SignedStatement, SigningKey, SupportSession, Tenant, Token, Webhook,
+    Recording, SignInConfig, SignedReceipt, SignedStatement, SigningKey, SupportSession, Tenant, Token, Webhook,
 };
 use transport::{Reply, Transport};
 
@@ -123,6 +123,26 @@ impl Client {
         Ok(Self { transport: Transport::new(connection)? })
     }
 
+    /// Somebody who is nobody yet.
+    pub(crate) fn anonymous(api: &Url, ca_pem: Option<&str>) -> Result<Self, Failure> {
+        Ok(Self { transport: Transport::anonymous(api, ca_pem)? })
+    }
+
+    /// How to sign in.
+    pub(crate) async fn sign_in_config(&self) -> Result<Answer<SignInConfig>, Failure> {
+        self.one(Call::get("/auth/config")).await
+    }
+
+    /// Trades what proves who somebody is for a token.
+    pub(crate) async fn session_create(&self, body: Value) -> Result<Answer<Token>, Failure> {
+        self.one(Call::post("/auth/session", body)).await
+    }
+
+    /// Ends the token that this client calls with.
+    pub(crate) async fn logout(&self) -> Result<Answer<Value>, Failure> {
+        self.one(Call::post("/auth/logout", json!({}))).await
+    }
+
     pub(crate) async fn me(&self) -> Result<Answer<Me>, Failure> {
         self.one(Call::get("/me")).await
     }
@@ -164,8 +184,8 @@ impl Client {
         self.one(Call::post("/people", body)).await
     }
 
-    pub(crate) async fn person_deactivate(&self, id: Uuid) -> Result<Answer<Person>, Failure> {
-        self.one(Call::patch(format!("/people/{id}"), json!({ "active": false })).repeatable()).await
+    pub(crate) async fn person_activate(&self, id: Uuid, active: bool) -> Result<Answer<Person>, Failure> {
+        self.one(Call::patch(format!("/people/{id}"), json!({ "active": active })).repeatable()).await
     }
 
     pub(crate) async fn email(&self, person: Uuid) -> Result<Answer<Email>, Failure> {

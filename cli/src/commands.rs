@@ -87,10 +87,10 @@ pub(crate) struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Check a token and store it for the commands that follow
+    /// Sign in, and store the token for the commands that follow
     Login(session::Login),
-    /// Forget the stored token
-    Logout,
+    /// Forget the stored token, and have the server refuse it from now on
+    Logout(session::Logout),
     /// Show who you are to the API
     Whoami,
     /// List devices
@@ -180,7 +180,7 @@ impl Line {
         let context = &context;
         match self.verb {
             Verb::Login(login) => login.run(context).await,
-            Verb::Logout => session::logout(context),
+            Verb::Logout(logout) => logout.run(context).await,
             Verb::Whoami => session::whoami(context).await,
             Verb::Devices(list) => list.run(context).await,
             Verb::Device(verb) => verb.run(context).await,

@@ -38,6 +38,12 @@ impl Secret {
     pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
+
+    /// Whether it is the first administrator's, which is traded for one that calls the API, and works once.
+    #[must_use]
+    pub(crate) fn is_bootstrap(&self) -> bool {
+        self.0.starts_with("clb_")
+    }
 }
 
 impl fmt::Debug for Secret {
@@ -58,14 +64,19 @@ pub(crate) struct Connection {
 impl Connection {
     /// The only authorities to trust, if not the system's.
     pub(crate) fn ca_certificates(&self) -> Result<Option<Vec<reqwest::Certificate>>, Failure> {
-        let Some(pem) = &self.ca_pem else { return Ok(None) };
-        let certificates = reqwest::Certificate::from_pem_bundle(pem.as_bytes())
-            .map_err(|_| anyhow!("the CA file holds no certificates in PEM form"))?;
-        if certificates.is_empty() {
-            return Err(anyhow!("the CA file holds no certificates in PEM form").into());
-        }
-        Ok(Some(certificates))
+        ca_certificates(self.ca_pem.as_deref())
     }
+}
+
+/// The certificates of a PEM text, if there is one.
+pub(crate) fn ca_certificates(pem: Option<&str>) -> Result<Option<Vec<reqwest::Certificate>>, Failure> {
+    let Some(pem) = pem else { return Ok(None) };
+    let certificates = reqwest::Certificate::from_pem_bundle(pem.as_bytes())
+        .map_err(|_| anyhow!("the CA file holds no certificates in PEM form"))?;
+    if certificates.is_empty() {
+        return Err(anyhow!("the CA file holds no certificates in PEM form").into());
+    }
+    Ok(Some(certificates))
 }
 
 /// What was said on the command line or in the environment.

@@ -13,6 +13,7 @@ mod model;
 mod output;
 mod recording;
 mod resolve;
+mod sign_in;
 mod signing;
 mod statement;
 mod stream;

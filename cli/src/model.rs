@@ -20,6 +20,15 @@ pub(crate) struct Tenant {
     pub(crate) created_at: Timestamp,
 }
 
+/// How to sign in, if there is an OpenID provider.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct SignInConfig {
+    pub(crate) issuer: Option<String>,
+    pub(crate) cli_client_id: Option<String>,
+    pub(crate) scopes: Vec<String>,
+    pub(crate) ca_pem: Option<String>,
+}
+
 /// Who a token belongs to.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Me {
@@ -27,6 +36,8 @@ pub(crate) struct Me {
     pub(crate) name: String,
     pub(crate) role: String,
     pub(crate) tenant_id: Option<Uuid>,
+    pub(crate) token_kind: String,
+    pub(crate) token_scopes: Option<Vec<String>>,
     pub(crate) token_id: Uuid,
     pub(crate) token_expires_at: Timestamp,
 }
@@ -37,8 +48,12 @@ pub(crate) struct Person {
     pub(crate) name: String,
     pub(crate) role: String,
     pub(crate) tenant_id: Option<Uuid>,
+    /// `human`, or `service`.
+    pub(crate) kind: String,
+    pub(crate) email: Option<String>,
     pub(crate) active: bool,
     pub(crate) created_at: Timestamp,
+    pub(crate) signed_in_at: Option<Timestamp>,
 }
 
 /// Where a person is mailed to.
@@ -85,6 +100,9 @@ pub(crate) struct Token {
     pub(crate) id: Uuid,
     pub(crate) person_id: Uuid,
     pub(crate) name: String,
+    pub(crate) kind: String,
+    /// `None`: all that its person may do.
+    pub(crate) scopes: Option<Vec<String>>,
     pub(crate) expires_at: Timestamp,
     pub(crate) revoked_at: Option<Timestamp>,
     pub(crate) last_used_at: Option<Timestamp>,

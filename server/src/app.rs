@@ -27,8 +27,9 @@ use crate::pki::{Pki, PkiError};
 use crate::port::Ports;
 use crate::postgres::{self, Postgres};
 use crate::secret::{Purpose, Token};
+use crate::sign_in::SignIn;
 use crate::storage_key::StorageKey;
-use crate::store::first_admin::first_admin_create;
+use crate::store::first_admin::{first_admin_create, first_admin_reset};
 use crate::store::setup::{self, Address, Probe, SetupError};
 use crate::store::{Store, StoreError, Visibility};
 use crate::tasks::notice::Outbox;
@@ -38,6 +39,9 @@ use crate::{clock, file, http, link, operations, people, pki, tasks};
 
 /// The name of the database in a cluster of our own.
 const DATABASE: &str = "cloudlink";
+/// Whoever can make this file in the data directory holds the keys of the fleet anyway: at the next start there is another
+/// token for the first administrator.
+const ADMIN_RESET: &str = "admin.reset";
 /// Between two attempts to reach the database at the start; doubled with each, up to [`DATABASE_AGAIN_AFTER_MAX`].
 const DATABASE_AGAIN_AFTER: Duration = Duration::from_millis(250);
 const DATABASE_AGAIN_AFTER_MAX: Duration = Duration::from_secs(5);
@@ -141,7 +145,7 @@ impl Node {
             store.clone(),
             bus.clone(),
             Arc::clone(&self.metrics),
-            people::settings(&self.config.people),
+            people::settings(&self.config.people, &self.config.sign_in),
             shutdown.soft.clone(),
         );
         api = api.with_storage_key(Arc::clone(&self.storage_key));
@@ -159,6 +163,9 @@ impl Node {
             node: self.config.node.clone(),
         };
         shutdown.spawn_vital("notices", outbox.run(shutdown.clone()));
+        if let Some(sign_in) = self.sign_in()? {
+            api = api.with_sign_in(sign_in);
+        }
         let tunnels = self.tunnels(&store, &until_hard).await?;
         if let Some(isolation) = self.isolation.get() {
             readiness.isolated(isolation.subscribe());
@@ -254,6 +261,14 @@ impl Node {
             pools.extend(tunnel::pools(&config.tunnel, self.pki.authority.certificate_der())?);
         }
         Notices::new(&config.notice, Arc::clone(&self.storage_key), pools, ports)
+    }
+
+    /// Where people sign in, if that is configured.
+    fn sign_in(&self) -> anyhow::Result<Option<SignIn>> {
+        let people = &self.config.people;
+        let host = people.names.first().map(ToString::to_string).unwrap_or_default();
+        let base = format!("https://{host}:{}", people.listen.port());
+        SignIn::new(&self.config.sign_in, &base).context("nobody could sign in")
     }
 
     /// The addresses, the interface and the keys of tunnels, before anybody dials.
@@ -387,14 +402,23 @@ async fn prepare(config: &Database, addresses: &Addresses, store: &Store) -> Res
 /// The token is in its file before the administrator is in the database: a crash between the two leaves a useless token, and
 /// the next start makes another one.
 async fn make_first_admin(store: &Store, data_dir: &Path) -> anyhow::Result<()> {
-    let token = Token::generate(Purpose::Api);
+    let reset = data_dir.join(ADMIN_RESET);
+    let wants_reset = reset.try_exists().with_context(|| format!("cannot look for {}", reset.display()))?;
+    let token = Token::generate(Purpose::Bootstrap);
     let mut transaction = store.begin(Visibility::All).await?;
-    if first_admin_create(&mut transaction, token.hash()).await? {
+    let mut made = first_admin_create(&mut transaction, token.hash()).await?;
+    if !made && wants_reset {
+        made = first_admin_reset(&mut transaction, token.hash()).await?;
+    }
+    if made {
         let path = data_dir.join("admin.token");
         file::replace(&path, token.expose().as_bytes(), file::PRIVATE)
             .with_context(|| format!("cannot write {}", path.display()))?;
         transaction.commit().await.map_err(StoreError::from)?;
-        tracing::info!(path = %path.display(), "made the first administrator: the token is in the file");
+        tracing::info!(path = %path.display(), "the first administrator signs in once with the token in the file");
+    }
+    if wants_reset {
+        std::fs::remove_file(&reset).with_context(|| format!("cannot remove {}", reset.display()))?;
     }
     Ok(())
 }

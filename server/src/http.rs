@@ -14,8 +14,10 @@ mod page;
 mod problem;
 mod request;
 mod router;
+pub(crate) mod sign_in;
 #[cfg(test)]
 pub(crate) mod testing;
+mod token_watch;
 mod v1;
 
 use std::collections::BTreeSet;
@@ -30,6 +32,7 @@ pub use self::router::{openapi, router};
 
 use self::command_event::Hub;
 use self::limit::{Buckets, Rate};
+use self::token_watch::TokenWatch;
 use self::v1::command::create::Creates;
 use crate::batch::Batch;
 use crate::bus::{Bus, Hint};
@@ -39,6 +42,7 @@ use crate::model::command::State;
 use crate::model::openvpn_profile::Remote;
 use crate::notice::Notices;
 use crate::pki::StatementSigner;
+use crate::sign_in::SignIn;
 use crate::storage_key::StorageKey;
 use crate::store::Store;
 use crate::store::command::CalledBack;
@@ -62,6 +66,10 @@ pub struct Settings {
     /// Failed authentications that one address (IPv6: its /64) may make at once. Default 20. Further ones are refused
     /// unread, at first for 3 s.
     pub failures_burst: u32,
+    /// After so many failed sign-ins, an address or a person is locked out. Default 10.
+    pub lock_after_failures: u32,
+    /// For how long. Default 900 s.
+    pub lock_for: Duration,
     /// How long the answer to an opening waits for the node to have done it. Default 2 s.
     pub opening_within: Duration,
     /// Streams of events at a time, in total. Default 1,000; each costs about 20 kB.
@@ -79,6 +87,8 @@ impl Default for Settings {
             token_requests_per_second: 1000,
             token_requests_burst: 4000,
             failures_burst: 20,
+            lock_after_failures: 10,
+            lock_for: Duration::from_secs(900),
             opening_within: Duration::from_secs(2),
             streams_max: 1000,
             streams_per_person_max: 50,
@@ -90,6 +100,9 @@ impl Default for Settings {
 /// Seconds after which one more failed authentication is forgiven.
 const FAILURE_FORGIVEN_AFTER_SECONDS: f64 = 3.0;
 
+/// Browsers that one address (IPv6: its /64) may send away to sign in. A company may share one.
+const SIGN_INS: Rate = Rate { burst: 60, per_second: 2.0 };
+
 /// What every handler works with. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Context {
@@ -98,12 +111,17 @@ pub struct Context {
     bus: Bus,
     metrics: Arc<Metrics>,
     hub: Arc<Hub>,
+    tokens: Arc<TokenWatch>,
     limits: Arc<Limits>,
     request_within: Duration,
     opening_within: Duration,
+    lock_after_failures: u32,
+    lock_for: Duration,
     stopping: CancellationToken,
     /// None: OpenVPN clients are not served.
     openvpn: Option<Arc<Remote>>,
+    /// None: there are API tokens only.
+    sign_in: Option<Arc<SignIn>>,
     /// None: nothing is signed.
     statements: Option<Arc<Statements>>,
     /// None: this node makes no proofs.
@@ -125,6 +143,8 @@ pub struct Statements {
 #[derive(Debug)]
 struct Limits {
     failures: Buckets<IpAddr>,
+    /// Browsers that are sent to the OpenID provider.
+    sign_ins: Buckets<IpAddr>,
     tokens: Buckets<TokenId>,
 }
 
@@ -137,11 +157,12 @@ impl Context {
             Rate { burst: settings.token_requests_burst, per_second: f64::from(settings.token_requests_per_second) };
         let limits = Limits {
             failures: Buckets::new(failures, FAILING_ADDRESSES_MAX),
+            sign_ins: Buckets::new(SIGN_INS, FAILING_ADDRESSES_MAX),
             tokens: Buckets::new(tokens, COUNTED_TOKENS_MAX),
         };
         let hub = Arc::new(Hub::new(settings));
         let creates = Arc::new(Batch::start(Creates, store.clone()));
-        let Settings { request_within, opening_within, .. } = settings;
+        let Settings { request_within, opening_within, lock_after_failures, lock_for, .. } = settings;
         let limits = Arc::new(limits);
         Self {
             store,
@@ -149,11 +170,15 @@ impl Context {
             bus,
             metrics,
             hub,
+            tokens: Arc::default(),
             limits,
             request_within,
             opening_within,
+            lock_after_failures,
+            lock_for,
             stopping,
             openvpn: None,
+            sign_in: None,
             statements: None,
             prover: None,
             storage_key: None,
@@ -165,6 +190,12 @@ impl Context {
     #[must_use]
     pub fn with_openvpn(self, remote: Remote) -> Self {
         Self { openvpn: Some(Arc::new(remote)), ..self }
+    }
+
+    /// The same, with an OpenID provider.
+    #[must_use]
+    pub fn with_sign_in(self, sign_in: SignIn) -> Self {
+        Self { sign_in: Some(Arc::new(sign_in)), ..self }
     }
 
     /// The same, with proofs of isolation.
@@ -220,11 +251,13 @@ impl Context {
         }
     }
 
-    /// Wakes the streams of events on hints, until the node stops. Without it they still look on their timers.
+    /// Wakes the streams of events on hints, and ends those whose token is over, until the node stops. Without it they look at
+    /// their commands on their timers, and at nothing else.
     pub async fn follow_hints(self) {
         tokio::select! {
             () = self.stopping.cancelled() => {}
             () = self.hub.follow(self.bus.listen()) => {}
+            () = self.tokens.follow(&self.store, self.bus.listen()) => {}
         }
     }
 }

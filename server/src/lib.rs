@@ -25,6 +25,7 @@ pub mod postgres;
 pub mod privilege;
 pub mod recording;
 pub mod secret;
+pub mod sign_in;
 pub mod storage_key;
 pub mod store;
 pub mod tasks;

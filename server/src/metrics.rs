@@ -315,6 +315,10 @@ pub struct Metrics {
     /// `outcome` (`delivered`, `retried`, `given_up`): attempts to tell people outside of something.
     pub notices: IntCounterVec,
 
+    /// `outcome` (`succeeded`, `failed`, `refused`, `locked_out`, `provider_unavailable`): sign-ins with the OpenID provider, and
+    /// with the first administrator's token.
+    pub sign_ins: IntCounterVec,
+
     /// `route`, `status` (its class, `2xx`): requests to the people port. The route is its template, never the path.
     pub requests: IntCounterVec,
     /// `route`: from the request's head to the answer's.
@@ -521,6 +525,12 @@ impl Metrics {
                 &registry,
                 "cloudlink_notices_total",
                 "Attempts to tell people outside of something, by webhook or mail, by what came of them.",
+                &["outcome"],
+            ),
+            sign_ins: counters(
+                &registry,
+                "cloudlink_sign_ins_total",
+                "Sign-ins with the OpenID provider, and with the first administrator's token.",
                 &["outcome"],
             ),
             requests: counters(

@@ -1,6 +1,7 @@
 //! What the server knows about, without storage or transport. These types are also the shapes of the API: what is serialised
 //! here is what callers see.
 
+pub mod api_scope;
 pub mod audit;
 pub mod command;
 pub mod device;

@@ -14,11 +14,13 @@ use crate::pki::ServerCertificate;
 
 /// What the API is told of the configuration.
 #[must_use]
-pub fn settings(config: &config::People) -> http::Settings {
+pub fn settings(config: &config::People, sign_in: &config::SignIn) -> http::Settings {
     http::Settings {
         token_requests_per_second: config.token_requests_per_second,
         token_requests_burst: config.token_requests_burst,
         failures_burst: config.failures_burst,
+        lock_after_failures: sign_in.lock_after_failures,
+        lock_for: sign_in.lock_seconds.duration(),
         streams_max: config.streams_max as usize,
         streams_per_person_max: config.streams_per_person_max as usize,
         ..http::Settings::default()

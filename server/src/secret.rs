@@ -14,6 +14,8 @@ const SECRET_BYTES: usize = 32;
 pub enum Purpose {
     /// Calls the API.
     Api,
+    /// Is traded for a token that calls the API, once.
+    Bootstrap,
     /// Enrolls one device.
     Enrollment,
 }
@@ -22,6 +24,7 @@ impl Purpose {
     const fn prefix(self) -> &'static str {
         match self {
             Self::Api => "clk_",
+            Self::Bootstrap => "clb_",
             Self::Enrollment => "cle_",
         }
     }
@@ -77,7 +80,9 @@ impl TokenHash {
         is_token.then(|| Self::of_text(text))
     }
 
-    fn of_text(text: &str) -> Self {
+    /// The hash of a secret of another form.
+    #[must_use]
+    pub fn of_text(text: &str) -> Self {
         let mut hash = [0; 32];
         hash.copy_from_slice(digest::digest(&digest::SHA256, text.as_bytes()).as_ref());
         Self(hash)

@@ -25,6 +25,7 @@ pub mod recording;
 pub mod report;
 pub mod retention;
 pub mod setup;
+pub mod sign_in;
 pub mod signing_key;
 pub mod tenant;
 pub mod token;

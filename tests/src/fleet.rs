@@ -51,8 +51,7 @@ impl Fleet {
     pub async fn start_with(settings: &Settings) -> anyhow::Result<Self> {
         let directory = directory()?;
         let server = Server::start(&directory.path().join("server"), settings).await?;
-        let token = std::fs::read_to_string(server.admin_token_file())?;
-        let admin = Api::new(&server.api_url(), &server.ca_file(), token.trim())?;
+        let admin = server.admin().await?;
         let tenant = admin.post("/tenants", &json!({ "name": "customer" })).await?;
         let tenant_id = text(&tenant, "id")?;
         let (operator, operator_id) = person(&admin, "operator", "operator", None).await?;

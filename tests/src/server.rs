@@ -9,9 +9,11 @@ use anyhow::Context as _;
 use cloudlink_certs::{Authority, PrivateKey};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid, chown};
+use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::api::{Api, text};
 use crate::poll::wait_for;
 use crate::program::{Program, binary, bound};
 use crate::{netns, port};
@@ -199,9 +201,24 @@ impl Server {
         self.data_dir().join("pki/ca.pem")
     }
 
+    /// With the first administrator's token, which works once.
     #[must_use]
-    pub fn admin_token_file(&self) -> PathBuf {
+    pub fn bootstrap_token_file(&self) -> PathBuf {
         self.data_dir().join("admin.token")
+    }
+
+    /// The first administrator, who signs in with the first call.
+    pub async fn admin(&self) -> anyhow::Result<Api> {
+        let session = self.directory.join("admin.session");
+        if let Ok(token) = std::fs::read_to_string(&session) {
+            return Api::new(&self.api_url(), &self.ca_file(), &token);
+        }
+        let bootstrap = std::fs::read_to_string(self.bootstrap_token_file())?;
+        let nobody = Api::new(&self.api_url(), &self.ca_file(), "")?;
+        let made = nobody.post("/auth/session", &json!({ "bootstrap_token": bootstrap.trim() })).await?;
+        let token = text(&made, "token")?;
+        std::fs::write(session, &token)?;
+        Ok(nobody.with_token(&token))
     }
 
     /// The fleet's authority, for a test to sign with what the server would not.

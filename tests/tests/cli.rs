@@ -10,6 +10,7 @@ use cloudlink_tests::cli::{Cli, Said};
 use cloudlink_tests::fleet::{COMMAND_LIMIT, Fleet, LINK_LIMIT};
 use cloudlink_tests::machine::SERVICE;
 use cloudlink_tests::poll::wait_for;
+use reqwest::Method;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -198,7 +199,9 @@ async fn signing_in(fleet: &Fleet, operator: &Person) -> anyhow::Result<()> {
     let wrong = fleet.path("wrong.token");
     std::fs::write(&wrong, "clk_wrong")?;
     let right = fleet.path("right.token");
-    std::fs::write(&right, fleet.operator.token())?;
+    // One of its own, for signing out ends it.
+    let token = text(&fleet.operator.post("/tokens", &json!({ "name": "laptop" })).await?, "token")?;
+    std::fs::write(&right, &token)?;
     let login = |file: &std::path::Path, ca: &[&str]| {
         let file = file.to_str().context("the path is text")?;
         without(&[&["login", "--api", &url, "--token-file", file], ca].concat())
@@ -217,6 +220,8 @@ async fn signing_in(fleet: &Fleet, operator: &Person) -> anyhow::Result<()> {
     ensure!(String::from_utf8_lossy(&whoami.stdout).contains("operator"), "{whoami:?}");
     ensure!(without(&["logout"])?.output().await?.status.success(), "cannot sign out");
     ensure!(!profile.exists(), "the profile is still there");
+    let over = fleet.operator.with_token(&token).call(Method::GET, "/me", &[], None).await?;
+    ensure!(over.problem() == "unauthenticated", "the token outlives its sign-out: {over:?}");
     Ok(())
 }
 

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
 
-use cloudlink_tests::api::Api;
 use cloudlink_tests::fleet;
 use cloudlink_tests::poll::wait_for;
 use cloudlink_tests::port;
@@ -55,9 +54,9 @@ fn without_keys_the_server_names_the_command_that_makes_them() -> anyhow::Result
 #[tokio::test]
 async fn a_stopped_server_leaves_no_process_and_a_started_one_finds_its_data() -> anyhow::Result<()> {
     let (_directory, mut server) = start().await?;
-    let admin = admin(&server)?;
+    let admin = server.admin().await?;
     let before = admin.get("/me").await?;
-    let token = std::fs::read(server.admin_token_file())?;
+    let token = std::fs::read(server.bootstrap_token_file())?;
     assert!(!residents(&server)?.is_empty());
 
     let status = server.stop()?;
@@ -67,14 +66,14 @@ async fn a_stopped_server_leaves_no_process_and_a_started_one_finds_its_data() -
 
     server.start_again().await?;
     assert_eq!(admin.get("/me").await?, before);
-    assert_eq!(std::fs::read(server.admin_token_file())?, token);
+    assert_eq!(std::fs::read(server.bootstrap_token_file())?, token);
     Ok(())
 }
 
 #[tokio::test]
 async fn a_killed_server_starts_again_and_stops_the_database_that_it_left_behind() -> anyhow::Result<()> {
     let (_directory, mut server) = start().await?;
-    let before = admin(&server)?.get("/me").await?;
+    let before = server.admin().await?.get("/me").await?;
     let orphan = postmaster(&server)?;
     server.program().kill()?;
     assert!(residents(&server)?.contains(&orphan.as_raw()));
@@ -82,7 +81,7 @@ async fn a_killed_server_starts_again_and_stops_the_database_that_it_left_behind
     server.start_again().await?;
     assert_ne!(postmaster(&server)?, orphan);
     assert!(!residents(&server)?.contains(&orphan.as_raw()), "the orphan still runs");
-    assert_eq!(admin(&server)?.get("/me").await?, before);
+    assert_eq!(server.admin().await?.get("/me").await?, before);
     Ok(())
 }
 
@@ -100,7 +99,7 @@ async fn a_lock_file_with_the_number_of_another_process_does_not_keep_the_databa
 #[tokio::test]
 async fn a_database_that_is_killed_comes_back_and_the_server_never_ends() -> anyhow::Result<()> {
     let (_directory, mut server) = start().await?;
-    let admin = admin(&server)?;
+    let admin = server.admin().await?;
     let before = admin.get("/me").await?;
     let killed = postmaster(&server)?;
     kill(killed, Signal::SIGKILL)?;
@@ -187,7 +186,7 @@ async fn a_server_runs_on_a_database_of_somebody_else_through_its_absences() -> 
     let settings = Settings { set: set.into(), ..Settings::default() };
     let mut server = Server::start(&directory.path().join("server"), &settings).await?;
     assert!(!server.data_dir().join("postgres").exists(), "no Postgres of its own");
-    let admin = admin(&server)?;
+    let admin = server.admin().await?;
     let before = admin.get("/me").await?;
 
     other.stop()?;
@@ -260,7 +259,7 @@ async fn a_stopping_server_says_so_and_a_second_signal_ends_it_at_once() -> anyh
 #[tokio::test]
 async fn a_database_that_does_not_stop_is_killed_and_recovers() -> anyhow::Result<()> {
     let (_directory, mut server) = start_with(&["postgres.stop_timeout_seconds=1"]).await?;
-    let before = admin(&server)?.get("/me").await?;
+    let before = server.admin().await?.get("/me").await?;
     kill(postmaster(&server)?, Signal::SIGSTOP)?;
     assert!(server.stop()?.success());
     wait_for("the end of the processes without their postmaster", LIMIT, async || {
@@ -270,7 +269,7 @@ async fn a_database_that_does_not_stop_is_killed_and_recovers() -> anyhow::Resul
     })
     .await?;
     server.start_again().await?;
-    assert_eq!(admin(&server)?.get("/me").await?, before);
+    assert_eq!(server.admin().await?.get("/me").await?, before);
     Ok(())
 }
 
@@ -305,10 +304,6 @@ fn write_config(directory: &TempDir, more: &str) -> anyhow::Result<SocketAddr> {
     );
     std::fs::write(directory.path().join("cloudlinkd.toml"), text)?;
     Ok(operations)
-}
-
-fn admin(server: &Server) -> anyhow::Result<Api> {
-    Api::new(&server.api_url(), &server.ca_file(), std::fs::read_to_string(server.admin_token_file())?.trim())
 }
 
 fn told(output: &Output) -> String {

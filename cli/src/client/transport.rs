@@ -19,7 +19,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use uuid::Uuid;
 
 use crate::client::Problem;
-use crate::connection::Connection;
+use crate::connection::{Connection, ca_certificates};
 use crate::failure::Failure;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -135,8 +135,21 @@ pub(crate) type Pieces = BoxStream<'static, Result<Bytes, Failure>>;
 
 impl Transport {
     pub(crate) fn new(connection: &Connection) -> Result<Self, Failure> {
-        let http = builder(connection)?.read_timeout(SILENCE_TIMEOUT).build().context("HTTPS cannot be set up")?;
-        let upgrading = builder(connection)?
+        let mut authorization = HeaderValue::from_str(&format!("Bearer {}", connection.token.reveal()))
+            .map_err(|_| Failure::NotSignedIn("the token has characters that no token has".to_owned()))?;
+        authorization.set_sensitive(true);
+        let headers = HeaderMap::from_iter([(AUTHORIZATION, authorization)]);
+        Self::build(&connection.api, connection.ca_certificates()?.as_deref(), &headers)
+    }
+
+    /// As nobody, for what is open to all.
+    pub(crate) fn anonymous(api: &Url, ca_pem: Option<&str>) -> Result<Self, Failure> {
+        Self::build(api, ca_certificates(ca_pem)?.as_deref(), &HeaderMap::new())
+    }
+
+    fn build(api: &Url, roots: Option<&[reqwest::Certificate]>, headers: &HeaderMap) -> Result<Self, Failure> {
+        let http = builder(roots, headers).read_timeout(SILENCE_TIMEOUT).build().context("HTTPS cannot be set up")?;
+        let upgrading = builder(roots, headers)
             // Of no other version can a connection become something else.
             .http1_only()
             .pool_max_idle_per_host(0)
@@ -145,7 +158,7 @@ impl Transport {
             .tcp_user_timeout(None)
             .build()
             .context("HTTPS cannot be set up")?;
-        Ok(Self { http, upgrading, api: connection.api.clone() })
+        Ok(Self { http, upgrading, api: api.clone() })
     }
 
     /// Makes the call, again if need be, and reads the answer.
@@ -288,23 +301,20 @@ impl Transport {
 }
 
 /// What all calls have in common.
-fn builder(connection: &Connection) -> Result<reqwest::ClientBuilder, Failure> {
-    let mut authorization = HeaderValue::from_str(&format!("Bearer {}", connection.token.reveal()))
-        .map_err(|_| Failure::NotSignedIn("the token has characters that no token has".to_owned()))?;
-    authorization.set_sensitive(true);
+fn builder(roots: Option<&[reqwest::Certificate]>, headers: &HeaderMap) -> reqwest::ClientBuilder {
     let builder = reqwest::Client::builder()
         .user_agent(concat!("cloudlink/", env!("CARGO_PKG_VERSION")))
-        .default_headers(HeaderMap::from_iter([(AUTHORIZATION, authorization)]))
+        .default_headers(headers.clone())
         .https_only(true)
         .tls_version_min(reqwest::tls::Version::TLS_1_3)
         // The token goes to the address the user named, and nowhere else.
         .redirect(reqwest::redirect::Policy::none())
         .referer(false)
         .connect_timeout(CONNECT_TIMEOUT);
-    Ok(match connection.ca_certificates()? {
-        Some(roots) => builder.tls_certs_only(roots),
+    match roots {
+        Some(roots) => builder.tls_certs_only(roots.iter().cloned()),
         None => builder,
-    })
+    }
 }
 
 /// Why one attempt did not work.

@@ -4,18 +4,28 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 use clap::Args;
+use reqwest::Url;
+use serde_json::json;
 
 use super::{Context, environment};
 use crate::client::Client;
 use crate::connection::{Connection, Profile, Secret, Store, api_url, ca_from_file, token_from_file};
 use crate::failure::Failure;
 use crate::output::Table;
+use crate::sign_in::{self, Way};
 
 #[derive(Debug, Args)]
 pub(crate) struct Login {
-    /// File with the API token, `-` for standard input; without it, CLOUDLINK_TOKEN, CLOUDLINK_TOKEN_FILE, or a question
+    /// File with an API token, or with the first administrator's, `-` for standard input; without it, CLOUDLINK_TOKEN,
+    /// CLOUDLINK_TOKEN_FILE, or the server's OpenID provider; where there is none, a question
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// Sign in with a code that you type into a browser on any host
+    #[arg(long, conflicts_with = "token_file")]
+    device: bool,
+    /// Tell the address to sign in at, and open no browser
+    #[arg(long, conflicts_with_all = ["token_file", "device"])]
+    no_browser: bool,
 }
 
 impl Login {
@@ -39,9 +49,17 @@ impl Login {
                 .filter(|profile| api_url(&profile.api).is_ok_and(|old| old == api))
                 .and_then(|profile| profile.ca_pem),
         };
-        let connection = Connection { api, ca_pem, token: self.token()? };
-        let me = Client::new(&connection)?.me().await?;
-        store.save(&Profile { api: connection.api.to_string(), token: connection.token, ca_pem: connection.ca_pem })?;
+        let token = self.token(&api, ca_pem.as_deref()).await?;
+        let token = if token.is_bootstrap() { trade(&api, ca_pem.as_deref(), &token).await? } else { token };
+        let connection = Connection { api, ca_pem, token };
+        let profile = Profile {
+            api: connection.api.to_string(),
+            token: connection.token.clone(),
+            ca_pem: connection.ca_pem.clone(),
+        };
+        let client = Client::new(&connection)?;
+        let me = client.me().await?;
+        store.save(&profile)?;
         context.output.note(&format!("Stored in {}", store.path().display()));
         if context.output.json {
             return context.output.json(&me.json);
@@ -49,12 +67,24 @@ impl Login {
         context.output.line(&format!("Signed in to {} as {} ({})", connection.api, me.value.name, me.value.role))
     }
 
-    fn token(&self) -> Result<Secret, Failure> {
+    async fn token(&self, api: &Url, ca_pem: Option<&str>) -> Result<Secret, Failure> {
         if let Some(path) = &self.token_file {
             return token_from_file(path);
         }
-        if let Some(token) = environment().token()? {
+        let asks_for_provider = self.device || self.no_browser;
+        if let Some(token) = environment().token()?.filter(|_| !asks_for_provider) {
             return Ok(token);
+        }
+        let nobody = Client::anonymous(api, ca_pem)?;
+        let config = nobody.sign_in_config().await?.value;
+        let open = !self.no_browser && io::stderr().is_terminal();
+        let way = if self.device { Way::Device } else { Way::Loopback { open } };
+        if let Some(id_token) = sign_in::id_token(&config, way).await? {
+            let made = nobody.session_create(json!({ "id_token": id_token })).await?;
+            return Secret::new(made.value.token.as_deref().unwrap_or_default());
+        }
+        if asks_for_provider {
+            return Err(Failure::Usage("the server has no OpenID provider\nGive --token-file FILE".to_owned()));
         }
         if !io::stdin().is_terminal() {
             return Err(Failure::Usage("which token?\nGive --token-file FILE, or `-` for standard input.".to_owned()));
@@ -65,17 +95,47 @@ impl Login {
     }
 }
 
-pub(crate) fn logout(context: &Context) -> Result<(), Failure> {
-    let store = Store::new(&context.wish(), &environment())?;
-    let path = store.path();
-    if store.remove()? {
-        context
-            .output
-            .note(&format!("Removed {}. The token itself is still valid: cloudlink token revoke", path.display()));
-    } else {
-        context.output.note(&format!("There is no profile `{}`.", store.name));
+/// The first administrator's token for one that calls the API.
+async fn trade(api: &Url, ca_pem: Option<&str>, token: &Secret) -> Result<Secret, Failure> {
+    let body = json!({ "bootstrap_token": token.reveal() });
+    let made = Client::anonymous(api, ca_pem)?.session_create(body).await?;
+    Secret::new(made.value.token.as_deref().unwrap_or_default())
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Logout {
+    /// Forget the token here only: it stays valid for whoever else has it
+    #[arg(long)]
+    keep_token: bool,
+}
+
+impl Logout {
+    pub(crate) async fn run(&self, context: &Context) -> Result<(), Failure> {
+        let store = Store::new(&context.wish(), &environment())?;
+        let profile = store.load();
+        if !store.remove()? {
+            context.output.note(&format!("There is no profile `{}`.", store.name));
+            return Ok(());
+        }
+        context.output.note(&format!("Removed {}", store.path().display()));
+        if self.keep_token {
+            return Ok(());
+        }
+        // One that cannot be read has told so, and holds nothing to revoke.
+        let Some(Profile { api, token, ca_pem }) = profile? else { return Ok(()) };
+        let connection = Connection { api: api_url(&api)?, ca_pem, token };
+        match Client::new(&connection)?.logout().await {
+            Ok(_) => {}
+            // It was over before.
+            Err(Failure::Refused(problem)) if problem.kind() == "unauthenticated" => {}
+            Err(failure) => {
+                context.output.note("The token itself could not be revoked, and is still valid.");
+                return Err(failure);
+            }
+        }
+        context.output.note("The token is revoked");
+        Ok(())
     }
-    Ok(())
 }
 
 pub(crate) async fn whoami(context: &Context) -> Result<(), Failure> {
@@ -88,7 +148,10 @@ pub(crate) async fn whoami(context: &Context) -> Result<(), Failure> {
             table.field("tenant", tenant.to_string());
         }
         table.field("id", me.value.id.to_string());
-        table.field("token", me.value.token_id.to_string());
+        table.field("token", format!("{} ({})", me.value.token_id, me.value.token_kind));
+        if let Some(scopes) = &me.value.token_scopes {
+            table.field("scopes", scopes.join(", "));
+        }
         table.field("valid until", context.output.here().full(me.value.token_expires_at));
         table
     })

@@ -19,11 +19,15 @@ pub(crate) enum Token {
         /// What it is for
         name: String,
         /// Whose it is, by name or id; without it, your own
-        #[arg(long)]
+        #[arg(long = "for", visible_alias = "person", value_name = "PERSON")]
         person: Option<String>,
         /// How long it is valid, as in 90d; without it, as the server decides
-        #[arg(long, value_name = "SPAN")]
+        #[arg(long = "expires", visible_alias = "expires-in", value_name = "SPAN")]
         expires_in: Option<Span>,
+        /// What it may be used for: read, devices, commands, grants, support, admin; several times for several. Without it,
+        /// all that your own may
+        #[arg(long = "scope", value_name = "SCOPE")]
+        scopes: Vec<String>,
     },
     /// List tokens, without their secrets
     List {
@@ -44,13 +48,16 @@ impl Token {
     pub(crate) async fn run(&self, context: &Context) -> Result<(), Failure> {
         let client = context.client()?;
         match self {
-            Self::Create { name, person, expires_in } => {
+            Self::Create { name, person, expires_in, scopes } => {
                 let mut body = json!({ "name": name });
                 if let Some(person) = person {
                     body["person_id"] = resolve::person(&client, person).await?.value.id.to_string().into();
                 }
                 if let Some(span) = expires_in {
                     body["expires_in_seconds"] = span.as_seconds().into();
+                }
+                if !scopes.is_empty() {
+                    body["scopes"] = json!(scopes);
                 }
                 let answer = client.token_create(body).await?;
                 let about = format!(
@@ -80,7 +87,7 @@ impl Token {
 }
 
 fn table(tokens: &[Answer<model::Token>], here: &Here) -> Table {
-    let mut table = Table::new(&["NAME", "STATE", "EXPIRES", "LAST USED", "PERSON", "ID"]).whole(5);
+    let mut table = Table::new(&["NAME", "KIND", "STATE", "SCOPES", "EXPIRES", "LAST USED", "PERSON", "ID"]).whole(7);
     for Answer { value, .. } in tokens {
         let state = if value.revoked_at.is_some() {
             Cell::toned("revoked", Tone::Bad)
@@ -91,7 +98,9 @@ fn table(tokens: &[Answer<model::Token>], here: &Here) -> Table {
         };
         table.row(vec![
             value.name.clone().into(),
+            value.kind.clone().into(),
             state,
+            value.scopes.as_ref().map_or_else(|| "all".to_owned(), |scopes| scopes.join(", ")).into(),
             here.short(value.expires_at).into(),
             Cell::or_none(value.last_used_at.map(|at| here.relative(at))),
             value.person_id.to_string().into(),

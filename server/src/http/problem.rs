@@ -24,6 +24,14 @@ pub(crate) enum Kind {
     BadRequest,
     Unauthenticated,
     Forbidden,
+    CrossSite,
+    ScopeRequired,
+    TokenUsedUp,
+    SignInOff,
+    SignInFailed,
+    SignInRefused,
+    LockedOut,
+    ProviderUnavailable,
     GrantRequired,
     GrantUnsigned,
     NotFound,
@@ -54,6 +62,16 @@ impl Kind {
             Self::BadRequest => (StatusCode::BAD_REQUEST, "bad_request", "The request is malformed"),
             Self::Unauthenticated => (StatusCode::UNAUTHORIZED, "unauthenticated", "A valid token is required"),
             Self::Forbidden => (StatusCode::FORBIDDEN, "forbidden", "The role may not do this"),
+            Self::CrossSite => (StatusCode::FORBIDDEN, "cross_site", "The request does not come from our own pages"),
+            Self::ScopeRequired => (StatusCode::FORBIDDEN, "scope_required", "The token may not be used for this"),
+            Self::TokenUsedUp => (StatusCode::FORBIDDEN, "token_used_up", "The token works once, and was used"),
+            Self::SignInOff => (StatusCode::CONFLICT, "sign_in_off", "There is no OpenID provider"),
+            Self::SignInRefused => (StatusCode::FORBIDDEN, "sign_in_refused", "Whoever signed in may not come in"),
+            Self::LockedOut => (StatusCode::TOO_MANY_REQUESTS, "locked_out", "Too many sign-ins have failed"),
+            Self::ProviderUnavailable => {
+                (StatusCode::SERVICE_UNAVAILABLE, "provider_unavailable", "The OpenID provider does not answer")
+            }
+            Self::SignInFailed => (StatusCode::FORBIDDEN, "sign_in_failed", "The sign-in does not hold"),
             Self::GrantRequired => (StatusCode::FORBIDDEN, "grant_required", "No grant in force allows this"),
             Self::GrantUnsigned => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "grant_unsigned", "Grants of this tenant must be signed")
@@ -284,6 +302,7 @@ pub(crate) struct ProblemDetails {
     detail: String,
     /// Quote it when you report the problem.
     request_id: String,
+    /// Of `sign_in_refused`: `no_role`, `several_roles`, `shut_out` or `replayed`.
     /// Of `grant_required`: `none`, `scope`, `ended`, `revoked`, `not_started` or `not_named`.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,

@@ -1,5 +1,5 @@
 //! Every route, with the roles that may call it: [`table`] is the one place. What it says is enforced before the handler runs,
-//! shown in the OpenAPI document as `x-roles`, and held against strangers by the tests at the bottom.
+//! shown in the OpenAPI document as `x-roles` (and with `scope` as `x-scope`), and held against strangers by the tests at the bottom.
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
@@ -7,20 +7,24 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use tokio::time::Instant;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
 use utoipa::openapi::extensions::Extensions;
-use utoipa::openapi::path::Operation;
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::path::{Operation, Paths};
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
+};
 use utoipa::openapi::{ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa::{PartialSchema, ToSchema};
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 use utoipa_axum::routes;
 
+use super::auth::Admission;
 use super::problem::{Problem, ProblemDetails};
 use super::{BODY_BYTES_MAX, Context, auth, v1};
+use crate::model::api_scope::ApiScope;
 use crate::model::new_id;
 use crate::model::person::Role::{self, Admin, Operator, Tenant};
 
@@ -31,16 +35,22 @@ static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Who may call what. A tenant's user sees its own tenant only; what an operator sees is up to the handler.
 fn table(routes: Routes) -> Routes {
     routes
+        .open(routes!(v1::auth::config::handler))
+        .open(routes!(v1::auth::login::handler))
+        .open(routes!(v1::auth::callback::handler))
+        .open(routes!(v1::auth::session::handler))
+        .admit(&[Admin, Operator, Tenant], routes!(v1::auth::logout::handler))
         .admit(&[Admin, Operator, Tenant], routes!(v1::me::show::handler))
         .admit(&[Admin], routes!(v1::tenant::create::handler))
         .admit(&[Admin], routes!(v1::tenant::list::handler))
         .admit(&[Admin, Tenant], routes!(v1::tenant::show::handler))
         .admit(&[Admin, Tenant], routes!(v1::tenant::update::handler))
         .admit(&[Admin, Tenant], routes!(v1::tenant::isolation_statement::handler))
-        .admit(&[Admin], routes!(v1::person::create::handler))
+        .admit(&[Admin, Tenant], routes!(v1::person::create::handler))
         .admit(&[Admin, Tenant], routes!(v1::person::list::handler))
-        .admit(&[Admin], routes!(v1::person::update::handler))
-        .admit(&[Admin, Operator, Tenant], routes!(v1::person::email::show, v1::person::email::set))
+        .admit(&[Admin, Tenant], routes!(v1::person::update::handler))
+        .admit(&[Admin, Operator, Tenant], routes!(v1::person::email::show))
+        .admit(&[Admin, Operator, Tenant], routes!(v1::person::email::set))
         .admit(&[Admin, Operator, Tenant], routes!(v1::token::create::handler))
         .admit(&[Admin, Operator, Tenant], routes!(v1::token::list::handler))
         .admit(&[Admin, Operator, Tenant], routes!(v1::token::revoke::handler))
@@ -128,16 +138,31 @@ impl Routes {
     }
 
     fn admit(self, roles: &'static [Role], (schemas, mut paths, methods): UtoipaMethodRouter<Context>) -> Self {
-        for item in paths.paths.values_mut() {
-            let operations = [&mut item.get, &mut item.post, &mut item.patch, &mut item.put, &mut item.delete];
-            for operation in operations.into_iter().flatten() {
-                declare(operation, roles);
-            }
-        }
+        let mut admission = Admission { roles, scope: None };
+        for_operations(&mut paths, |method, operation| {
+            let scope = scope::of(method, operation);
+            // Several methods in one line would be held to the scope of the last.
+            debug_assert!(admission.scope.is_none() || admission.scope == scope, "one line a method");
+            admission.scope = scope;
+            declare(operation, admission);
+        });
         let methods = match &self.context {
-            Some(context) => guard(methods, context.clone(), roles),
+            Some(context) => guard(methods, context.clone(), admission),
             None => methods,
         };
+        Self { router: self.router.routes((schemas, paths, methods)), ..self }
+    }
+
+    /// A route that is there to find out who somebody is. It sees to its limits itself.
+    fn open(self, (schemas, mut paths, methods): UtoipaMethodRouter<Context>) -> Self {
+        for_operations(&mut paths, |_, operation| {
+            operation
+                .extensions
+                .get_or_insert_default()
+                .merge(Extensions::from_iter([("x-open", serde_json::json!(true))]));
+            operation.security = Some(Vec::new());
+            declare_problems(operation);
+        });
         Self { router: self.router.routes((schemas, paths, methods)), ..self }
     }
 
@@ -146,15 +171,38 @@ impl Routes {
     }
 }
 
-fn guard(methods: MethodRouter<Context>, context: Context, roles: &'static [Role]) -> MethodRouter<Context> {
-    methods.route_layer(from_fn_with_state((context, roles), auth::admit))
+fn guard(methods: MethodRouter<Context>, context: Context, admission: Admission) -> MethodRouter<Context> {
+    methods.route_layer(from_fn_with_state((context, admission), auth::admit))
 }
 
-/// Writes into the document what holds for every operation.
-fn declare(operation: &mut Operation, roles: &[Role]) {
+fn for_operations(paths: &mut Paths, mut visit: impl FnMut(&'static Method, &mut Operation)) {
+    for item in paths.paths.values_mut() {
+        let operations = [
+            (&Method::GET, &mut item.get),
+            (&Method::POST, &mut item.post),
+            (&Method::PATCH, &mut item.patch),
+            (&Method::PUT, &mut item.put),
+            (&Method::DELETE, &mut item.delete),
+        ];
+        for (method, operation) in operations {
+            if let Some(operation) = operation {
+                visit(method, operation);
+            }
+        }
+    }
+}
+
+/// Writes into the document what holds for every operation that is not open to all.
+fn declare(operation: &mut Operation, Admission { roles, scope }: Admission) {
     let names: Vec<_> = roles.iter().map(|role| role.name()).collect();
-    operation.extensions.get_or_insert_default().merge(Extensions::from_iter([("x-roles", serde_json::json!(names))]));
-    operation.security = Some(vec![SecurityRequirement::new("token", [] as [&str; 0])]);
+    let scope = scope.map(ApiScope::name);
+    let extensions = [("x-roles", serde_json::json!(names)), ("x-scope", serde_json::json!(scope))];
+    operation.extensions.get_or_insert_default().merge(Extensions::from_iter(extensions));
+    operation.security = Some(["token", "cookie"].map(|name| SecurityRequirement::new(name, [] as [&str; 0])).into());
+    declare_problems(operation);
+}
+
+fn declare_problems(operation: &mut Operation) {
     let problem = RefOr::Ref(Ref::from_schema_name(ProblemDetails::name()));
     let content = ContentBuilder::new().schema(Some(problem)).build();
     let response = ResponseBuilder::new().description("Any error").content("application/problem+json", content).build();
@@ -168,6 +216,7 @@ fn frame() -> OpenApi {
     let components = utoipa::openapi::ComponentsBuilder::new()
         .schema(ProblemDetails::name(), ProblemDetails::schema())
         .security_scheme("token", SecurityScheme::Http(token))
+        .security_scheme("cookie", SecurityScheme::ApiKey(ApiKey::Cookie(ApiKeyValue::new(auth::COOKIE))))
         .build();
     OpenApiBuilder::new().info(info).components(Some(components)).build()
 }
@@ -221,5 +270,6 @@ fn set_headers(headers: &mut HeaderMap, request_id: &str) {
     }
 }
 
+mod scope;
 #[cfg(test)]
 mod tests;

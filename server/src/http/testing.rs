@@ -27,14 +27,14 @@ use crate::bus::Bus;
 use crate::metrics::Metrics;
 use crate::model::new_id;
 use crate::model::openvpn_profile::Remote;
-use crate::model::person::Role;
+use crate::model::person::{PersonKind, Role};
 use crate::notice::Notices;
 use crate::pki::statement::tests::SIGNER;
 use crate::secret::{Purpose, Token};
 use crate::storage_key::StorageKey;
 use crate::store::person::person_create;
 use crate::store::tenant::tenant_create;
-use crate::store::token::token_create;
+use crate::store::token::{NewToken, token_create};
 use crate::store::{Store, Visibility};
 
 /// What a scene encrypts with.
@@ -264,9 +264,11 @@ pub(crate) async fn create_somebody(store: &Store, name: &str, role: Role, tenan
     let (id, token_id) = (PersonId::from_uuid(new_id()), TokenId::from_uuid(new_id()));
     let token = Token::generate(Purpose::Api);
     let mut transaction = store.begin(Visibility::All).await.unwrap();
-    person_create(&mut transaction, id, name, role, tenant).await.unwrap();
-    let day = Duration::from_secs(24 * 3600);
-    token_create(&mut transaction, token_id, id, "test", token.hash(), day).await.unwrap();
+    person_create(&mut transaction, id, name, role, tenant, PersonKind::Human).await.unwrap();
+    let expires_in = Duration::from_secs(24 * 3600);
+    let secret = token.hash();
+    let new = NewToken { id: token_id, person: id, name: "test", secret, expires_in, not_after: None, scopes: None };
+    token_create(&mut transaction, new).await.unwrap();
     store.commit(transaction).await.unwrap();
     Somebody { id, token_id, token: token.expose().to_owned() }
 }

@@ -5,6 +5,13 @@ pub(super) mod audit {
     pub(crate) mod export;
     pub(crate) mod list;
 }
+pub(super) mod auth {
+    pub(crate) mod callback;
+    pub(crate) mod config;
+    pub(crate) mod login;
+    pub(crate) mod logout;
+    pub(crate) mod session;
+}
 pub(super) mod command {
     pub(crate) mod cancel;
     pub(crate) mod create;

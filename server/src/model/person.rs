@@ -36,6 +36,33 @@ impl Role {
     }
 }
 
+/// Whether somebody signs in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PersonKind {
+    #[default]
+    Human,
+    /// A robot: it never signs in, and has tokens that others make for it.
+    Service,
+}
+
+impl PersonKind {
+    /// Name in the API and the database.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Human => "human",
+            Self::Service => "service",
+        }
+    }
+
+    /// The kind of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Human, Self::Service].into_iter().find(|kind| kind.name() == name)
+    }
+}
+
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct Person {
     pub id: Uuid,
@@ -43,8 +70,14 @@ pub struct Person {
     pub role: Role,
     /// Set for role `tenant`, and for no other.
     pub tenant_id: Option<Uuid>,
+    pub kind: PersonKind,
+    /// As the OpenID provider said at the last sign-in, or as it was set.
+    pub email: Option<String>,
     /// Whoever is not active is refused, whatever token is shown.
     pub active: bool,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
+    /// The last sign-in with the OpenID provider.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub signed_in_at: Option<OffsetDateTime>,
 }

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::StoreError;
-use crate::model::person::{Person, Role};
+use crate::model::person::{Person, PersonKind, Role};
 
 /// The constraint that refuses a name that somebody has.
 pub const NAME_TAKEN: &str = "people_name_key";
@@ -18,8 +18,11 @@ struct Row {
     name: String,
     role: String,
     tenant_id: Option<Uuid>,
+    kind: String,
+    email: Option<String>,
     active: bool,
     created_at: OffsetDateTime,
+    signed_in_at: Option<OffsetDateTime>,
 }
 
 impl TryFrom<Row> for Person {
@@ -31,8 +34,11 @@ impl TryFrom<Row> for Person {
             name: row.name,
             role: Role::named(&row.role).ok_or(StoreError::Inconsistent { table: "people", column: "role" })?,
             tenant_id: row.tenant_id,
+            kind: PersonKind::named(&row.kind).ok_or(StoreError::Inconsistent { table: "people", column: "kind" })?,
+            email: row.email,
             active: row.active,
             created_at: row.created_at,
+            signed_in_at: row.signed_in_at,
         })
     }
 }
@@ -43,15 +49,17 @@ pub async fn person_create(
     name: &str,
     role: Role,
     tenant: Option<TenantId>,
+    kind: PersonKind,
 ) -> Result<Person, StoreError> {
     sqlx::query_as!(
         Row,
-        "insert into people (id, name, role, tenant_id) values ($1, $2, $3, $4)
-         returning id, name, role, tenant_id, active, created_at",
+        "insert into people (id, name, role, tenant_id, kind) values ($1, $2, $3, $4, $5)
+         returning id, name, role, tenant_id, kind, email, active, created_at, signed_in_at",
         id.as_uuid(),
         name,
         role.name(),
-        tenant.map(TenantId::as_uuid)
+        tenant.map(TenantId::as_uuid),
+        kind.name()
     )
     .fetch_one(connection)
     .await?
@@ -59,11 +67,15 @@ pub async fn person_create(
 }
 
 pub async fn person_show(connection: &mut PgConnection, id: PersonId) -> Result<Option<Person>, StoreError> {
-    sqlx::query_as!(Row, "select id, name, role, tenant_id, active, created_at from people where id = $1", id.as_uuid())
-        .fetch_optional(connection)
-        .await?
-        .map(Person::try_from)
-        .transpose()
+    sqlx::query_as!(
+        Row,
+        "select id, name, role, tenant_id, kind, email, active, created_at, signed_in_at from people where id = $1",
+        id.as_uuid()
+    )
+    .fetch_optional(connection)
+    .await?
+    .map(Person::try_from)
+    .transpose()
 }
 
 /// What [`person_list`] looks for.
@@ -83,7 +95,7 @@ pub async fn person_list(
     let (after_time, after_id) = after.unzip();
     sqlx::query_as!(
         Row,
-        "select id, name, role, tenant_id, active, created_at from people
+        "select id, name, role, tenant_id, kind, email, active, created_at, signed_in_at from people
           where ($1::text is null or role = $1) and ($2::uuid is null or tenant_id = $2)
             and ($3::timestamptz is null or (created_at, id) < ($3, $4::uuid))
           order by created_at desc, id desc limit $5",
@@ -108,7 +120,8 @@ pub async fn person_set_active(
 ) -> Result<Option<Person>, StoreError> {
     sqlx::query_as!(
         Row,
-        "update people set active = $2 where id = $1 returning id, name, role, tenant_id, active, created_at",
+        "update people set active = $2, shut_out_by_groups = false where id = $1
+         returning id, name, role, tenant_id, kind, email, active, created_at, signed_in_at",
         id.as_uuid(),
         active
     )
@@ -123,4 +136,13 @@ pub async fn person_count_operators(connection: &mut PgConnection, ids: &[Uuid])
     Ok(sqlx::query_scalar!(r#"select count(*) as "count!" from people where role = 'operator' and id = any ($1)"#, ids)
         .fetch_one(connection)
         .await?)
+}
+
+/// Whether it is somebody that the OpenID provider knows.
+pub async fn person_signs_in(connection: &mut PgConnection, id: PersonId) -> Result<bool, StoreError> {
+    let found = sqlx::query_scalar!(
+        r#"select exists (select from people where id = $1 and issuer is not null) as "signs_in!""#,
+        id.as_uuid()
+    );
+    Ok(found.fetch_one(connection).await?)
 }

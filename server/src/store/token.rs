@@ -7,8 +7,9 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::StoreError;
+use crate::model::api_scope::ApiScope;
 use crate::model::person::Role;
-use crate::model::token::{Session, Token};
+use crate::model::token::{Kind, Session, Token};
 use crate::secret::TokenHash;
 
 /// The constraint that refuses a person that does not exist.
@@ -20,10 +21,11 @@ pub async fn token_authenticate(
     secret: TokenHash,
 ) -> Result<Option<Session>, StoreError> {
     let row = sqlx::query!(
-        r#"select t.id, t.expires_at, p.id as person_id, p.name, p.role, p.tenant_id,
+        r#"select t.id, t.expires_at, t.kind, t.scopes, p.id as person_id, p.name, p.kind as person_kind, p.role, p.tenant_id,
                   coalesce(t.last_used_at < clock_timestamp() - interval '1 minute', true) as "is_stale!"
              from api_tokens t join people p on p.id = t.person_id
-            where t.secret_hash = $1 and t.revoked_at is null and t.expires_at > clock_timestamp() and p.active"#,
+            where t.secret_hash = $1 and t.kind <> 'bootstrap' and t.revoked_at is null
+              and t.expires_at > clock_timestamp() and p.active"#,
         secret.as_bytes()
     )
     .fetch_optional(&mut *connection)
@@ -35,8 +37,11 @@ pub async fn token_authenticate(
     Ok(Some(Session {
         token: TokenId::from_uuid(row.id),
         token_expires_at: row.expires_at,
+        kind: Kind::named(&row.kind).ok_or(StoreError::Inconsistent { table: "api_tokens", column: "kind" })?,
+        scopes: row.scopes.map(|names| read_scopes(&names)).transpose()?,
         person: PersonId::from_uuid(row.person_id),
         name: row.name,
+        is_service: row.person_kind == "service",
         role: Role::named(&row.role).ok_or(StoreError::Inconsistent { table: "people", column: "role" })?,
         tenant: row.tenant_id.map(TenantId::from_uuid),
     }))
@@ -58,39 +63,125 @@ async fn token_touch(connection: &mut PgConnection, id: TokenId) -> Result<(), S
     Ok(())
 }
 
-/// Whether the token still lets its person in: for streams, which outlive the check at their start.
-pub async fn token_is_valid(connection: &mut PgConnection, id: TokenId) -> Result<bool, StoreError> {
-    Ok(sqlx::query_scalar!(
-        r#"select exists (select from api_tokens t join people p on p.id = t.person_id
-            where t.id = $1 and t.revoked_at is null and t.expires_at > clock_timestamp() and p.active) as "is_valid!""#,
-        id.as_uuid()
+fn read_scopes(names: &[String]) -> Result<Vec<ApiScope>, StoreError> {
+    let scopes = names.iter().map(|name| ApiScope::named(name)).collect::<Option<_>>();
+    scopes.ok_or(StoreError::Inconsistent { table: "api_tokens", column: "scopes" })
+}
+
+/// Which of these tokens no longer let their people in: for streams, which outlive the check at their start.
+pub async fn token_list_over(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<TokenId>, StoreError> {
+    let over = sqlx::query_scalar!(
+        r#"select asked.id as "id!" from unnest($1::uuid[]) as asked (id)
+            where not exists (select from api_tokens t join people p on p.id = t.person_id
+                where t.id = asked.id and t.revoked_at is null and t.expires_at > clock_timestamp() and p.active)"#,
+        ids
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(over.into_iter().map(TokenId::from_uuid).collect())
+}
+
+/// What is known of a token before it is there.
+#[derive(Clone, Copy, Debug)]
+pub struct NewToken<'a> {
+    pub id: TokenId,
+    pub person: PersonId,
+    pub name: &'a str,
+    pub secret: TokenHash,
+    pub expires_in: std::time::Duration,
+    /// No later than that, whatever `expires_in` says.
+    pub not_after: Option<OffsetDateTime>,
+    /// `None`: all that the person may do.
+    pub scopes: Option<&'a [ApiScope]>,
+}
+
+/// Stores a new token by its hash.
+pub async fn token_create(connection: &mut PgConnection, new: NewToken<'_>) -> Result<Token, StoreError> {
+    let scopes = new.scopes.map(|scopes| scopes.iter().map(|scope| scope.name().to_owned()).collect::<Vec<_>>());
+    Ok(sqlx::query_as!(
+        Token,
+        "insert into api_tokens (id, person_id, name, secret_hash, expires_at, scopes)
+         values ($1, $2, $3, $4, least(clock_timestamp() + make_interval(secs => $5), $7), $6)
+         returning id, person_id, name, kind, scopes, created_at, expires_at, revoked_at, last_used_at",
+        new.id.as_uuid(),
+        new.person.as_uuid(),
+        new.name,
+        new.secret.as_bytes(),
+        new.expires_in.as_secs_f64(),
+        scopes.as_deref(),
+        new.not_after
     )
     .fetch_one(connection)
     .await?)
 }
 
-/// Stores a new token by its hash.
-pub async fn token_create(
+/// The same for a token that a sign-in makes, or that waits for one. Not on behalf of a tenant.
+pub async fn token_create_of_kind(
     connection: &mut PgConnection,
-    id: TokenId,
-    person: PersonId,
-    name: &str,
-    secret: TokenHash,
-    expires_in: std::time::Duration,
+    kind: Kind,
+    new: NewToken<'_>,
 ) -> Result<Token, StoreError> {
+    let id = new.id.as_uuid();
+    token_create(connection, new).await?;
     Ok(sqlx::query_as!(
         Token,
-        "insert into api_tokens (id, person_id, name, secret_hash, expires_at)
-         values ($1, $2, $3, $4, clock_timestamp() + make_interval(secs => $5))
-         returning id, person_id, name, created_at, expires_at, revoked_at, last_used_at",
-        id.as_uuid(),
-        person.as_uuid(),
-        name,
-        secret.as_bytes(),
-        expires_in.as_secs_f64()
+        "update api_tokens set kind = $2 where id = $1
+         returning id, person_id, name, kind, scopes, created_at, expires_at, revoked_at, last_used_at",
+        id,
+        kind.name()
     )
     .fetch_one(connection)
     .await?)
+}
+
+/// What became of a bootstrap token that somebody showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bootstrap {
+    /// It was good, and is so no longer.
+    Used { token: TokenId, person: PersonId },
+    /// It was used before.
+    UsedUp { token: TokenId, person: PersonId },
+    /// There is none, or it has expired or was revoked.
+    Unknown,
+}
+
+/// Uses a bootstrap token up. Of two who show it at once, one comes first.
+pub async fn bootstrap_use(connection: &mut PgConnection, secret: TokenHash) -> Result<Bootstrap, StoreError> {
+    let used = sqlx::query!(
+        "update api_tokens t set used_up_at = clock_timestamp(), last_used_at = clock_timestamp()
+           from people p
+          where p.id = t.person_id and p.active and t.secret_hash = $1 and t.kind = 'bootstrap' and t.used_up_at is null
+            and t.revoked_at is null and t.expires_at > clock_timestamp()
+         returning t.id, t.person_id",
+        secret.as_bytes()
+    )
+    .fetch_optional(&mut *connection)
+    .await?;
+    if let Some(row) = used {
+        let (token, person) = (TokenId::from_uuid(row.id), PersonId::from_uuid(row.person_id));
+        return Ok(Bootstrap::Used { token, person });
+    }
+    let before = sqlx::query!(
+        "select id, person_id from api_tokens where secret_hash = $1 and kind = 'bootstrap' and used_up_at is not null",
+        secret.as_bytes()
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(before.map_or(Bootstrap::Unknown, |row| Bootstrap::UsedUp {
+        token: TokenId::from_uuid(row.id),
+        person: PersonId::from_uuid(row.person_id),
+    }))
+}
+
+/// Revokes all tokens of a person that are valid still, and says how many.
+pub async fn token_revoke_all(connection: &mut PgConnection, person: PersonId) -> Result<u64, StoreError> {
+    let done = sqlx::query!(
+        "update api_tokens set revoked_at = clock_timestamp() where person_id = $1 and revoked_at is null",
+        person.as_uuid()
+    )
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected())
 }
 
 /// A person's tokens, newest first, after the position given.
@@ -103,7 +194,7 @@ pub async fn token_list(
     let (after_time, after_id) = after.unzip();
     Ok(sqlx::query_as!(
         Token,
-        "select id, person_id, name, created_at, expires_at, revoked_at, last_used_at from api_tokens
+        "select id, person_id, name, kind, scopes, created_at, expires_at, revoked_at, last_used_at from api_tokens
           where person_id = $1 and ($2::timestamptz is null or (created_at, id) < ($2, $3::uuid))
           order by created_at desc, id desc limit $4",
         person.as_uuid(),
@@ -115,19 +206,41 @@ pub async fn token_list(
     .await?)
 }
 
-/// Revokes a token, of `owner` only if one is given. The second value says whether this call did it.
+/// Whose tokens somebody rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reign {
+    Everybody,
+    Oneself(PersonId),
+    /// And the service accounts of the own tenant.
+    Tenant(PersonId, TenantId),
+}
+
+impl Reign {
+    const fn ids(self) -> (Option<PersonId>, Option<TenantId>) {
+        match self {
+            Self::Everybody => (None, None),
+            Self::Oneself(person) => (Some(person), None),
+            Self::Tenant(person, tenant) => (Some(person), Some(tenant)),
+        }
+    }
+}
+
+/// Revokes a token, of those only that the caller rules. The second value says whether this call did it.
 pub async fn token_revoke(
     connection: &mut PgConnection,
     id: TokenId,
-    owner: Option<PersonId>,
+    reign: Reign,
 ) -> Result<Option<(Token, bool)>, StoreError> {
+    let (person, tenant) = reign.ids();
     let done = sqlx::query_as!(
         Token,
         "update api_tokens set revoked_at = clock_timestamp()
-          where id = $1 and ($2::uuid is null or person_id = $2) and revoked_at is null
-         returning id, person_id, name, created_at, expires_at, revoked_at, last_used_at",
+          where id = $1 and revoked_at is null and ($2::uuid is null or person_id = $2
+                or person_id in (select p.id from people p where p.kind = 'service' and p.tenant_id = $3))
+         returning id, person_id, name, kind, scopes, created_at, expires_at, revoked_at, last_used_at",
         id.as_uuid(),
-        owner.map(PersonId::as_uuid)
+        person.map(PersonId::as_uuid),
+        tenant.map(TenantId::as_uuid)
     )
     .fetch_optional(&mut *connection)
     .await?;
@@ -136,10 +249,12 @@ pub async fn token_revoke(
     }
     let present = sqlx::query_as!(
         Token,
-        "select id, person_id, name, created_at, expires_at, revoked_at, last_used_at from api_tokens
-          where id = $1 and ($2::uuid is null or person_id = $2)",
+        "select id, person_id, name, kind, scopes, created_at, expires_at, revoked_at, last_used_at from api_tokens
+          where id = $1 and ($2::uuid is null or person_id = $2
+                or person_id in (select p.id from people p where p.kind = 'service' and p.tenant_id = $3))",
         id.as_uuid(),
-        owner.map(PersonId::as_uuid)
+        person.map(PersonId::as_uuid),
+        tenant.map(TenantId::as_uuid)
     )
     .fetch_optional(connection)
     .await?;

@@ -14,13 +14,13 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use super::*;
 use crate::http::Settings;
 use crate::http::problem::Kind;
-use crate::http::testing::{Call, Relay, Scene, create_somebody};
+use crate::http::testing::{Call, Relay, Scene, Somebody, create_somebody};
 use crate::recording::tests::{begin, session};
 use crate::secret::{Purpose, Token};
 use crate::store::Visibility;
 use crate::store::tenant::tenant_lock;
 
-/// One operation of the document.
+/// One operation of the document, of those that are not open to all.
 struct Route {
     method: Method,
     path: String,
@@ -36,7 +36,9 @@ impl Route {
             for (method, operation) in item.as_object().unwrap() {
                 let id = operation["operationId"].as_str().unwrap().to_owned();
                 let method = method.to_uppercase().parse().unwrap();
-                routes.push(Self { method, path: path.clone(), id, operation: operation.clone() });
+                if operation["x-open"].is_null() {
+                    routes.push(Self { method, path: path.clone(), id, operation: operation.clone() });
+                }
             }
         }
         assert!(routes.len() >= 30, "the document has lost its routes");
@@ -110,11 +112,112 @@ fn every_operation_says_who_may_call_it_and_how_it_fails() {
     for route in Route::all() {
         route.roles();
         assert!(ids.insert(route.id.clone()), "{} is the name of two operations", route.id);
-        assert_eq!(route.operation["security"], json!([{"token": []}]), "{}", route.id);
+        assert_eq!(route.operation["security"], json!([{"token": []}, {"cookie": []}]), "{}", route.id);
+        let scope = route.operation["x-scope"].as_str();
+        assert!(
+            scope.is_some() || ["me_show", "auth_logout"].contains(&route.id.as_str()),
+            "{} has no scope",
+            route.id
+        );
         let problem = &route.operation["responses"]["default"]["content"]["application/problem+json"]["schema"]["$ref"];
         assert_eq!(problem, "#/components/schemas/ProblemDetails", "{}", route.id);
         assert!(route.path.starts_with("/api/v1/"), "{}", route.path);
     }
+}
+
+#[test]
+fn what_is_open_to_all_is_told_one_by_one() {
+    let document = serde_json::to_value(openapi()).unwrap();
+    let operations =
+        document["paths"].as_object().unwrap().values().flat_map(|item| item.as_object().unwrap().values());
+    let open =
+        operations.filter(|operation| operation["x-open"] == true).map(|operation| operation["operationId"].clone());
+    assert_eq!(open.collect::<Vec<_>>(), ["auth_callback", "auth_config", "auth_login", "auth_session"]);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn every_route_refuses_a_token_without_its_scope(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let before = everything(&scene).await;
+    for route in Route::all() {
+        let Some(needed) = route.operation["x-scope"].as_str() else { continue };
+        let others: Vec<_> = ApiScope::ALL.map(ApiScope::name).into_iter().filter(|name| *name != needed).collect();
+        for somebody in [&scene.admin, &scene.operator, &scene.customer] {
+            sqlx::query("update api_tokens set scopes = $2 where id = $1")
+                .bind(somebody.token_id.as_uuid())
+                .bind(&others)
+                .execute(&scene.root)
+                .await
+                .unwrap();
+        }
+        for (role, somebody) in [(Admin, &scene.admin), (Operator, &scene.operator), (Tenant, &scene.customer)] {
+            let expected = if route.roles().contains(&role) { Kind::ScopeRequired } else { Kind::Forbidden };
+            route.call(&scene, &scene.device.to_string()).by(somebody).send().await.expect_problem(expected);
+        }
+    }
+    for somebody in [&scene.admin, &scene.operator, &scene.customer] {
+        scene.sql("update api_tokens set scopes = null where id = $1", somebody.token_id.as_uuid()).await;
+    }
+    assert_eq!(everything(&scene).await, before, "a refused request changed something");
+}
+
+/// Makes the token one that a browser shows in its cookie.
+async fn in_browser(scene: &Scene, somebody: &Somebody) -> String {
+    scene.sql("update api_tokens set kind = 'browser' where id = $1", somebody.token_id.as_uuid()).await;
+    format!("theme=dark; __Host-cloudlink={}", somebody.token)
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_browsers_token_comes_in_its_cookie_only(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let get = || scene.get("/me");
+    // One that was made for something else does not become a cookie.
+    let cookie = format!("__Host-cloudlink={}", scene.customer.token);
+    get().header("cookie", &cookie).send().await.expect_problem(Kind::Unauthenticated);
+    let cookie = in_browser(&scene, &scene.customer).await;
+    get().by(&scene.customer).send().await.expect_problem(Kind::Unauthenticated);
+    let me = get().header("cookie", &cookie).send().await.expect(StatusCode::OK);
+    assert_eq!(me["id"], scene.customer.id.to_string());
+    // Another cookie of the name, from whoever set it, and nothing is believed; a header goes before.
+    let twice = get().header("cookie", &cookie).header("cookie", &format!("__Host-cloudlink={}", scene.admin.token));
+    twice.send().await.expect_problem(Kind::Unauthenticated);
+    let both = get().header("cookie", &cookie).by(&scene.admin).send().await.expect(StatusCode::OK);
+    assert_eq!(both["id"], scene.admin.id.to_string());
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn what_another_site_has_a_browser_send_is_refused(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let cookie = in_browser(&scene, &scene.customer).await;
+    let call = |call: Call, headers: &[(&'static str, &str)]| {
+        let call = call.header("cookie", &cookie).header("host", "cloudlink.example:8443");
+        headers.iter().fold(call, |call, (name, value)| call.header(name, value))
+    };
+    let post = || scene.post("/enrollment-tokens").json(json!({"device_name": "new"}));
+    for headers in [
+        &[][..],
+        &[("origin", "https://evil.example")],
+        &[("origin", "null")],
+        &[("origin", "http://cloudlink.example:8443")],
+        &[("origin", "https://cloudlink.example")],
+        &[("origin", "https://cloudlink.example:8443"), ("sec-fetch-site", "same-site")],
+        &[("origin", "https://evil.example"), ("sec-fetch-site", "same-origin")],
+        &[("sec-fetch-site", "cross-site")],
+        &[("sec-fetch-site", "none")],
+    ] {
+        call(post(), headers).send().await.expect_problem(Kind::CrossSite);
+        let socket = call(scene.get("/devices"), headers).header("upgrade", "websocket");
+        socket.send().await.expect_problem(Kind::CrossSite);
+    }
+    for headers in [
+        &[("origin", "https://cloudlink.example:8443")][..],
+        &[("sec-fetch-site", "same-origin")],
+        &[("origin", "https://cloudlink.example:8443"), ("sec-fetch-site", "same-origin")],
+    ] {
+        call(post(), headers).send().await.expect(StatusCode::CREATED);
+    }
+    // Looking changes nothing, and is for the browser's own rules to keep from others.
+    call(scene.get("/devices"), &[("sec-fetch-site", "cross-site")]).send().await.expect(StatusCode::OK);
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]

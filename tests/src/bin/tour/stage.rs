@@ -87,7 +87,7 @@ impl Stage {
 
     /// Signs the administrator in and makes the customer and the people.
     pub(crate) async fn people(&self) -> anyhow::Result<()> {
-        self.login(Person::Admin, &self.server.admin_token_file()).await?;
+        self.login(Person::Admin, &self.server.bootstrap_token_file()).await?;
         self.cloudlink(Person::Admin, &["tenant", "create", CUSTOMER], Expect::Success).await?;
         self.person(Person::Customer, &["--role", "tenant", "--tenant", CUSTOMER]).await?;
         self.person(Person::Operator, &["--role", "operator"]).await
@@ -171,7 +171,7 @@ impl Stage {
 
     pub(crate) fn token_file(&self, person: Person) -> PathBuf {
         match person {
-            Person::Admin => self.server.admin_token_file(),
+            Person::Admin => self.server.bootstrap_token_file(),
             Person::Customer | Person::Operator => self.directory.path().join("tokens").join(person.profile()),
         }
     }

@@ -24,20 +24,24 @@ pub(crate) async fn run(ports: Ports, environment: Option<PathBuf>) -> anyhow::R
     stage.people().await?;
     stage.enroll().await?;
     let device = text(&wait_for_link(&stage).await?, "id")?;
-    let environment = Environment::write(environment.map_or_else(usual_path, Ok)?, &variables(&stage, &device)?)?;
-    tell(&stage, &device, &token(&stage, Person::Customer)?, &environment.path);
+    let environment = Environment::write(environment.map_or_else(usual_path, Ok)?, &variables(&stage, &device).await?)?;
+    tell(&stage, &device, &token(&stage, Person::Customer).await?, &environment.path);
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         stage.server.program().ensure_running()?;
     }
 }
 
-fn token(stage: &Stage, person: Person) -> anyhow::Result<String> {
-    Ok(std::fs::read_to_string(stage.token_file(person))?.trim().to_owned())
+async fn token(stage: &Stage, person: Person) -> anyhow::Result<String> {
+    match person {
+        // The one in its file was used up by the sign-in.
+        Person::Admin => text(&stage.ask(person, &["token", "create", "environment"]).await?, "token"),
+        Person::Customer | Person::Operator => Ok(std::fs::read_to_string(stage.token_file(person))?.trim().to_owned()),
+    }
 }
 
 /// The variables that everybody may use, in this order.
-fn variables(stage: &Stage, device: &str) -> anyhow::Result<Vec<(&'static str, String)>> {
+async fn variables(stage: &Stage, device: &str) -> anyhow::Result<Vec<(&'static str, String)>> {
     let identity = stage.device.state_dir().join("current.pem").display().to_string();
     let (api, ca) = (stage.server.api_url(), stage.server.ca_file().display().to_string());
     Ok(vec![
@@ -49,9 +53,9 @@ fn variables(stage: &Stage, device: &str) -> anyhow::Result<Vec<(&'static str, S
         // Certificate and key stand in one file.
         ("DEVICE_CERT", identity.clone()),
         ("DEVICE_KEY", identity),
-        ("OPERATOR_TOKEN", token(stage, Person::Operator)?),
-        ("TENANT_TOKEN", token(stage, Person::Customer)?),
-        ("ADMIN_TOKEN", token(stage, Person::Admin)?),
+        ("OPERATOR_TOKEN", token(stage, Person::Operator).await?),
+        ("TENANT_TOKEN", token(stage, Person::Customer).await?),
+        ("ADMIN_TOKEN", token(stage, Person::Admin).await?),
         ("CLOUDLINK", binary("cloudlink")?.display().to_string()),
         // What the command line itself reads.
         ("CLOUDLINK_API", api),

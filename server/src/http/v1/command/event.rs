@@ -9,22 +9,19 @@ use axum::response::{IntoResponse, Response};
 use cloudlink_proto::ids::CommandId;
 use futures_util::{Stream, stream};
 use http::HeaderName;
-use tokio::time::Instant;
 
 use crate::http::Context;
 use crate::http::auth::Caller;
 use crate::http::command_event::{SubscribeError, Subscription};
 use crate::http::problem::{Kind, Problem, respond_as_problem};
 use crate::http::request::{Id, NoQuery};
+use crate::http::token_watch::Watched;
 use crate::model::command::Command;
 use crate::store::StoreError;
 use crate::store::command::command_show;
-use crate::store::token::token_is_valid;
 
 /// Keeps proxies from cutting a quiet stream.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
-/// How long a token that was revoked may go on reading.
-const TOKEN_CHECKED_EVERY: Duration = Duration::from_secs(5);
 /// When to come back after too many streams.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// Keeps a proxy from collecting events before it passes them on.
@@ -71,16 +68,9 @@ pub(crate) async fn handler(
     let id = CommandId::from_uuid(id);
     // First the place among those who are woken, then the look: no change falls between the two.
     let subscription = context.hub.subscribe(id, caller.person())?;
+    let token = context.tokens.watch(caller.session());
     let command = read(&context, &caller, id).await?.ok_or(RouteError::Unknown)?;
-    let follower = Follower {
-        context,
-        caller,
-        id,
-        subscription,
-        shown: None,
-        next: Some(command),
-        token_checked_at: Instant::now(),
-    };
+    let follower = Follower { context, caller, id, subscription, shown: None, next: Some(command), token };
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE_EVERY);
     Ok(([(ACCEL_BUFFERING.clone(), "no")], Sse::new(follower.events()).keep_alive(keep_alive)).into_response())
 }
@@ -99,7 +89,7 @@ struct Follower {
     shown: Option<Command>,
     /// To be shown without waiting.
     next: Option<Command>,
-    token_checked_at: Instant,
+    token: Watched,
 }
 
 impl Follower {
@@ -122,6 +112,7 @@ impl Follower {
             tokio::select! {
                 () = self.subscription.wait() => {}
                 () = stopping.cancelled() => return None,
+                () = self.token.over() => return None,
             }
             match self.look().await {
                 Ok(Look::Changed(command)) => return Some(*command),
@@ -142,14 +133,7 @@ impl Follower {
         self.shown.as_ref().is_some_and(|command| command.state.is_final())
     }
 
-    async fn look(&mut self) -> Result<Look, StoreError> {
-        if self.token_checked_at.elapsed() >= TOKEN_CHECKED_EVERY {
-            let mut connection = self.context.store.connection().await?;
-            if !token_is_valid(&mut connection, self.caller.token()).await? {
-                return Ok(Look::NoMore);
-            }
-            self.token_checked_at = Instant::now();
-        }
+    async fn look(&self) -> Result<Look, StoreError> {
         let command = read(&self.context, &self.caller, self.id).await?;
         Ok(match command {
             None => Look::NoMore,
@@ -186,7 +170,8 @@ mod tests {
     use crate::bus::Hint;
     use crate::http::Settings;
     use crate::http::problem::Kind;
-    use crate::http::testing::{Scene, Somebody};
+    use crate::http::testing::{Scene, Somebody, create_somebody};
+    use crate::model::person::Role;
 
     /// Longer than any test takes, or shorter than any.
     const NEVER: Duration = Duration::from_secs(3600);
@@ -284,5 +269,46 @@ mod tests {
         drop(first);
         assert_eq!(follow(&scene, &scene.operator, id).await.status(), StatusCode::OK);
         scene.get(&path).by(&scene.other_customer).send().await.expect_problem(Kind::NotFound);
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn ends_within_a_second_with_its_token_or_its_person(pool: PgPoolOptions, database: PgConnectOptions) {
+        let (scene, id) = scene_with_command(pool, database, NEVER).await;
+        let hub = tokio::spawn(scene.context.clone().follow_hints());
+        let statements = [
+            "update api_tokens set revoked_at = clock_timestamp() where id = $1",
+            "update api_tokens set revoked_at = null, expires_at = clock_timestamp() where id = $1",
+            "update people set active = false where id = (select person_id from api_tokens where id = $1)",
+        ];
+        for (number, statement) in statements.into_iter().enumerate() {
+            let name = format!("watcher {number}");
+            let watcher = create_somebody(&scene.store, &name, Role::Tenant, Some(scene.tenant)).await;
+            let mut events = Events::of(follow(&scene, &watcher, id).await);
+            let mut others = Events::of(follow(&scene, &scene.customer, id).await);
+            assert_eq!(events.next().await.unwrap()["state"], "queued");
+            assert_eq!(others.next().await.unwrap()["state"], "queued");
+            // Without a hint, as when another node did it.
+            scene.sql(statement, watcher.token_id.as_uuid()).await;
+            let end = tokio::time::timeout(Duration::from_secs(1), events.next()).await;
+            assert_eq!(end.expect("the stream goes on"), None, "{statement}");
+            let others = tokio::time::timeout(Duration::from_millis(100), others.next()).await;
+            assert!(others.is_err(), "others are not concerned");
+        }
+        scene.stopping.cancel();
+        hub.await.unwrap();
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn ends_when_its_person_is_shut_out_through_the_api(pool: PgPoolOptions, database: PgConnectOptions) {
+        let (scene, id) = scene_with_command(pool, database, NEVER).await;
+        let hub = tokio::spawn(scene.context.clone().follow_hints());
+        let mut events = Events::of(follow(&scene, &scene.colleague, id).await);
+        assert_eq!(events.next().await.unwrap()["state"], "queued");
+        let shut_out = scene.patch(&format!("/people/{}", scene.colleague.id)).by(&scene.admin);
+        shut_out.json(json!({"active": false})).send().await.expect(StatusCode::OK);
+        let end = tokio::time::timeout(Duration::from_secs(1), events.next()).await;
+        assert_eq!(end.expect("the stream goes on"), None);
+        scene.stopping.cancel();
+        hub.await.unwrap();
     }
 }

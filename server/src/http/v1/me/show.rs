@@ -6,7 +6,8 @@ use uuid::Uuid;
 
 use crate::http::auth::Caller;
 use crate::http::request::{Json, NoQuery};
-use crate::model::person::Role;
+use crate::model::api_scope::ApiScope;
+use crate::model::person::{PersonKind, Role};
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(crate) struct Me {
@@ -14,7 +15,12 @@ pub(crate) struct Me {
     name: String,
     role: Role,
     tenant_id: Option<Uuid>,
+    kind: PersonKind,
     token_id: Uuid,
+    /// `api`, `session` or `browser`.
+    token_kind: &'static str,
+    /// Null: all that the role may do.
+    token_scopes: Option<Vec<ApiScope>>,
     #[serde(with = "time::serde::rfc3339")]
     token_expires_at: OffsetDateTime,
 }
@@ -29,6 +35,9 @@ pub(crate) async fn handler(caller: Caller, _: NoQuery) -> Json<Me> {
         name: session.name.clone(),
         role: session.role,
         tenant_id: session.tenant.map(|tenant| tenant.as_uuid()),
+        kind: if session.is_service { PersonKind::Service } else { PersonKind::Human },
+        token_kind: session.kind.name(),
+        token_scopes: session.scopes.clone(),
         token_id: session.token.as_uuid(),
         token_expires_at: session.token_expires_at,
     })

@@ -6,18 +6,19 @@ use cloudlink_proto::ids::{PersonId, TenantId};
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::bus::Hint;
 use crate::http::Context;
 use crate::http::auth::Caller;
 use crate::http::problem::{Kind, Problem, respond_as_problem};
 use crate::http::request::{Id, Json, NoQuery};
 use crate::model::audit::{PLATFORM, Subject};
 use crate::model::opening::EndReason;
-use crate::model::person::Person;
+use crate::model::person::{Person, PersonKind, Role};
 use crate::store::StoreError;
 use crate::store::audit::audit_append;
 use crate::store::command::{Cancellation, command_cancel_in_txn, command_lock_in_txn};
 use crate::store::opening::{Closing, opening_end_in_txn, opening_lock_in_txn};
-use crate::store::person::person_set_active;
+use crate::store::person::{person_set_active, person_show};
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -30,6 +31,8 @@ pub(crate) struct PersonUpdate {
 pub(crate) enum RouteError {
     #[error("nobody locks itself out")]
     Oneself,
+    #[error("a tenant's user rules its service accounts only")]
+    NotAService,
     #[error("no such person")]
     Unknown,
     #[error(transparent)]
@@ -44,6 +47,10 @@ impl From<RouteError> for Problem {
             RouteError::Oneself => {
                 Self::new(Kind::Conflict, "You would lock yourself out. Let another administrator do it.")
             }
+            RouteError::NotAService => Self::new(
+                Kind::Forbidden,
+                "You rule the service accounts of your tenant. Ask the vendor's administrator about people.",
+            ),
             RouteError::Unknown => Self::not_found(),
             RouteError::Store(error) => error.into(),
         }
@@ -66,9 +73,17 @@ pub(crate) async fn handler(
         return Err(RouteError::Oneself);
     }
     let mut transaction = context.store.begin(caller.visibility()).await?;
+    let session = caller.session();
+    if session.role == Role::Tenant {
+        let person = person_show(&mut transaction, id).await?.ok_or(RouteError::Unknown)?;
+        if session.is_service || person.kind == PersonKind::Human {
+            return Err(RouteError::NotAService);
+        }
+    }
     let person = person_set_active(&mut transaction, id, request.active).await?.ok_or(RouteError::Unknown)?;
     let (mut called_back, mut ended) = (Vec::new(), Vec::new());
-    if !request.active {
+    // What a tenant's people do is not theirs any more once it is done.
+    if !request.active && person.role != Role::Tenant {
         let open = command_lock_in_txn(&mut transaction, Cancellation::OfPerson(id)).await?;
         let openings = opening_lock_in_txn(&mut transaction, Closing::OfPerson(id)).await?;
         let (actor, code) = (caller.actor().to_json(), "operator_inactive");
@@ -82,6 +97,7 @@ pub(crate) async fn handler(
     context.store.commit(transaction).await?;
     context.tell_called_back(&called_back);
     context.tell_ended(&ended);
+    context.bus.send(Hint::PersonChanged(id));
     Ok(Json(person))
 }
 

@@ -1,4 +1,5 @@
-//! `GET /tokens`: one's own, newest first; an administrator's query may name somebody else. Never a secret.
+//! `GET /tokens`: one's own, newest first; an administrator's query may name somebody else, a tenant user's a service account of
+//! its tenant. Never a secret.
 
 use axum::extract::State;
 use cloudlink_proto::ids::PersonId;
@@ -10,15 +11,16 @@ use crate::http::auth::Caller;
 use crate::http::page::{Page, Window};
 use crate::http::problem::{Kind, Problem};
 use crate::http::request::{Json, Query};
-use crate::model::person::Role;
+use crate::model::person::PersonKind;
 use crate::model::token::Token;
-use crate::store::token::token_list;
+use crate::store::person::person_show;
+use crate::store::token::{Reign, token_list};
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TokenQuery {
-    /// Left out: one's own. Another's only for an administrator.
+    /// Left out: one's own. Another's for an administrator; a service account's for its tenant.
     person_id: Option<Uuid>,
     limit: Option<u32>,
     cursor: Option<String>,
@@ -35,10 +37,20 @@ pub(crate) async fn handler(
 ) -> Result<Json<Page<Token>>, Problem> {
     let window = Window::new(query.limit, query.cursor.as_deref())?;
     let person = query.person_id.map_or(caller.person(), PersonId::from_uuid);
-    if person != caller.person() && caller.role() != Role::Admin {
-        return Err(Problem::new(Kind::Forbidden, "You can see your own tokens only."));
-    }
     let mut transaction = context.store.begin(caller.visibility()).await?;
+    let is_ones_own = match caller.reign() {
+        Reign::Everybody => true,
+        Reign::Oneself(oneself) => person == oneself,
+        Reign::Tenant(oneself, tenant) => {
+            person == oneself
+                || person_show(&mut transaction, person).await?.is_some_and(|person| {
+                    person.kind == PersonKind::Service && person.tenant_id == Some(tenant.as_uuid())
+                })
+        }
+    };
+    if !is_ones_own {
+        return Err(Problem::new(Kind::Forbidden, "You can see your own tokens, and those of your service accounts."));
+    }
     let tokens = token_list(&mut transaction, person, window.after, window.fetch_limit()).await?;
     Ok(Json(window.page(tokens, |token| (token.created_at, token.id))))
 }

@@ -1,15 +1,15 @@
-//! `POST /tokens/{id}/revoke`: one's own, or by an administrator anybody's. Revoking again changes nothing.
+//! `POST /tokens/{id}/revoke`: one's own, a service account's by its tenant, or by an administrator anybody's. Revoking again changes nothing.
 
 use axum::extract::State;
 use cloudlink_proto::ids::{PersonId, TenantId, TokenId};
 use serde_json::json;
 
+use crate::bus::Hint;
 use crate::http::Context;
 use crate::http::auth::Caller;
 use crate::http::problem::Problem;
 use crate::http::request::{Id, Json, NoQuery};
 use crate::model::audit::{PLATFORM, Subject};
-use crate::model::person::Role;
 use crate::model::token::Token;
 use crate::store::audit::audit_append;
 use crate::store::person::person_show;
@@ -25,9 +25,8 @@ pub(crate) async fn handler(
     Id(id): Id,
     _: NoQuery,
 ) -> Result<Json<Token>, Problem> {
-    let owner = (caller.role() != Role::Admin).then(|| caller.person());
     let mut transaction = context.store.begin(caller.visibility()).await?;
-    let revoked = token_revoke(&mut transaction, TokenId::from_uuid(id), owner).await?;
+    let revoked = token_revoke(&mut transaction, TokenId::from_uuid(id), caller.reign()).await?;
     let (token, is_new) = revoked.ok_or_else(Problem::not_found)?;
     if is_new {
         let person = person_show(&mut transaction, PersonId::from_uuid(token.person_id)).await?;
@@ -35,6 +34,7 @@ pub(crate) async fn handler(
         let (subject, details) = (Subject::new("token", token.id), json!({"person_id": token.person_id}));
         audit_append(&mut transaction, chain, &caller.actor(), "token.revoked", subject, details).await?;
         context.store.commit(transaction).await?;
+        context.bus.send(Hint::PersonChanged(PersonId::from_uuid(token.person_id)));
     }
     Ok(Json(token))
 }
