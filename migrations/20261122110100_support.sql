@@ -122,6 +122,20 @@ create function support_session_over(s support_sessions, g grants, d devices, p 
     end
 $$;
 
+-- Whether somebody may be there beside the operator who opened the session: another operator under a grant of its own, people of
+-- the tenant to watch.
+create function support_guest_may(s support_sessions, d devices, p people, scope text, operates boolean) returns boolean
+    language sql stable
+    as $$
+    select p.active
+       and case p.role
+               when 'operator' then exists (
+                   select from grants g where grant_covers(g, d, p.id, scope) and grant_in_force(g, clock_timestamp()))
+               when 'tenant' then p.tenant_id = s.tenant_id and not operates
+               else false
+           end
+$$;
+
 -- What is over stays over; only its figures may follow.
 create function support_session_end_is_final() returns trigger
     language plpgsql

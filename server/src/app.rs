@@ -33,6 +33,7 @@ use crate::store::first_admin::{first_admin_create, first_admin_reset};
 use crate::store::setup::{self, Address, Probe, SetupError};
 use crate::store::{Store, StoreError, Visibility};
 use crate::tasks::notice::Outbox;
+use crate::support::Support;
 use crate::tunnel::plane::Plane;
 use crate::tunnel::{self, Tunnels};
 use crate::{clock, file, http, link, operations, people, pki, tasks};
@@ -177,15 +178,19 @@ impl Node {
         if tunnels.is_some() && self.config.isolation.proofs {
             api = api.with_prover(prover);
         }
+        let wrapping = tunnels.as_ref().map(|(_, wrapping)| wrapping.clone());
+        let tunnels = tunnels.map(|(tunnels, _)| tunnels);
+        let links = self.links(store.clone(), bus, tunnels.clone())?;
+        let key = Arc::clone(&self.storage_key);
+        let support = Support::new(&links, self.config.support.clone(), key, shutdown.clone());
+        tasks::start_support(&support, &shutdown);
+        api = api.with_support(support);
         shutdown.spawn_vital("event hints", api.clone().follow_hints());
         let fresh = self.pki.clone().keep_fresh(Arc::clone(&self.metrics), shutdown.soft.clone());
         shutdown.spawn_vital("certificate watch", fresh);
         let certificate = Arc::clone(&self.pki.server);
         let people = people::server(&self.config.people, certificate, http::router(api), &self.metrics);
         shutdown.spawn_vital("people port", people.run(ports.people.listen()?, shutdown.clone()));
-        let wrapping = tunnels.as_ref().map(|(_, wrapping)| wrapping.clone());
-        let tunnels = tunnels.map(|(tunnels, _)| tunnels);
-        let links = self.links(store.clone(), bus, tunnels.clone())?;
         tasks::start(&links, &shutdown);
         let (key, metrics) = (Arc::clone(&self.storage_key), Arc::clone(&self.metrics));
         let keeper = tasks::recording::Keeper { store: store.clone(), key, metrics };

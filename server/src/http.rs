@@ -32,6 +32,7 @@ pub use self::router::{openapi, router};
 
 use self::command_event::Hub;
 use self::limit::{Buckets, Rate};
+use self::problem::Problem;
 use self::token_watch::TokenWatch;
 use self::v1::command::create::Creates;
 use crate::batch::Batch;
@@ -46,6 +47,8 @@ use crate::sign_in::SignIn;
 use crate::storage_key::StorageKey;
 use crate::store::Store;
 use crate::store::command::CalledBack;
+use crate::store::support_session::EndedSession;
+use crate::support::Support;
 
 /// The largest body of a request.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -130,6 +133,8 @@ pub struct Context {
     storage_key: Option<Arc<StorageKey>>,
     /// None: nobody outside is told of anything.
     notices: Option<Arc<Notices>>,
+    /// None: this node opens no support sessions.
+    support: Option<Support>,
 }
 
 /// What statements are made with.
@@ -183,6 +188,7 @@ impl Context {
             prover: None,
             storage_key: None,
             notices: None,
+            support: None,
         }
     }
 
@@ -202,6 +208,16 @@ impl Context {
     #[must_use]
     pub(crate) fn with_prover(self, prover: Prover) -> Self {
         Self { prover: Some(prover), ..self }
+    }
+
+    /// The same, with support sessions.
+    #[must_use]
+    pub fn with_support(self, support: Support) -> Self {
+        Self { support: Some(support), ..self }
+    }
+
+    fn support(&self) -> Result<&Support, Problem> {
+        self.support.as_ref().ok_or_else(Problem::unavailable)
     }
 
     /// The same, with signed statements.
@@ -248,6 +264,14 @@ impl Context {
     fn tell_outside(&self, is_told: bool) {
         if is_told {
             self.bus.send(Hint::NoticesDue);
+        }
+    }
+
+    /// Says that support sessions have ended to who serves them.
+    fn tell_sessions_ended(&self, sessions: &[EndedSession]) {
+        let devices: BTreeSet<_> = sessions.iter().map(|session| session.device).collect();
+        for device in devices {
+            self.bus.send(Hint::SupportDue(device));
         }
     }
 

@@ -10,18 +10,23 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ConnectInfo;
+use bytes::Bytes;
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use hyper_util::server::conn::auto::upgrade::downcast;
 use prometheus::{IntCounter, IntGauge};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tower::ServiceExt;
 
 use crate::lifecycle::Shutdown;
+use crate::link::stream::Stream;
 
 /// Requests at once on one HTTP/2 connection.
 const STREAMS_PER_CONNECTION_MAX: u32 = 64;
@@ -142,7 +147,7 @@ impl HttpServer {
             .max_header_list_size(HEAD_BYTES_MAX);
         // The first request may take no longer than any other's head; hyper does not watch the time before it.
         let stream = IdleStream::new(stream, self.bounds.header, self.bounds.idle);
-        let connection = builder.serve_connection(TokioIo::new(stream), service);
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         tokio::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
@@ -155,6 +160,18 @@ impl HttpServer {
             tracing::debug!(port = self.name, %peer, ?error, "a connection ended early");
         }
     }
+}
+
+/// Takes over the connection of a request that was answered with an upgrade, with what was read ahead. From here on nobody watches
+/// how long it is idle. `None`: it is not there any more.
+pub(crate) async fn take_over(upgrade: OnUpgrade) -> Option<(Stream, Bytes)> {
+    let upgraded = upgrade.await.ok()?;
+    let upgraded = match downcast::<TokioIo<IdleStream<TlsStream<TcpStream>>>>(upgraded) {
+        Ok(parts) => return Some((Stream::Tls(parts.io.into_inner().stream), parts.read_buf)),
+        Err(upgraded) => upgraded,
+    };
+    let parts = downcast::<TokioIo<IdleStream<TcpStream>>>(upgraded).ok()?;
+    Some((Stream::Plain(parts.io.into_inner().stream), parts.read_buf))
 }
 
 struct Counted(IntGauge);

@@ -28,6 +28,8 @@ pub mod secret;
 pub mod sign_in;
 pub mod storage_key;
 pub mod store;
+pub mod support;
 pub mod tasks;
 pub mod telemetry;
 pub mod tunnel;
+mod websocket;

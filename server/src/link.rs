@@ -49,7 +49,7 @@ pub(crate) use conn::{applied_to_metrics, close_row};
 pub use tls::{Tls, TlsError};
 
 use limit::{Allowance, Gate};
-pub(crate) use registry::{Ending, Handle, Order, Registry, Seat, TunnelSeat, Unproven};
+pub(crate) use registry::{Ending, Handle, Order, Registry, Seat, StreamOrder, TunnelSeat, Unproven};
 use report::Reports;
 use statement::{Closes, Hellos, Standings, Transitions};
 
@@ -58,6 +58,7 @@ use crate::bus::Bus;
 use crate::config;
 use crate::metrics::{Failure, Metrics};
 use crate::store::Store;
+use crate::support::expect::Expectations;
 use crate::tunnel::Tunnels;
 
 /// `links.transport` and the metrics' label of links over a connection of their own.
@@ -114,6 +115,8 @@ pub(crate) struct Shared {
     closes: Batch<Closes>,
     clones: opening::Clones,
     refusals: Sampler,
+    /// Streams that devices were asked for.
+    pub(crate) expectations: Arc<Expectations>,
 }
 
 impl Links {
@@ -143,6 +146,7 @@ impl Links {
             reports: Reports::default(),
             clones: opening::Clones::default(),
             refusals: Sampler::default(),
+            expectations: Arc::default(),
             node,
             trust_domain,
             device,

@@ -277,6 +277,14 @@ pub struct Metrics {
 
     /// Ports of devices that are open for support on this node.
     pub openings_live: IntGauge,
+    /// `kind` (`terminal`, `forward`, `file`): support sessions that go on.
+    pub support_sessions_live: IntGaugeVec,
+    /// `kind`, `end` (the session's `end_reason`): support sessions that have ended.
+    pub support_sessions: IntCounterVec,
+    /// From the moment at which access was over to the close of the session's last connection.
+    pub support_cut_off_seconds: Histogram,
+    /// `direction` (`to_device`, `from_device`): bytes that support sessions moved.
+    pub support_bytes: IntCounterVec,
     /// 1 while the kernel has the rules that isolate tunnels, exactly as declared, and nothing got through them.
     pub isolation_enforced: IntGauge,
     /// `kind` (`rules`, `setting`, `interface`): how often something of them was found to be otherwise.
@@ -436,6 +444,30 @@ impl Metrics {
                 &registry,
                 "cloudlink_openings_live",
                 "Ports of devices that are open for support on this node.",
+            ),
+            support_sessions_live: gauges(
+                &registry,
+                "cloudlink_support_sessions_live",
+                "Support sessions that go on.",
+                &["kind"],
+            ),
+            support_sessions: counters(
+                &registry,
+                "cloudlink_support_sessions_total",
+                "Support sessions that have ended.",
+                &["kind", "end"],
+            ),
+            support_cut_off_seconds: histogram(
+                &registry,
+                "cloudlink_support_cut_off_seconds",
+                "From the moment at which access was over to the close of the session's last connection.",
+                REQUEST_BUCKETS_SECONDS,
+            ),
+            support_bytes: counters(
+                &registry,
+                "cloudlink_support_bytes_total",
+                "Bytes that support sessions moved.",
+                &["direction"],
             ),
             isolation_enforced: gauge(
                 &registry,

@@ -16,6 +16,7 @@ pub mod person;
 pub mod proof;
 pub mod recording;
 pub mod signing_key;
+pub mod support_session;
 pub mod tenant;
 pub mod token;
 pub mod webhook;

@@ -27,6 +27,7 @@ pub mod retention;
 pub mod setup;
 pub mod sign_in;
 pub mod signing_key;
+pub mod support_session;
 pub mod tenant;
 pub mod token;
 pub mod transition;

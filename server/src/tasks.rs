@@ -12,6 +12,7 @@ mod receipt;
 pub(crate) mod recording;
 mod retention;
 pub(crate) mod revocation;
+mod support;
 mod tunnel;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use crate::lifecycle::Shutdown;
 use crate::link::{Links, dispatch};
 use crate::pki::StatementSigner;
+use crate::support::Support;
 
 /// Starts every task; each ends by itself at the soft stop.
 pub fn start(links: &Links, shutdown: &Shutdown) {
@@ -42,4 +44,9 @@ pub fn start(links: &Links, shutdown: &Shutdown) {
 /// Starts the one that signs.
 pub fn start_receipts(links: &Links, signer: &Arc<StatementSigner>, shutdown: &Shutdown) {
     shutdown.spawn_vital("receipts", receipt::run(links.clone(), Arc::clone(signer), shutdown.clone()));
+}
+
+/// Starts what watches over support sessions; it goes on until the last of them has ended.
+pub fn start_support(support: &Support, shutdown: &Shutdown) {
+    shutdown.spawn_vital("support sessions", support::run(support.clone(), shutdown.clone()));
 }

@@ -44,6 +44,10 @@ pub(crate) enum Kind {
     DeviceRevoked,
     RecordingDeleted,
     RecordingUnreadable,
+    SessionEnded,
+    TooManySessions,
+    StreamRefused,
+    RecordingUnavailable,
     Conflict,
     IdempotencyConflict,
     VersionMismatch,
@@ -89,6 +93,12 @@ impl Kind {
             Self::RecordingDeleted => (StatusCode::GONE, "recording_deleted", "The recording was deleted"),
             Self::RecordingUnreadable => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "recording_unreadable", "The recording cannot be decrypted")
+            }
+            Self::SessionEnded => (StatusCode::CONFLICT, "session_ended", "The support session has ended"),
+            Self::TooManySessions => (StatusCode::CONFLICT, "too_many_sessions", "There are as many as there may be"),
+            Self::StreamRefused => (StatusCode::CONFLICT, "stream_refused", "The device does not open the stream"),
+            Self::RecordingUnavailable => {
+                (StatusCode::SERVICE_UNAVAILABLE, "recording_unavailable", "What cannot be recorded may not be done")
             }
             Self::Conflict => (StatusCode::CONFLICT, "conflict", "The present state does not allow this"),
             Self::IdempotencyConflict => {

@@ -74,6 +74,13 @@ pub(super) mod signing_key {
     pub(crate) mod require;
     pub(crate) mod revoke;
 }
+pub(super) mod support_session {
+    pub(crate) mod close;
+    pub(crate) mod create;
+    pub(crate) mod list;
+    pub(crate) mod show;
+    pub(crate) mod stream;
+}
 pub(super) mod tenant {
     pub(crate) mod create;
     pub(crate) mod isolation_statement;

@@ -16,7 +16,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::admission::identify;
 use super::limit::Pass;
-use super::request::Caller;
+use super::request::{Caller, Upgraded};
 use super::stream::Stream;
 use super::tls::{self, Purpose};
 use super::{Ending, Links, Seat, Shared, conn, opening, request};
@@ -214,7 +214,10 @@ async fn establish_link(
     };
     // Authenticated: no stranger any more.
     drop(pass);
-    opening::open(shared, upgraded, remote).await
+    match upgraded {
+        Upgraded::Link(link) => opening::open(shared, link, remote).await,
+        Upgraded::Stream => None,
+    }
 }
 
 /// What a peer speaks.

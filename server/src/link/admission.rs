@@ -74,6 +74,11 @@ pub(crate) fn check_room(shared: &Shared) -> Result<(), Problem> {
 /// Asks the database whether the device may open a link.
 pub(crate) async fn admit(shared: &Shared, peer: &Identified) -> Result<(), Problem> {
     check_room(shared)?;
+    check_standing(shared, peer).await
+}
+
+/// Asks the database whether the device may be here at all.
+pub(crate) async fn check_standing(shared: &Shared, peer: &Identified) -> Result<(), Problem> {
     let known = shared.standings.ask(peer.serial.to_vec()).await.map_err(Problem::from)?;
     let Some(known) = known.filter(|known| known.device_id == peer.device_id && known.tenant_id == peer.tenant_id)
     else {

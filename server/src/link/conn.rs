@@ -12,7 +12,8 @@ use bytes::Bytes;
 use cloudlink_proto::ids::{CommandId, TenantId};
 use cloudlink_proto::link::message::goodbye::Code;
 use cloudlink_proto::link::message::{
-    CertificateIssued, CertificateRefused, Command, CommandCancel, CommandReceipt, CommandStatus, command_status,
+    CertificateIssued, CertificateRefused, Command, CommandCancel, CommandReceipt, CommandStatus, StreamRefused,
+    StreamRequest, command_status,
 };
 use cloudlink_proto::link::{
     CLOSE_WITHIN, FromDevice, Party, REASON_BYTES_MAX, STRING_BYTES_MAX, SendError, Server, Session, ToDevice,
@@ -28,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::admission::Identified;
-use super::registry::{Ending, Handle, Order, Seat};
+use super::registry::{Ending, Handle, Order, Seat, StreamOrder};
 use super::renew::{self, Renewed};
 use super::stream::Stream;
 use crate::batch::Unanswered;
@@ -209,8 +210,11 @@ impl Link {
             }
             Some(FromDevice::CommandStatus { id, state, status }) => self.reported(id, state, status),
             Some(FromDevice::CertificateRequest(request)) => self.push(Work::Renew(request.csr_der)),
-            // Nobody has asked it for one.
-            Some(FromDevice::StreamRefused { .. } | FromDevice::Hello(_) | FromDevice::Goodbye) | None => {}
+            Some(FromDevice::StreamRefused { id, refused }) => {
+                let StreamRefused { code, message, .. } = refused;
+                self.shared.expectations.refuse(self.handle.key.device_id, id, code, message);
+            }
+            Some(FromDevice::Hello(_) | FromDevice::Goodbye) | None => {}
         }
     }
 
@@ -230,6 +234,7 @@ impl Link {
                 Order::Callback(id, reason) => {
                     self.send(CommandCancel { id: id.to_wire(), reason: reason.to_owned() });
                 }
+                Order::Stream(order) => self.ask_for_stream(*order),
             }
         }
         if let Some(ending) = self.handle.ending() {
@@ -247,8 +252,22 @@ impl Link {
             requested_by: cut_to(command.requested_by, STRING_BYTES_MAX),
             reason: cut_to(command.reason, REASON_BYTES_MAX),
             grant_id: command.grant_id.to_wire(),
-            grant_statement: String::new(),
+            grant_statement: command.grant_statement.unwrap_or_default(),
             kind: Some(command.instruction.to_wire()),
+        });
+    }
+
+    fn ask_for_stream(&mut self, order: StreamOrder) {
+        let now = Instant::now();
+        let ms_until = |at: Instant| u64::try_from(at.saturating_duration_since(now).as_millis()).unwrap_or(u64::MAX);
+        let StreamOrder { request, open_by, ends_at } = order;
+        self.send(StreamRequest {
+            open_within_ms: ms_until(open_by),
+            ends_after_ms: ms_until(ends_at),
+            sent_after_ms: self.session.sent_after_ms(now.into_std()),
+            requested_by: cut_to(request.requested_by, STRING_BYTES_MAX),
+            reason: cut_to(request.reason, REASON_BYTES_MAX),
+            ..request
         });
     }
 

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::admission::Identified;
 use super::conn::{self, Link, Socket};
 use super::registry::{Ending, InsideSeat, Seat};
-use super::request::Upgraded;
+use super::request::UpgradedLink;
 use super::{Shared, TRANSPORT};
 use crate::batch::Unanswered;
 use crate::metrics::Failure;
@@ -38,8 +38,8 @@ const SUSPECT_EVERY: Duration = Duration::from_secs(600);
 const SUSPECTS_MAX: usize = 10_000;
 
 /// Opens a link on a WebSocket. `None`: it came to nothing, and is closed.
-pub(crate) async fn open(shared: &Arc<Shared>, upgraded: Upgraded, remote: IpAddr) -> Option<Link> {
-    let Upgraded { stream, tunnel_id, read_ahead, peer } = upgraded;
+pub(crate) async fn open(shared: &Arc<Shared>, upgraded: UpgradedLink, remote: IpAddr) -> Option<Link> {
+    let UpgradedLink { stream, tunnel_id, read_ahead, peer } = upgraded;
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(0)

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cloudlink_proto::ids::{CommandId, DeviceId, TunnelId};
+use cloudlink_proto::link::message::StreamRequest;
 use cloudlink_proto::link::message::goodbye::Code;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
@@ -30,6 +31,19 @@ pub(crate) enum Order {
     Command(Box<ClaimedCommand>),
     /// Tell the device not to begin it.
     Callback(CommandId, &'static str),
+    /// Ask for a stream of a support session.
+    Stream(Box<StreamOrder>),
+}
+
+/// A stream that a device is asked for.
+#[derive(Debug)]
+pub(crate) struct StreamOrder {
+    /// But for its times.
+    pub(crate) request: StreamRequest,
+    /// It is not to come later.
+    pub(crate) open_by: Instant,
+    /// When the grant ends.
+    pub(crate) ends_at: Instant,
 }
 
 /// How a link is to end.

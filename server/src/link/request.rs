@@ -1,4 +1,4 @@
-//! The one HTTP request of a connection: an upgrade to a link, or an enrollment. By hyper, and gone with the answer.
+//! The one HTTP request of a connection: an upgrade to a link or to a stream of a support session, or an enrollment. By hyper, and gone with the answer.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -8,10 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use cloudlink_proto::ids::TunnelId;
 use cloudlink_proto::link::{ENROLL_PATH, LINK_PATH, SUBPROTOCOL};
-use http::header::{
-    CONNECTION, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
-    SEC_WEBSOCKET_VERSION, UPGRADE,
-};
+use cloudlink_proto::stream::{self, STREAM_PATH};
+use http::header::{AUTHORIZATION, HeaderName, SEC_WEBSOCKET_VERSION, UPGRADE};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -20,13 +18,14 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::admission::{Identified, admit};
+use super::admission::{Identified, admit, check_standing};
 use super::problem::{Answer, Problem};
 use super::stream::Stream;
 use super::{Shared, enroll};
 use crate::metrics::Failure;
+use crate::support::expect::Ticket;
+use crate::websocket::{self, HandshakeError};
 
 /// Headers of a request.
 const HEADERS_MAX: usize = 32;
@@ -34,8 +33,6 @@ const HEADERS_MAX: usize = 32;
 const BUFFER_BYTES_MIN: usize = 8_192;
 /// How long a peer that was refused may take to read why.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(1);
-/// Length of a `Sec-WebSocket-Key`: 16 bytes in base64 (RFC 6455, section 4.1).
-const KEY_CHARS: usize = 24;
 
 /// Who makes a request, as far as the connection tells.
 #[derive(Debug)]
@@ -48,9 +45,18 @@ pub(crate) enum Caller {
     Tunnel { tunnel_id: TunnelId, peer: Identified },
 }
 
-/// A connection that is a WebSocket now, of a peer that may link.
+/// A connection that is a WebSocket now.
 #[derive(Debug)]
-pub(crate) struct Upgraded {
+#[expect(clippy::large_enum_variant, reason = "it lives for a moment, and almost all are links")]
+pub(crate) enum Upgraded {
+    Link(UpgradedLink),
+    /// Of a support session, in whose hands it is already.
+    Stream,
+}
+
+/// A connection of a peer that may link.
+#[derive(Debug)]
+pub(crate) struct UpgradedLink {
     pub(super) stream: Stream,
     /// The tunnel that it is inside of.
     pub(super) tunnel_id: Option<TunnelId>,
@@ -59,7 +65,13 @@ pub(crate) struct Upgraded {
     pub(super) peer: Identified,
 }
 
-/// Answers the request. `None`: there is no link, and the connection is closed.
+/// What a request is let in for.
+enum Admitted {
+    Link(Identified),
+    Stream(Ticket),
+}
+
+/// Answers the request. `None`: it came to nothing, and the connection is closed.
 pub(crate) async fn serve(shared: &Arc<Shared>, stream: Stream, caller: Caller, remote: IpAddr) -> Option<Upgraded> {
     let (peer, tunnel_id) = match caller {
         Caller::Stranger => (None, None),
@@ -72,8 +84,8 @@ pub(crate) async fn serve(shared: &Arc<Shared>, stream: Stream, caller: Caller, 
         Box::pin(async move {
             let answer = match peer {
                 None => enroll::answer(&shared, request, remote).await,
-                Some(peer) => link(&shared, &request, peer, tunnel_id).await.map(|(peer, answer)| {
-                    *admitted.lock().unwrap_or_else(PoisonError::into_inner) = Some(peer);
+                Some(peer) => device(&shared, &request, peer, tunnel_id).await.map(|(what, answer)| {
+                    *admitted.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
                     answer
                 }),
             };
@@ -108,74 +120,83 @@ pub(crate) async fn serve(shared: &Arc<Shared>, stream: Stream, caller: Caller, 
         }
     };
     let (mut stream, read_ahead) = (parts.io.into_inner(), parts.read_buf);
-    let peer = admitted.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(peer) = peer {
-        return Some(Upgraded { stream, tunnel_id, read_ahead, peer });
+    let admitted = admitted.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match admitted {
+        Some(Admitted::Link(peer)) => Some(Upgraded::Link(UpgradedLink { stream, tunnel_id, read_ahead, peer })),
+        Some(Admitted::Stream(ticket)) => {
+            ticket.arrive(stream, read_ahead);
+            Some(Upgraded::Stream)
+        }
+        None => {
+            // The peer may be gone already.
+            let _ = timeout(GOODBYE_WITHIN, stream.shutdown()).await;
+            None
+        }
     }
-    // The peer may be gone already.
-    let _ = timeout(GOODBYE_WITHIN, stream.shutdown()).await;
-    None
 }
 
 /// A request under a linked device's name.
-async fn link(
+async fn device(
     shared: &Shared,
     request: &Request<Incoming>,
     peer: Result<Identified, Problem>,
     tunnel_id: Option<TunnelId>,
-) -> Result<(Identified, Answer), Problem> {
+) -> Result<(Admitted, Answer), Problem> {
     match (request.uri().path(), request.method()) {
-        (LINK_PATH, &Method::GET) => {}
-        (LINK_PATH, _) => return Err(Problem::method_not_allowed("GET")),
-        (ENROLL_PATH, _) => return Err(Problem::not_found("dial the server's enrollment name to enroll")),
-        _ => return Err(Problem::not_found("a device finds its link here, and nothing else")),
+        (LINK_PATH, &Method::GET) => {
+            let answer = upgrade(request.headers(), SUBPROTOCOL)?;
+            let peer = peer?;
+            // With its tunnel the device was admitted, and has a place.
+            if tunnel_id.is_none() {
+                admit(shared, &peer).await?;
+            }
+            Ok((Admitted::Link(peer), answer))
+        }
+        (STREAM_PATH, &Method::GET) => {
+            let answer = upgrade(request.headers(), stream::SUBPROTOCOL)?;
+            let peer = peer?;
+            if tunnel_id.is_none() {
+                check_standing(shared, &peer).await?;
+            }
+            let token = bearer_token(request.headers()).ok_or_else(stream_unknown)?;
+            // Last: from here on the token is used up.
+            let ticket = shared.expectations.admit(peer.device_id, token).ok_or_else(stream_unknown)?;
+            Ok((Admitted::Stream(ticket), answer))
+        }
+        (LINK_PATH | STREAM_PATH, _) => Err(Problem::method_not_allowed("GET")),
+        (ENROLL_PATH, _) => Err(Problem::not_found("dial the server's enrollment name to enroll")),
+        _ => Err(Problem::not_found("a device finds its link and its streams here, and nothing else")),
     }
-    let answer = upgrade(request.headers())?;
-    let peer = peer?;
-    // With its tunnel the device was admitted, and has a place.
-    if tunnel_id.is_none() {
-        admit(shared, &peer).await?;
-    }
-    Ok((peer, answer))
 }
 
-/// Checks the WebSocket handshake (RFC 6455, section 4.2.1) and answers it.
-fn upgrade(headers: &HeaderMap) -> Result<Answer, Problem> {
-    if !has_token(headers, CONNECTION, "upgrade") || !has_token(headers, UPGRADE, "websocket") {
-        return Err(upgrade_required(UPGRADE, "websocket", "a link is a WebSocket: ask for the upgrade"));
-    }
-    if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
-        return Err(upgrade_required(SEC_WEBSOCKET_VERSION, "13", "this server speaks WebSocket version 13"));
-    }
-    let key = headers
-        .get(SEC_WEBSOCKET_KEY)
-        .filter(|key| key.len() == KEY_CHARS)
-        .ok_or_else(|| Problem::bad_request("Sec-WebSocket-Key is missing or malformed"))?;
-    if !has_token(headers, SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL) {
-        return Err(Problem::bad_request(format!("ask for the WebSocket subprotocol {SUBPROTOCOL}")));
-    }
-    let accept = HeaderValue::from_str(&derive_accept_key(key.as_bytes())).expect("base64 is a header value");
+/// The token, if there is exactly one.
+fn bearer_token(headers: &HeaderMap) -> Option<&str> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return None };
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token)
+}
+
+fn stream_unknown() -> Problem {
+    let detail = "nobody waits for this stream of this device: the token is unknown, used or too old";
+    Problem::new("stream_unknown", StatusCode::FORBIDDEN, "Stream unknown", detail, Failure::Token)
+}
+
+/// Checks the WebSocket handshake and answers it.
+fn upgrade(headers: &HeaderMap, subprotocol: &'static str) -> Result<Answer, Problem> {
+    let headers = websocket::accept(headers, subprotocol).map_err(|error| match error {
+        HandshakeError::NoUpgrade => upgrade_required(UPGRADE, "websocket", error),
+        HandshakeError::Version => upgrade_required(SEC_WEBSOCKET_VERSION, "13", error),
+        HandshakeError::Key | HandshakeError::Subprotocol(_) => Problem::bad_request(error.to_string()),
+    })?;
     let mut answer = Response::new(Full::default());
     *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = answer.headers_mut();
-    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
-    headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+    *answer.headers_mut() = headers;
     Ok(answer)
 }
 
-fn upgrade_required(name: HeaderName, value: &'static str, detail: &'static str) -> Problem {
+fn upgrade_required(name: HeaderName, value: &'static str, error: HandshakeError) -> Problem {
+    let detail = error.to_string();
     Problem::new("upgrade_required", StatusCode::UPGRADE_REQUIRED, "Upgrade required", detail, Failure::Http)
         .with_header(name, value)
-}
-
-/// Whether one of the comma-separated values of a header is this one.
-fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
-    headers
-        .get_all(name)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .any(|value| value.trim().eq_ignore_ascii_case(token))
 }

@@ -16,6 +16,18 @@ pub(crate) enum Stream {
     Plain(TcpStream),
 }
 
+impl Stream {
+    /// What was sent and has not arrived yet is dropped with the stream, and the peer is told so by a reset.
+    pub(crate) fn abort(&self) {
+        let stream = match self {
+            Self::Tls(stream) => stream.get_ref().0,
+            Self::Plain(stream) => stream,
+        };
+        // A socket that is gone needs no reset.
+        let _ = stream.set_zero_linger();
+    }
+}
+
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {

@@ -10,6 +10,7 @@ mod peer;
 mod renew;
 mod revoke;
 mod stop;
+mod support;
 mod tunnel;
 
 use std::net::{Ipv4Addr, SocketAddr};

@@ -7,16 +7,19 @@ use uuid::Uuid;
 use super::command::Instruction;
 use super::device::Labels;
 use super::opening;
+use super::support_session;
 
 /// The most devices, or operators, that one grant may name.
 pub const NAMED_MAX: usize = 1000;
 /// How far ahead a grant may be made.
 pub const START_AHEAD_MAX: time::Duration = time::Duration::days(366);
 
-/// Whether some kind of instruction, or an opening, asks for this scope. A grant with another would promise what nothing honours.
+/// Whether some kind of instruction, an opening or a support session asks for this scope. A grant with another would promise what nothing honours.
 #[must_use]
 pub fn is_known_scope(scope: &str) -> bool {
-    scope == opening::SCOPE || Instruction::KINDS.into_iter().any(|kind| kind.scope == scope)
+    scope == opening::SCOPE
+        || support_session::SCOPES.contains(&scope)
+        || Instruction::KINDS.into_iter().any(|kind| kind.scope == scope)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]

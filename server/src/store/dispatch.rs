@@ -33,6 +33,8 @@ pub struct ClaimedCommand {
     pub start_by: Instant,
     pub requested_by: String,
     pub reason: String,
+    /// The grant as the tenant signed it, if it did.
+    pub grant_statement: Option<String>,
     /// Whether an earlier link may have delivered it already.
     pub is_resent: bool,
 }
@@ -85,7 +87,7 @@ pub async fn dispatch_claim(connection: &mut PgConnection, links: &[LinkKey]) ->
                  join links l on l.device_id = t.device_id and l.epoch = t.epoch and l.closed_at is null and l.has_agent
            ),
            due as materialized (
-               select c.id, c.state as before, c.kind, t.epoch, t.boot_id, p.name
+               select c.id, c.state as before, c.kind, t.epoch, t.boot_id, p.name, g.statement
                  from target t
                  join devices d on d.id = t.device_id and d.state = 'active'
                  join commands c on c.device_id = t.device_id and c.finished_at is null
@@ -109,17 +111,18 @@ pub async fn dispatch_claim(connection: &mut PgConnection, links: &[LinkKey]) ->
                                    else set_config('synchronous_commit', 'off', true) is not null end
                          from due)
                returning c.id, c.device_id, due.epoch, c.grant_id, c.kind, c.arguments, c.reason, due.name, due.before,
+                         due.statement,
                          (extract(epoch from c.expires_at - clock_timestamp()) * 1000)::bigint as start_within_ms,
                          c.created_at
            )
            select false as "is_callback!", id as "id!", device_id as "device_id!", epoch as "epoch!", grant_id as "grant_id!",
                   kind as "kind!", arguments as "arguments!", reason as "reason!", name as "name!",
                   start_within_ms as "start_within_ms!", before = 'sent' as "is_resent!", created_at as "created_at!",
-                  false as "is_asked!"
+                  false as "is_asked!", statement as "statement?"
              from claimed
            union all
            select true, c.id, c.device_id, t.epoch, c.grant_id, c.kind, c.arguments, c.reason, '', 0, false, c.created_at,
-                  c.cancel_requested_at is not null
+                  c.cancel_requested_at is not null, null
              from target t
              join commands c on c.device_id = t.device_id and c.finished_at is null and c.state in ('sent', 'accepted')
              join grants g on g.id = c.grant_id
@@ -154,6 +157,7 @@ pub async fn dispatch_claim(connection: &mut PgConnection, links: &[LinkKey]) ->
             start_by: asked_at + Duration::from_millis(u64::try_from(row.start_within_ms).unwrap_or(0)),
             requested_by: row.name,
             reason: row.reason,
+            grant_statement: row.statement,
             is_resent: row.is_resent,
         });
     }

@@ -1,5 +1,7 @@
 //! Quarantine: which devices may have their link and nothing else. The nodes look here and keep to it.
 
+use std::time::Duration;
+
 use cloudlink_proto::ids::{DeviceId, PersonId, TenantId};
 use serde_json::json;
 use sqlx::PgConnection;
@@ -7,8 +9,12 @@ use sqlx::PgConnection;
 use super::StoreError;
 use super::audit::audit_append;
 use super::opening::{Closing, opening_end_in_txn, opening_lock_in_txn};
+use super::support_session::{
+    Closing as SessionClosing, support_session_end_in_txn, support_session_lock_in_txn, support_session_tell_in_txn,
+};
 use crate::model::audit::{Actor, Subject};
 use crate::model::opening::EndReason;
+use crate::model::support_session::EndReason as SessionEndReason;
 
 /// Why a device is put into quarantine, and by whom.
 #[derive(Clone, Copy, Debug)]
@@ -19,7 +25,7 @@ pub struct NewQuarantine<'a> {
     pub reason: &'a str,
 }
 
-/// Puts a device into quarantine, ends its openings, and writes that down. Gives the devices whose nodes are to be told of ended
+/// Puts a device into quarantine, ends its openings and support sessions, and writes that down. Gives the devices whose nodes are to be told of ended
 /// openings; `None`: it was in quarantine before, or is not there, and nothing changes. Call it last before the commit.
 pub async fn quarantine_begin_in_txn(
     connection: &mut PgConnection,
@@ -39,10 +45,14 @@ pub async fn quarantine_begin_in_txn(
     .await?;
     let Some(begun) = begun else { return Ok(None) };
     let openings = opening_lock_in_txn(&mut *connection, Closing::OfDevice(device)).await?;
+    let sessions = support_session_lock_in_txn(&mut *connection, SessionClosing::OfDevice(device)).await?;
     let (tenant, subject) = (TenantId::from_uuid(begun.tenant_id), Subject::new("device", device.as_uuid()));
     let details = json!({"name": begun.name, "reason": new.reason});
     audit_append(&mut *connection, tenant, new.actor, "device.quarantined", subject, details).await?;
-    Ok(Some(opening_end_in_txn(connection, &openings, new.actor.to_json(), EndReason::Quarantined).await?))
+    let (actor, reason) = (new.actor.to_json(), SessionEndReason::Quarantined);
+    let ended = support_session_end_in_txn(&mut *connection, &sessions, actor.clone(), reason, Duration::ZERO).await?;
+    support_session_tell_in_txn(&mut *connection, &ended).await?;
+    Ok(Some(opening_end_in_txn(connection, &openings, actor, EndReason::Quarantined).await?))
 }
 
 /// Ends a quarantine, and writes that down. False: there was none. Call it last before the commit.

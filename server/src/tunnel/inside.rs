@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::Tunnels;
 use crate::lifecycle::Shutdown;
 use crate::link::limit::Pass;
-use crate::link::request::{self, Caller};
+use crate::link::request::{self, Caller, Upgraded};
 use crate::link::stream::Stream;
 use crate::link::{Links, Seat, Shared, conn, opening};
 use crate::metrics::Failure;
@@ -117,5 +117,8 @@ async fn establish(shared: &Arc<Shared>, stream: TcpStream, caller: Caller, remo
             return None;
         }
     };
-    opening::open(shared, upgraded, remote).await
+    match upgraded {
+        Upgraded::Link(link) => opening::open(shared, link, remote).await,
+        Upgraded::Stream => None,
+    }
 }

@@ -85,6 +85,7 @@ fn body_of(operation: &str) -> Value {
         "person_email_set" => json!({"email": "new@example.com"}),
         "webhook_create" => json!({"url": "https://example.com/"}),
         "opening_create" => json!({"port": 22, "reason": "r"}),
+        "support_session_create" => json!({"kind": "terminal", "reason": "r"}),
         other => panic!("{other} takes a body: say here which"),
     }
 }

@@ -20,14 +20,14 @@ use crate::config::Seconds;
 use crate::tasks::presence::Orphans;
 
 /// Stands between the port and the database, and can be cut.
-struct Relay {
+pub(super) struct Relay {
     address: SocketAddr,
     is_up: Arc<watch::Sender<bool>>,
     is_stalled: Arc<watch::Sender<bool>>,
 }
 
 impl Relay {
-    async fn start(database: &PgConnectOptions) -> Self {
+    pub(super) async fn start(database: &PgConnectOptions) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let is_up = Arc::new(watch::Sender::new(true));
@@ -60,7 +60,12 @@ impl Relay {
         Self { address, is_up, is_stalled }
     }
 
-    fn cut(&self) {
+    /// How the database is reached through it.
+    pub(super) fn options(&self, database: &PgConnectOptions) -> PgConnectOptions {
+        database.clone().host("127.0.0.1").port(self.address.port())
+    }
+
+    pub(super) fn cut(&self) {
         self.is_up.send_replace(false);
     }
 
@@ -69,7 +74,7 @@ impl Relay {
         self.is_stalled.send_replace(true);
     }
 
-    fn mend(&self) {
+    pub(super) fn mend(&self) {
         self.is_up.send_replace(true);
     }
 }
@@ -77,7 +82,7 @@ impl Relay {
 async fn start(database: PgConnectOptions) -> (Port, Relay) {
     let relay = Relay::start(&database).await;
     let port = Port::start_with(database.clone(), |settings| {
-        settings.database = database.host("127.0.0.1").port(relay.address.port());
+        settings.database = relay.options(&database);
         settings.link.reconcile_interval_seconds = Seconds(1);
     })
     .await;
@@ -208,7 +213,7 @@ async fn a_device_that_reports_without_end_is_sent_away(_: PgPoolOptions, databa
 async fn connections_that_went_dead_hold_up_nothing_for_long(_: PgPoolOptions, database: PgConnectOptions) {
     let relay = Relay::start(&database).await;
     let port = Port::start_with(database.clone(), |settings| {
-        settings.database = database.host("127.0.0.1").port(relay.address.port());
+        settings.database = relay.options(&database);
         settings.link.reconcile_interval_seconds = Seconds(1);
         settings.statement_within = Duration::from_secs(1);
     })

@@ -1,6 +1,8 @@
 //! `POST /devices/{id}/revoke`: the device and its certificates are refused from now on, its link is cut, its queue cancelled,
 //! its ports closed. For good; revoking again changes nothing.
 
+use std::time::Duration;
+
 use axum::extract::State;
 use axum::response::IntoResponse;
 use cloudlink_proto::ids::{DeviceId, TenantId};
@@ -15,10 +17,14 @@ use crate::http::request::{Id, Json, NoQuery};
 use crate::model::audit::Subject;
 use crate::model::device::Device;
 use crate::model::opening::EndReason;
+use crate::model::support_session::EndReason as SessionEndReason;
 use crate::store::audit::audit_append;
 use crate::store::command::{Cancellation, command_cancel_in_txn, command_lock_in_txn};
 use crate::store::device::{device_revoke, device_show};
 use crate::store::opening::{Closing, opening_end_in_txn, opening_lock_in_txn};
+use crate::store::support_session::{
+    Closing as SessionClosing, support_session_end_in_txn, support_session_lock_in_txn, support_session_tell_in_txn,
+};
 
 /// Refuse a device from now on
 #[utoipa::path(post, path = "/devices/{id}/revoke", operation_id = "device_revoke", tag = "devices",
@@ -37,13 +43,20 @@ pub(crate) async fn handler(
     if is_new {
         let open = command_lock_in_txn(&mut transaction, Cancellation::OfDevice(id)).await?;
         let openings = opening_lock_in_txn(&mut transaction, Closing::OfDevice(id)).await?;
+        let sessions = support_session_lock_in_txn(&mut transaction, SessionClosing::OfDevice(id)).await?;
         let (actor, tenant) = (caller.actor(), TenantId::from_uuid(device.tenant_id));
         let (subject, details) = (Subject::new("device", device.id), json!({"name": device.name}));
         audit_append(&mut transaction, tenant, &actor, "device.revoked", subject, details).await?;
         let (code, message) = ("device_revoked", "the device was revoked");
         let called_back = command_cancel_in_txn(&mut transaction, &open, actor.to_json(), code, message).await?;
         let ended = opening_end_in_txn(&mut transaction, &openings, actor.to_json(), EndReason::DeviceRevoked).await?;
+        let reason = SessionEndReason::DeviceRevoked;
+        let sessions =
+            support_session_end_in_txn(&mut transaction, &sessions, actor.to_json(), reason, Duration::ZERO).await?;
+        let is_told = support_session_tell_in_txn(&mut transaction, &sessions).await?;
         context.store.commit(transaction).await?;
+        context.tell_sessions_ended(&sessions);
+        context.tell_outside(is_told);
         context.tell_ended(&ended);
         context.bus.send(Hint::DeviceChanged(id));
         context.tell_called_back(&called_back);

@@ -1,6 +1,8 @@
 //! `POST /grants/{id}/revoke`: closed from now on. Queued commands under it are cancelled and ports
 //! that were opened are closed in the same transaction, and devices that were sent a command are told not to begin it. Revoking again changes nothing.
 
+use std::time::Duration;
+
 use axum::extract::State;
 use axum::response::IntoResponse;
 use cloudlink_proto::ids::GrantId;
@@ -15,11 +17,15 @@ use crate::model::audit::Subject;
 use crate::model::grant::Grant;
 use crate::model::notice::Event;
 use crate::model::opening::EndReason;
+use crate::model::support_session::EndReason as SessionEndReason;
 use crate::store::audit::audit_append;
 use crate::store::command::{Cancellation, command_cancel_in_txn, command_lock_in_txn};
 use crate::store::grant::{grant_lock, grant_revoke_in_txn};
 use crate::store::notice::notice_emit;
 use crate::store::opening::{Closing, opening_end_in_txn, opening_lock_in_txn};
+use crate::store::support_session::{
+    Closing as SessionClosing, support_session_end_in_txn, support_session_lock_in_txn, support_session_tell_in_txn,
+};
 
 /// Close what was granted, now
 #[utoipa::path(post, path = "/grants/{id}/revoke", operation_id = "grant_revoke", tag = "grants",
@@ -42,14 +48,20 @@ pub(crate) async fn handler(
     let grant = grant_revoke_in_txn(&mut transaction, id, caller.person()).await?;
     let open = command_lock_in_txn(&mut transaction, Cancellation::UnderGrant(id)).await?;
     let openings = opening_lock_in_txn(&mut transaction, Closing::UnderGrant(id)).await?;
+    let sessions = support_session_lock_in_txn(&mut transaction, SessionClosing::UnderGrant(id)).await?;
     let is_told = notice_emit(&mut transaction, tenant, Event::GrantRevoked, json!(grant)).await?;
     let (actor, subject) = (caller.actor(), Subject::new("grant", grant.id));
     audit_append(&mut transaction, tenant, &actor, "grant.revoked", subject, json!({"reason": grant.reason})).await?;
     let (code, message) = ("grant_revoked", "the grant was revoked");
     let called_back = command_cancel_in_txn(&mut transaction, &open, actor.to_json(), code, message).await?;
     let ended = opening_end_in_txn(&mut transaction, &openings, actor.to_json(), EndReason::GrantRevoked).await?;
+    let reason = SessionEndReason::GrantRevoked;
+    let sessions =
+        support_session_end_in_txn(&mut transaction, &sessions, actor.to_json(), reason, Duration::ZERO).await?;
+    let is_told = is_told | support_session_tell_in_txn(&mut transaction, &sessions).await?;
     context.store.commit(transaction).await?;
     context.tell_outside(is_told);
+    context.tell_sessions_ended(&sessions);
     context.tell_ended(&ended);
     context.tell_called_back(&called_back);
     Ok((Tag::of_version(grant.version).header(), Json(grant)))

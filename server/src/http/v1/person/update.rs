@@ -1,6 +1,8 @@
 //! `PATCH /people/{id}`: keeps somebody out, or lets it in again. What an operator has queued is cancelled with it, and what it has
 //! opened is closed.
 
+use std::time::Duration;
+
 use axum::extract::State;
 use cloudlink_proto::ids::{PersonId, TenantId};
 use serde::Deserialize;
@@ -14,11 +16,15 @@ use crate::http::request::{Id, Json, NoQuery};
 use crate::model::audit::{PLATFORM, Subject};
 use crate::model::opening::EndReason;
 use crate::model::person::{Person, PersonKind, Role};
+use crate::model::support_session::EndReason as SessionEndReason;
 use crate::store::StoreError;
 use crate::store::audit::audit_append;
 use crate::store::command::{Cancellation, command_cancel_in_txn, command_lock_in_txn};
 use crate::store::opening::{Closing, opening_end_in_txn, opening_lock_in_txn};
 use crate::store::person::{person_set_active, person_show};
+use crate::store::support_session::{
+    Closing as SessionClosing, support_session_end_in_txn, support_session_lock_in_txn, support_session_tell_in_txn,
+};
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -81,20 +87,26 @@ pub(crate) async fn handler(
         }
     }
     let person = person_set_active(&mut transaction, id, request.active).await?.ok_or(RouteError::Unknown)?;
-    let (mut called_back, mut ended) = (Vec::new(), Vec::new());
+    let (mut called_back, mut ended, mut sessions_ended, mut is_told) = (Vec::new(), Vec::new(), Vec::new(), false);
     // What a tenant's people do is not theirs any more once it is done.
     if !request.active && person.role != Role::Tenant {
         let open = command_lock_in_txn(&mut transaction, Cancellation::OfPerson(id)).await?;
         let openings = opening_lock_in_txn(&mut transaction, Closing::OfPerson(id)).await?;
+        let sessions = support_session_lock_in_txn(&mut transaction, SessionClosing::OfPerson(id)).await?;
         let (actor, code) = (caller.actor().to_json(), "operator_inactive");
         let message = "the operator who asked for it is no longer active";
         called_back = command_cancel_in_txn(&mut transaction, &open, actor.clone(), code, message).await?;
-        ended = opening_end_in_txn(&mut transaction, &openings, actor, EndReason::OperatorShutOut).await?;
+        ended = opening_end_in_txn(&mut transaction, &openings, actor.clone(), EndReason::OperatorShutOut).await?;
+        let reason = SessionEndReason::OperatorShutOut;
+        sessions_ended = support_session_end_in_txn(&mut transaction, &sessions, actor, reason, Duration::ZERO).await?;
+        is_told = support_session_tell_in_txn(&mut transaction, &sessions_ended).await?;
     }
     let (subject, details) = (Subject::new("person", person.id), json!({"name": person.name, "active": person.active}));
     let chain = person.tenant_id.map_or(PLATFORM, TenantId::from_uuid);
     audit_append(&mut transaction, chain, &caller.actor(), "person.updated", subject, details).await?;
     context.store.commit(transaction).await?;
+    context.tell_sessions_ended(&sessions_ended);
+    context.tell_outside(is_told);
     context.tell_called_back(&called_back);
     context.tell_ended(&ended);
     context.bus.send(Hint::PersonChanged(id));

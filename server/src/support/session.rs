@@ -1,0 +1,286 @@
+//! One session, as the node that serves it knows it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use cloudlink_proto::ids::{DeviceId, GrantId, OpeningId, PersonId, SupportSessionId, TenantId};
+use cloudlink_proto::stream::{Control, Mode};
+use serde_json::{Map, Value};
+use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use super::guest::Guest;
+use crate::model::support_session::{EndReason, Target};
+use crate::recording::{Health, Recorder};
+
+/// Connections of one forward at once.
+pub(crate) const STREAMS_MAX: usize = 64;
+/// Those who may be there beside the operator who opened the session, at once.
+pub(crate) const GUESTS_MAX: usize = 8;
+/// Words that wait for one stream. What comes when it is full is left out.
+const WORDS_MAX: usize = 32;
+
+/// How a session has ended, as its node has learned it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ending {
+    pub(crate) reason: EndReason,
+    /// When it had to be over.
+    pub(crate) over_at: Instant,
+}
+
+/// What a stream is told.
+#[derive(Debug)]
+pub(super) enum Word {
+    Say(Control),
+    Join(Box<Guest>),
+    /// This guest may not be there any more.
+    Part(Uuid),
+}
+
+/// What is known of a session when it begins.
+#[derive(Debug)]
+pub(crate) struct Facts {
+    pub(crate) id: SupportSessionId,
+    pub(crate) tenant: TenantId,
+    pub(crate) device: DeviceId,
+    pub(crate) grant: GrantId,
+    pub(crate) opened_by: PersonId,
+    /// Of that person.
+    pub(crate) name: String,
+    pub(crate) target: Target,
+    pub(crate) reason: String,
+    pub(crate) grant_statement: Option<String>,
+    pub(crate) deadline: Instant,
+}
+
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) facts: Facts,
+    pub(super) opened_at: Instant,
+    deadline: watch::Sender<Instant>,
+    ending: watch::Sender<Option<Ending>>,
+    /// Whoever holds a socket of the session holds a token of this.
+    pub(super) streams: TaskTracker,
+    places: Mutex<Places>,
+    /// Whether the one stream of a terminal or a file was taken.
+    is_taken: AtomicBool,
+    /// From the first stream on.
+    pub(super) recorder: AsyncMutex<Option<Arc<Recorder>>>,
+    health: Mutex<Option<watch::Receiver<Health>>>,
+    /// Its recording has begun.
+    pub(super) begun: Notify,
+    /// The port that is open for it.
+    pub(super) opening: AsyncMutex<Option<OpeningId>>,
+    pub(super) to_device: AtomicU64,
+    pub(super) from_device: AtomicU64,
+    /// When a byte moved last: milliseconds from `opened_at`.
+    moved_ms: AtomicU64,
+    result: Mutex<Map<String, Value>>,
+}
+
+#[derive(Debug, Default)]
+struct Places {
+    streams: HashMap<u32, mpsc::Sender<Word>>,
+    /// Connections that there ever were.
+    count: u32,
+    /// Those who have joined, or are about to.
+    guests: HashMap<Uuid, Mode>,
+}
+
+/// The right to one stream of a session.
+#[derive(Debug)]
+pub(super) struct Place {
+    session: Arc<Session>,
+    pub(super) number: u32,
+    pub(super) words: mpsc::Receiver<Word>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.session.places().streams.remove(&self.number);
+    }
+}
+
+/// Why there is no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoPlace {
+    /// It has one stream only.
+    Taken,
+    Full,
+}
+
+impl Session {
+    pub(super) fn new(facts: Facts) -> Arc<Self> {
+        Arc::new(Self {
+            opened_at: Instant::now(),
+            deadline: watch::Sender::new(facts.deadline),
+            ending: watch::Sender::new(None),
+            streams: TaskTracker::new(),
+            places: Mutex::default(),
+            is_taken: AtomicBool::new(false),
+            recorder: AsyncMutex::default(),
+            health: Mutex::default(),
+            begun: Notify::new(),
+            opening: AsyncMutex::default(),
+            to_device: AtomicU64::new(0),
+            from_device: AtomicU64::new(0),
+            moved_ms: AtomicU64::new(0),
+            result: Mutex::default(),
+            facts,
+        })
+    }
+
+    /// Ends it. The first reason stays.
+    pub(crate) fn end(&self, reason: EndReason, over_at: Instant) {
+        self.ending.send_if_modified(|ending| {
+            let is_first = ending.is_none();
+            if is_first {
+                *ending = Some(Ending { reason, over_at });
+            }
+            is_first
+        });
+    }
+
+    pub(crate) fn ending(&self) -> Option<Ending> {
+        *self.ending.borrow()
+    }
+
+    pub(super) async fn ended(&self) -> Ending {
+        let mut ending = self.ending.subscribe();
+        let ended = ending.wait_for(Option::is_some).await.ok().and_then(|ending| *ending);
+        ended.expect("the sender is this session's own, and it waited for some")
+    }
+
+    pub(super) fn deadline(&self) -> watch::Receiver<Instant> {
+        self.deadline.subscribe()
+    }
+
+    /// Its grant ends then. An end that only seems to be another, by the time that answers take, is none: but never later.
+    pub(crate) fn set_deadline(&self, deadline: Instant) {
+        const SAME_WITHIN: Duration = Duration::from_millis(500);
+        self.deadline.send_if_modified(|before| {
+            let is_other = deadline < *before || deadline > *before + SAME_WITHIN;
+            if is_other {
+                *before = deadline;
+            }
+            is_other
+        });
+    }
+
+    pub(super) fn elapsed(&self) -> Duration {
+        self.opened_at.elapsed()
+    }
+
+    /// Bytes have moved.
+    pub(super) fn moved(&self, now: Instant) {
+        let ms = u64::try_from(now.duration_since(self.opened_at).as_millis()).unwrap_or(u64::MAX);
+        self.moved_ms.store(ms, Ordering::Relaxed);
+    }
+
+    pub(super) fn moved_at(&self) -> Instant {
+        self.opened_at + Duration::from_millis(self.moved_ms.load(Ordering::Relaxed))
+    }
+
+    /// Its recording has begun, and is watched from here on.
+    pub(super) fn begin(&self, health: watch::Receiver<Health>) {
+        *self.health.lock().unwrap_or_else(PoisonError::into_inner) = Some(health);
+        self.begun.notify_one();
+    }
+
+    /// Whether its recording goes on, once it has begun.
+    pub(super) fn health(&self) -> Option<watch::Receiver<Health>> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes something that it came to.
+    pub(super) fn note_result(&self, name: &str, value: Value) {
+        self.result.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), value);
+    }
+
+    pub(super) fn result(&self) -> Map<String, Value> {
+        self.result.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Connections that there ever were.
+    pub(super) fn streams_ever(&self) -> u32 {
+        self.places().count
+    }
+
+    /// Takes a place for one more stream.
+    pub(super) fn take_place(self: &Arc<Self>) -> Result<Place, NoPlace> {
+        let is_single = !matches!(self.facts.target, Target::Forward(_));
+        if is_single && self.is_taken.swap(true, Ordering::Relaxed) {
+            return Err(NoPlace::Taken);
+        }
+        let mut places = self.places();
+        if places.streams.len() >= STREAMS_MAX {
+            return Err(NoPlace::Full);
+        }
+        places.count += 1;
+        let number = places.count;
+        let (sender, words) = mpsc::channel(WORDS_MAX);
+        places.streams.insert(number, sender);
+        drop(places);
+        Ok(Place { session: Arc::clone(self), number, words })
+    }
+
+    /// Tells every stream.
+    pub(super) fn say(&self, control: &Control) {
+        for stream in self.places().streams.values() {
+            let _ = stream.try_send(Word::Say(control.clone()));
+        }
+    }
+
+    /// Whether its one stream is there, or about to be.
+    pub(crate) fn is_taken(&self) -> bool {
+        self.is_taken.load(Ordering::Relaxed)
+    }
+
+    /// Keeps a place for a guest. False: there are too many.
+    pub(super) fn admit_guest(&self, id: Uuid, mode: Mode) -> bool {
+        let mut places = self.places();
+        let has_room = places.guests.len() < GUESTS_MAX;
+        if has_room {
+            places.guests.insert(id, mode);
+        }
+        has_room
+    }
+
+    pub(super) fn dismiss_guest(&self, id: Uuid) {
+        self.places().guests.remove(&id);
+    }
+
+    /// Who is there beside its operator, and to do what.
+    pub(crate) fn guests(&self) -> Vec<(Uuid, Mode)> {
+        self.places().guests.iter().map(|(id, mode)| (*id, *mode)).collect()
+    }
+
+    /// Hands a guest to the stream. Gives it back if there is none.
+    pub(super) async fn join(&self, guest: Box<Guest>) -> Result<(), Box<Guest>> {
+        let stream = self.places().streams.values().next().cloned();
+        let Some(stream) = stream else { return Err(guest) };
+        match stream.reserve().await {
+            Ok(place) => {
+                place.send(Word::Join(guest));
+                Ok(())
+            }
+            Err(_) => Err(guest),
+        }
+    }
+
+    /// Sends a guest away.
+    pub(crate) fn part(&self, id: Uuid) {
+        for stream in self.places().streams.values() {
+            let _ = stream.try_send(Word::Part(id));
+        }
+    }
+
+    fn places(&self) -> MutexGuard<'_, Places> {
+        // Consistent after each statement.
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,135 @@
+//! Ends support sessions that the database says are over: at once on a hint, within a second without. What the database does not
+//! say, because it is away, the sessions' own deadlines do.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cloudlink_proto::ids::SupportSessionId;
+use cloudlink_proto::stream::Mode;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use uuid::Uuid;
+
+use crate::bus::{Heard, Hint};
+use crate::lifecycle::Shutdown;
+use crate::model::support_session::EndReason;
+use crate::store::support_session::{
+    PresentGuest, server, support_guest_list_over, support_session_end_in_txn, support_session_list_open,
+    support_session_lock_some_in_txn, support_session_sweep_in_txn, support_session_tell_in_txn, support_session_watch,
+};
+use crate::store::{StoreError, Visibility};
+use crate::support::Support;
+use crate::support::session::Session;
+
+const EVERY: Duration = Duration::from_millis(500);
+/// How long one look may take: the next one is due.
+const LOOK_WITHIN: Duration = Duration::from_secs(2);
+/// For the metrics of failed tasks.
+const NAME: &str = "support";
+
+/// Until the hard stop: sessions live on through the soft one.
+pub(super) async fn run(support: Support, shutdown: Shutdown) {
+    let links = Arc::clone(support.links());
+    let mut listener = links.bus.listen();
+    let mut tick = interval(EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let stopped = async {
+        shutdown.soft.cancelled().await;
+        tokio::select! {
+            () = shutdown.hard.cancelled() => {}
+            () = support.emptied() => {}
+        }
+    };
+    tokio::pin!(stopped);
+    loop {
+        tokio::select! {
+            () = &mut stopped => return,
+            heard = listener.hear() => match heard {
+                Heard::Hint(Hint::SupportDue(_) | Hint::DeviceChanged(_) | Hint::PersonChanged(_)) | Heard::Everything => {}
+                Heard::Hint(
+                    Hint::CommandsDue(_) | Hint::CommandChanged(_) | Hint::OpeningsDue(_) | Hint::NoticesDue,
+                ) => continue,
+                Heard::Closed => return,
+            },
+            _ = tick.tick() => {}
+        }
+        let looked = timeout(LOOK_WITHIN, look(&support)).await;
+        if let Err(error) = looked.unwrap_or(Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut))) {
+            links.metrics.task_failures.with_label_values(&[NAME]).inc();
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot tell which support sessions are over");
+        }
+    }
+}
+
+async fn look(support: &Support) -> Result<(), StoreError> {
+    let sessions = support.live();
+    let mut connection = support.links().store.connection().await?;
+    // First what costs somebody's access.
+    if !sessions.is_empty() {
+        let ids: Vec<Uuid> = sessions.iter().map(|session| session.facts.id.as_uuid()).collect();
+        let watched = support_session_watch(&mut connection, &ids).await?;
+        let seen: HashSet<SupportSessionId> = watched.iter().map(|session| session.id).collect();
+        for watched in watched {
+            let Some(session) = sessions.iter().find(|session| session.facts.id == watched.id) else { continue };
+            match watched.over {
+                Some((reason, over_at)) => session.end(reason, over_at),
+                None => session.set_deadline(watched.deadline),
+            }
+        }
+        // Whose row is gone was never granted.
+        for session in sessions.iter().filter(|session| !seen.contains(&session.facts.id)) {
+            session.end(EndReason::NodeLost, Instant::now());
+        }
+        part_guests(&mut connection, &sessions).await?;
+    }
+    let lost: Vec<_> = support_session_list_open(&mut connection, support.node())
+        .await?
+        .into_iter()
+        .filter(|id| !support.knows(*id))
+        .collect();
+    drop(connection);
+    sweep(support, &lost).await
+}
+
+async fn part_guests(connection: &mut sqlx::PgConnection, sessions: &[Arc<Session>]) -> Result<(), StoreError> {
+    let guests: Vec<(Uuid, Mode, &Arc<Session>)> = sessions
+        .iter()
+        .flat_map(|session| session.guests().into_iter().map(move |(id, mode)| (id, mode, session)))
+        .collect();
+    if guests.is_empty() {
+        return Ok(());
+    }
+    let present: Vec<_> = guests
+        .iter()
+        .map(|(id, mode, session)| PresentGuest {
+            id: *id,
+            scope: session.facts.target.scope(),
+            operates: *mode == Mode::Operate,
+        })
+        .collect();
+    for over in support_guest_list_over(connection, &present).await? {
+        if let Some((id, _, session)) = guests.iter().find(|(id, ..)| *id == over) {
+            session.part(*id);
+        }
+    }
+    Ok(())
+}
+
+/// Ends in the database what is over and what nobody serves: sessions of an earlier life of this node.
+async fn sweep(support: &Support, lost: &[SupportSessionId]) -> Result<(), StoreError> {
+    let links = support.links();
+    let mut transaction = links.store.begin(Visibility::All).await?;
+    let mut ended = support_session_sweep_in_txn(&mut transaction).await?;
+    if !lost.is_empty() {
+        let live = support_session_lock_some_in_txn(&mut transaction, lost).await?;
+        let reason = EndReason::NodeLost;
+        ended.extend(support_session_end_in_txn(&mut transaction, &live, server(), reason, Duration::ZERO).await?);
+        tracing::info!(sessions = lost.len(), "ended support sessions that nobody serves");
+    }
+    let is_told = support_session_tell_in_txn(&mut transaction, &ended).await?;
+    links.store.commit(transaction).await?;
+    if is_told {
+        links.bus.send(Hint::NoticesDue);
+    }
+    Ok(())
+}
