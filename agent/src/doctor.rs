@@ -1,5 +1,6 @@
 //! Looks at everything that a link needs, in the order in which it is needed, and says what to do about what is wrong.
 
+mod stream;
 mod tunnel;
 
 use std::fmt;
@@ -81,6 +82,7 @@ pub async fn examine(config: &Config, bus: &Bus) -> Vec<Finding> {
     findings.push(access(config, identity.as_ref()));
     findings.push(executors(config, bus).await);
     findings.extend(argvs(config));
+    findings.extend(stream::examine(config));
     match load_anchor(config) {
         Ok(anchor) => {
             findings.push(Finding::good("ca file", format!("{} root(s)", anchor.roots().len())));

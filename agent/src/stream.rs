@@ -4,6 +4,7 @@
 //! Two ends hold, whatever is said on a stream: the grant's, which the device measures itself with a monotonic clock, and the
 //! agent's own. A lost link ends no stream; a stream that is lost takes with it what ran for it.
 
+mod end;
 mod file;
 pub mod forward;
 mod leg;
@@ -16,12 +17,13 @@ use std::time::Duration;
 use cloudlink_proto::ids::StreamId;
 use cloudlink_proto::link::STATUS_MESSAGE_BYTES_MAX;
 use cloudlink_proto::link::message::{StreamRefused, StreamRequest, stream_request};
-use cloudlink_proto::stream::{CAPABILITY_FILE, CAPABILITY_FORWARD, CAPABILITY_TERMINAL, Control};
+use cloudlink_proto::stream::{CAPABILITY_FILE, CAPABILITY_FORWARD, CAPABILITY_TERMINAL};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+use self::end::{Cut, Deadline, End};
 use self::file::Files;
 use self::leg::Leg;
 use crate::access::{Denied, Leave};
@@ -42,8 +44,6 @@ const REMEMBERED_MAX: usize = 4096;
 const LASTS_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 /// The server cuts a stream when its time is up, and can say why. So long later the device does it by itself.
 const CUT_AFTER: Duration = Duration::from_millis(300);
-/// How long it may take that the last word of the device is on its way.
-const LAST_WORD_WITHIN: Duration = Duration::from_millis(200);
 /// How long a stop waits for what runs in terminals to be gone.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 
@@ -52,7 +52,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(5);
 pub struct Streams {
     settings: Arc<Settings>,
     remembered: VecDeque<StreamId>,
-    live: HashMap<tokio::task::Id, Kind>,
+    live: HashMap<tokio::task::Id, Live>,
     tasks: JoinSet<Option<StreamRefused>>,
     stop: CancellationToken,
 }
@@ -63,6 +63,17 @@ struct Settings {
     terminal: config::Terminal,
     forward: config::Forward,
     files: Files,
+    openvpn: config::OpenVpn,
+}
+
+/// A stream that was begun.
+#[derive(Debug)]
+struct Live {
+    id: StreamId,
+    kind: Kind,
+    /// Of what it is.
+    session_id: bytes::Bytes,
+    deadline: Deadline,
 }
 
 /// Kinds of streams.
@@ -96,38 +107,6 @@ enum Refusal {
     Internal(#[source] std::io::Error),
 }
 
-/// How a stream ended.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum End {
-    /// All was said.
-    #[error("done")]
-    Done,
-    /// The device could not do it, or not go on.
-    #[error("{code}: {message}")]
-    Failed { code: &'static str, message: String },
-    #[error("the other side has closed")]
-    Left,
-    /// The server's reason.
-    #[error("closed by the server: {0}")]
-    Closed(String),
-    #[error("lost: {0}")]
-    Lost(String),
-    #[error("the other side broke the protocol: {0}")]
-    Protocol(String),
-    /// The device cut it itself.
-    #[error("time is up")]
-    TimeIsUp,
-    #[error("the agent stops")]
-    Stopping,
-}
-
-/// When a stream is to be cut, whatever is said on it.
-#[derive(Clone, Debug)]
-struct Cut {
-    at: Instant,
-    stop: CancellationToken,
-}
-
 impl Streams {
     #[must_use]
     pub fn new(config: &Config) -> Self {
@@ -135,6 +114,7 @@ impl Streams {
             terminal: config.terminal.clone(),
             forward: config.forward.clone(),
             files: Files { settings: config.file.clone(), withheld: config.withheld() },
+            openvpn: config.openvpn.clone(),
         };
         Self {
             settings: Arc::new(settings),
@@ -166,8 +146,8 @@ impl Streams {
         route: Result<Route, DialError>,
     ) -> Option<StreamRefused> {
         if self.remembered.contains(&id) {
-            // A refusal could end the one that was opened.
-            tracing::warn!(stream.id = %id, "a stream was asked for again: nothing is done");
+            // Nothing is answered: a refusal could end the one that was opened.
+            self.move_end(now, id, &request, leave);
             return None;
         }
         self.remember(id);
@@ -181,6 +161,26 @@ impl Streams {
                 None
             }
             Err(refusal) => Some(refusal.told(id)),
+        }
+    }
+
+    /// Asked for again, a stream ends at another time: the grant was extended. It is judged like a new one, and stays the one
+    /// that it is.
+    fn move_end(&self, now: Instant, id: StreamId, request: &StreamRequest, leave: Result<Leave, Denied>) {
+        let kind = request.kind.as_ref().map(Kind::of);
+        let is_it = |live: &&Live| live.id == id && Some(live.kind) == kind && live.session_id == request.session_id;
+        let Some(live) = self.live.values().find(is_it) else {
+            tracing::warn!(stream.id = %id, "a stream was asked for that there was already: nothing is done");
+            return;
+        };
+        match leave {
+            Ok(leave) => {
+                tracing::info!(stream.id = %id, ends_after_ms = request.ends_after_ms, "a stream ends at another time");
+                live.deadline.set(cut_at(now, request, leave));
+            }
+            Err(denied) => {
+                tracing::warn!(stream.id = %id, code = denied.code(), %denied, "a stream's end stays as it is");
+            }
         }
     }
 
@@ -203,7 +203,7 @@ impl Streams {
         if self.stop.is_cancelled() {
             return Err(Refusal::Stopping);
         }
-        let live = self.live.values().filter(|live| **live == kind).count();
+        let live = self.live.values().filter(|live| live.kind == kind).count();
         if live >= kind.max() {
             return Err(Refusal::Busy(live));
         }
@@ -218,16 +218,21 @@ impl Streams {
             parent: &span,
             requested_by = ?shown(&request.requested_by), reason = ?shown(&request.reason), what = ?what(&request), "opening a stream",
         );
-        let after = |ms| now.checked_add(Duration::from_millis(ms)).unwrap_or(now + LASTS_MAX);
+        let tunnel = match &route {
+            Route::Inside(tunnel) => Some((tunnel.clone(), self.settings.openvpn.clone())),
+            Route::Direct { .. } => None,
+        };
+        let (deadline, cut) = Deadline::new(cut_at(now, &request, leave), self.stop.child_token(), tunnel);
+        let session_id = request.session_id.clone();
         let opening = Opening {
             id,
-            open_by: after(request.open_within_ms),
-            cut: Cut { at: leave.not_after(after(request.ends_after_ms) + CUT_AFTER), stop: self.stop.child_token() },
+            open_by: now + Duration::from_millis(request.open_within_ms).min(LASTS_MAX),
+            cut,
             request,
             settings: Arc::clone(&self.settings),
         };
         let task = self.tasks.spawn(opening.run(route).instrument(span));
-        self.live.insert(task.id(), kind);
+        self.live.insert(task.id(), Live { id, kind, session_id, deadline });
     }
 
     /// The next stream that ends; what is to be told of it on the link, if anything. Pending while there is none. May be dropped
@@ -276,7 +281,7 @@ impl Opening {
         };
         let end = self.serve(&mut leg).await;
         tracing::info!(
-            end = %end, bytes_to_device = leg.receiver.bytes, bytes_from_device = leg.sender.bytes,
+            end = %end, bytes_to_device = leg.receiver.bytes(), bytes_from_device = leg.sender.bytes,
             lasted_ms = begun.elapsed().as_millis(), "a stream has ended",
         );
         end.say_last(&mut leg, &self.cut).await;
@@ -297,71 +302,17 @@ impl Opening {
 
     /// Whoever serves sees to it that nothing is left of the stream when it is cut.
     async fn serve(&self, leg: &mut Leg) -> End {
-        let settings = &self.settings;
+        let (settings, cut) = (&self.settings, &self.cut);
         match &self.request.kind {
             Some(stream_request::Kind::Terminal(asked)) => {
-                terminal::serve(leg, asked, &settings.terminal, &self.request, &self.cut).await
+                terminal::serve(leg, asked, &settings.terminal, &self.request, cut).await
             }
             Some(stream_request::Kind::Forward(asked)) => {
-                self.cut.or(forward::serve(leg, asked, &settings.forward.allow)).await
+                cut.or(forward::serve(leg, asked, &settings.forward.allow)).await
             }
-            Some(stream_request::Kind::FilePut(asked)) => self.cut.or(file::put(leg, asked, &settings.files)).await,
-            Some(stream_request::Kind::FileGet(asked)) => self.cut.or(file::get(leg, asked, &settings.files)).await,
+            Some(stream_request::Kind::FilePut(asked)) => cut.or(file::put(leg, asked, &settings.files)).await,
+            Some(stream_request::Kind::FileGet(asked)) => cut.or(file::get(leg, asked, &settings.files)).await,
             None => End::Left,
-        }
-    }
-}
-
-impl Cut {
-    /// Waits for it.
-    async fn due(&self) -> End {
-        tokio::select! {
-            () = sleep_until(self.at) => End::TimeIsUp,
-            () = self.stop.cancelled() => End::Stopping,
-        }
-    }
-
-    /// Does something that leaves nothing behind when it is dropped.
-    async fn or(&self, work: impl Future<Output = End>) -> End {
-        tokio::select! {
-            biased;
-            end = self.due() => end,
-            end = work => end,
-        }
-    }
-
-    /// Does something, unless it takes too long.
-    async fn at_most(&self, work: impl Future<Output = ()>) {
-        tokio::select! {
-            () = work => {}
-            _ = self.due() => {}
-        }
-    }
-}
-
-impl End {
-    fn failed(code: &'static str, message: impl Into<String>) -> Self {
-        Self::Failed { code, message: message.into() }
-    }
-
-    /// Lets the other side know, if it is there to hear and there is time.
-    async fn say_last(&self, leg: &mut Leg, cut: &Cut) {
-        match self {
-            Self::Failed { code, message } => {
-                let failed = Control::Failed { code: (*code).to_owned(), message: shortened(message) };
-                let said = async {
-                    if leg.sender.say(&failed).await.is_ok() {
-                        leg.close().await;
-                    }
-                };
-                cut.at_most(said).await;
-            }
-            Self::Done | Self::Left | Self::Closed(_) => cut.at_most(leg.close()).await,
-            // Not a byte later than can be helped.
-            Self::TimeIsUp | Self::Stopping | Self::Protocol(_) => {
-                let _ = timeout(LAST_WORD_WITHIN, leg.close()).await;
-            }
-            Self::Lost(_) => {}
         }
     }
 }
@@ -451,6 +402,12 @@ impl Refusal {
         tracing::warn!(stream.id = %id, code = self.code(), reason = message, "refused a stream");
         StreamRefused { id: id.to_wire(), code: self.code().to_owned(), message: shortened(&message) }
     }
+}
+
+/// The device's own end of a stream: a moment after the server's, which is to be first, or the end of what the tenant has signed.
+fn cut_at(now: Instant, request: &StreamRequest, leave: Leave) -> Instant {
+    let ends_after = Duration::from_millis(request.ends_after_ms).min(LASTS_MAX);
+    leave.not_after(now + ends_after + CUT_AFTER)
 }
 
 /// What it is to, for the log.

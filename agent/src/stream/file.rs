@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 pub(super) use self::get::get;
 pub(super) use self::put::put;
-use super::End;
+use super::end::End;
 use crate::config;
 
 /// How many chunks wait between the connection and the disk.

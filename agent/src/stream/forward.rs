@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use cloudlink_proto::link::message::Forward;
-use cloudlink_proto::stream::{Control, DATA_BYTES_MAX};
+use cloudlink_proto::stream::Control;
 use nix::ifaddrs::getifaddrs;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -18,8 +18,8 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::timeout;
 
 use self::allow::{AllowList, bare};
-use super::End;
-use super::leg::{Heard, Leg, Receiver, Sender};
+use super::end::End;
+use super::leg::{CHUNK_BYTES, Heard, Leg, Receiver, Sender};
 
 const RESOLVE_WITHIN: Duration = Duration::from_secs(10);
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -74,8 +74,8 @@ async fn up(mut target: ReadHalf<'_>, sender: &mut Sender) -> Result<(), End> {
     let mut buffer = BytesMut::new();
     loop {
         // What was sent is free again, so that this takes no new memory.
-        buffer.reserve(DATA_BYTES_MAX);
-        let room = (&mut target).take(DATA_BYTES_MAX as u64).read_buf(&mut buffer).await;
+        buffer.reserve(CHUNK_BYTES);
+        let room = (&mut target).take(CHUNK_BYTES as u64).read_buf(&mut buffer).await;
         if room.map_err(|error| broken(&error))? == 0 {
             return sender.say(&Control::Eof).await;
         }
@@ -108,13 +108,8 @@ async fn connect(asked: &Forward, list: &AllowList) -> Result<TcpStream, End> {
     if found.is_empty() {
         return Err(End::failed("no_address", format!("the device finds no address of {}", asked.host)));
     }
-    let own = own_addresses();
-    let is_named = list.allows_name(&asked.host, port);
-    let stands_for = |address: IpAddr| {
-        is_named && (bare(&asked.host) == LOCALHOST && address.is_loopback() || is_elsewhere(address, &own))
-    };
-    let allowed = found.into_iter().filter(|address| list.allows_address(*address, port) || stands_for(*address));
-    let allowed: Vec<IpAddr> = allowed.take(ADDRESSES_MAX).collect();
+    let judge = Judge { list, host: &asked.host, port, own: &own_addresses() };
+    let allowed: Vec<IpAddr> = found.into_iter().filter(|address| judge.allows(*address)).take(ADDRESSES_MAX).collect();
     if allowed.is_empty() {
         return Err(End::failed("not_allowed", Denied::to(asked).to_string()));
     }
@@ -124,6 +119,27 @@ async fn connect(asked: &Forward, list: &AllowList) -> Result<TcpStream, End> {
             let message = format!("the target did not answer within {} s", CONNECT_WITHIN.as_secs());
             Err(End::failed("timed_out", message))
         }
+    }
+}
+
+/// Says which of the addresses of a host may be connected to.
+struct Judge<'a> {
+    list: &'a AllowList,
+    host: &'a str,
+    port: u16,
+    own: &'a [IpAddr],
+}
+
+impl Judge<'_> {
+    fn allows(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.list.allows_address(address, self.port)
+            || self.list.allows_name(self.host, self.port) && self.host_may_stand_for(address)
+    }
+
+    fn host_may_stand_for(&self, address: IpAddr) -> bool {
+        let is_localhost = bare(self.host) == LOCALHOST;
+        if is_localhost { address.is_loopback() } else { is_elsewhere(address, self.own) }
     }
 }
 
@@ -213,5 +229,65 @@ impl<'a> Host<'a> {
 impl Denied {
     fn to(asked: &Forward) -> Self {
         Self { target: format!("{}:{}", asked.host, asked.port) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("192.168.1.7", true)]
+    #[case("10.0.0.1", true)]
+    #[case("8.8.8.8", true)]
+    #[case("fd00::7", true)]
+    #[case("2001:db8::1", true)]
+    #[case("127.0.0.1", false)]
+    #[case("127.9.9.9", false)]
+    #[case("0.0.0.0", false)]
+    #[case("0.1.2.3", false)]
+    #[case("169.254.169.254", false)]
+    #[case("224.0.0.1", false)]
+    #[case("255.255.255.255", false)]
+    #[case("::1", false)]
+    #[case("::", false)]
+    #[case("fe80::1", false)]
+    #[case("ff02::1", false)]
+    #[case("::ffff:127.0.0.1", false)]
+    #[case("192.168.1.1", false)]
+    #[case("fd00::1", false)]
+    fn a_name_stands_for_hosts_of_a_network_only(#[case] address: IpAddr, #[case] expected: bool) {
+        let own = ["192.168.1.1", "fd00::1"].map(|own| own.parse().unwrap());
+        assert_eq!(is_elsewhere(address.to_canonical(), &own), expected);
+    }
+
+    #[test]
+    fn what_is_judged_is_the_address_that_the_name_stands_for() {
+        let list =
+            AllowList::new(["localhost:80", "plc.test:502", "10.0.0.0/8:502"].map(|e| e.parse().unwrap()).into());
+        let own = ["192.168.1.1".parse().unwrap()];
+        let judged = |host: &str, address: &str, port| {
+            Judge { list: &list, host, port, own: &own }.allows(address.parse().unwrap())
+        };
+        for (host, address, port, allowed) in [
+            ("plc.test", "192.168.1.7", 502, true),
+            ("PLC.test.", "192.168.1.7", 502, true),
+            // Rebound to the device itself, to a neighbour's metadata, to another port.
+            ("plc.test", "127.0.0.1", 502, false),
+            ("plc.test", "192.168.1.1", 502, false),
+            ("plc.test", "169.254.169.254", 502, false),
+            ("plc.test", "192.168.1.7", 80, false),
+            // The address is on the list, whatever its name is.
+            ("other.test", "10.1.2.3", 502, true),
+            ("other.test", "192.168.1.7", 502, false),
+            ("localhost", "127.0.0.1", 80, true),
+            ("localhost", "::1", 80, true),
+            ("localhost", "127.0.0.1", 502, false),
+            ("127.0.0.1", "127.0.0.1", 80, false),
+        ] {
+            assert_eq!(judged(host, address, port), allowed, "{host} at {address}, port {port}");
+        }
     }
 }

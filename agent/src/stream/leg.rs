@@ -2,6 +2,8 @@
 
 use std::io;
 use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,14 +15,17 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tokio_tungstenite::tungstenite::Message;
 
-use super::End;
+use super::end::End;
 use crate::dial::Socket;
 use crate::problem::shown;
 
 /// How long a polite end may take: what was said last is to arrive before the connection is reset.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
-/// How long what was sent before the other side went away may still be looked at.
+/// How long what was sent before the other side went away may lie there without being taken.
 const BROKEN_GRACE: Duration = Duration::from_millis(250);
+
+/// How much is sent at once: with the header of its message, whole TLS records.
+pub(super) const CHUNK_BYTES: usize = DATA_BYTES_MAX - 16;
 
 /// Both directions of a leg.
 pub(super) struct Leg {
@@ -38,11 +43,15 @@ pub(super) struct Sender {
 /// From the node.
 pub(super) struct Receiver {
     stream: SplitStream<Socket>,
-    pub(super) bytes: u64,
+    bytes: Arc<AtomicU64>,
 }
 
 /// The connection below, to be watched while nothing is read from it.
-pub(super) struct Line(TcpStream);
+pub(super) struct Line {
+    connection: TcpStream,
+    /// How much was read.
+    bytes: Arc<AtomicU64>,
+}
 
 /// What comes from the node.
 #[derive(Debug)]
@@ -54,9 +63,10 @@ pub(super) enum Heard {
 impl Leg {
     pub(super) fn new(socket: Socket) -> io::Result<Self> {
         let connection = socket.get_ref().tcp().as_fd().try_clone_to_owned()?;
-        let line = Line(TcpStream::from_std(connection.into())?);
+        let bytes = Arc::new(AtomicU64::new(0));
+        let line = Line { connection: TcpStream::from_std(connection.into())?, bytes: Arc::clone(&bytes) };
         let (sink, stream) = socket.split();
-        Ok(Self { sender: Sender { sink, bytes: 0 }, receiver: Receiver { stream, bytes: 0 }, line })
+        Ok(Self { sender: Sender { sink, bytes: 0 }, receiver: Receiver { stream, bytes }, line })
     }
 
     /// Says goodbye and waits, for a short time, until the other side has heard all.
@@ -88,12 +98,17 @@ impl Sender {
 }
 
 impl Receiver {
+    /// How many have come.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
     /// The next thing that is the client's. May be dropped and called again.
     pub(super) async fn next(&mut self) -> Result<Heard, End> {
         loop {
             match self.stream.next().await {
                 Some(Ok(Message::Binary(bytes))) => {
-                    self.bytes += bytes.len() as u64;
+                    self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                     return Ok(Heard::Bytes(bytes));
                 }
                 Some(Ok(Message::Text(text))) => {
@@ -140,20 +155,27 @@ fn note(control: Control) -> Result<Option<Control>, End> {
 }
 
 impl Line {
-    /// Waits until the other side has gone. While the device's target takes nothing, nothing is read from the leg, and nobody
-    /// else would notice.
+    /// Waits until the other side has gone, and nothing of what it said last is taken any more. While the device's target takes
+    /// nothing, nothing is read from the leg, and nobody else would notice.
     pub(super) async fn broken(&self) -> End {
+        if let Err(error) = self.read_closed().await {
+            return End::Lost(error.to_string());
+        }
         loop {
-            match self.0.ready(Interest::READABLE).await {
-                Ok(ready) if ready.is_read_closed() => break,
-                // There is something to read, which is not read here: waits for the next change.
-                Ok(_) => {
-                    let _ = self.0.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
-                }
-                Err(error) => return End::Lost(error.to_string()),
+            let before = self.bytes.load(Ordering::Relaxed);
+            sleep(BROKEN_GRACE).await;
+            let is_reset = self.connection.peer_addr().is_err();
+            if is_reset || self.bytes.load(Ordering::Relaxed) == before {
+                return End::Lost("the other side has gone".to_owned());
             }
         }
-        sleep(BROKEN_GRACE).await;
-        End::Lost("the other side has gone".to_owned())
+    }
+
+    async fn read_closed(&self) -> io::Result<()> {
+        while !self.connection.ready(Interest::READABLE).await?.is_read_closed() {
+            // There is something to read, which is not read here: waits for the next change.
+            let _ = self.connection.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+        }
+        Ok(())
     }
 }

@@ -17,9 +17,10 @@ use tokio::time::{Instant, sleep_until};
 
 use self::process::Session;
 use self::pty::Pty;
-pub use self::shell::{Shell, become_if_asked};
+use self::shell::Shell;
+pub use self::shell::become_if_asked;
+use super::end::{Cut, End};
 use super::leg::{Heard, Leg, Receiver, Sender};
-use super::{Cut, End};
 use crate::config;
 
 /// What was typed and the program has not taken yet, in bytes. With more, nothing more is read from the leg.
@@ -30,6 +31,16 @@ const LAST_OUTPUT_BYTES_MAX: usize = 1024 * 1024;
 const EOF_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// What a terminal takes for the end of input: Ctrl-D.
 const END_OF_INPUT: u8 = 4;
+
+/// What would run in a terminal, and as whom. Nothing is started.
+///
+/// # Errors
+/// When there could be none.
+pub fn probe(settings: &config::Terminal) -> std::io::Result<String> {
+    let shell = Shell::new(settings)?;
+    Pty::open(80, 24)?;
+    Ok(format!("{} as {}", shell.program.display(), shell.user))
+}
 
 /// Starts the program, and lets the operator speak with it. When this returns, nothing of it is left.
 pub(super) async fn serve(

@@ -321,3 +321,71 @@ async fn a_lost_link_cuts_no_stream_and_the_end_of_the_agent_cuts_all() {
     stream.gone().await;
     assert!(!is_alive(children[0]));
 }
+
+#[tokio::test]
+async fn an_extended_grant_moves_the_end_of_a_stream_that_runs() {
+    let mut scene = Scene::new(TERMINAL).await;
+    let request = StreamRequest { ends_after_ms: 1500, ..scene.request(terminal()) };
+    scene.link.send(request.clone()).await;
+    let mut stream = scene.server.stream().await;
+    assert_eq!(stream.said().await, Said::Control(Control::Ready));
+    // Of another session: it is not that stream.
+    let other = StreamRequest { session_id: vec![7; 16].into(), ends_after_ms: 100, ..request.clone() };
+    scene.link.send(other).await;
+    scene.link.send(StreamRequest { ends_after_ms: 600_000, ..request.clone() }).await;
+    tokio::time::sleep(Duration::from_millis(2200)).await;
+    stream.pass("echo still-$((1 + 1))\n").await;
+    stream.until("still-2").await;
+    scene.link.send(StreamRequest { ends_after_ms: 100, ..request }).await;
+    stream.gone().await;
+    scene.server.no_stream_within(Duration::from_millis(100)).await;
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn without_the_signature_that_the_device_wants_nothing_is_opened() {
+    let mut scene = Scene::new(&format!("[access]\nrequired = true\n{TERMINAL}")).await;
+    let request = scene.request(terminal());
+    let refused = scene.refused(request).await;
+    assert!(["grant_unsigned", "grant_invalid"].contains(&refused.code.as_str()), "{}", refused.code);
+    scene.server.no_stream_within(Duration::from_millis(300)).await;
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn doctor_tells_what_is_on_and_what_lacks() {
+    let doctor = |scene: &Scene, sections: &str| {
+        let path = scene.device.path("doctor.toml");
+        let text = std::fs::read_to_string(scene.device.path("agent.toml")).unwrap();
+        std::fs::write(&path, text + sections).unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_cloudlink-agent"));
+        command.arg("doctor").arg("--config").arg(path);
+        async {
+            let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        }
+    };
+    let scene = Scene::new("").await;
+    let said = doctor(&scene, "").await;
+    for off in ["ok    terminal     off:", "ok    forward      off:", "ok    files        off:"] {
+        assert!(said.contains(off), "{said} lacks {off}");
+    }
+    let said = doctor(
+        &scene,
+        "[terminal]\nenabled = true\nargv = [\"/bin/sh\"]\n[forward]\nallow = [\"localhost:80\", \"10.0.0.0/8:*\"]\n\
+         [file]\nroots = [\"/var/log\", \"/nowhere\", \"/\"]\n",
+    )
+    .await;
+    for found in [
+        "ok    terminal     on: /bin/sh as ",
+        "ok    forward      on: 2 target(s) allowed",
+        "ok    files        on: /var/log, at most 1073741824 bytes",
+        "warn  files        /nowhere: No such file",
+        "warn  files        on: /, at most",
+    ] {
+        assert!(said.contains(found), "{said} lacks {found}");
+    }
+    let said = doctor(&scene, "[terminal]\nenabled = true\nargv = [\"/nowhere/sh\"]\n").await;
+    assert!(said.contains("BAD   terminal     on, and cannot be opened: /nowhere/sh"), "{said}");
+    scene.stop().await;
+}

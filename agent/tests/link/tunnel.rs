@@ -7,8 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cloudlink_agent::config::Config;
+use cloudlink_agent::stream::forward::allow::AllowList;
 use cloudlink_proto::link::message::goodbye::Code;
-use cloudlink_proto::link::message::{Command as Instruction, CommandReceipt, RestartService, command, command_status};
+use cloudlink_proto::link::message::{
+    Command as Instruction, CommandReceipt, RestartService, StreamRequest, command, command_status,
+};
+use cloudlink_proto::stream::Control;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tun_rs::{AsyncDevice, DeviceBuilder, SyncDevice};
@@ -17,6 +22,7 @@ use uuid::Uuid;
 use crate::namespace::{Gateway, in_namespace, ip};
 use crate::server::{Device, Fleet, SOON, ServerLink, TestServer};
 use crate::session::Running;
+use crate::stream::{Said, forward};
 
 const INTERFACE: &str = "cla0";
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 1);
@@ -132,6 +138,51 @@ fn beside_a_client_the_link_goes_through_its_tunnel_whenever_there_is_one() {
 
         agent.stop().await;
         assert_eq!(link.closed().await.code, Code::ShuttingDown);
+    });
+}
+
+#[test]
+fn a_stream_goes_the_way_of_the_link_and_ends_with_the_tunnel() {
+    in_namespace(|| async {
+        let gateway = Gateway::new();
+        let mut tunnel = Tunnel::new(&gateway);
+        let mut server = server(&gateway);
+        let mut device = device_beside_a_client(&server);
+        ip("link set lo up");
+        let target = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = target.local_addr().unwrap().port();
+        device.config.forward.allow = AllowList::new(vec![format!("localhost:{port}").parse().unwrap()]);
+        let agent = Running::start(&device);
+        tunnel.plug(DEVICE);
+        let link = timeout(SOON, server.link()).await.unwrap();
+        let bytes = |number| Uuid::from_u128(number).as_bytes().to_vec().into();
+        link.send(StreamRequest {
+            id: bytes(1),
+            session_id: bytes(2),
+            grant_id: bytes(3),
+            token: vec![7; 32].into(),
+            open_within_ms: 30_000,
+            ends_after_ms: 600_000,
+            kind: Some(forward("localhost", port)),
+            ..StreamRequest::default()
+        })
+        .await;
+        let mut stream = server.stream().await;
+        assert_eq!(server.dialled_from().last().unwrap().ip(), IpAddr::from(DEVICE));
+        assert!(stream.authorization.starts_with("Bearer "));
+        let (mut target, _) = timeout(SOON, target.accept()).await.unwrap().unwrap();
+        assert_eq!(stream.said().await, Said::Control(Control::Ready));
+        target.write_all(b"through").await.unwrap();
+        assert_eq!(stream.said().await, Said::Bytes("through".into()));
+
+        // Nothing comes through any more, not even the end of the connection.
+        tunnel.unplug().await;
+        let mut rest = [0; 8];
+        assert_eq!(
+            timeout(NOTICED_WITHIN, target.read(&mut rest)).await.expect("the target is let go").unwrap_or(0),
+            0
+        );
+        agent.stop().await;
     });
 }
 

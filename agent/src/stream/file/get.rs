@@ -7,15 +7,15 @@ use std::path::Path;
 use aws_lc_rs::digest;
 use bytes::Bytes;
 use cloudlink_proto::link::message::FileGet;
-use cloudlink_proto::stream::{Control, DATA_BYTES_MAX};
+use cloudlink_proto::stream::Control;
 use data_encoding::HEXLOWER;
 use rustix::fs::{Mode, OFlags, fstat, openat};
 use tokio::sync::mpsc;
 
 use super::place::{Place, must_be_file};
 use super::{CHUNKS_WAITING_MAX, Fault, Files, blocking};
-use crate::stream::End;
-use crate::stream::leg::{Heard, Leg, Receiver, Sender};
+use crate::stream::end::End;
+use crate::stream::leg::{CHUNK_BYTES, Heard, Leg, Receiver, Sender};
 
 /// Sends a file as it was when it was opened; what is appended later is not part of it.
 pub(in crate::stream) async fn get(leg: &mut Leg, asked: &FileGet, files: &Files) -> End {
@@ -98,8 +98,8 @@ impl Source {
         let mut context = digest::Context::new(&digest::SHA256);
         let mut size = 0;
         loop {
-            let mut chunk = Vec::with_capacity(DATA_BYTES_MAX);
-            rest.by_ref().take(DATA_BYTES_MAX as u64).read_to_end(&mut chunk).map_err(Fault::io("read it"))?;
+            let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+            rest.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut chunk).map_err(Fault::io("read it"))?;
             if chunk.is_empty() {
                 return Ok((size, HEXLOWER.encode(context.finish().as_ref())));
             }

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::place::{Place, must_be_file};
 use super::{CHUNKS_WAITING_MAX, Fault, Files, blocking};
-use crate::stream::End;
+use crate::stream::end::End;
 use crate::stream::leg::{Heard, Leg, Receiver};
 
 /// Of the permission bits, these are applied. A file that comes from afar never runs as its owner.

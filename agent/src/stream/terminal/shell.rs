@@ -23,12 +23,12 @@ const PASSED_ON: [&str; 3] = ["LANG", "LC_ALL", "TZ"];
 
 /// What runs in a terminal.
 #[derive(Debug)]
-pub struct Shell {
-    pub program: PathBuf,
+pub(super) struct Shell {
+    pub(super) program: PathBuf,
     /// What it is told that it is called: a shell that is called `-sh` is a login shell.
     name: OsString,
     arguments: Vec<String>,
-    user: String,
+    pub(super) user: String,
     home: PathBuf,
 }
 
@@ -37,7 +37,7 @@ impl Shell {
     ///
     /// # Errors
     /// When it cannot be executed.
-    pub fn new(settings: &config::Terminal) -> io::Result<Self> {
+    pub(super) fn new(settings: &config::Terminal) -> io::Result<Self> {
         let user = User::from_uid(geteuid()).ok().flatten();
         let (user_name, home, own_shell) = match user {
             Some(user) => (user.name, user.dir, user.shell),
