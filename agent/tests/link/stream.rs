@@ -302,7 +302,7 @@ async fn the_device_itself_cuts_a_stream_when_its_time_is_up() {
     // The server goes on as if it knew of no end.
     stream.gone().await;
     let lasted = begun.elapsed();
-    assert!((Duration::from_millis(1500)..Duration::from_millis(2500)).contains(&lasted), "{lasted:?}");
+    assert!((Duration::from_millis(1500)..Duration::from_millis(4500)).contains(&lasted), "{lasted:?}");
     eventually("nothing runs any more", || scene.children().is_empty()).await;
     assert!(scene.stop().await.contains("time is up"));
 }
@@ -325,7 +325,7 @@ async fn a_lost_link_cuts_no_stream_and_the_end_of_the_agent_cuts_all() {
 #[tokio::test]
 async fn an_extended_grant_moves_the_end_of_a_stream_that_runs() {
     let mut scene = Scene::new(TERMINAL).await;
-    let request = StreamRequest { ends_after_ms: 1500, ..scene.request(terminal()) };
+    let request = StreamRequest { ends_after_ms: 3000, ..scene.request(terminal()) };
     scene.link.send(request.clone()).await;
     let mut stream = scene.server.stream().await;
     assert_eq!(stream.said().await, Said::Control(Control::Ready));
@@ -333,7 +333,7 @@ async fn an_extended_grant_moves_the_end_of_a_stream_that_runs() {
     let other = StreamRequest { session_id: vec![7; 16].into(), ends_after_ms: 100, ..request.clone() };
     scene.link.send(other).await;
     scene.link.send(StreamRequest { ends_after_ms: 600_000, ..request.clone() }).await;
-    tokio::time::sleep(Duration::from_millis(2200)).await;
+    tokio::time::sleep(Duration::from_millis(3800)).await;
     stream.pass("echo still-$((1 + 1))\n").await;
     stream.until("still-2").await;
     scene.link.send(StreamRequest { ends_after_ms: 100, ..request }).await;
