@@ -19,6 +19,8 @@ mod server;
 #[cfg(test)]
 mod session;
 #[cfg(test)]
+mod signed;
+#[cfg(test)]
 mod stream;
 #[cfg(test)]
 mod terminal;
