@@ -158,6 +158,11 @@ impl Notices {
         }
     }
 
+    /// What came of an attempt that ended in a panic, which is in the log.
+    pub(crate) fn panicked(notice: &DueNotice) -> Attempt {
+        again(notice, "a fault of the server")
+    }
+
     /// What [`Self::attempt`] has to know the names of.
     pub(crate) fn named(notice: &DueNotice) -> Vec<uuid::Uuid> {
         match &notice.receiver {

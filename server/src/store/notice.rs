@@ -360,12 +360,19 @@ pub async fn email_set(connection: &mut PgConnection, person: PersonId, email: O
     Ok(())
 }
 
-/// Forgets what was sent or given up so many days ago.
+/// Longer than anything can wait.
+const WAITING_DAYS_MAX: i32 = 31;
+
+/// Forgets what was sent or given up so many days ago; and what waits for so long that nobody can be there who sends it, as mail
+/// where there is no mail server any more.
 pub async fn notice_trim(connection: &mut PgConnection, keep_days: u32) -> Result<u64, StoreError> {
     let trimmed = sqlx::query!(
         "delete from notices
-          where created_at < clock_timestamp() - make_interval(days => $1) and (delivered_at is not null or failed_at is not null)",
-        i32::try_from(keep_days).unwrap_or(i32::MAX)
+          where created_at < clock_timestamp() - make_interval(days => $1)
+            and (delivered_at is not null or failed_at is not null
+                 or created_at < clock_timestamp() - make_interval(days => $1 + $2))",
+        i32::try_from(keep_days).unwrap_or(0),
+        WAITING_DAYS_MAX
     );
     Ok(trimmed.execute(connection).await?.rows_affected())
 }
@@ -655,5 +662,7 @@ mod tests {
         sqlx::query("update notices set created_at = now() - interval '31 days'").execute(&scene.root).await.unwrap();
         assert_eq!(notice_trim(&mut connection, 30).await.unwrap(), 2);
         assert_eq!(told(&scene).await.len(), 1);
+        sqlx::query("update notices set created_at = now() - interval '62 days'").execute(&scene.root).await.unwrap();
+        assert_eq!(notice_trim(&mut connection, 30).await.unwrap(), 1, "nobody can be there who sends it");
     }
 }

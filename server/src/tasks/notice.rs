@@ -5,9 +5,11 @@
 //! has one, and those that fail never have all places together: who is slow, or hangs, holds up itself.
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::task::{Id, JoinSet};
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -114,7 +116,9 @@ impl Outbox {
 
     async fn try_to_deliver(&self, notice: &DueNotice) -> Result<(), StoreError> {
         let names = self.names(notice).await?;
-        let attempt = self.notices.attempt(notice, &names).await;
+        // Whatever a receiver's name or answer does to a library: the others are still told, and this one is given up some day.
+        let attempt = AssertUnwindSafe(self.notices.attempt(notice, &names)).catch_unwind().await;
+        let attempt = attempt.unwrap_or_else(|_| Notices::panicked(notice));
         let settled = async {
             let mut transaction = self.store.begin(Visibility::All).await?;
             let (settling, give_up) = (attempt.settling, self.notices.give_up());
