@@ -33,9 +33,22 @@ main() {
         have promtool || lacking+=(prometheus)
         have_aiosmtpd || lacking+=(python3-aiosmtpd)
         have_scapy || lacking+=(python3-scapy)
+        # The OpenID provider that people sign in with.
+        have node || lacking+=(nodejs)
+        have npm || lacking+=(npm)
     fi
     have cargo || fail "there is no Rust toolchain: see https://rustup.rs"
     [ ${#lacking[@]} -eq 0 ] || install "${lacking[@]}"
+    [ "${1:-}" != peers ] || provider
+}
+
+# As the lock file says, and again when that has changed.
+provider() {
+    local here=tests/oidc
+    cmp -s "$here/package-lock.json" "$here/node_modules/.prepared" && return
+    echo "installing the OpenID provider of the tests"
+    npm --prefix "$here" ci --silent --ignore-scripts --no-audit --no-fund
+    cp "$here/package-lock.json" "$here/node_modules/.prepared"
 }
 
 have() { command -v "$1" >/dev/null; }

@@ -21,6 +21,7 @@ pub mod fleet;
 pub mod load;
 pub mod machine;
 pub mod netns;
+pub mod oidc;
 pub mod openvpn;
 pub mod poll;
 pub mod port;
