@@ -17,7 +17,7 @@ pub const SIGN_INS_MAX: i64 = 10_000;
 pub const FAILURES_MAX: i64 = 100_000;
 /// Held by the transaction that brings a person up to date: two first sign-ins of one person do not make two people. Any number
 /// will do.
-const LOCK: i64 = 0x7369_676e_2d69_6e;
+const LOCK: i64 = 0x0073_6967_6e2d_696e;
 
 /// Notes that a browser was sent away. `false`: too many are.
 pub async fn sign_in_begin(
