@@ -15,7 +15,7 @@ use std::path::Path;
 
 use cloudlink_certs::grant::JwsError;
 use cloudlink_certs::signing_key::{self, KEYS_MAX};
-use cloudlink_certs::{DeviceIdentity, GrantStatement, GrantStatementError, GrantUse, KeyId, KeySet, PublicKey};
+use cloudlink_certs::{DeviceIdentity, GrantStatement, GrantStatementError, GrantUse, KeyId, PublicKey};
 use cloudlink_proto::ids::GrantId;
 use cloudlink_proto::link::message::{Command, StreamRequest, command, stream_request};
 use time::OffsetDateTime;
@@ -189,41 +189,6 @@ impl Access {
         self.floor = Some((floor, now));
         floor.max(wall_clock())
     }
-
-    /// Takes the tenant's new keys, if one of those that are pinned has signed them.
-    ///
-    /// # Errors
-    /// When they do not count, or cannot be kept; everything stays as it was.
-    pub fn replace_keys(
-        &mut self,
-        statement: &str,
-        config: &config::Access,
-        state_dir: &Path,
-        identity: &Identity,
-    ) -> Result<Replaced, PinError> {
-        let pinned = Pinned::load(state_dir)?.ok_or(PinError::None)?;
-        let set = match KeySet::verify(statement, pinned.keys(), pinned.tenant(), pinned.version()) {
-            Ok(set) => set,
-            // It is told again on each link.
-            Err(signing_key::KeySetError::NotNewer { found, present }) if found == present => {
-                return Ok(Replaced::Already);
-            }
-            Err(error) => return Err(PinError::KeySet(error)),
-        };
-        pinned.replaced(&set).store(state_dir)?;
-        self.need = need(config, state_dir, identity.device());
-        Ok(Replaced::Now { version: set.version })
-    }
-}
-
-/// What became of a set of keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Replaced {
-    Now {
-        version: u64,
-    },
-    /// It is the one that is pinned.
-    Already,
 }
 
 fn scope_of_command(kind: &command::Kind) -> &'static str {

@@ -78,6 +78,6 @@ pub use issue::{IssueError, ServerName};
 pub use key::{KeyAlgorithm, PrivateKey, PrivateKeyError, PublicKey, PublicKeyError};
 pub use profile::{Serial, Validity, ValidityError};
 pub use revoke::{Revocation, RevocationListError, RevocationReason};
-pub use signing_key::{KeyId, KeySet, KeySetError};
+pub use signing_key::KeyId;
 pub use statement::{Statement, StatementCertificate, StatementCertificateError, StatementError, StatementKind};
 pub use verify::{TrustAnchor, TrustAnchorError, VerifyError};

@@ -66,8 +66,6 @@ pub struct Response {
 pub struct Access {
     /// Whether the device is to do nothing privileged without a grant that one of the keys has signed.
     pub required: bool,
-    /// Which version of the tenant's keys these are. The first is 1; 0 when there are none.
-    pub version: u64,
     /// The tenant's keys, PEM public keys of Ed25519 or P-256. At most 16.
     pub keys_pem: Vec<String>,
 }

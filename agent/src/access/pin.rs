@@ -3,8 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use cloudlink_certs::signing_key::{self, KEYS_MAX, KeySetError};
-use cloudlink_certs::{KeySet, PublicKey};
+use cloudlink_certs::PublicKey;
+use cloudlink_certs::signing_key::{self, KEYS_MAX};
 use cloudlink_proto::enroll;
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,6 @@ const FILE_BYTES_MAX: u64 = 64 * 1024;
 pub struct Pinned {
     tenant: Uuid,
     required: bool,
-    version: u64,
     keys: Vec<PublicKey>,
 }
 
@@ -30,7 +29,6 @@ pub struct Pinned {
 struct File {
     tenant_id: Uuid,
     required: bool,
-    version: u64,
     /// `SubjectPublicKeyInfo`, base64.
     keys: Vec<String>,
 }
@@ -49,10 +47,6 @@ pub enum PinError {
         path.display()
     )]
     OtherTenant { tenant: Uuid, path: PathBuf },
-    #[error("no keys are pinned on this device, and none are taken from a server that runs")]
-    None,
-    #[error("the tenant's new keys are not taken")]
-    KeySet(#[source] KeySetError),
 }
 
 impl Pinned {
@@ -70,20 +64,14 @@ impl Pinned {
     fn parse(content: &[u8]) -> Option<Self> {
         let file: File = serde_json::from_slice(content).ok()?;
         let keys = file.keys.iter().map(|key| PublicKey::from_der(&BASE64.decode(key.as_bytes()).ok()?).ok());
-        Some(Self {
-            tenant: file.tenant_id,
-            required: file.required,
-            version: file.version,
-            keys: keys.collect::<Option<_>>()?,
-        })
+        Some(Self { tenant: file.tenant_id, required: file.required, keys: keys.collect::<Option<_>>()? })
     }
 
-    pub(super) fn store(&self, state_dir: &Path) -> Result<(), PinError> {
+    fn store(&self, state_dir: &Path) -> Result<(), PinError> {
         let path = state_dir.join(FILE_NAME);
         let file = File {
             tenant_id: self.tenant,
             required: self.required,
-            version: self.version,
             keys: self.keys.iter().map(|key| BASE64.encode(&key.to_der())).collect(),
         };
         let content = serde_json::to_vec(&file).expect("strings and numbers are JSON");
@@ -109,27 +97,12 @@ impl Pinned {
         if keys.len() > KEYS_MAX || access.required && keys.is_empty() {
             return Err(PinError::Keys);
         }
-        Self { tenant, required: access.required, version: access.version, keys }.store(state_dir)
-    }
-
-    /// The same with other keys.
-    pub(super) fn replaced(&self, set: &KeySet) -> Self {
-        Self { version: set.version, keys: set.keys.clone(), ..self.clone() }
+        Self { tenant, required: access.required, keys }.store(state_dir)
     }
 
     #[must_use]
     pub fn is_required(&self) -> bool {
         self.required
-    }
-
-    #[must_use]
-    pub fn tenant(&self) -> Uuid {
-        self.tenant
-    }
-
-    #[must_use]
-    pub fn version(&self) -> u64 {
-        self.version
     }
 
     #[must_use]

@@ -3,7 +3,6 @@ use std::time::Duration;
 
 use aws_lc_rs::signature::Ed25519KeyPair;
 use cloudlink_certs::PrivateKey;
-use cloudlink_certs::signing_key::KeySetError;
 use cloudlink_proto::enroll;
 use cloudlink_proto::link::message::{
     CollectMetrics, FileGet, FilePut, Forward, Reboot, RestartService, Shutdown, Terminal,
@@ -52,7 +51,7 @@ impl Device {
 
     fn enroll(&self, tenant: Uuid, required: bool, keys: &[&PrivateKey]) -> Result<(), PinError> {
         let keys_pem = keys.iter().map(|key| key.public_key().to_pem()).collect();
-        Pinned::enrolled(self.dir.path(), tenant, &enroll::Access { required, version: 1, keys_pem })
+        Pinned::enrolled(self.dir.path(), tenant, &enroll::Access { required, keys_pem })
     }
 
     fn load(&self) -> Access {
@@ -255,7 +254,7 @@ fn what_was_pinned_is_never_changed_by_an_enrollment() {
 fn an_enrollment_with_keys_that_are_none_fails() {
     let device = Device::new();
     for (required, keys_pem) in [(true, vec![]), (true, vec!["x".to_owned()]), (false, vec![String::new(); 17])] {
-        let access = enroll::Access { required, version: 1, keys_pem };
+        let access = enroll::Access { required, keys_pem };
         assert!(matches!(Pinned::enrolled(device.dir.path(), TENANT, &access), Err(PinError::Keys)));
     }
 }
@@ -301,38 +300,4 @@ fn what_cannot_be_read_refuses_everything() {
     let mut device = Device::requiring(&[&key]);
     device.config.ids = None;
     refuses(&device, "device_id");
-}
-
-#[test]
-fn keys_are_replaced_by_those_who_have_them_and_never_back() {
-    let (key, next, foreign) = (new_key(), new_key(), new_key());
-    let device = Device::pinning(&[&key]);
-    let mut access = device.load();
-    let set = |version, keys: &[&PrivateKey]| KeySet {
-        tenant: TENANT,
-        version,
-        signed_at: MADE,
-        keys: keys.iter().map(|key| key.public_key()).collect(),
-    };
-    let mut replace = |text: &str| {
-        let replaced = access.replace_keys(text, &device.config, device.dir.path(), &device.identity());
-        (replaced, device.reboot(&mut access, &statement(&["device:reboot"]).sign(&key).unwrap()).is_ok())
-    };
-    let (replaced, still) = replace(&set(2, &[&foreign]).sign(&foreign).unwrap());
-    assert!(matches!(replaced, Err(PinError::KeySet(KeySetError::Jws(_)))) && still);
-    let (replaced, still) = replace(&KeySet { tenant: OTHER, ..set(2, &[&key]) }.sign(&key).unwrap());
-    assert!(matches!(replaced, Err(PinError::KeySet(KeySetError::OtherTenant))) && still);
-    let both = set(2, &[&key, &next]).sign(&key).unwrap();
-    assert_eq!(replace(&both).0.unwrap(), Replaced::Now { version: 2 });
-    let (replaced, still) = replace(&set(7, &[&next]).sign(&next).unwrap());
-    assert!(matches!(replaced, Ok(Replaced::Now { version: 7 })) && !still, "the old key is out");
-    let (replaced, still) = replace(&both);
-    assert!(matches!(replaced, Err(PinError::KeySet(_))) && !still, "{replaced:?}");
-    let text = statement(&["device:reboot"]).sign(&next).unwrap();
-    assert!(device.reboot(&mut access, &text).is_ok() && device.reboot(&mut device.load(), &text).is_ok());
-    // Nothing is pinned: nothing is taken.
-    let device = Device::requiring(&[&key]);
-    let text = set(9, &[&foreign]).sign(&key).unwrap();
-    let replaced = device.load().replace_keys(&text, &device.config, device.dir.path(), &device.identity());
-    assert!(matches!(replaced, Err(PinError::None)));
 }

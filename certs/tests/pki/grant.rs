@@ -6,10 +6,7 @@ use aws_lc_rs::hmac;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair};
 use cloudlink_certs::grant::{GRANT_STATEMENT_BYTES_MAX, JwsError, TermsError};
-use cloudlink_certs::signing_key::KEYS_MAX;
-use cloudlink_certs::{
-    GrantStatement, GrantStatementError, GrantUse, KeyAlgorithm, KeyId, KeySet, KeySetError, PrivateKey, PublicKey,
-};
+use cloudlink_certs::{GrantStatement, GrantStatementError, GrantUse, KeyAlgorithm, KeyId, PrivateKey, PublicKey};
 use data_encoding::BASE64URL_NOPAD;
 use proptest::prelude::*;
 use rstest::rstest;
@@ -162,8 +159,8 @@ fn only_what_is_wanted_is_allowed() {
 #[case::no_key_is_trusted(JwsError::UnknownKey, |_: &mut Value, _: &mut Value| {}, KeyAlgorithm::P256)]
 #[case::another_kid(JwsError::UnknownKey, |header: &mut Value, _: &mut Value| header["kid"] = json!("00"), KeyAlgorithm::Ed25519)]
 #[case::another_typ(JwsError::Kind, |header: &mut Value, _: &mut Value| header["typ"] = json!("JWT"), KeyAlgorithm::Ed25519)]
-#[case::the_typ_of_key_sets(
-    JwsError::Kind, |header: &mut Value, _: &mut Value| header["typ"] = json!("vnd.cloudlink.signing-keys+jwt"), KeyAlgorithm::Ed25519
+#[case::the_typ_of_another_statement(
+    JwsError::Kind, |header: &mut Value, _: &mut Value| header["typ"] = json!("vnd.cloudlink.isolation-statement+jwt"), KeyAlgorithm::Ed25519
 )]
 #[case::no_algorithm(JwsError::Algorithm, |header: &mut Value, _: &mut Value| header["alg"] = json!("none"), KeyAlgorithm::Ed25519)]
 #[case::another_algorithm(
@@ -357,37 +354,6 @@ fn what_would_not_be_taken_is_not_signed() {
     }
 }
 
-fn key_set(version: u64) -> KeySet {
-    let keys = vec![key_of(KeyAlgorithm::Ed25519).public_key(), key_of(KeyAlgorithm::P256).public_key()];
-    KeySet { tenant: TENANT, version, signed_at: NOW, keys }
-}
-
-#[test]
-fn a_key_set_is_taken_from_a_key_that_is_trusted_and_only_forwards() {
-    let (key, other) = (key_of(KeyAlgorithm::Ed25519), key_of(KeyAlgorithm::Ed25519));
-    let trusted = [key.public_key()];
-    let set = key_set(8);
-    let text = set.sign(&key).unwrap();
-    assert_eq!(KeySet::verify(&text, &trusted, TENANT, 7), Ok(set.clone()));
-    assert_eq!(KeySet::verify(&text, &trusted, OTHER, 7), Err(KeySetError::OtherTenant));
-    for present in [8, 9, u64::MAX] {
-        let expected = Err(KeySetError::NotNewer { found: 8, present });
-        assert_eq!(KeySet::verify(&text, &trusted, TENANT, present), expected);
-    }
-    let unknown = Err(KeySetError::Jws(JwsError::UnknownKey));
-    assert_eq!(KeySet::verify(&set.sign(&other).unwrap(), &trusted, TENANT, 7), unknown);
-    let grant = statement().sign(&key).unwrap();
-    assert_eq!(KeySet::verify(&grant, &trusted, TENANT, 0), Err(KeySetError::Jws(JwsError::Kind)));
-    assert_eq!(verify(&text, &key), Err(GrantStatementError::Jws(JwsError::Kind)));
-    let double = KeySet { keys: vec![key.public_key(); 2], ..key_set(8) };
-    let many =
-        KeySet { keys: (0..=KEYS_MAX).map(|_| key_of(KeyAlgorithm::Ed25519).public_key()).collect(), ..key_set(8) };
-    let p384 = KeySet { keys: vec![key_of(KeyAlgorithm::P384).public_key()], ..key_set(8) };
-    for set in [KeySet { keys: vec![], ..key_set(8) }, double, many, p384] {
-        assert_eq!(KeySet::verify(&set.sign(&key).unwrap(), &trusted, TENANT, 7), Err(KeySetError::Keys));
-    }
-}
-
 static KEY: LazyLock<PrivateKey> = LazyLock::new(|| key_of(KeyAlgorithm::Ed25519));
 static TEXT: LazyLock<String> = LazyLock::new(|| statement().sign(&KEY).unwrap());
 
@@ -398,7 +364,6 @@ proptest! {
     ) {
         for text in [text, format!("{}.{}.{signature}", part(&header), part(&content))] {
             prop_assert!(verify(&text, &KEY).is_err());
-            prop_assert!(KeySet::verify(&text, &[KEY.public_key()], TENANT, 0).is_err());
         }
     }
 

@@ -140,7 +140,7 @@ async fn trade(shared: &Shared, secret: &TokenHash, request: &CertificateRequest
 
 /// What the device is to keep of its tenant's wish that grants be signed.
 fn access((required, keys): (bool, Vec<PublicKey>)) -> Access {
-    Access { required, version: u64::from(!keys.is_empty()), keys_pem: keys.iter().map(PublicKey::to_pem).collect() }
+    Access { required, keys_pem: keys.iter().map(PublicKey::to_pem).collect() }
 }
 
 /// Serial and validity of a device certificate that is to be issued now.
