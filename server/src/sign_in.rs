@@ -1,6 +1,6 @@
 //! Signing in with an OpenID provider: what it says about somebody, and what that makes of the person here.
 //!
-//! [`Provider`] asks and verifies, [`role`] reads the groups, [`admit`] brings the person up to date and makes its token.
+//! `Provider` asks and verifies, `role` reads the groups, `admit` brings the person up to date and makes its token.
 //! The endpoints are in `http::v1::auth`.
 
 pub(crate) mod admit;

@@ -6,15 +6,15 @@
 //!                                                                     └─ recorder ┴── or TCP to a port that is opened for it
 //! ```
 //!
-//! `POST /devices/{id}/support-sessions` makes the row, and [`Support::open`] the [`session::Session`], with a task that keeps it
-//! ([`life`]): its deadline by the monotonic clock, its warnings, its idle time, and the account of it afterwards. The client's
-//! WebSocket asks for a stream ([`attach`]): the device is told over its link to dial `/v1/stream` with a token ([`expect`]), and
-//! once it is there, one task moves the bytes ([`pump`]) between both [`leg`]s. When the session ends, every stream of it says
+//! `POST /devices/{id}/support-sessions` makes the row, and `Support::open` the `session::Session`, with a task that keeps it
+//! (`life`): its deadline by the monotonic clock, its warnings, its idle time, and the account of it afterwards. The client's
+//! WebSocket asks for a stream (`attach`): the device is told over its link to dial `/v1/stream` with a token (`expect`), and
+//! once it is there, one task moves the bytes (`pump`) between both `leg`s. When the session ends, every stream of it says
 //! why and closes its sockets.
 //!
 //! `tasks::support` looks in the database for what else ends sessions. With the database away they end by their deadlines.
 //!
-//! Start reading at [`attach`], then `pump` and `life`.
+//! Start reading at `attach`, then `pump` and `life`.
 
 pub(crate) mod attach;
 pub(crate) mod expect;
