@@ -10,7 +10,7 @@ section! {
     pub struct SignIn in "sign_in" {
         /// The provider's issuer, an https address; its discovery document is under it.
         issuer: Option<String> = None;
-        /// Where browsers reach the people port, as in https://cloudlink.example:8443. The provider sends them back to
+        /// Where browsers reach the people port, as in `https://cloudlink.example:8443`. The provider sends them back to
         /// `/api/v1/auth/callback` there. By default the first of `people.names`, with the port that is listened on.
         public_url: Option<String> = None;
         /// The client that browsers sign in as.
