@@ -55,10 +55,11 @@ use turn::{Refused, Turns};
 
 /// How long a node has its slice without renewing it.
 pub(crate) const SLICE_LEASE: Duration = Duration::from_secs(3600);
-/// Connections out of one tunnel at once that are no link yet, and new ones in the long run and at first. An agent needs one.
-const INSIDE_PER_TUNNEL_MAX: u32 = 4;
-const INSIDE_PER_SECOND: u32 = 1;
-const INSIDE_BURST: u32 = 20;
+/// Connections out of one tunnel at once that are no link or stream yet, and new ones in the long run and at first. An
+/// agent needs one for its link, and one for each terminal, file and forwarded connection.
+const INSIDE_PER_TUNNEL_MAX: u32 = 32;
+const INSIDE_PER_SECOND: u32 = 20;
+const INSIDE_BURST: u32 = 200;
 
 /// Why there are no tunnels.
 #[derive(Debug, thiserror::Error)]

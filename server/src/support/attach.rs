@@ -4,11 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use cloudlink_proto::ids::StreamId;
+use cloudlink_proto::link::STREAM_TOKEN_BYTES;
 use cloudlink_proto::link::message::{FileGet, FilePut, Forward, StreamRequest, Terminal, stream_request};
 use cloudlink_proto::stream::{Control, Mode, Party};
 use hyper::upgrade::OnUpgrade;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use uuid::Uuid;
 
@@ -24,13 +27,15 @@ use crate::http_server::take_over;
 use crate::link::{Order, StreamOrder};
 use crate::model::support_session::{Direction, EndReason, FileTarget, ForwardTarget, Target};
 use crate::recording::{self, Recorder, Subject};
-use crate::store::support_session::{support_session_start_in_txn, support_session_tell_start_in_txn};
+use crate::store::support_session::{SessionFacts, support_session_start_in_txn, support_session_tell_start_in_txn};
 use crate::store::{StoreError, Visibility};
 
 /// How long the client may take for its upgrade, once it is answered.
 const UPGRADE_WITHIN: Duration = Duration::from_secs(5);
 /// A request has no longer: the device must have come before.
 const OPEN_WITHIN_MAX: Duration = Duration::from_secs(18);
+/// Between two attempts to send a guest away.
+const PART_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// A client's window.
 #[derive(Clone, Debug)]
@@ -109,7 +114,7 @@ impl Support {
         let attached = tokio::select! {
             biased;
             ending = session.ended() => return Err(AttachError::Ended(ending.reason)),
-            attached = self.bring_device(&session, &window) => attached,
+            attached = self.bring_device(&session, place.number, &window) => attached,
         };
         let (recorder, device) = attached.inspect_err(|error| {
             if let Some(reason) = error.ends(is_single) {
@@ -134,11 +139,16 @@ impl Support {
         })
     }
 
-    async fn bring_device(&self, session: &Arc<Session>, window: &Window) -> Result<(Arc<Recorder>, Leg), AttachError> {
+    async fn bring_device(
+        &self,
+        session: &Arc<Session>,
+        number: u32,
+        window: &Window,
+    ) -> Result<(Arc<Recorder>, Leg), AttachError> {
         let recorder = self.start(session, window).await?;
         let device = match session.facts.target.port_via_node() {
             Some(port) => Leg::tcp(opening::connect(self, session, port).await?),
-            None => self.ask_device(session, window).await?,
+            None => self.ask_device(session, number, window).await?,
         };
         Ok((recorder, device))
     }
@@ -189,7 +199,7 @@ impl Support {
     }
 
     /// Tells the device to come, and waits until it does.
-    async fn ask_device(&self, session: &Session, window: &Window) -> Result<Leg, AttachError> {
+    async fn ask_device(&self, session: &Session, number: u32, window: &Window) -> Result<Leg, AttachError> {
         let facts = &session.facts;
         let links = self.links();
         let link = links.registry.find(facts.device).ok_or(AttachError::NotLinked)?;
@@ -207,14 +217,32 @@ impl Support {
             kind: Some(request_kind(&facts.target, window)),
             ..StreamRequest::default()
         };
+        let again = StreamRequest { token: Bytes::from_static(&[0; STREAM_TOKEN_BYTES]), ..request.clone() };
         let (open_by, ends_at) = (Instant::now() + open_within, *session.deadline().borrow());
         link.order(Order::Stream(Box::new(StreamOrder { request, open_by, ends_at })));
         match timeout(open_within, awaited.answer()).await {
             Ok(Some(Answer::Arrived { stream, read_ahead })) => {
+                session.note_asked(number, again);
                 Ok(Leg::web_socket(*stream, read_ahead, Party::Device, gait(&facts.target)).await)
             }
             Ok(Some(Answer::Refused { code, message })) => Err(AttachError::Refused { code, message }),
             Ok(None) | Err(_) => Err(AttachError::Silent),
+        }
+    }
+
+    /// The grant ends later than before: the device, which cuts by itself, is asked again, for longer.
+    pub(crate) async fn extend(&self, session: &Session, facts: SessionFacts) {
+        if let Some(port) = session.facts.target.port_via_node()
+            && let Err(error) = opening::renew(self, session, port).await
+        {
+            tracing::warn!(session = %session.facts.id, %error, "the port of a support session is not open for longer");
+        }
+        let Some(link) = self.links().registry.find(session.facts.device) else { return };
+        for request in session.asked() {
+            let grant_statement = facts.grant_statement.clone().unwrap_or_default();
+            let request = StreamRequest { grant_statement, ..request };
+            let (open_by, ends_at) = (Instant::now() + self.open_within(), facts.deadline);
+            link.order(Order::Stream(Box::new(StreamOrder { request, open_by, ends_at })));
         }
     }
 
@@ -227,11 +255,34 @@ impl Support {
         if !session.admit_guest(id, mode) {
             return Err(AttachError::Full);
         }
-        Ok(Seat { id, session: Arc::clone(session), support: self.clone(), _open: open })
+        let gone = CancellationToken::new();
+        Ok(Seat { id, session: Arc::clone(session), support: self.clone(), gone, _open: open })
     }
 
-    /// Brings somebody who was let in to the session, once the connection is there.
-    pub(crate) fn join(&self, seat: Seat, name: String, mode: Mode, size: Option<Size>, upgrade: OnUpgrade) {
+    /// Brings somebody who was let in to the session, once the connection is there. Sends it away when its token is `over`.
+    pub(crate) fn join(
+        &self,
+        seat: Seat,
+        name: String,
+        mode: Mode,
+        size: Option<Size>,
+        upgrade: OnUpgrade,
+        over: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let (session, id, gone) = (Arc::clone(&seat.session), seat.id, seat.gone.clone());
+        self.0.shutdown.tasks.spawn(async move {
+            let part = async {
+                over.await;
+                loop {
+                    session.part(id);
+                    sleep(PART_AGAIN_AFTER).await;
+                }
+            };
+            tokio::select! {
+                () = gone.cancelled() => {}
+                () = part => {}
+            }
+        });
         self.0.shutdown.tasks.spawn(async move {
             let Ok(Some((stream, read_ahead))) = timeout(UPGRADE_WITHIN, take_over(upgrade)).await else { return };
             let leg = Leg::web_socket(stream, read_ahead, Party::Client, Gait::Interactive).await;
@@ -267,8 +318,9 @@ impl AttachError {
 }
 
 impl Attached {
-    /// Goes on by itself once the client's connection is there, and ends the session with it if that has no other.
-    pub(crate) fn serve(self, upgrade: OnUpgrade) {
+    /// Goes on by itself once the client's connection is there, and ends the session with it if that has no other, or when the
+    /// operator's token is `over`.
+    pub(crate) fn serve(self, upgrade: OnUpgrade, over: impl Future<Output = ()> + Send + 'static) {
         let tasks = self.support.0.shutdown.tasks.clone();
         tasks.spawn(async move {
             let Self { support, session, recorder, place, device, size, gait, is_ready, open } = self;
@@ -283,11 +335,21 @@ impl Attached {
                     if is_ready {
                         client.pass_control(Control::Ready);
                     }
-                    let session = Arc::clone(&session);
+                    let (session, cut_session) = (Arc::clone(&session), &session);
                     let metrics = &support.links().metrics.support_bytes;
                     let metrics = ["to_device", "from_device"].map(|direction| metrics.with_label_values(&[direction]));
                     let parts = Parts { session, recorder, place, device, client, size, metrics };
-                    Box::pin(Pump::new(parts).run()).await
+                    let watch = async {
+                        over.await;
+                        cut_session.end(EndReason::OperatorShutOut, Instant::now());
+                        std::future::pending::<End>().await
+                    };
+                    let run = Box::pin(Pump::new(parts).run());
+                    tokio::select! {
+                        biased;
+                        end = run => end,
+                        never = watch => never,
+                    }
                 }
                 None => {
                     let end = session.ending().map_or(End::ClientGone, End::Cut);

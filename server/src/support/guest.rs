@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cloudlink_proto::stream::{Control, DATA_BYTES_MAX, Mode};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use uuid::Uuid;
 
@@ -37,11 +38,14 @@ pub(crate) struct Seat {
     pub(super) id: Uuid,
     pub(super) session: Arc<Session>,
     pub(super) support: Support,
+    /// Tells whoever watches over the guest's token that there is nothing left to watch.
+    pub(super) gone: CancellationToken,
     pub(super) _open: TaskTrackerToken,
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
+        self.gone.cancel();
         self.session.dismiss_guest(self.id);
         self.support.note_guest_left(self.id);
     }

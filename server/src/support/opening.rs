@@ -91,9 +91,27 @@ async fn create(support: &Support, session: &Session, port: u16) -> Result<Openi
     store.within(made).await?.map(|_| id).ok_or(AttachError::NoOpening)
 }
 
+/// Opens the port for longer: once more, and closes what was open before. The kernel keeps it open without a gap.
+pub(super) async fn renew(support: &Support, session: &Session, port: u16) -> Result<(), AttachError> {
+    let mut opening = session.opening.lock().await;
+    let Some(before) = *opening else { return Ok(()) };
+    let id = create(support, session, port).await?;
+    *opening = Some(id);
+    drop(opening);
+    close_one(support, session, before).await?;
+    Ok(())
+}
+
 /// Closes the port of a session that is over.
 pub(super) async fn close(support: &Support, session: &Session) -> Result<(), StoreError> {
-    let Some(id) = *session.opening.lock().await else { return Ok(()) };
+    let opening = *session.opening.lock().await;
+    match opening {
+        Some(id) => close_one(support, session, id).await,
+        None => Ok(()),
+    }
+}
+
+async fn close_one(support: &Support, session: &Session, id: OpeningId) -> Result<(), StoreError> {
     let store = &support.links().store;
     let closed = async {
         let mut transaction = store.begin(Visibility::All).await?;

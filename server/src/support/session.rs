@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cloudlink_proto::ids::{DeviceId, GrantId, OpeningId, PersonId, SupportSessionId, TenantId};
+use cloudlink_proto::link::message::StreamRequest;
 use cloudlink_proto::stream::{Control, Mode};
 use serde_json::{Map, Value};
 use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc, watch};
@@ -89,6 +90,8 @@ struct Places {
     count: u32,
     /// Those who have joined, or are about to.
     guests: HashMap<Uuid, Mode>,
+    /// What the device was asked for, of streams that it has brought.
+    asked: HashMap<u32, StreamRequest>,
 }
 
 /// The right to one stream of a session.
@@ -101,7 +104,9 @@ pub(super) struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.session.places().streams.remove(&self.number);
+        let mut places = self.session.places();
+        places.streams.remove(&self.number);
+        places.asked.remove(&self.number);
     }
 }
 
@@ -159,16 +164,30 @@ impl Session {
         self.deadline.subscribe()
     }
 
-    /// Its grant ends then. An end that only seems to be another, by the time that answers take, is none: but never later.
-    pub(crate) fn set_deadline(&self, deadline: Instant) {
+    /// Its grant ends then. An end that only seems to be another, by the time that answers take, is none: but never later. Says
+    /// whether it was moved to a later time.
+    pub(crate) fn set_deadline(&self, deadline: Instant) -> bool {
         const SAME_WITHIN: Duration = Duration::from_millis(500);
+        let mut is_later = false;
         self.deadline.send_if_modified(|before| {
-            let is_other = deadline < *before || deadline > *before + SAME_WITHIN;
+            is_later = deadline > *before + SAME_WITHIN;
+            let is_other = deadline < *before || is_later;
             if is_other {
                 *before = deadline;
             }
             is_other
         });
+        is_later
+    }
+
+    /// The device has brought what it was asked for.
+    pub(super) fn note_asked(&self, number: u32, request: StreamRequest) {
+        self.places().asked.insert(number, request);
+    }
+
+    /// What the device was asked for, of streams that go on.
+    pub(super) fn asked(&self) -> Vec<StreamRequest> {
+        self.places().asked.values().cloned().collect()
     }
 
     pub(super) fn elapsed(&self) -> Duration {

@@ -14,8 +14,9 @@ use crate::bus::{Heard, Hint};
 use crate::lifecycle::Shutdown;
 use crate::model::support_session::EndReason;
 use crate::store::support_session::{
-    PresentGuest, server, support_guest_list_over, support_session_end_in_txn, support_session_list_open,
-    support_session_lock_some_in_txn, support_session_sweep_in_txn, support_session_tell_in_txn, support_session_watch,
+    PresentGuest, server, support_guest_list_over, support_session_end_in_txn, support_session_facts,
+    support_session_list_open, support_session_lock_some_in_txn, support_session_sweep_in_txn,
+    support_session_tell_in_txn, support_session_watch,
 };
 use crate::store::{StoreError, Visibility};
 use crate::support::Support;
@@ -68,12 +69,17 @@ async fn look(support: &Support) -> Result<(), StoreError> {
     if !sessions.is_empty() {
         let ids: Vec<Uuid> = sessions.iter().map(|session| session.facts.id.as_uuid()).collect();
         let watched = support_session_watch(&mut connection, &ids).await?;
+        let mut extended = Vec::new();
         let seen: HashSet<SupportSessionId> = watched.iter().map(|session| session.id).collect();
         for watched in watched {
             let Some(session) = sessions.iter().find(|session| session.facts.id == watched.id) else { continue };
             match watched.over {
                 Some((reason, over_at)) => session.end(reason, over_at),
-                None => session.set_deadline(watched.deadline),
+                None => {
+                    if session.set_deadline(watched.deadline) {
+                        extended.push(Arc::clone(session));
+                    }
+                }
             }
         }
         // Whose row is gone was never granted.
@@ -81,6 +87,12 @@ async fn look(support: &Support) -> Result<(), StoreError> {
             session.end(EndReason::NodeLost, Instant::now());
         }
         part_guests(&mut connection, &sessions).await?;
+        for session in extended {
+            if let Some(facts) = support_session_facts(&mut connection, session.facts.id).await? {
+                let support = support.clone();
+                tokio::spawn(async move { support.extend(&session, facts).await });
+            }
+        }
     }
     let lost: Vec<_> = support_session_list_open(&mut connection, support.node())
         .await?

@@ -90,6 +90,7 @@ impl Desk {
             Context::new(shared.store.clone(), port.bus.clone(), Arc::clone(&port.metrics), settings, stopping)
                 .with_storage_key(key)
                 .with_support(support.clone());
+        port.shutdown.tasks.spawn(context.clone().follow_hints());
         let router = api::router(context);
         let long = Duration::from_secs(60);
         let bounds = Bounds { connections_max: 64, handshake: long, header: long, idle: long };

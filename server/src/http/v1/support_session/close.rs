@@ -42,7 +42,7 @@ impl From<RouteError> for Problem {
 
 /// End a support session
 #[utoipa::path(post, path = "/support-sessions/{id}/close", operation_id = "support_session_close",
-    tag = "support sessions", params(("id" = uuid::Uuid, Path)), responses((status = 200, body = SupportSession)))]
+    tag = "support", params(("id" = uuid::Uuid, Path)), responses((status = 200, body = SupportSession)))]
 #[tracing::instrument(name = "http.support_session.close", skip_all)]
 pub(crate) async fn handler(
     State(context): State<Context>,

@@ -142,7 +142,7 @@ impl From<RouteError> for Problem {
 /// A terminal, a TCP port forward or a file copy. It ends with its grant at the latest, is recorded, and waits a minute for its
 /// first stream: `GET /support-sessions/{id}/stream`.
 #[utoipa::path(post, path = "/devices/{id}/support-sessions", operation_id = "support_session_create",
-    tag = "support sessions", params(("id" = uuid::Uuid, Path)), request_body = SupportSessionCreate,
+    tag = "support", params(("id" = uuid::Uuid, Path)), request_body = SupportSessionCreate,
     responses((status = 201, body = SupportSession)))]
 #[tracing::instrument(name = "http.support_session.create", skip_all)]
 pub(crate) async fn handler(

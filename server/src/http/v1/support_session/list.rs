@@ -35,7 +35,7 @@ pub(crate) struct SupportSessionQuery {
 }
 
 /// Support sessions
-#[utoipa::path(get, path = "/support-sessions", operation_id = "support_session_list", tag = "support sessions",
+#[utoipa::path(get, path = "/support-sessions", operation_id = "support_session_list", tag = "support",
     params(SupportSessionQuery), responses((status = 200, body = Page<SupportSession>)))]
 #[tracing::instrument(name = "http.support_session.list", skip_all)]
 pub(crate) async fn handler(

@@ -11,7 +11,7 @@ use crate::model::support_session::SupportSession;
 use crate::store::support_session::support_session_show;
 
 /// One support session
-#[utoipa::path(get, path = "/support-sessions/{id}", operation_id = "support_session_show", tag = "support sessions",
+#[utoipa::path(get, path = "/support-sessions/{id}", operation_id = "support_session_show", tag = "support",
     params(("id" = uuid::Uuid, Path)), responses((status = 200, body = SupportSession)))]
 #[tracing::instrument(name = "http.support_session.show", skip_all)]
 pub(crate) async fn handler(

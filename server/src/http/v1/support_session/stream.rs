@@ -144,7 +144,7 @@ fn session_ended(reason: Option<EndReason>) -> Problem {
 /// A WebSocket (HTTP/1.1) with the subprotocol `cloudlink.stream.v1`. For the operator who opened it: the session's one stream, or
 /// one connection of a forward. For others: a terminal to watch or to type in. The answer waits for the device.
 #[utoipa::path(get, path = "/support-sessions/{id}/stream", operation_id = "support_session_stream",
-    tag = "support sessions", params(("id" = uuid::Uuid, Path), StreamQuery),
+    tag = "support", params(("id" = uuid::Uuid, Path), StreamQuery),
     responses((status = 101, description = "A WebSocket")))]
 #[tracing::instrument(name = "http.support_session.stream", skip_all)]
 pub(crate) async fn handler(
@@ -169,13 +169,15 @@ pub(crate) async fn handler(
         return Err(RouteError::OtherNode(shown.node));
     }
     let session = support.find(id).ok_or(AttachError::Ended(EndReason::Closed))?;
+    let token = context.tokens.watch(caller.session());
+    let over = async move { token.over().await };
     let is_terminal = session.facts.target == Target::Terminal;
     let is_opener = caller.person() == session.facts.opened_by;
     if is_opener && !(is_terminal && session.is_taken()) {
         if query.mode == Some(Mode::Watch) {
             return Err(RouteError::NotLive);
         }
-        support.attach(session, window).await?.serve(upgrade);
+        support.attach(session, window).await?.serve(upgrade, over);
         return Ok(switching(headers));
     }
     if !is_terminal {
@@ -203,7 +205,7 @@ pub(crate) async fn handler(
         return Err(refused(&context, &caller, session.facts.device, new.scope).await);
     }
     let size = (query.columns.is_some() || query.rows.is_some()).then_some(window.size);
-    support.join(seat, caller.session().name.clone(), mode, size, upgrade);
+    support.join(seat, caller.session().name.clone(), mode, size, upgrade, over);
     Ok(switching(headers))
 }
 

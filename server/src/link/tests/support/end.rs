@@ -160,12 +160,40 @@ async fn later_when_the_grant_is_extended_and_at_once_when_it_is_cut_short(
     let moved =
         format!("select (s.expires_at = g.ends_at)::text from support_sessions s, grants g where s.id = '{id}'");
     desk.port.until(&moved, "true").await;
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // The device would cut by itself: it is asked again, for longer.
+    let again = requested(&mut link).await;
+    assert_eq!(again.session_id, id.to_wire());
+    assert!(again.ends_after_ms > 1_700_000, "{} ms", again.ends_after_ms);
+    let passed = format!(
+        "select (created_at + interval '3.5 s' < clock_timestamp())::text from support_sessions where id = '{id}'"
+    );
+    desk.port.until(&passed, "true").await;
     client.send(b"still").await;
     assert_eq!(device.receives().await, b"still");
     // Sooner: by a look, for nobody said so.
     desk.port.run(&format!("update grants set ends_at = clock_timestamp() where id = '{grant}'")).await;
     cut(&desk, id, client, device, "grant_ended").await;
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn when_the_token_is_revoked_with_which_it_was_opened_or_joined(_: PgPoolOptions, database: PgConnectOptions) {
+    let (desk, mut link) = Desk::new(database).await;
+    desk.grant("shell:open", 900.0, None).await;
+    let (id, mut client, mut device) = desk.terminal(&mut link).await;
+    let mut colleague = desk.dial(id, &desk.colleague, "").await.unwrap();
+    assert_eq!(colleague.hears().await, Control::Ready);
+    let revoke = async |who: Uuid| {
+        let sql = format!("update api_tokens set revoked_at = clock_timestamp() where person_id = '{who}'");
+        desk.port.run(&sql).await;
+    };
+    revoke(desk.colleague.id).await;
+    assert_eq!(timeout(CUT_WITHIN, colleague.closed()).await.expect("in time"), "not_allowed");
+    client.send(b"still").await;
+    assert!(matches!(device.hears().await, Control::Joined { .. }));
+    revoke(desk.operator.id).await;
+    let both = async { tokio::join!(client.closed(), device.closed()) };
+    let (one, other) = timeout(CUT_WITHIN, both).await.expect("cut in time");
+    assert_eq!((one.as_str(), other.as_str()), ("operator_shut_out", "operator_shut_out"));
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
