@@ -558,9 +558,14 @@ pub async fn support_session_watch(
     let asked_at = Instant::now();
     let rows = sqlx::query!(
         r#"with moved as (
-               update support_sessions s set expires_at = g.ends_at
-                 from grants g
-                where g.id = s.grant_id and s.id = any ($1) and s.ended_at is null and s.expires_at <> g.ends_at
+               update support_sessions s set expires_at = m.ends_at
+                 from (select s.id, g.ends_at
+                         from support_sessions s
+                         join grants g on g.id = s.grant_id
+                        where s.id = any ($1) and s.ended_at is null and s.expires_at <> g.ends_at
+                          -- Whoever holds one for long must not hold up what ends the others.
+                          for update of s skip locked) m
+                where s.id = m.id
            )
            select s.id, extract(epoch from g.ends_at - clock_timestamp())::float8 as "seconds_left!",
                   v.reason,

@@ -10,7 +10,7 @@ use cloudlink_proto::stream::Mode;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use uuid::Uuid;
 
-use crate::bus::{Heard, Hint};
+use crate::bus::{Heard, Hint, Listener};
 use crate::lifecycle::Shutdown;
 use crate::model::support_session::EndReason;
 use crate::store::support_session::{
@@ -32,8 +32,6 @@ const NAME: &str = "support";
 pub(super) async fn run(support: Support, shutdown: Shutdown) {
     let links = Arc::clone(support.links());
     let mut listener = links.bus.listen();
-    let mut tick = interval(EVERY);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let stopped = async {
         shutdown.soft.cancelled().await;
         tokio::select! {
@@ -41,10 +39,19 @@ pub(super) async fn run(support: Support, shutdown: Shutdown) {
             () = support.emptied() => {}
         }
     };
-    tokio::pin!(stopped);
+    tokio::select! {
+        () = stopped => {}
+        () = watch(&support, &mut listener) => {}
+        () = sweep(&support) => {}
+    }
+}
+
+/// Cuts off sessions of this node.
+async fn watch(support: &Support, listener: &mut Listener) {
+    let mut tick = interval(EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            () = &mut stopped => return,
             heard = listener.hear() => match heard {
                 Heard::Hint(Hint::SupportDue(_) | Hint::DeviceChanged(_) | Hint::PersonChanged(_)) | Heard::Everything => {}
                 Heard::Hint(
@@ -54,19 +61,32 @@ pub(super) async fn run(support: Support, shutdown: Shutdown) {
             },
             _ = tick.tick() => {}
         }
-        let looked = timeout(LOOK_WITHIN, look(&support)).await;
-        if let Err(error) = looked.unwrap_or(Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut))) {
-            links.metrics.task_failures.with_label_values(&[NAME]).inc();
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot tell which support sessions are over");
-        }
+        within(support, look(support)).await;
+    }
+}
+
+/// Ends in the database what nobody else ends there. Apart from the watch: whoever waits for the audit log must not hold that up.
+async fn sweep(support: &Support) {
+    let mut tick = interval(EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        within(support, sweep_once(support)).await;
+    }
+}
+
+async fn within(support: &Support, work: impl Future<Output = Result<(), StoreError>>) {
+    let done = timeout(LOOK_WITHIN, work).await;
+    if let Err(error) = done.unwrap_or(Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut))) {
+        support.links().metrics.task_failures.with_label_values(&[NAME]).inc();
+        tracing::warn!(error = &error as &dyn std::error::Error, "cannot tell which support sessions are over");
     }
 }
 
 async fn look(support: &Support) -> Result<(), StoreError> {
     let sessions = support.live();
-    let mut connection = support.links().store.connection().await?;
-    // First what costs somebody's access.
     if !sessions.is_empty() {
+        let mut connection = support.links().store.connection().await?;
         let ids: Vec<Uuid> = sessions.iter().map(|session| session.facts.id.as_uuid()).collect();
         let watched = support_session_watch(&mut connection, &ids).await?;
         let mut extended = Vec::new();
@@ -94,13 +114,7 @@ async fn look(support: &Support) -> Result<(), StoreError> {
             }
         }
     }
-    let lost: Vec<_> = support_session_list_open(&mut connection, support.node())
-        .await?
-        .into_iter()
-        .filter(|id| !support.knows(*id))
-        .collect();
-    drop(connection);
-    sweep(support, &lost).await
+    Ok(())
 }
 
 async fn part_guests(connection: &mut sqlx::PgConnection, sessions: &[Arc<Session>]) -> Result<(), StoreError> {
@@ -127,13 +141,16 @@ async fn part_guests(connection: &mut sqlx::PgConnection, sessions: &[Arc<Sessio
     Ok(())
 }
 
-/// Ends in the database what is over and what nobody serves: sessions of an earlier life of this node.
-async fn sweep(support: &Support, lost: &[SupportSessionId]) -> Result<(), StoreError> {
+/// Ends in the database what is over, on whichever node, and what nobody serves: sessions of an earlier life of this node.
+async fn sweep_once(support: &Support) -> Result<(), StoreError> {
     let links = support.links();
+    let open = support_session_list_open(&mut *links.store.connection().await?, support.node()).await?;
+    // After the question: a session has its place before it has its row.
+    let lost: Vec<_> = open.into_iter().filter(|id| !support.knows(*id)).collect();
     let mut transaction = links.store.begin(Visibility::All).await?;
     let mut ended = support_session_sweep_in_txn(&mut transaction).await?;
     if !lost.is_empty() {
-        let live = support_session_lock_some_in_txn(&mut transaction, lost).await?;
+        let live = support_session_lock_some_in_txn(&mut transaction, &lost).await?;
         let reason = EndReason::NodeLost;
         ended.extend(support_session_end_in_txn(&mut transaction, &live, server(), reason, Duration::ZERO).await?);
         tracing::info!(sessions = lost.len(), "ended support sessions that nobody serves");
