@@ -60,7 +60,8 @@ pub(crate) enum Webhook {
 
 #[derive(Debug, Args)]
 pub(crate) struct Create {
-    /// Where to, as in https://example.com/hooks/cloudlink
+    // Not a comment, in which rustdoc would see a link.
+    #[arg(help = "Where to, as in https://example.com/hooks/cloudlink")]
     url: String,
     /// Of what, as in grant.created; several times for several, left out for everything
     #[arg(long = "event", value_name = "EVENT")]
