@@ -1,6 +1,8 @@
 //! What the server knows about, without storage or transport. These types are also the shapes of the API: what is serialised
 //! here is what callers see.
 
+pub mod access_policy;
+pub mod access_request;
 pub mod api_scope;
 pub mod audit;
 pub mod command;

@@ -1,6 +1,8 @@
 //! All SQL. One file an entity, functions named noun first (`grant_revoke`), each on the caller's connection so that what
 //! belongs together commits together. Queries are checked at build time against `migrations/` (see docs/DATABASE.md).
 
+pub mod access_policy;
+pub mod access_request;
 pub mod audit;
 pub mod certificate;
 pub mod command;
@@ -40,7 +42,7 @@ use std::time::Duration;
 
 use cloudlink_proto::ids::TenantId;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection as _, Executor, PgConnection, PgPool, Postgres, Transaction};
+use sqlx::{Connection as _, Executor, PgConnection, PgPool, Postgres};
 use tokio::time::timeout;
 
 /// The schema that this binary needs.
@@ -123,6 +125,9 @@ pub enum Visibility {
     Tenant(TenantId),
 }
 
+/// A transaction of the pool; let go of, it has never been.
+pub type Transaction = sqlx::Transaction<'static, Postgres>;
+
 /// A connection of the pool.
 pub type Connection = sqlx::pool::PoolConnection<Postgres>;
 
@@ -189,7 +194,7 @@ impl Store {
     }
 
     /// Begins a transaction that sees what `visibility` says.
-    pub async fn begin(&self, visibility: Visibility) -> Result<Transaction<'static, Postgres>, StoreError> {
+    pub async fn begin(&self, visibility: Visibility) -> Result<Transaction, StoreError> {
         let mut transaction = self.pool.begin().await?;
         if let Visibility::Tenant(tenant) = visibility {
             // The same as `set local role`, without a second round trip.
@@ -215,7 +220,7 @@ impl Store {
     }
 
     /// Makes what a transaction did last.
-    pub async fn commit(&self, transaction: Transaction<'static, Postgres>) -> Result<(), StoreError> {
+    pub async fn commit(&self, transaction: Transaction) -> Result<(), StoreError> {
         Ok(transaction.commit().await?)
     }
 

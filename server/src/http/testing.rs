@@ -201,6 +201,36 @@ impl Scene {
         grant["id"].as_str().unwrap().parse().unwrap()
     }
 
+    /// The operator's request for access to the device, through the API.
+    pub(crate) async fn access_request(&self, changes: Value) -> Uuid {
+        let mut body = json!({
+            "reason": "the lobby is offline", "scopes": ["device:reboot", "metrics:read"],
+            "device_ids": [self.device.to_string()], "access_seconds": 900,
+        });
+        body.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        body.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+        let request = self.post("/access-requests").by(&self.operator).json(body).send().await;
+        request.expect(StatusCode::CREATED)["id"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// A policy of the customer for all of its devices at all hours, through the API.
+    pub(crate) async fn access_policy(&self, changes: Value) -> Uuid {
+        let mut body = json!({"name": "night watch", "scopes": ["device:reboot"], "max_seconds": 600});
+        body.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        let policy = self.post("/access-policies").by(&self.customer).json(body).send().await;
+        policy.expect(StatusCode::CREATED)["id"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// One more of the tenant's people.
+    pub(crate) async fn second_customer(&self) -> Somebody {
+        create_somebody(&self.store, "theo", Role::Tenant, Some(self.tenant)).await
+    }
+
+    /// Lets two of the tenant's people be needed from now on.
+    pub(crate) async fn need_two(&self) {
+        self.sql("update tenants set approvals_needed = 2 where id = $1", self.tenant.as_uuid()).await;
+    }
+
     /// A command by the operator to the device, through the API; a grant must be there.
     pub(crate) async fn command(&self, changes: Value) -> Uuid {
         let mut body = json!({"kind": "device.reboot", "reason": "as agreed", "queue_for_seconds": 600});

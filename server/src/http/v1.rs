@@ -1,6 +1,22 @@
 //! Version 1: one file an endpoint. Each has its errors with the problems that they are told as, a short handler, and its
 //! tests. A new one needs a line here and its line in the table of `router`.
 
+pub(super) mod access_policy {
+    pub(crate) mod approve;
+    pub(crate) mod create;
+    pub(crate) mod list;
+    pub(crate) mod revoke;
+    pub(crate) mod show;
+}
+pub(super) mod access_request {
+    pub(crate) mod approve;
+    pub(crate) mod create;
+    pub(crate) mod deny;
+    pub(crate) mod list;
+    pub(super) mod record;
+    pub(crate) mod show;
+    pub(crate) mod withdraw;
+}
 pub(super) mod audit {
     pub(crate) mod export;
     pub(crate) mod list;

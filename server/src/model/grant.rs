@@ -75,6 +75,10 @@ pub struct Grant {
     pub revoked_at: Option<OffsetDateTime>,
     /// The grant as the tenant signed it (docs/SIGNED-GRANTS.md); null when it did not.
     pub statement: Option<String>,
+    /// The access request that it came of.
+    pub request_id: Option<Uuid>,
+    /// The policy that allowed it without anybody being asked.
+    pub policy_id: Option<Uuid>,
     /// Grows with each change: the `ETag`.
     pub version: i64,
     pub state: GrantState,

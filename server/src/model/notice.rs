@@ -17,6 +17,13 @@ pub enum Event {
     AccessRequestWithdrawn,
     #[serde(rename = "access_request.expired")]
     AccessRequestExpired,
+    #[serde(rename = "access_policy.created")]
+    AccessPolicyCreated,
+    #[serde(rename = "access_policy.revoked")]
+    AccessPolicyRevoked,
+    /// The tenant's settings, how many must approve among them.
+    #[serde(rename = "tenant.updated")]
+    TenantUpdated,
     #[serde(rename = "grant.created")]
     GrantCreated,
     #[serde(rename = "grant.extended")]
@@ -37,12 +44,15 @@ pub enum Event {
 }
 
 impl Event {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 16] = [
         Self::AccessRequestCreated,
         Self::AccessRequestApproved,
         Self::AccessRequestDenied,
         Self::AccessRequestWithdrawn,
         Self::AccessRequestExpired,
+        Self::AccessPolicyCreated,
+        Self::AccessPolicyRevoked,
+        Self::TenantUpdated,
         Self::GrantCreated,
         Self::GrantExtended,
         Self::GrantRevoked,
@@ -62,6 +72,9 @@ impl Event {
             Self::AccessRequestDenied => "access_request.denied",
             Self::AccessRequestWithdrawn => "access_request.withdrawn",
             Self::AccessRequestExpired => "access_request.expired",
+            Self::AccessPolicyCreated => "access_policy.created",
+            Self::AccessPolicyRevoked => "access_policy.revoked",
+            Self::TenantUpdated => "tenant.updated",
             Self::GrantCreated => "grant.created",
             Self::GrantExtended => "grant.extended",
             Self::GrantRevoked => "grant.revoked",
@@ -86,6 +99,9 @@ impl Event {
         match self {
             Self::AccessRequestCreated
             | Self::AccessRequestWithdrawn
+            | Self::AccessPolicyCreated
+            | Self::AccessPolicyRevoked
+            | Self::TenantUpdated
             | Self::SupportSessionStarted
             | Self::ReceiptMade => Audience::tenant(),
             Self::AccessRequestApproved | Self::AccessRequestDenied | Self::AccessRequestExpired => {

@@ -41,12 +41,13 @@ enum Kind {
 }
 
 /// What is shown of an event, in this order, if it is there.
-const LINES: [(&str, &str, Kind); 25] = [
+const LINES: [(&str, &str, Kind); 28] = [
     ("Asked by", "requested_by", Kind::Named),
     ("Opened by", "opened_by", Kind::Named),
     ("Decided by", "decided_by", Kind::Named),
     ("Operators", "operator_ids", Kind::Named),
     ("Kind", "kind", Kind::Text),
+    ("Name", "name", Kind::Text),
     ("Device", "device_id", Kind::Named),
     ("Devices", "device_ids", Kind::Named),
     ("Labels", "selector", Kind::Text),
@@ -65,6 +66,8 @@ const LINES: [(&str, &str, Kind); 25] = [
     ("Revoked", "revoked_at", Kind::Time),
     ("Disabled", "disabled_at", Kind::Time),
     ("Failing since", "failing_since", Kind::Time),
+    ("Approvals", "approvals_needed", Kind::Text),
+    ("Proposed", "fewer_approvals", Kind::Text),
     ("Grant", "grant_id", Kind::Text),
     ("Number", "id", Kind::Text),
 ];
@@ -98,12 +101,25 @@ fn words(event: &str, data: &Value) -> (&'static str, Option<String>) {
     let Some(event) = Event::named(event) else { return ("something happened", None) };
     match event {
         Event::AccessRequestCreated => {
-            ("an operator asks for access", with("See it, and answer it, with: cloudlink access show"))
+            // Where two people must approve, one of the tenant's own asks the others.
+            let is_own = matches!(data["kind"].as_str(), Some("grant" | "extension"));
+            let what =
+                if is_own { "access is proposed, and you can approve it" } else { "an operator asks for access" };
+            (what, with("See it, and answer it, with: cloudlink access show"))
         }
         Event::AccessRequestApproved => ("your request for access was approved", None),
         Event::AccessRequestDenied => ("your request for access was denied", None),
         Event::AccessRequestWithdrawn => ("a request for access was withdrawn", None),
         Event::AccessRequestExpired => ("nobody answered your request for access in time", None),
+        Event::AccessPolicyCreated => (
+            "a policy was made that lets operators in without asking",
+            with("To take it back: cloudlink access policy revoke"),
+        ),
+        Event::AccessPolicyRevoked => ("a policy that let operators in was taken back", None),
+        Event::TenantUpdated => (
+            "the settings were changed",
+            Some("See them, and how many people must approve, with: cloudlink tenant show".to_owned()),
+        ),
         Event::GrantCreated => ("access was granted", with("To end it before its time: cloudlink grant revoke")),
         Event::GrantExtended => ("access was extended", with("To end it before its time: cloudlink grant revoke")),
         Event::GrantRevoked => ("access was revoked", None),

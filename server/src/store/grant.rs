@@ -14,6 +14,8 @@ use crate::model::grant::{Grant, GrantState};
 pub const BEYOND_POLICY: &str = "grants_within_policy";
 /// The constraint that refuses a grant that ends before it starts.
 pub const ENDS_BEFORE_START: &str = "grants_ends_after_start";
+/// The constraint that refuses what one person alone does, where two of the tenant's people must approve.
+pub const NEEDS_APPROVAL: &str = "grants_approved";
 
 /// The constraint that refuses a grant, or a later end, that is not signed where it must be.
 pub const UNSIGNED: &str = "grants_signed";
@@ -34,6 +36,8 @@ struct Row {
     created_at: OffsetDateTime,
     revoked_at: Option<OffsetDateTime>,
     statement: Option<String>,
+    request_id: Option<Uuid>,
+    policy_id: Option<Uuid>,
     version: i64,
     state: String,
 }
@@ -56,6 +60,8 @@ impl TryFrom<Row> for Grant {
             created_at: row.created_at,
             revoked_at: row.revoked_at,
             statement: row.statement,
+            request_id: row.request_id,
+            policy_id: row.policy_id,
             version: row.version,
             state: GrantState::named(&row.state)
                 .ok_or(StoreError::Inconsistent { table: "grants", column: "state" })?,
@@ -71,7 +77,7 @@ macro_rules! grant_query {
             $head
                 + r#" g.id, g.tenant_id, g.created_by, g.reason, g.scopes, g.operator_ids, g.device_ids,
                       g.selector as "selector: _", g.starts_at, g.ends_at, g.created_at, g.revoked_at,
-                      g.statement, g.version,
+                      g.statement, g.request_id, g.policy_id, g.version,
                       grant_state(g, clock_timestamp()) as "state!" "#
                 + $tail
             $(, $argument)*
@@ -105,7 +111,7 @@ pub enum End {
     After(std::time::Duration),
 }
 
-/// Makes a grant. Fails on [`BEYOND_POLICY`] or [`ENDS_BEFORE_START`]; a grant that ends in the past is made as `ended`.
+/// Makes a grant. Fails on [`BEYOND_POLICY`], [`ENDS_BEFORE_START`] or [`NEEDS_APPROVAL`]; a grant that ends in the past is made as `ended`.
 pub async fn grant_create(connection: &mut PgConnection, grant: NewGrant<'_>) -> Result<Grant, StoreError> {
     let (statement, signing_key) = grant.statement.unzip();
     let (ends_at, seconds) = match grant.ends_at {
@@ -229,7 +235,7 @@ pub async fn grant_revoke_in_txn(
     .try_into()
 }
 
-/// Moves the end of a grant that was locked in the same transaction. Fails on [`BEYOND_POLICY`].
+/// Moves the end of a grant that was locked in the same transaction. Fails on [`BEYOND_POLICY`] or [`NEEDS_APPROVAL`].
 pub async fn grant_extend_in_txn(
     connection: &mut PgConnection,
     id: GrantId,
@@ -249,4 +255,20 @@ pub async fn grant_extend_in_txn(
     .fetch_one(connection)
     .await?
     .try_into()
+}
+
+/// One grant whose time is up, and of which the tenant was not told yet: marked as told. Not one that was revoked: that was told.
+pub async fn grant_tell_ended_in_txn(connection: &mut PgConnection) -> Result<Option<Grant>, StoreError> {
+    grant_query!(
+        "update grants g set end_told_at = clock_timestamp()
+          where g.id = (select o.id from grants o
+                         where o.end_told_at is null and o.revoked_at is null and o.ends_at <= clock_timestamp()
+                         order by o.ends_at limit 1 for no key update skip locked)
+         returning",
+        ""
+    )
+    .fetch_optional(connection)
+    .await?
+    .map(Grant::try_from)
+    .transpose()
 }

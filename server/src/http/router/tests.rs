@@ -80,6 +80,11 @@ fn body_of(operation: &str) -> Value {
         "grant_extend" => json!({"ends_at": "2030-01-01T00:00:00Z"}),
         "signing_key_require" => json!({"required": false}),
         "signing_key_create" => json!({"name": "new", "public_key_pem": SIGNING_KEY}),
+        "access_request_create" => json!({
+            "device_ids": [new_id()], "scopes": ["device:reboot"], "reason": "r", "access_seconds": 60,
+        }),
+        "access_request_approve" | "access_request_deny" => json!({}),
+        "access_policy_create" => json!({"name": "n", "scopes": ["device:reboot"], "max_seconds": 600}),
         "command_create" => json!({"kind": "device.reboot", "reason": "r"}),
         "isolation_proof_create" => json!({}),
         "person_email_set" => json!({"email": "new@example.com"}),
@@ -305,6 +310,9 @@ async fn everything(scene: &Scene) -> Value {
             'enrollment', (select jsonb_agg(t order by id) from enrollment_tokens t),
             'devices', (select jsonb_agg(t order by id) from devices t),
             'grants', (select jsonb_agg(t order by id) from grants t),
+            'requests', (select jsonb_agg(t order by id) from access_requests t),
+            'decisions', (select jsonb_agg(t order by request_id, person_id) from access_decisions t),
+            'policies', (select jsonb_agg(t order by id) from access_policies t),
             'commands', (select jsonb_agg(t order by id) from commands t),
             'openings', (select jsonb_agg(t order by id) from openings t),
             'webhooks', (select jsonb_agg(t order by id) from webhooks t),
@@ -316,6 +324,73 @@ async fn everything(scene: &Scene) -> Value {
     .unwrap()
 }
 
+/// Whatever the vendor's people call, about whatever thing: nobody is let in, and nobody for longer.
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn no_operator_and_no_administrator_lets_anybody_in(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let grant = scene.grant(json!({})).await;
+    let request = scene.access_request(json!({})).await;
+    let policy = scene.access_policy(json!({"scopes": ["metrics:read"]})).await;
+    let access = async || {
+        let rows: Value = sqlx::query_scalar(
+            "select jsonb_build_object('grants', (select jsonb_agg(t order by id) from grants t),
+                'decisions', (select jsonb_agg(t) from access_decisions t),
+                'policies', (select jsonb_agg(t order by id) from access_policies t),
+                'approved', (select jsonb_agg(id) from access_requests where outcome = 'approved'),
+                'approvals', (select jsonb_agg(approvals_needed) from tenants where name in ('Hotel', 'Clinic')))",
+        )
+        .fetch_one(&scene.root)
+        .await
+        .unwrap();
+        rows
+    };
+    let before = access().await;
+    let ids = [grant.as_uuid(), request, policy, scene.tenant.as_uuid(), scene.device.as_uuid()];
+    let mut answers = std::collections::BTreeMap::new();
+    for route in Route::all() {
+        for somebody in [&scene.operator, &scene.admin] {
+            for id in ids {
+                let answer = route.call(&scene, &id.to_string()).by(somebody).send().await;
+                answers.insert(route.id.clone(), answer.status);
+            }
+            assert_eq!(access().await, before, "{} lets somebody in", route.id);
+        }
+    }
+    for refused in [
+        "access_request_approve",
+        "access_request_deny",
+        "access_policy_create",
+        "access_policy_approve",
+        "access_policy_revoke",
+        "grant_create",
+        "grant_extend",
+        "grant_revoke",
+    ] {
+        assert_eq!(answers[refused], StatusCode::FORBIDDEN, "{refused}");
+    }
+    // Nor does the database let the server's own role.
+    for statement in [
+        "insert into grants select * from grants",
+        "update grants set ends_at = ends_at + interval '1 hour'",
+        "update grants set scopes = '{shell:open}'",
+        "insert into access_policies select * from access_policies",
+        "update access_policies set max_seconds = 31622400, revoked_at = null",
+        "insert into access_decisions (request_id, tenant_id, person_id, decision) select id, tenant_id, requested_by, 'approve' from access_requests",
+        "update access_requests set outcome = 'approved', closed_at = now()",
+        "insert into access_requests select * from access_requests",
+        "update tenants set approvals_needed = 1",
+        "select access_request_decide(null, null, 'approve', null, null, null, null, null, null, null)",
+        "select access_request_propose(null, null, null, null, null, null, null, null, null, null, null, null)",
+        "select access_policy_approve(null, null)",
+        "select tenant_set_approvals(null, 1, null)",
+    ] {
+        let mut transaction = scene.store.begin(Visibility::All).await.unwrap();
+        let result = sqlx::raw_sql(statement).execute(&mut *transaction).await;
+        let error = result.expect_err(statement);
+        assert_eq!(error.as_database_error().unwrap().code().unwrap(), "42501", "{statement}");
+    }
+}
+
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
 async fn to_a_tenant_nothing_of_another_exists(pool: PgPoolOptions, database: PgConnectOptions) {
     let scene = Scene::new(pool, database).await;
@@ -323,6 +398,8 @@ async fn to_a_tenant_nothing_of_another_exists(pool: PgPoolOptions, database: Pg
     let grant = scene.grant(json!({"scopes": ["device:reboot", "tcp:open"]})).await.to_string();
     let command = scene.command(json!({})).await.to_string();
     let opening = scene.opening(json!({})).await.to_string();
+    let request = scene.access_request(json!({})).await.to_string();
+    let policy = scene.access_policy(json!({"scopes": ["metrics:read"]})).await.to_string();
     let session = session(&scene, "terminal").await;
     let _recorder = begin(&scene, session).await;
     let session = session.to_string();
@@ -340,6 +417,8 @@ async fn to_a_tenant_nothing_of_another_exists(pool: PgPoolOptions, database: Pg
         "grants" => grant.clone(),
         "commands" => command.clone(),
         "openings" => opening.clone(),
+        "access-requests" => request.clone(),
+        "access-policies" => policy.clone(),
         "support-sessions" => session.clone(),
         "signing-keys" => key.clone(),
         other => panic!("say here what of /{other} belongs to the tenant"),
@@ -365,9 +444,8 @@ async fn to_a_tenant_nothing_of_another_exists(pool: PgPoolOptions, database: Pg
     {
         let page = route.call(&scene, "").by(&scene.other_customer).send().await.expect(StatusCode::OK);
         let text = page.to_string();
-        for id in
-            [&scene.tenant.to_string(), &scene.device.to_string(), &grant, &command, &opening, &session, &key, &webhook]
-        {
+        let things = [&grant, &command, &opening, &request, &policy, &session, &key, &webhook];
+        for id in [&scene.tenant.to_string(), &scene.device.to_string()].into_iter().chain(things) {
             assert!(!text.contains(id), "{} shows {id}", route.id);
         }
     }

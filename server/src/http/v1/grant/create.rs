@@ -1,11 +1,12 @@
 //! `POST /grants`: a tenant lets operators in, until when, to do what, and why.
 
 use axum::extract::State;
-use axum::response::IntoResponse;
-use cloudlink_proto::ids::GrantId;
+use axum::response::{IntoResponse, Response};
+use cloudlink_proto::ids::{AccessRequestId, GrantId};
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::json;
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -13,19 +14,24 @@ use crate::clock;
 use crate::http::Context;
 use crate::http::auth::Caller;
 use crate::http::etag::Tag;
-use crate::http::field::{check_reason, check_seconds};
+use crate::http::field::{check_ids, check_reason, check_scopes, check_seconds};
 use crate::http::problem::{Kind, Problem, respond_as_problem};
 use crate::http::request::{Json, NoQuery};
+use crate::http::v1::access_request::record::{LAST_SIGNS, Step, record_in_txn, robot};
 use crate::http::v1::grant::statement::{Signed, unsigned};
+use crate::model::access_request::AccessRequest;
 use crate::model::audit::Subject;
 use crate::model::device::{Labels, LabelsError};
-use crate::model::grant::{Grant, GrantState, NAMED_MAX, START_AHEAD_MAX, is_known_scope};
+use crate::model::grant::{Grant, GrantState, START_AHEAD_MAX};
 use crate::model::new_id;
 use crate::model::notice::Event;
 use crate::store::StoreError;
+use crate::store::access_request::{Proposal, Proposed, access_request_propose};
 use crate::store::audit::audit_append;
 use crate::store::device::device_count;
-use crate::store::grant::{BEYOND_POLICY, ENDS_BEFORE_START, End, ID_TAKEN, NewGrant, UNSIGNED, grant_create};
+use crate::store::grant::{
+    BEYOND_POLICY, ENDS_BEFORE_START, End, ID_TAKEN, NEEDS_APPROVAL, NewGrant, UNSIGNED, grant_create,
+};
 use crate::store::notice::notice_emit;
 use crate::store::person::person_count_operators;
 use crate::store::tenant::tenant_show;
@@ -62,10 +68,8 @@ pub(crate) struct GrantCreate {
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RouteError {
-    #[error("no scopes, or an unknown one")]
-    Scopes,
-    #[error("an empty list, or too many")]
-    Count(&'static str),
+    #[error("an empty selector")]
+    EmptySelector,
     #[error("not exactly one of {0} and {1}")]
     NotOneOf(&'static str, &'static str),
     #[error("a device that is not the tenant's")]
@@ -80,6 +84,10 @@ pub(crate) enum RouteError {
     StatementAndMore,
     #[error("the id of another grant")]
     IdTaken,
+    #[error("two people must approve, and this is none")]
+    Robot,
+    #[error("the tenant's settings changed")]
+    Unsettled,
     #[error("starts too far ahead")]
     TooFarAhead,
     #[error("beyond the policy of {maximum_seconds} seconds")]
@@ -95,12 +103,9 @@ respond_as_problem!(RouteError);
 impl From<RouteError> for Problem {
     fn from(error: RouteError) -> Self {
         match error {
-            RouteError::Scopes => Self::unprocessable(
-                "`scopes` must name at least one of metrics:read, service:restart, device:reboot, device:shutdown, and nothing else.",
-            ),
-            RouteError::Count(field) => Self::unprocessable(format!(
-                "`{field}` must not be empty, and names at most {NAMED_MAX}. An empty list never means everything."
-            )),
+            RouteError::EmptySelector => {
+                Self::unprocessable("`selector` must not be empty. An empty one never means everything.")
+            }
             RouteError::NotOneOf(one, other) => {
                 Self::unprocessable(format!("Give either `{one}` or `{other}`, not both and not neither."))
             }
@@ -117,6 +122,11 @@ impl From<RouteError> for Problem {
                 Kind::Conflict,
                 "There is a grant with the id that the statement names. To let it end later, extend it; otherwise sign another id.",
             ),
+            RouteError::Robot => robot(),
+            RouteError::Unsettled => Self::new(
+                Kind::Conflict,
+                "How many people must approve was changed at the same moment. Nothing was done: ask again.",
+            ),
             RouteError::TooFarAhead => {
                 Self::unprocessable(format!("A grant can start at most {} days ahead.", START_AHEAD_MAX.whole_days()))
             }
@@ -131,15 +141,17 @@ impl From<RouteError> for Problem {
 }
 
 /// Let operators in
+///
+/// 202: two people of this tenant must approve. It is an access request of yours now, which a second one approves or denies.
 #[utoipa::path(post, path = "/grants", operation_id = "grant_create", tag = "grants", request_body = GrantCreate,
-    responses((status = 201, body = Grant, headers(("ETag" = String)))))]
+    responses((status = 201, body = Grant, headers(("ETag" = String))), (status = 202, body = AccessRequest)))]
 #[tracing::instrument(name = "http.grant.create", skip_all)]
 pub(crate) async fn handler(
     State(context): State<Context>,
     caller: Caller,
     _: NoQuery,
     Json(mut request): Json<GrantCreate>,
-) -> Result<impl IntoResponse, RouteError> {
+) -> Result<Response, RouteError> {
     let tenant = caller.tenant().ok_or_else(Problem::not_found)?;
     let mut transaction = context.store.begin(caller.visibility()).await?;
     let signed = match request.statement.take() {
@@ -158,7 +170,17 @@ pub(crate) async fn handler(
     {
         return Err(RouteError::NoOperator);
     }
-    let maximum_seconds = tenant_show(&mut transaction, tenant).await?.map(|tenant| tenant.grant_max_seconds);
+    let settings = tenant_show(&mut transaction, tenant).await?.ok_or_else(Problem::not_found)?;
+    let maximum_seconds = settings.grant_max_seconds;
+    if settings.approvals_needed > 1 {
+        if signed.is_some() {
+            return Err(Problem::unprocessable(LAST_SIGNS).into());
+        }
+        let (proposed, is_told) = request.propose(&mut transaction, &caller, ends_at, maximum_seconds).await?;
+        context.store.commit(transaction).await?;
+        context.tell_outside(is_told);
+        return Ok((StatusCode::ACCEPTED, Json(proposed)).into_response());
+    }
     let new = NewGrant {
         id,
         tenant,
@@ -172,14 +194,14 @@ pub(crate) async fn handler(
         ends_at,
         statement: signed.as_ref().map(Signed::stored),
     };
-    let grant =
-        grant_create(&mut transaction, new).await.map_err(|error| match (error.constraint(), maximum_seconds) {
-            (Some(BEYOND_POLICY), Some(maximum_seconds)) => RouteError::BeyondPolicy { maximum_seconds },
-            (Some(ENDS_BEFORE_START), _) => RouteError::Ended,
-            (Some(UNSIGNED), _) => RouteError::Refused(unsigned()),
-            (Some(ID_TAKEN), _) => RouteError::IdTaken,
-            _ => RouteError::Store(error),
-        })?;
+    let grant = grant_create(&mut transaction, new).await.map_err(|error| match error.constraint() {
+        Some(BEYOND_POLICY) => RouteError::BeyondPolicy { maximum_seconds },
+        Some(ENDS_BEFORE_START) => RouteError::Ended,
+        Some(NEEDS_APPROVAL) => RouteError::Unsettled,
+        Some(UNSIGNED) => RouteError::Refused(unsigned()),
+        Some(ID_TAKEN) => RouteError::IdTaken,
+        Some(_) | None => RouteError::Store(error),
+    })?;
     if grant.state == GrantState::Ended {
         return Err(RouteError::Ended);
     }
@@ -189,7 +211,7 @@ pub(crate) async fn handler(
     audit_append(&mut transaction, tenant, &caller.actor(), "grant.created", subject, details).await?;
     context.store.commit(transaction).await?;
     context.tell_outside(is_told);
-    Ok((StatusCode::CREATED, Tag::of_version(grant.version).header(), Json(grant)))
+    Ok((StatusCode::CREATED, Tag::of_version(grant.version).header(), Json(grant)).into_response())
 }
 
 impl GrantCreate {
@@ -217,19 +239,42 @@ impl GrantCreate {
         Ok(signed)
     }
 
+    /// Where two people must approve: what one of them wants becomes a request to the others.
+    async fn propose(
+        &self,
+        transaction: &mut PgConnection,
+        caller: &Caller,
+        ends_at: End,
+        maximum_seconds: i32,
+    ) -> Result<(AccessRequest, bool), RouteError> {
+        let id = AccessRequestId::from_uuid(new_id());
+        let proposal = Proposal::Grant {
+            reason: &self.reason,
+            scopes: &self.scopes,
+            operator_ids: self.operator_ids.as_deref(),
+            device_ids: self.device_ids.as_deref(),
+            selector: self.selector.as_ref(),
+            starts_at: self.starts_at,
+            ends_at,
+        };
+        match access_request_propose(transaction, id, caller.person(), proposal).await? {
+            Proposed::Open => Ok(record_in_txn(transaction, id, &caller.actor(), Step::Created).await?),
+            Proposed::NoPerson | Proposed::GrantOver => Err(Problem::not_found().into()),
+            Proposed::Robot => Err(RouteError::Robot),
+            Proposed::Time => Err(RouteError::Ended),
+            Proposed::BeyondPolicy => Err(RouteError::BeyondPolicy { maximum_seconds }),
+        }
+    }
+
     /// Checks what needs no database, and takes double entries out.
     fn check(&mut self) -> Result<End, RouteError> {
         check_reason(&self.reason)?;
-        self.scopes.sort_unstable();
-        self.scopes.dedup();
-        if self.scopes.is_empty() || !self.scopes.iter().all(|scope| is_known_scope(scope)) {
-            return Err(RouteError::Scopes);
-        }
+        check_scopes(&mut self.scopes)?;
         check_ids("operator_ids", self.operator_ids.as_mut())?;
         check_ids("device_ids", self.device_ids.as_mut())?;
         match (&self.device_ids, &self.selector) {
             (Some(_), None) => {}
-            (None, Some(selector)) if selector.0.is_empty() => return Err(RouteError::Count("selector")),
+            (None, Some(selector)) if selector.0.is_empty() => return Err(RouteError::EmptySelector),
             (None, Some(selector)) => selector.check()?,
             (Some(_), Some(_)) | (None, None) => return Err(RouteError::NotOneOf("device_ids", "selector")),
         }
@@ -243,13 +288,6 @@ impl GrantCreate {
             (Some(_), Some(_)) | (None, None) => Err(RouteError::NotOneOf("ends_at", "duration_seconds")),
         }
     }
-}
-
-fn check_ids(field: &'static str, ids: Option<&mut Vec<Uuid>>) -> Result<(), RouteError> {
-    let Some(ids) = ids else { return Ok(()) };
-    ids.sort_unstable();
-    ids.dedup();
-    if (1..=NAMED_MAX).contains(&ids.len()) { Ok(()) } else { Err(RouteError::Count(field)) }
 }
 
 fn has_all(count: i64, ids: &[Uuid]) -> bool {
@@ -346,5 +384,90 @@ mod tests {
         assert_eq!(grant["state"], "in_force");
         assert_ne!(grant["starts_at"], Value::Null);
         assert!(grant["starts_at"].as_str().unwrap() > "2020", "{grant}");
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn where_two_must_approve_one_only_proposes(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        let theo = scene.second_customer().await;
+        let before = scene.grant(json!({})).await;
+        scene.need_two().await;
+        let grants = async || {
+            let grants: Value = sqlx::query_scalar("select jsonb_object_agg(id, ends_at) from grants")
+                .fetch_one(&scene.root)
+                .await
+                .unwrap();
+            grants
+        };
+        let none = grants().await;
+        let body =
+            json!({"reason": "r", "scopes": ["device:reboot"], "selector": {"site": "north"}, "duration_seconds": 900});
+        let propose = |somebody| scene.post("/grants").by(somebody).json(body.clone()).send();
+        let request = propose(&scene.customer).await.expect(StatusCode::ACCEPTED);
+        assert_eq!(
+            (&request["kind"], &request["state"], &request["selector"]),
+            (&json!("grant"), &json!("open"), &json!({"site": "north"}))
+        );
+        let id = request["id"].as_str().unwrap().to_owned();
+        let approve = |somebody, body: Value| {
+            scene.post(&format!("/access-requests/{id}/approve")).by(somebody).json(body).send()
+        };
+        assert_eq!(approve(&scene.customer, json!({})).await.expect(StatusCode::OK)["state"], "open");
+        // What an operator has not asked for is not its to see or to take back.
+        scene.get(&format!("/access-requests/{id}")).by(&scene.operator).send().await.expect_problem(Kind::NotFound);
+        let withdraw = scene.post(&format!("/access-requests/{id}/withdraw")).by(&scene.operator).send().await;
+        withdraw.expect_problem(Kind::NotFound);
+        // A later end is the same.
+        let later: Value = sqlx::query_scalar("select to_jsonb(ends_at + interval '1 hour') from grants")
+            .fetch_one(&scene.root)
+            .await
+            .unwrap();
+        let extend = scene.post(&format!("/grants/{before}/extend")).by(&scene.customer).header("if-match", "*");
+        let extension = extend.json(json!({"ends_at": later})).send().await.expect(StatusCode::ACCEPTED);
+        assert_eq!(
+            (&extension["kind"], &extension["extends_grant_id"]),
+            (&json!("extension"), &json!(before.to_string()))
+        );
+        assert_eq!(grants().await, none, "one person alone has let somebody in");
+        // Nor does the database let a tenant's transaction do so by itself.
+        for (statement, constraint) in [
+            ("update grants set ends_at = ends_at + interval '1 second'", "grants_approved"),
+            ("insert into grants (id, tenant_id, created_by, reason, scopes, device_ids, starts_at, ends_at, policy_max_seconds)
+              select gen_random_uuid(), tenant_id, created_by, reason, scopes, device_ids, starts_at, ends_at, 0 from grants", "grants_approved"),
+        ] {
+            let mut transaction = scene.store.begin(crate::store::Visibility::Tenant(scene.tenant)).await.unwrap();
+            let error = sqlx::raw_sql(statement).execute(&mut *transaction).await.unwrap_err();
+            assert_eq!(error.as_database_error().unwrap().constraint(), Some(constraint), "{statement}");
+        }
+        let request = approve(&theo, json!({"scopes": ["device:reboot"]})).await.expect(StatusCode::OK);
+        let path = format!("/grants/{}", request["grant_id"].as_str().unwrap());
+        let grant = scene.get(&path).by(&scene.operator).send().await.expect(StatusCode::OK);
+        assert_eq!(
+            (&grant["selector"], &grant["operator_ids"], &grant["request_id"]),
+            (&json!({"site": "north"}), &Value::Null, &json!(id))
+        );
+        assert_eq!(grant["ends_at"], request["access_until"]);
+        let path = format!("/access-requests/{}/approve", extension["id"].as_str().unwrap());
+        let problem = scene.post(&path).by(&theo).json(json!({"scopes": ["device:reboot"]})).send().await;
+        problem.expect_problem(Kind::Unprocessable);
+        let extension = scene.post(&path).by(&theo).json(json!({})).send().await.expect(StatusCode::OK);
+        assert_eq!((&extension["state"], &extension["grant_id"]), (&json!("approved"), &json!(before.to_string())));
+        let grant = scene.get(&format!("/grants/{before}")).by(&scene.operator).send().await.expect(StatusCode::OK);
+        assert_eq!((&grant["ends_at"], &grant["version"]), (&extension["access_until"], &json!(2)));
+        let audited = scene.audited(scene.tenant).await;
+        assert_eq!(audited[audited.len() - 2..], ["access_request.approved", "grant.extended"]);
+        // A service account cannot even propose; and what is over cannot be extended.
+        scene.sql("update people set kind = 'service' where id = $1", scene.customer.id.as_uuid()).await;
+        propose(&scene.customer).await.expect_problem(Kind::Forbidden);
+        let id = propose(&theo).await.expect(StatusCode::ACCEPTED)["id"].as_str().unwrap().to_owned();
+        scene.post(&format!("/access-requests/{id}/withdraw")).by(&theo).send().await.expect(StatusCode::OK);
+        // In the database, a grant is given by one of the tenant's own people.
+        scene.sql("update tenants set approvals_needed = 1 where id = $1", scene.tenant.as_uuid()).await;
+        let mut transaction = scene.store.begin(crate::store::Visibility::Tenant(scene.tenant)).await.unwrap();
+        let foreign = "insert into grants (id, tenant_id, created_by, reason, scopes, device_ids, starts_at, ends_at, policy_max_seconds)
+                       select gen_random_uuid(), current_tenant(), $1, 'r', '{device:reboot}', array[$1], now(), now() + interval '1 minute', 0";
+        let error =
+            sqlx::query(foreign).bind(scene.operator.id.as_uuid()).execute(&mut *transaction).await.unwrap_err();
+        assert_eq!(error.as_database_error().unwrap().constraint(), Some("grants_by_tenant"));
     }
 }

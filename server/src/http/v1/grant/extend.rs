@@ -1,10 +1,12 @@
 //! `POST /grants/{id}/extend`: a later end, within the tenant's policy. Shorter is what `revoke` is for.
 
 use axum::extract::State;
-use axum::response::IntoResponse;
-use cloudlink_proto::ids::GrantId;
+use axum::response::{IntoResponse, Response};
+use cloudlink_proto::ids::{AccessRequestId, GrantId};
+use http::StatusCode;
 use serde::Deserialize;
 use serde_json::json;
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use crate::http::Context;
@@ -12,13 +14,17 @@ use crate::http::auth::Caller;
 use crate::http::etag::{IfMatch, Tag};
 use crate::http::problem::{Kind, Problem, respond_as_problem};
 use crate::http::request::{Id, Json, NoQuery};
+use crate::http::v1::access_request::record::{LAST_SIGNS, Step, record_in_txn, robot};
 use crate::http::v1::grant::statement::{Signed, unsigned};
+use crate::model::access_request::AccessRequest;
 use crate::model::audit::Subject;
 use crate::model::grant::{Grant, GrantState};
+use crate::model::new_id;
 use crate::model::notice::Event;
 use crate::store::StoreError;
+use crate::store::access_request::{Proposal, Proposed, access_request_propose};
 use crate::store::audit::audit_append;
-use crate::store::grant::{BEYOND_POLICY, UNSIGNED, grant_extend_in_txn, grant_lock};
+use crate::store::grant::{BEYOND_POLICY, NEEDS_APPROVAL, UNSIGNED, grant_extend_in_txn, grant_lock};
 use crate::store::notice::notice_emit;
 use crate::store::tenant::tenant_show;
 
@@ -40,6 +46,10 @@ pub(crate) enum RouteError {
     Over(GrantState),
     #[error("not later than now")]
     NotLater,
+    #[error("two people must approve, and this is none")]
+    Robot,
+    #[error("the tenant's settings changed")]
+    Unsettled,
     #[error("beyond the policy of {maximum_seconds} seconds")]
     BeyondPolicy { maximum_seconds: i32 },
     #[error(transparent)]
@@ -60,6 +70,11 @@ impl From<RouteError> for Problem {
             RouteError::NotLater => {
                 Self::unprocessable("`ends_at` must be later than the present end. To end a grant sooner, revoke it.")
             }
+            RouteError::Robot => robot(),
+            RouteError::Unsettled => Self::new(
+                Kind::Conflict,
+                "How many people must approve was changed at the same moment. Nothing was done: ask again.",
+            ),
             RouteError::BeyondPolicy { maximum_seconds } => Self::unprocessable(format!(
                 "Your tenant's policy lets one grant run for at most {maximum_seconds} seconds, from its start to its end."
             ))
@@ -71,9 +86,11 @@ impl From<RouteError> for Problem {
 }
 
 /// Let operators in for longer
+///
+/// 202: two people of this tenant must approve. It is an access request of yours now, which a second one approves or denies.
 #[utoipa::path(post, path = "/grants/{id}/extend", operation_id = "grant_extend", tag = "grants",
     params(("id" = uuid::Uuid, Path), ("If-Match" = String, Header)), request_body = GrantExtend,
-    responses((status = 200, body = Grant, headers(("ETag" = String)))))]
+    responses((status = 200, body = Grant, headers(("ETag" = String))), (status = 202, body = AccessRequest)))]
 #[tracing::instrument(name = "http.grant.extend", skip_all)]
 pub(crate) async fn handler(
     State(context): State<Context>,
@@ -82,7 +99,7 @@ pub(crate) async fn handler(
     _: NoQuery,
     if_match: IfMatch,
     Json(request): Json<GrantExtend>,
-) -> Result<impl IntoResponse, RouteError> {
+) -> Result<Response, RouteError> {
     let tenant = caller.tenant().ok_or_else(Problem::not_found)?;
     let id = GrantId::from_uuid(id);
     let mut transaction = context.store.begin(caller.visibility()).await?;
@@ -102,12 +119,23 @@ pub(crate) async fn handler(
     if ends_at <= before.ends_at {
         return Err(RouteError::NotLater);
     }
-    let maximum_seconds = tenant_show(&mut transaction, tenant).await?.map(|tenant| tenant.grant_max_seconds);
+    let settings = tenant_show(&mut transaction, tenant).await?.ok_or_else(Problem::not_found)?;
+    let maximum_seconds = settings.grant_max_seconds;
+    if settings.approvals_needed > 1 {
+        if signed.is_some() {
+            return Err(Problem::unprocessable(LAST_SIGNS).into());
+        }
+        let (proposed, is_told) = propose(&mut transaction, &caller, id, ends_at, maximum_seconds).await?;
+        context.store.commit(transaction).await?;
+        context.tell_outside(is_told);
+        return Ok((StatusCode::ACCEPTED, Json(proposed)).into_response());
+    }
     let extended = grant_extend_in_txn(&mut transaction, id, ends_at, signed.as_ref().map(Signed::stored)).await;
-    let grant = extended.map_err(|error| match (error.constraint(), maximum_seconds) {
-        (Some(BEYOND_POLICY), Some(maximum_seconds)) => RouteError::BeyondPolicy { maximum_seconds },
-        (Some(UNSIGNED), _) => RouteError::Refused(unsigned()),
-        _ => RouteError::Store(error),
+    let grant = extended.map_err(|error| match error.constraint() {
+        Some(BEYOND_POLICY) => RouteError::BeyondPolicy { maximum_seconds },
+        Some(NEEDS_APPROVAL) => RouteError::Unsettled,
+        Some(UNSIGNED) => RouteError::Refused(unsigned()),
+        Some(_) | None => RouteError::Store(error),
     })?;
     signed.as_ref().map_or(Ok(()), |signed| signed.check(&grant))?;
     let subject = Subject::new("grant", grant.id);
@@ -116,7 +144,27 @@ pub(crate) async fn handler(
     audit_append(&mut transaction, tenant, &caller.actor(), "grant.extended", subject, details).await?;
     context.store.commit(transaction).await?;
     context.tell_outside(is_told);
-    Ok((Tag::of_version(grant.version).header(), Json(grant)))
+    Ok((Tag::of_version(grant.version).header(), Json(grant)).into_response())
+}
+
+/// Where two people must approve: what one of them wants becomes a request to the others.
+async fn propose(
+    transaction: &mut PgConnection,
+    caller: &Caller,
+    grant: GrantId,
+    ends_at: OffsetDateTime,
+    maximum_seconds: i32,
+) -> Result<(AccessRequest, bool), RouteError> {
+    let id = AccessRequestId::from_uuid(new_id());
+    let proposal = Proposal::Extension { grant, ends_at };
+    match access_request_propose(transaction, id, caller.person(), proposal).await? {
+        Proposed::Open => Ok(record_in_txn(transaction, id, &caller.actor(), Step::Created).await?),
+        Proposed::NoPerson => Err(Problem::not_found().into()),
+        Proposed::GrantOver => Err(RouteError::Over(GrantState::Ended)),
+        Proposed::Robot => Err(RouteError::Robot),
+        Proposed::Time => Err(RouteError::NotLater),
+        Proposed::BeyondPolicy => Err(RouteError::BeyondPolicy { maximum_seconds }),
+    }
 }
 
 fn rfc3339(time: OffsetDateTime) -> Option<String> {

@@ -5,26 +5,29 @@ use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::IntoResponse;
-use cloudlink_proto::ids::GrantId;
+use cloudlink_proto::ids::{DeviceId, GrantId, PersonId, TenantId};
 use serde_json::json;
+use sqlx::PgConnection;
 
 use crate::http::Context;
 use crate::http::auth::Caller;
 use crate::http::etag::Tag;
 use crate::http::problem::Problem;
 use crate::http::request::{Id, Json, NoQuery};
-use crate::model::audit::Subject;
+use crate::model::audit::{Actor, Subject};
 use crate::model::grant::Grant;
 use crate::model::notice::Event;
 use crate::model::opening::EndReason;
 use crate::model::support_session::EndReason as SessionEndReason;
+use crate::store::StoreError;
 use crate::store::audit::audit_append;
-use crate::store::command::{Cancellation, command_cancel_in_txn, command_lock_in_txn};
+use crate::store::command::{CalledBack, Cancellation, OpenCommands, command_cancel_in_txn, command_lock_in_txn};
 use crate::store::grant::{grant_lock, grant_revoke_in_txn};
 use crate::store::notice::notice_emit;
-use crate::store::opening::{Closing, opening_end_in_txn, opening_lock_in_txn};
+use crate::store::opening::{Closing, LiveOpenings, opening_end_in_txn, opening_lock_in_txn};
 use crate::store::support_session::{
-    Closing as SessionClosing, support_session_end_in_txn, support_session_lock_in_txn, support_session_tell_in_txn,
+    Closing as SessionClosing, EndedSession, LiveSessions, support_session_end_in_txn, support_session_lock_in_txn,
+    support_session_tell_in_txn,
 };
 
 /// Close what was granted, now
@@ -40,31 +43,94 @@ pub(crate) async fn handler(
     let tenant = caller.tenant().ok_or_else(Problem::not_found)?;
     let id = GrantId::from_uuid(id);
     let mut transaction = context.store.begin(caller.visibility()).await?;
-    // From here on, commands and openings under the grant wait, and find it revoked.
-    let grant = grant_lock(&mut transaction, id).await?.ok_or_else(Problem::not_found)?;
-    if grant.revoked_at.is_some() {
-        return Ok((Tag::of_version(grant.version).header(), Json(grant)));
-    }
-    let grant = grant_revoke_in_txn(&mut transaction, id, caller.person()).await?;
-    let open = command_lock_in_txn(&mut transaction, Cancellation::UnderGrant(id)).await?;
-    let openings = opening_lock_in_txn(&mut transaction, Closing::UnderGrant(id)).await?;
-    let sessions = support_session_lock_in_txn(&mut transaction, SessionClosing::UnderGrant(id)).await?;
-    let is_told = notice_emit(&mut transaction, tenant, Event::GrantRevoked, json!(grant)).await?;
-    let (actor, subject) = (caller.actor(), Subject::new("grant", grant.id));
-    audit_append(&mut transaction, tenant, &actor, "grant.revoked", subject, json!({"reason": grant.reason})).await?;
-    let (code, message) = ("grant_revoked", "the grant was revoked");
-    let called_back = command_cancel_in_txn(&mut transaction, &open, actor.to_json(), code, message).await?;
-    let ended = opening_end_in_txn(&mut transaction, &openings, actor.to_json(), EndReason::GrantRevoked).await?;
-    let reason = SessionEndReason::GrantRevoked;
-    let sessions =
-        support_session_end_in_txn(&mut transaction, &sessions, actor.to_json(), reason, Duration::ZERO).await?;
-    let is_told = is_told | support_session_tell_in_txn(&mut transaction, &sessions).await?;
+    let mut revocation = Revocation::default();
+    let grant = revocation.lock_in_txn(&mut transaction, id, caller.person()).await?.ok_or_else(Problem::not_found)?;
+    let revoked = revocation.finish_in_txn(&mut transaction, tenant, &caller.actor()).await?;
     context.store.commit(transaction).await?;
-    context.tell_outside(is_told);
-    context.tell_sessions_ended(&sessions);
-    context.tell_ended(&ended);
-    context.tell_called_back(&called_back);
+    revoked.tell(&context);
     Ok((Tag::of_version(grant.version).header(), Json(grant)))
+}
+
+/// Grants that are being revoked, in two steps: everything is locked before anything is written to the audit log.
+#[derive(Debug, Default)]
+pub(in crate::http::v1) struct Revocation {
+    grants: Vec<Revoking>,
+}
+
+#[derive(Debug)]
+struct Revoking {
+    grant: Grant,
+    commands: OpenCommands,
+    openings: LiveOpenings,
+    sessions: LiveSessions,
+}
+
+impl Revocation {
+    /// The grant as it is then, or `None` if there is none. One that was revoked before stays as it is.
+    pub(in crate::http::v1) async fn lock_in_txn(
+        &mut self,
+        transaction: &mut PgConnection,
+        id: GrantId,
+        by: PersonId,
+    ) -> Result<Option<Grant>, StoreError> {
+        // From here on, commands, openings and sessions under the grant wait, and find it revoked.
+        let Some(grant) = grant_lock(transaction, id).await? else { return Ok(None) };
+        if grant.revoked_at.is_some() {
+            return Ok(Some(grant));
+        }
+        let grant = grant_revoke_in_txn(transaction, id, by).await?;
+        let commands = command_lock_in_txn(transaction, Cancellation::UnderGrant(id)).await?;
+        let openings = opening_lock_in_txn(transaction, Closing::UnderGrant(id)).await?;
+        let sessions = support_session_lock_in_txn(transaction, SessionClosing::UnderGrant(id)).await?;
+        self.grants.push(Revoking { grant: grant.clone(), commands, openings, sessions });
+        Ok(Some(grant))
+    }
+
+    pub(in crate::http::v1) async fn finish_in_txn(
+        self,
+        transaction: &mut PgConnection,
+        tenant: TenantId,
+        actor: &Actor,
+    ) -> Result<Revoked, StoreError> {
+        let mut revoked = Revoked::default();
+        for Revoking { grant, .. } in &self.grants {
+            revoked.is_told |= notice_emit(transaction, tenant, Event::GrantRevoked, json!(grant)).await?;
+        }
+        for Revoking { grant, commands, openings, sessions } in &self.grants {
+            let subject = Subject::new("grant", grant.id);
+            let details = json!({"reason": grant.reason});
+            audit_append(transaction, tenant, actor, "grant.revoked", subject, details).await?;
+            let (code, message) = ("grant_revoked", "the grant was revoked");
+            let called_back = command_cancel_in_txn(transaction, commands, actor.to_json(), code, message).await?;
+            let ended = opening_end_in_txn(transaction, openings, actor.to_json(), EndReason::GrantRevoked).await?;
+            let reason = SessionEndReason::GrantRevoked;
+            let sessions =
+                support_session_end_in_txn(transaction, sessions, actor.to_json(), reason, Duration::ZERO).await?;
+            revoked.is_told |= support_session_tell_in_txn(transaction, &sessions).await?;
+            revoked.sessions.extend(sessions);
+            revoked.called_back.extend(called_back);
+            revoked.ended.extend(ended);
+        }
+        Ok(revoked)
+    }
+}
+
+/// What is to be told of once the revocation is committed.
+#[derive(Debug, Default)]
+pub(in crate::http::v1) struct Revoked {
+    is_told: bool,
+    called_back: Vec<CalledBack>,
+    ended: Vec<DeviceId>,
+    sessions: Vec<EndedSession>,
+}
+
+impl Revoked {
+    pub(in crate::http::v1) fn tell(&self, context: &Context) {
+        context.tell_outside(self.is_told);
+        context.tell_sessions_ended(&self.sessions);
+        context.tell_ended(&self.ended);
+        context.tell_called_back(&self.called_back);
+    }
 }
 
 #[cfg(test)]

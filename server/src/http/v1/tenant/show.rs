@@ -3,6 +3,7 @@
 use axum::extract::State;
 use axum::response::IntoResponse;
 use cloudlink_proto::ids::TenantId;
+use serde_json::{Value, json};
 
 use crate::http::Context;
 use crate::http::auth::Caller;
@@ -29,7 +30,16 @@ pub(crate) async fn handler(
 
 /// Of what can change.
 pub(super) fn tag(tenant: &Tenant) -> Tag {
-    Tag::of_content(&tenant.grant_max_seconds.to_be_bytes())
+    Tag::of_content(settings(tenant).to_string().as_bytes())
+}
+
+/// What can change.
+pub(super) fn settings(tenant: &Tenant) -> Value {
+    json!({
+        "grant_max_seconds": tenant.grant_max_seconds,
+        "approvals_needed": tenant.approvals_needed,
+        "fewer_approvals": tenant.fewer_approvals,
+    })
 }
 
 #[cfg(test)]
