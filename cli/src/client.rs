@@ -23,8 +23,9 @@ pub(crate) use transport::{Call, Pieces, backoff};
 use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::model::{
-    AuditEntry, Command, Delivery, Device, DeviceDrops, Email, EnrollmentToken, Grant, Me, Opening, Person, Proof,
-    Recording, SignInConfig, SignedReceipt, SignedStatement, SigningKey, SupportSession, Tenant, Token, Webhook,
+    AccessPolicy, AccessRequest, AuditEntry, Command, Delivery, Device, DeviceDrops, Email, EnrollmentToken, Grant,
+    Granted, Me, Opening, Person, Proof, Recording, SignInConfig, SignedReceipt, SignedStatement, SigningKey,
+    SupportSession, Tenant, Token, Webhook,
 };
 use transport::{Reply, Transport};
 
@@ -116,6 +117,13 @@ pub(crate) struct RecordingFilter {
     pub(crate) kind: Option<&'static str>,
     pub(crate) from: Option<Timestamp>,
     pub(crate) until: Option<Timestamp>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct AccessRequestFilter {
+    pub(crate) state: Option<String>,
+    pub(crate) device_id: Option<Uuid>,
+    pub(crate) tenant_id: Option<Uuid>,
 }
 
 impl Client {
@@ -320,7 +328,7 @@ impl Client {
         self.one(Call::get(format!("/grants/{id}"))).await
     }
 
-    pub(crate) async fn grant_create(&self, body: Value) -> Result<Answer<Grant>, Failure> {
+    pub(crate) async fn grant_create(&self, body: Value) -> Result<Answer<Granted>, Failure> {
         self.one(Call::post("/grants", body)).await
     }
 
@@ -328,7 +336,7 @@ impl Client {
         self.one(Call::post(format!("/grants/{id}/revoke"), json!({}))).await
     }
 
-    pub(crate) async fn grant_extend(&self, grant: &Answer<Grant>, body: Value) -> Result<Answer<Grant>, Failure> {
+    pub(crate) async fn grant_extend(&self, grant: &Answer<Grant>, body: Value) -> Result<Answer<Granted>, Failure> {
         let call = Call::post(format!("/grants/{}/extend", grant.value.id), body);
         self.one(call.if_match(grant.etag.as_ref())).await
     }
@@ -347,6 +355,64 @@ impl Client {
 
     pub(crate) async fn signing_key_revoke(&self, id: Uuid) -> Result<Answer<SigningKey>, Failure> {
         self.one(Call::post(format!("/signing-keys/{id}/revoke"), json!({})).repeatable()).await
+    }
+
+    pub(crate) async fn access_requests(
+        &self,
+        limit: usize,
+        filter: &AccessRequestFilter,
+    ) -> Result<List<AccessRequest>, Failure> {
+        self.list(limit, || {
+            let call = with(Call::get("/access-requests"), "state", filter.state.as_ref());
+            with(with(call, "device_id", filter.device_id.as_ref()), "tenant_id", filter.tenant_id.as_ref())
+        })
+        .await
+    }
+
+    pub(crate) async fn access_request(&self, id: Uuid) -> Result<Answer<AccessRequest>, Failure> {
+        self.one(Call::get(format!("/access-requests/{id}"))).await
+    }
+
+    pub(crate) async fn access_request_create(&self, body: Value) -> Result<Answer<AccessRequest>, Failure> {
+        self.one(Call::post("/access-requests", body)).await
+    }
+
+    /// `approve`, `deny` or `withdraw`. The same answer again changes nothing.
+    pub(crate) async fn access_request_answer(
+        &self,
+        id: Uuid,
+        verb: &str,
+        body: Value,
+    ) -> Result<Answer<AccessRequest>, Failure> {
+        self.one(Call::post(format!("/access-requests/{id}/{verb}"), body).repeatable()).await
+    }
+
+    pub(crate) async fn access_policies(&self, limit: usize) -> Result<List<AccessPolicy>, Failure> {
+        self.list(limit, || Call::get("/access-policies")).await
+    }
+
+    pub(crate) async fn access_policy(&self, id: Uuid) -> Result<Answer<AccessPolicy>, Failure> {
+        self.one(Call::get(format!("/access-policies/{id}"))).await
+    }
+
+    pub(crate) async fn access_policy_create(&self, body: Value) -> Result<Answer<AccessPolicy>, Failure> {
+        self.one(Call::post("/access-policies", body)).await
+    }
+
+    /// Approving again changes nothing.
+    pub(crate) async fn access_policy_approve(&self, id: Uuid) -> Result<Answer<AccessPolicy>, Failure> {
+        self.one(Call::post(format!("/access-policies/{id}/approve"), json!({})).repeatable()).await
+    }
+
+    /// Revoking again changes nothing.
+    pub(crate) async fn access_policy_revoke(
+        &self,
+        id: Uuid,
+        revoke_grants: bool,
+    ) -> Result<Answer<AccessPolicy>, Failure> {
+        let call = Call::post(format!("/access-policies/{id}/revoke"), json!({}));
+        let call = if revoke_grants { call.query("revoke_grants", "true") } else { call };
+        self.one(call.repeatable()).await
     }
 
     pub(crate) async fn commands(&self, limit: usize, filter: &CommandFilter) -> Result<List<Command>, Failure> {

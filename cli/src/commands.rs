@@ -1,5 +1,6 @@
 //! What can be typed: one module a noun.
 
+mod access;
 mod audit;
 mod command;
 mod completion;
@@ -101,6 +102,9 @@ enum Verb {
     /// Single-use tokens with which new devices enroll
     #[command(subcommand)]
     EnrollToken(enroll_token::EnrollToken),
+    /// Ask to be let in, and answer: access requests and policies
+    #[command(subcommand)]
+    Access(access::Access),
     /// Permission for operators, given by a customer
     #[command(subcommand)]
     Grant(grant::Grant),
@@ -149,7 +153,7 @@ enum Verb {
     Receipt(receipt::Receipt),
     /// List tenants
     Tenants(tenant::List),
-    /// Create or change a tenant
+    /// Show, create or change a tenant
     #[command(subcommand)]
     Tenant(tenant::Tenant),
     /// List people
@@ -185,6 +189,7 @@ impl Line {
             Verb::Devices(list) => list.run(context).await,
             Verb::Device(verb) => verb.run(context).await,
             Verb::EnrollToken(verb) => verb.run(context).await,
+            Verb::Access(verb) => Box::pin(verb.run(context)).await,
             Verb::Grant(verb) => verb.run(context).await,
             Verb::Grants(list) => list.run(context).await,
             Verb::Key(key) => key.run(context).await,

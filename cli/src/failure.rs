@@ -19,7 +19,7 @@ Exit codes:
   3  not signed in, or the role may not do this
   4  there is no such thing
   5  no grant in force covers it
-  6  the command ended in another state than `succeeded`; of support sessions: the device refused, or failed
+  6  the command ended in another state than `succeeded`, the access request in another one than `approved`; of support sessions: the device refused, or failed
   7  the server cannot be reached or is not available: try again
   8  conflict: no link, no agent, no tunnel, quarantine, device revoked, changed meanwhile, name taken
   9  the server closed the support session: access ended or was taken back, ...

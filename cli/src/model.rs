@@ -17,6 +17,11 @@ pub(crate) struct Tenant {
     pub(crate) id: Uuid,
     pub(crate) name: String,
     pub(crate) grant_max_seconds: u64,
+    /// Servers of before access requests do not name it.
+    #[serde(default = "one")]
+    pub(crate) approvals_needed: u32,
+    #[serde(default)]
+    pub(crate) fewer_approvals: Option<FewerApprovals>,
     pub(crate) created_at: Timestamp,
 }
 
@@ -27,6 +32,17 @@ pub(crate) struct SignInConfig {
     pub(crate) cli_client_id: Option<String>,
     pub(crate) scopes: Vec<String>,
     pub(crate) ca_pem: Option<String>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// One person's proposal that fewer approvals be enough.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct FewerApprovals {
+    pub(crate) proposed_by: Uuid,
+    pub(crate) until: Timestamp,
 }
 
 /// Who a token belongs to.
@@ -262,6 +278,74 @@ pub(crate) struct SigningKey {
     pub(crate) algorithm: String,
     pub(crate) key_id: String,
     pub(crate) created_at: Timestamp,
+    pub(crate) revoked_at: Option<Timestamp>,
+}
+
+/// What somebody asks a tenant's people for.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct AccessRequest {
+    pub(crate) id: Uuid,
+    pub(crate) kind: String,
+    pub(crate) requested_by: Uuid,
+    pub(crate) operator_ids: Option<Vec<Uuid>>,
+    pub(crate) scopes: Vec<String>,
+    pub(crate) device_ids: Option<Vec<Uuid>>,
+    pub(crate) selector: Option<Labels>,
+    pub(crate) reason: String,
+    pub(crate) ticket: Option<String>,
+    pub(crate) state: String,
+    pub(crate) created_at: Timestamp,
+    pub(crate) starts_at: Option<Timestamp>,
+    pub(crate) answer_by: Timestamp,
+    pub(crate) access_until: Timestamp,
+    pub(crate) approvals_needed: u32,
+    pub(crate) decisions: Vec<AccessDecision>,
+    pub(crate) closed_at: Option<Timestamp>,
+    pub(crate) grant_id: Option<Uuid>,
+    pub(crate) extends_grant_id: Option<Uuid>,
+    pub(crate) policy_id: Option<Uuid>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct AccessDecision {
+    pub(crate) person_id: Uuid,
+    pub(crate) decision: String,
+    pub(crate) scopes: Option<Vec<String>>,
+    pub(crate) device_ids: Option<Vec<Uuid>>,
+    pub(crate) access_until: Option<Timestamp>,
+    pub(crate) comment: Option<String>,
+    pub(crate) at: Timestamp,
+}
+
+/// A grant, or the request that it is where a second person must approve.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Granted {
+    /// The only one of the two that has this much to say.
+    Request(Box<AccessRequest>),
+    Grant(Box<Grant>),
+}
+
+/// What a tenant allows without being asked each time.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct AccessPolicy {
+    pub(crate) id: Uuid,
+    pub(crate) name: String,
+    pub(crate) scopes: Vec<String>,
+    pub(crate) device_ids: Option<Vec<Uuid>>,
+    pub(crate) selector: Option<Labels>,
+    pub(crate) operator_ids: Option<Vec<Uuid>>,
+    pub(crate) days: Vec<u8>,
+    pub(crate) from_minute: u32,
+    pub(crate) to_minute: u32,
+    pub(crate) time_zone: String,
+    pub(crate) max_seconds: u64,
+    pub(crate) state: String,
+    pub(crate) created_by: Uuid,
+    pub(crate) created_at: Timestamp,
+    pub(crate) approved_by: Option<Uuid>,
+    pub(crate) approved_at: Option<Timestamp>,
+    pub(crate) revoked_by: Option<Uuid>,
     pub(crate) revoked_at: Option<Timestamp>,
 }
 

@@ -10,7 +10,9 @@ use uuid::Uuid;
 
 use crate::client::{Answer, Client, DeviceFilter, List};
 use crate::failure::Failure;
-use crate::model::{Command, Device, Grant, Opening, Person, Recording, SupportSession, Tenant};
+use crate::model::{
+    AccessPolicy, AccessRequest, Command, Device, Grant, Opening, Person, Recording, SupportSession, Tenant,
+};
 
 /// Things that are looked through for one name.
 const LOOKED_THROUGH_MAX: usize = 20_000;
@@ -252,6 +254,24 @@ impl Names {
         Self::load(client, statement.devices.iter().copied().collect(), operators).await
     }
 
+    pub(crate) async fn of_requests(client: &Client, requests: &[Answer<AccessRequest>]) -> Self {
+        let devices = requests.iter().flat_map(|request| request.value.device_ids.iter().flatten().copied()).collect();
+        let people = requests.iter().flat_map(|Answer { value, .. }| {
+            let deciders = value.decisions.iter().map(|decision| decision.person_id);
+            deciders.chain(value.operator_ids.iter().flatten().copied()).chain([value.requested_by])
+        });
+        Self::load(client, devices, people.collect()).await
+    }
+
+    pub(crate) async fn of_policies(client: &Client, policies: &[Answer<AccessPolicy>]) -> Self {
+        let devices = policies.iter().flat_map(|policy| policy.value.device_ids.iter().flatten().copied()).collect();
+        let people = policies.iter().flat_map(|Answer { value, .. }| {
+            let others = [Some(value.created_by), value.approved_by, value.revoked_by].into_iter().flatten();
+            others.chain(value.operator_ids.iter().flatten().copied())
+        });
+        Self::load(client, devices, people.collect()).await
+    }
+
     #[must_use]
     pub(crate) fn name(&self, id: Uuid) -> String {
         self.0.get(&id).cloned().unwrap_or_else(|| id.to_string())
@@ -275,6 +295,8 @@ mod tests {
                 id: Uuid::from_u128(id),
                 name: (*name).to_owned(),
                 grant_max_seconds: 60,
+                approvals_needed: 1,
+                fewer_approvals: None,
                 created_at: jiff::Timestamp::UNIX_EPOCH,
             },
             json: Value::Null,

@@ -1,6 +1,6 @@
 //! Grants: a customer's permission for operators.
 
-mod sign;
+pub(super) mod sign;
 
 use std::path::PathBuf;
 
@@ -8,12 +8,12 @@ use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Context, device};
+use super::{Context, access, device};
 use crate::argument::{self, Label, Limit};
 use crate::client::{Answer, Client};
 use crate::duration::Span;
 use crate::failure::Failure;
-use crate::model;
+use crate::model::{self, Granted};
 use crate::output::{Cell, Here, Table, Tone};
 use crate::resolve::{self, Names};
 
@@ -139,11 +139,11 @@ impl Create {
         }
         let devices = resolve::device_ids(&client, &self.devices).await?;
         let operators = resolve::operator_ids(&client, &self.operators).await?;
-        let grant = client.grant_create(self.body(&devices, &operators)).await?;
+        let granted = client.grant_create(self.body(&devices, &operators)).await?;
         if self.operators.is_empty() {
             context.output.note("No --operator was given: this grant is for every operator.");
         }
-        show(context, &client, grant).await
+        show_granted(context, &client, granted).await
     }
 
     fn body(&self, devices: &[uuid::Uuid], operators: &[uuid::Uuid]) -> Value {
@@ -195,8 +195,23 @@ impl Extend {
                 .map_err(|_| Failure::Usage("that is beyond all calendars".to_owned()))?,
             (None, None) => return Err(Failure::Usage("give --by or --until".to_owned())),
         };
-        let grant = client.grant_extend(&grant, json!({ "ends_at": ends_at.to_string() })).await?;
-        show(context, &client, grant).await
+        let granted = client.grant_extend(&grant, json!({ "ends_at": ends_at.to_string() })).await?;
+        show_granted(context, &client, granted).await
+    }
+}
+
+/// The grant, or what a second person must approve.
+async fn show_granted(context: &Context, client: &Client, granted: Answer<Granted>) -> Result<(), Failure> {
+    let Answer { value, json, etag } = granted;
+    match value {
+        Granted::Grant(grant) => show(context, client, Answer { value: *grant, json, etag }).await,
+        Granted::Request(request) => {
+            context
+                .output
+                .note("Nobody is let in yet: two people of your tenant must approve, and you are one of them.");
+            context.output.note(&format!("The other one: cloudlink access approve {}", request.id));
+            access::show(context, client, Answer { value: *request, json, etag }).await
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Create, Extend, show};
+use super::{Create, Extend, show_granted};
 use crate::client::{Client, DeviceFilter};
 use crate::commands::Context;
 use crate::failure::Failure;
@@ -58,8 +58,8 @@ impl Create {
             request: None,
         };
         let text = sign(context, client, &statement, &key).await?;
-        let grant = client.grant_create(json!({ "statement": text })).await?;
-        show(context, client, grant).await
+        let granted = client.grant_create(json!({ "statement": text })).await?;
+        show_granted(context, client, granted).await
     }
 
     /// What is signed names devices: what a label means is the server's word, and can change.
@@ -110,12 +110,12 @@ impl Extend {
         statement.signed_at = signing::statement_time(clock::now())?;
         statement.ends_at = signing::statement_time(ends_at)?;
         let text = sign(context, client, &statement, &key).await?;
-        let grant = client.grant_extend(&grant, json!({ "statement": text })).await?;
-        show(context, client, grant).await
+        let granted = client.grant_extend(&grant, json!({ "statement": text })).await?;
+        show_granted(context, client, granted).await
     }
 }
 
-fn each_once<T: Ord>(mut list: Vec<T>) -> Vec<T> {
+pub(in crate::commands) fn each_once<T: Ord>(mut list: Vec<T>) -> Vec<T> {
     list.sort_unstable();
     list.dedup();
     list
@@ -125,7 +125,7 @@ fn later(from: Timestamp, span: crate::duration::Span) -> Result<Timestamp, Fail
     from.checked_add(span.as_duration()).map_err(|_| Failure::Usage("that is beyond all calendars".to_owned()))
 }
 
-async fn sign(
+pub(in crate::commands) async fn sign(
     context: &Context,
     client: &Client,
     statement: &GrantStatement,
