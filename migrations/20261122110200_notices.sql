@@ -101,11 +101,20 @@ create function webhook_rotate(p_id uuid, p_sealed bytea, p_keep interval) retur
 $$;
 revoke execute on function webhook_rotate from public;
 
-grant execute on function notice_emit, webhook_rotate to cloudlink_app, cloudlink_tenant;
+-- Says where somebody is mailed to. A tenant changes nothing else of its people; which of them may do so is checked by the server.
+create function email_set(p_person_id uuid, p_email text) returns boolean
+    language sql security definer set search_path = public, pg_temp
+    as $$
+    update people set email = p_email
+     where id = p_person_id
+       and (tenant_id = current_tenant() or (current_tenant() is null and current_setting('role') <> 'cloudlink_tenant'))
+    returning true
+$$;
+revoke execute on function email_set from public;
+
+grant execute on function notice_emit, webhook_rotate, email_set to cloudlink_app, cloudlink_tenant;
 grant select, insert, update on webhooks to cloudlink_app;
 grant select, insert, update, delete on notices to cloudlink_app;
--- Whoever may be mailed says where to; whose address one may set is checked by the server, and the tenant here as well.
-grant update (email) on people to cloudlink_tenant;
 grant select (id, tenant_id, url, events, previous_until, created_by, created_at, disabled_at, failing_since),
       insert (id, tenant_id, url, events, secret_sealed, created_by), update (disabled_at) on webhooks to cloudlink_tenant;
 -- To try one of its webhooks, and to give up what waits for one that it has disabled.

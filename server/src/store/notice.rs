@@ -355,9 +355,14 @@ pub async fn email_show(connection: &mut PgConnection, person: PersonId) -> Resu
     Ok(email.fetch_optional(connection).await?)
 }
 
-pub async fn email_set(connection: &mut PgConnection, person: PersonId, email: Option<&str>) -> Result<(), StoreError> {
-    sqlx::query!("update people set email = $2 where id = $1", person.as_uuid(), email).execute(connection).await?;
-    Ok(())
+/// Says where a person is mailed to. Whose it may be follows from the transaction's visibility; says whether there is such a person.
+pub async fn email_set(
+    connection: &mut PgConnection,
+    person: PersonId,
+    email: Option<&str>,
+) -> Result<bool, StoreError> {
+    let set = sqlx::query_scalar!("select email_set($1, $2)", person.as_uuid(), email);
+    Ok(set.fetch_one(connection).await?.unwrap_or(false))
 }
 
 /// Longer than anything can wait.

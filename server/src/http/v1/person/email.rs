@@ -65,7 +65,9 @@ pub(crate) async fn set(
     }
     let mut transaction = context.store.begin(caller.visibility()).await?;
     let person = person_show(&mut transaction, id).await?.ok_or(RouteError::Unknown)?;
-    email_set(&mut transaction, id, request.email.as_deref()).await?;
+    if !email_set(&mut transaction, id, request.email.as_deref()).await? {
+        return Err(RouteError::Unknown);
+    }
     // Not the address: the log is kept for good.
     let (subject, details) = (Subject::new("person", person.id), json!({"has_email": request.email.is_some()}));
     let chain = person.tenant_id.map_or(PLATFORM, TenantId::from_uuid);
