@@ -20,11 +20,22 @@ create unique index people_name_key on people (coalesce(tenant_id, '00000000-000
 
 -- A tenant makes service accounts for itself and shuts them out, and no people.
 grant insert (id, name, role, tenant_id, kind), update (active, shut_out_by_groups) on people to cloudlink_tenant;
--- The server's own role is a member of the tenants' role: these hold for it as well.
+-- The server's own role is a member of the tenants' role: this holds for it as well.
 create policy tenant_makes_services on people as restrictive for insert to cloudlink_tenant
     with check (current_tenant() is null or kind = 'service');
-create policy tenant_changes_services on people as restrictive for update to cloudlink_tenant
-    using (current_tenant() is null or kind = 'service');
+create function tenant_shuts_out_services_only() returns trigger
+    language plpgsql
+    as $$
+begin
+    if current_tenant() is not null and old.kind <> 'service' then
+        raise exception 'tenant % cannot let people in or shut them out', current_tenant()
+            using errcode = 'insufficient_privilege';
+    end if;
+    return new;
+end $$;
+create trigger tenant_shuts_out_services_only before update on people for each row
+    when (new.active is distinct from old.active or new.shut_out_by_groups is distinct from old.shut_out_by_groups)
+    execute function tenant_shuts_out_services_only();
 
 -- Null: all that the person may do. Otherwise only routes of these scopes of the API.
 alter table api_tokens add column scopes text[] check (cardinality(scopes) > 0);
