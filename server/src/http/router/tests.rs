@@ -327,7 +327,8 @@ async fn everything(scene: &Scene) -> Value {
 /// Whatever the vendor's people call, about whatever thing: nobody is let in, and nobody for longer.
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
 async fn no_operator_and_no_administrator_lets_anybody_in(pool: PgPoolOptions, database: PgConnectOptions) {
-    let scene = Scene::new(pool, database).await;
+    let settings = Settings { failures_burst: 1_000_000, ..Settings::default() };
+    let scene = Scene::with_settings(pool, database, settings).await;
     let grant = scene.grant(json!({})).await;
     let request = scene.access_request(json!({})).await;
     let policy = scene.access_policy(json!({"scopes": ["metrics:read"]})).await;
@@ -347,7 +348,8 @@ async fn no_operator_and_no_administrator_lets_anybody_in(pool: PgPoolOptions, d
     let before = access().await;
     let ids = [grant.as_uuid(), request, policy, scene.tenant.as_uuid(), scene.device.as_uuid()];
     let mut answers = std::collections::BTreeMap::new();
-    for route in Route::all() {
+    // Whoever has signed out would be refused for that.
+    for route in Route::all().into_iter().filter(|route| route.id != "auth_logout") {
         for somebody in [&scene.operator, &scene.admin] {
             for id in ids {
                 let answer = route.call(&scene, &id.to_string()).by(somebody).send().await;
