@@ -31,6 +31,8 @@ main() {
         # What reads the unit and the alerts in docker/.
         have systemd-analyze || lacking+=(systemd)
         have promtool || lacking+=(prometheus)
+        # A player of recordings that is not ours.
+        have asciinema || lacking+=(asciinema)
         have_aiosmtpd || lacking+=(python3-aiosmtpd)
         have_scapy || lacking+=(python3-scapy)
         # The OpenID provider that people sign in with.

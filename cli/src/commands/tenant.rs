@@ -50,6 +50,9 @@ pub(crate) struct Settings {
     /// How many of its people must approve whatever lets somebody in, 1 or 2; fewer than before takes two people who both ask for it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=2))]
     approvals: Option<u32>,
+    /// For how many days recordings of its support sessions are kept; older ones are deleted
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=3650))]
+    keep_recordings: Option<u32>,
 }
 
 impl List {
@@ -119,6 +122,9 @@ impl Settings {
         if let Some(approvals) = self.approvals {
             body["approvals_needed"] = approvals.into();
         }
+        if let Some(days) = self.keep_recordings {
+            body["recording_keep_days"] = days.into();
+        }
         body
     }
 }
@@ -133,6 +139,7 @@ fn record(tenant: &model::Tenant, here: &Here) -> Table {
             format!("proposed by {}; a second person may agree until {}", fewer.proposed_by, here.full(fewer.until));
         table.field("fewer approvals", Cell::toned(text, Tone::Warn));
     }
+    table.field("recordings kept", format!("{} days", tenant.recording_keep_days));
     table.field("created", here.full(tenant.created_at));
     table.field("id", tenant.id.to_string());
     table

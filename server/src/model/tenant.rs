@@ -11,6 +11,8 @@ pub const GRANT_MAX_SECONDS_RANGE: std::ops::RangeInclusive<i32> = 60..=31_622_4
 
 /// How many of a tenant's people can be needed to let somebody in.
 pub const APPROVALS_NEEDED_RANGE: std::ops::RangeInclusive<i32> = 1..=2;
+/// For how many days recordings may be kept.
+pub const RECORDING_KEEP_DAYS_RANGE: std::ops::RangeInclusive<i32> = 1..=3650;
 /// Where two must approve, one person alone does not change that: how long a second one has to agree.
 pub const AGREE_WITHIN: Duration = Duration::from_secs(24 * 3600);
 
@@ -24,6 +26,8 @@ pub struct Tenant {
     pub approvals_needed: i32,
     /// Somebody has proposed that one approval be enough again.
     pub fewer_approvals: Option<FewerApprovals>,
+    /// For how many days recordings of its support sessions are kept.
+    pub recording_keep_days: i32,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
 }

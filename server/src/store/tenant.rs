@@ -18,6 +18,7 @@ struct Row {
     approvals_needed: i32,
     fewer_approvals_by: Option<Uuid>,
     fewer_approvals_until: Option<OffsetDateTime>,
+    recording_keep_days: i32,
     created_at: OffsetDateTime,
 }
 
@@ -32,6 +33,7 @@ impl From<Row> for Tenant {
                 .fewer_approvals_by
                 .zip(row.fewer_approvals_until)
                 .map(|(proposed_by, until)| FewerApprovals { proposed_by, until }),
+            recording_keep_days: row.recording_keep_days,
             created_at: row.created_at,
         }
     }
@@ -43,7 +45,7 @@ macro_rules! tenant_query {
         sqlx::query_as!(
             Row,
             $head
-                + r#" t.id, t.name, t.grant_max_seconds, t.approvals_needed, t.created_at, t.fewer_approvals_by,
+                + r#" t.id, t.name, t.grant_max_seconds, t.approvals_needed, t.recording_keep_days, t.created_at, t.fewer_approvals_by,
                       case when t.fewer_approvals_until > clock_timestamp() then t.fewer_approvals_until end
                           as fewer_approvals_until "#
                 + $tail
@@ -107,6 +109,18 @@ pub async fn tenant_set_grant_max(
     grant_max_seconds: i32,
 ) -> Result<(), StoreError> {
     sqlx::query!("update tenants set grant_max_seconds = $2 where id = $1", id.as_uuid(), grant_max_seconds)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Sets for how long recordings are kept, those that are there already as well.
+pub async fn tenant_set_recording_keep_days(
+    connection: &mut PgConnection,
+    id: TenantId,
+    days: i32,
+) -> Result<(), StoreError> {
+    sqlx::query!("update tenants set recording_keep_days = $2 where id = $1", id.as_uuid(), days)
         .execute(connection)
         .await?;
     Ok(())

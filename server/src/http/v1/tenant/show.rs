@@ -39,6 +39,7 @@ pub(super) fn settings(tenant: &Tenant) -> Value {
         "grant_max_seconds": tenant.grant_max_seconds,
         "approvals_needed": tenant.approvals_needed,
         "fewer_approvals": tenant.fewer_approvals,
+        "recording_keep_days": tenant.recording_keep_days,
     })
 }
 

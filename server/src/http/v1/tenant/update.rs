@@ -17,11 +17,13 @@ use crate::http::problem::{Kind, Problem, respond_as_problem};
 use crate::http::request::{Id, Json, NoQuery};
 use crate::model::audit::Subject;
 use crate::model::notice::Event;
-use crate::model::tenant::{APPROVALS_NEEDED_RANGE, ApprovalsVerdict, Tenant};
+use crate::model::tenant::{APPROVALS_NEEDED_RANGE, ApprovalsVerdict, RECORDING_KEEP_DAYS_RANGE, Tenant};
 use crate::store::StoreError;
 use crate::store::audit::audit_append;
 use crate::store::notice::notice_emit;
-use crate::store::tenant::{tenant_lock, tenant_set_approvals, tenant_set_grant_max, tenant_show};
+use crate::store::tenant::{
+    tenant_lock, tenant_set_approvals, tenant_set_grant_max, tenant_set_recording_keep_days, tenant_show,
+};
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -31,6 +33,9 @@ pub(crate) struct TenantUpdate {
     /// How many of the tenant's people must approve: 1 or 2. By one of them, and no administrator. More is done at once; fewer
     /// when a second person asks for it, too, within a day.
     approvals_needed: Option<i32>,
+    /// For how many days recordings of support sessions are kept: 1 to 3,650. By one of the tenant's people, and no
+    /// administrator. Those that are older by then are deleted.
+    recording_keep_days: Option<i32>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +46,8 @@ pub(crate) enum RouteError {
     NotTheTenant,
     #[error("no number of approvals")]
     Approvals,
+    #[error("no number of days")]
+    KeepDays,
     #[error("a service account")]
     Robot,
     #[error("too few people")]
@@ -58,11 +65,16 @@ impl From<RouteError> for Problem {
         match error {
             RouteError::Nothing => Self::unprocessable("Say what is to change."),
             RouteError::NotTheTenant => {
-                Self::new(Kind::Forbidden, "Only the tenant's own people decide how many of them must approve.")
+                let detail = "Only the tenant's own people decide how many of them must approve, and how long recordings are kept.";
+                Self::new(Kind::Forbidden, detail)
             }
             RouteError::Approvals => {
                 let (least, most) = APPROVALS_NEEDED_RANGE.into_inner();
                 Self::unprocessable(format!("`approvals_needed` must be {least} to {most}."))
+            }
+            RouteError::KeepDays => {
+                let (least, most) = RECORDING_KEEP_DAYS_RANGE.into_inner();
+                Self::unprocessable(format!("`recording_keep_days` must be {least} to {most}."))
             }
             RouteError::Robot => {
                 Self::new(Kind::Forbidden, "Two people must approve, and a service account is none. Ask one of them.")
@@ -101,6 +113,9 @@ pub(crate) async fn handler(
     if let Some(seconds) = request.grant_max_seconds {
         tenant_set_grant_max(&mut transaction, id, seconds).await?;
     }
+    if let Some(days) = request.recording_keep_days {
+        tenant_set_recording_keep_days(&mut transaction, id, days).await?;
+    }
     let status = match request.approvals_needed {
         Some(needed) => match tenant_set_approvals(&mut transaction, caller.person(), needed).await? {
             ApprovalsVerdict::Set => StatusCode::OK,
@@ -123,8 +138,13 @@ pub(crate) async fn handler(
 
 impl TenantUpdate {
     fn check(&self, caller: &Caller) -> Result<(), RouteError> {
-        if self.grant_max_seconds.is_none() && self.approvals_needed.is_none() {
+        if self.grant_max_seconds.is_none() && self.approvals_needed.is_none() && self.recording_keep_days.is_none() {
             return Err(RouteError::Nothing);
+        }
+        match self.recording_keep_days {
+            Some(_) if caller.tenant().is_none() => return Err(RouteError::NotTheTenant),
+            Some(days) if !RECORDING_KEEP_DAYS_RANGE.contains(&days) => return Err(RouteError::KeepDays),
+            Some(_) | None => {}
         }
         self.grant_max_seconds.map_or(Ok(()), check_grant_max)?;
         match self.approvals_needed {
@@ -163,6 +183,22 @@ mod tests {
         assert_ne!(answer.header("etag"), tag);
         update(800).await.expect_problem(Kind::VersionMismatch);
         update(1).await.expect_problem(Kind::Unprocessable);
+        assert_eq!(scene.audited(scene.tenant).await, ["tenant.updated"]);
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn the_tenant_alone_says_how_long_recordings_are_kept(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        let set = |somebody, days: i32| {
+            let call = scene.patch(&format!("/tenants/{}", scene.tenant)).by(somebody).header("if-match", "*");
+            call.json(json!({"recording_keep_days": days})).send()
+        };
+        set(&scene.admin, 30).await.expect_problem(Kind::Forbidden);
+        set(&scene.other_customer, 30).await.expect_problem(Kind::NotFound);
+        for days in [0, 3651] {
+            set(&scene.customer, days).await.expect_problem(Kind::Unprocessable);
+        }
+        assert_eq!(set(&scene.customer, 30).await.expect(StatusCode::OK)["recording_keep_days"], 30);
         assert_eq!(scene.audited(scene.tenant).await, ["tenant.updated"]);
     }
 
