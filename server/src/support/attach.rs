@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::Support;
 use super::expect::Answer;
 use super::guest::{Guest, Seat, Size};
-use super::leg::{Gait, Leg};
+use super::leg::{Gait, Leg, cut};
 use super::opening;
 use super::pump::{End, Parts, Pump, closed};
 use super::session::{NoPlace, Place, Session};
@@ -290,7 +290,7 @@ impl Support {
             if let Err(guest) = session.join(Box::new(Guest { seat, name, mode, leg, size })).await {
                 let reason = session.ending().map_or(EndReason::Closed, |ending| ending.reason);
                 let Guest { leg, seat, .. } = *guest;
-                leg.close(Some(closed(reason))).await;
+                leg.close(Some(closed(reason)), cut()).await;
                 drop(seat);
             }
         });
@@ -353,7 +353,7 @@ impl Attached {
                 }
                 None => {
                     let end = session.ending().map_or(End::ClientGone, End::Cut);
-                    device.close(Some(closed(end.reason()))).await;
+                    device.close(Some(closed(end.reason())), cut()).await;
                     end
                 }
             };

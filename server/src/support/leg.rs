@@ -12,17 +12,20 @@ use cloudlink_proto::stream::{CONTROL_BYTES_MAX, Control, DATA_BYTES_MAX, Party}
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_util::io::poll_read_buf;
 
+use super::session::Session;
 use crate::link::stream::Stream;
 
 /// How long a peer may take to read the last words and close in turn. Then the connection is reset, and what it has not read is gone.
 pub(super) const CLOSE_WITHIN: Duration = Duration::from_millis(300);
+/// The same for one that has come to its own end: what was said before may still be under way.
+const DRAIN_WITHIN: Duration = Duration::from_secs(60);
 /// Words of the node itself that wait for a peer that does not read. Further ones are left out.
 const WORDS_MAX: usize = 64;
 /// A peer that says nothing for so long, pings notwithstanding, is gone.
@@ -71,6 +74,23 @@ impl Said {
             Self::Bytes(bytes) => bytes.len(),
             Self::Control(_) | Self::Ping => 0,
         }
+    }
+}
+
+/// How long a stream that is cut waits for its peers.
+pub(super) async fn cut() {
+    sleep(CLOSE_WITHIN).await;
+}
+
+/// How long one that has come to its own end waits, unless it is cut meanwhile.
+pub(super) async fn drained(session: &Session) {
+    let ended = async {
+        session.ended().await;
+        cut().await;
+    };
+    tokio::select! {
+        () = sleep(DRAIN_WITHIN) => {}
+        () = ended => {}
     }
 }
 
@@ -257,8 +277,8 @@ impl Leg {
         Poll::Ready(heard)
     }
 
-    /// Says a last word instead of whatever waits, and closes. A peer that does not take it in time is reset.
-    pub(super) async fn close(self, last: Option<Control>) {
+    /// Says a last word instead of whatever waits, and closes. A peer that does not close in turn before `patience` is over is reset.
+    pub(super) async fn close(self, last: Option<Control>, patience: impl Future<Output = ()>) {
         match self.wire {
             Wire::WebSocket(mut socket) => {
                 let farewell = async {
@@ -275,7 +295,11 @@ impl Leg {
                     while socket.next().await.transpose()?.is_some() {}
                     Ok::<_, tokio_tungstenite::tungstenite::Error>(())
                 };
-                if !matches!(timeout(CLOSE_WITHIN, farewell).await, Ok(Ok(()))) {
+                let is_closed = tokio::select! {
+                    farewell = farewell => farewell.is_ok(),
+                    () = patience => false,
+                };
+                if !is_closed {
                     socket.get_ref().abort();
                 }
             }

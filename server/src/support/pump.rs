@@ -22,7 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use uuid::Uuid;
 
 use super::guest::{Guest, Screen, Size};
-use super::leg::{Gone, Heard, Leg};
+use super::leg::{Gone, Heard, Leg, cut, drained};
 use super::session::{Ending, Place, Session, Word};
 use crate::model::support_session::{Direction, EndReason, FileTarget, Target};
 use crate::recording::{Entry, Recorder};
@@ -112,6 +112,14 @@ impl Meter {
     }
 }
 
+/// Who has to have read everything before the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Closing {
+    No,
+    AfterClient,
+    AfterBoth,
+}
+
 enum Event {
     Device(Heard),
     Client(Heard),
@@ -163,6 +171,11 @@ impl Pump {
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         pings.reset();
         loop {
+            let closing = match (&self.last, &self.flow) {
+                (None, _) => Closing::No,
+                (Some(_), Flow::Forward { .. }) => Closing::AfterBoth,
+                (Some(_), Flow::Terminal { .. } | Flow::File { .. }) => Closing::AfterClient,
+            };
             // What is not recorded does not happen: a terminal that says more than can be written is slowed down.
             let has_room = recorder.room().now_or_never().is_some();
             let end = tokio::select! {
@@ -177,7 +190,7 @@ impl Pump {
                 () = recorder.room(), if !has_room => None,
                 _ = pings.tick() => self.ping(),
                 event = poll_fn(|context| Self::poll(
-                    context, &mut self.device, &mut self.client, &mut self.guests, &mut self.turn, self.last.is_some(), has_room,
+                    context, &mut self.device, &mut self.client, &mut self.guests, &mut self.turn, closing, has_room,
                 )) => self.take(event),
             };
             if let Some(end) = end {
@@ -193,11 +206,12 @@ impl Pump {
         client: &mut Leg,
         guests: &mut [Guest],
         turn: &mut usize,
-        is_last: bool,
+        closing: Closing,
         has_room: bool,
     ) -> Poll<Event> {
         let device_free = match device.poll_say(context) {
-            Poll::Ready(Err(Gone)) => return Poll::Ready(Event::Device(Heard::Gone)),
+            Poll::Ready(Err(Gone)) if closing == Closing::No => return Poll::Ready(Event::Device(Heard::Gone)),
+            Poll::Ready(Err(Gone)) => true,
             said @ (Poll::Ready(Ok(())) | Poll::Pending) => said.is_ready(),
         };
         let client_free = match client.poll_say(context) {
@@ -209,8 +223,12 @@ impl Pump {
                 return Poll::Ready(Event::Guest(guest.seat.id, Heard::Gone));
             }
         }
-        if is_last {
-            return if client_free { Poll::Ready(Event::Flushed) } else { Poll::Pending };
+        match closing {
+            Closing::No => {}
+            Closing::AfterClient | Closing::AfterBoth => {
+                let is_flushed = client_free && (device_free || closing == Closing::AfterClient);
+                return if is_flushed { Poll::Ready(Event::Flushed) } else { Poll::Pending };
+            }
         }
         if client_free
             && has_room
@@ -447,7 +465,7 @@ impl Pump {
             // It has a place among those whom the end of the session waits for.
             tokio::spawn(async move {
                 let Guest { leg, seat, .. } = guest;
-                leg.close(Some(last)).await;
+                leg.close(Some(last), cut()).await;
                 drop(seat);
             });
         }
@@ -508,7 +526,7 @@ impl Pump {
 
     /// All at once: nobody's end waits for another's.
     async fn close(self, end: &End) {
-        let Self { device, client, guests, .. } = self;
+        let Self { session, device, client, guests, .. } = self;
         let last = match end {
             // The device's last word was passed on.
             End::Done | End::Failed => None,
@@ -520,10 +538,18 @@ impl Pump {
             let last = last.clone();
             async move {
                 let Guest { leg, seat, .. } = guest;
-                leg.close(last).await;
+                leg.close(last, cut()).await;
                 drop(seat);
             }
         }));
-        tokio::join!(device.close(last.clone()), client.close(last.clone()), guests);
+        // What was said to them before may still be under way. Of a terminal and a file, the device said the last word itself.
+        let is_own_end = matches!(end, End::Done | End::Failed);
+        let is_forward = matches!(session.facts.target, Target::Forward(_));
+        let patience = async |is_slow: bool| if is_slow { drained(&session).await } else { cut().await };
+        tokio::join!(
+            device.close(last.clone(), patience(is_own_end && is_forward)),
+            client.close(last.clone(), patience(is_own_end)),
+            guests
+        );
     }
 }

@@ -139,8 +139,11 @@ impl Session {
         })
     }
 
-    /// Ends it. The first reason stays.
+    /// Ends it. The first reason stays; but what happens only after the grant's end, was ended by that.
     pub(crate) fn end(&self, reason: EndReason, over_at: Instant) {
+        let deadline = *self.deadline.borrow();
+        let is_late = !reason.is_cut() && Instant::now() >= deadline;
+        let (reason, over_at) = if is_late { (EndReason::GrantEnded, deadline) } else { (reason, over_at) };
         self.ending.send_if_modified(|ending| {
             let is_first = ending.is_none();
             if is_first {
@@ -301,5 +304,50 @@ impl Session {
     fn places(&self) -> MutexGuard<'_, Places> {
         // Consistent after each statement.
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(left: Duration) -> Arc<Session> {
+        let id = Uuid::from_u128(1);
+        Session::new(Facts {
+            id: SupportSessionId::from_uuid(id),
+            tenant: TenantId::from_uuid(id),
+            device: DeviceId::from_uuid(id),
+            grant: GrantId::from_uuid(id),
+            opened_by: PersonId::from_uuid(id),
+            name: String::new(),
+            target: Target::Terminal,
+            reason: String::new(),
+            grant_statement: None,
+            deadline: Instant::now() + left,
+        })
+    }
+
+    #[tokio::test]
+    async fn the_first_reason_stays_unless_the_grant_had_ended_before() {
+        let one = session(Duration::from_secs(60));
+        one.end(EndReason::Idle, Instant::now());
+        one.end(EndReason::GrantRevoked, Instant::now());
+        assert_eq!(one.ended().await.reason, EndReason::Idle);
+        // A process that was stopped, and goes on after the deadline.
+        let other = session(Duration::ZERO);
+        let deadline = other.facts.deadline;
+        other.end(EndReason::RecordingFailed, Instant::now());
+        assert_eq!(other.ended().await, Ending { reason: EndReason::GrantEnded, over_at: deadline });
+    }
+
+    #[tokio::test]
+    async fn a_deadline_is_never_later_than_was_said_and_small_delays_are_no_extension() {
+        let session = session(Duration::from_secs(60));
+        let (deadline, ms) = (session.facts.deadline, Duration::from_millis);
+        assert!(!session.set_deadline(deadline + ms(400)));
+        assert_eq!(*session.deadline().borrow(), deadline);
+        assert!(session.set_deadline(deadline + ms(60_000)));
+        assert!(!session.set_deadline(deadline + ms(59_990)));
+        assert_eq!(*session.deadline().borrow(), deadline + ms(59_990));
     }
 }

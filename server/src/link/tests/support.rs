@@ -286,8 +286,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Side<S> {
     async fn next(&mut self) -> Option<Message> {
         loop {
             match timeout(PATIENCE, self.socket.next()).await.expect("something is said") {
-                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                Some(Ok(Message::Close(_)) | Err(_)) | None => return None,
+                // The answer to a close goes out with the next look.
+                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Close(_))) => {}
+                Some(Err(_)) | None => return None,
                 Some(Ok(message)) => return Some(message),
             }
         }

@@ -203,6 +203,42 @@ async fn a_forward_carries_many_connections_each_to_its_own_end(_: PgPoolOptions
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn what_was_said_before_the_end_arrives_however_slowly_it_is_read(_: PgPoolOptions, database: PgConnectOptions) {
+    let (desk, mut link) = Desk::new(database).await;
+    desk.grant("tcp:open", 900.0, None).await;
+    let id = desk.opened(json!({"kind": "forward", "target": {"port": 80}})).await;
+    let (mut client, mut device) = desk.flowing(&mut link, id).await;
+    device.say(Control::Eof).await;
+    assert_eq!(client.hears().await, Control::Eof);
+    const MESSAGES: usize = 256;
+    let upload = async {
+        for _ in 0..MESSAGES {
+            client.send(&[1; 65_536]).await;
+        }
+        client.say(Control::Eof).await;
+        assert!(client.next().await.is_none());
+    };
+    let read = async {
+        // Far longer than whoever is cut is waited for.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let mut bytes = 0;
+        loop {
+            match device.next().await {
+                Some(Message::Binary(message)) => bytes += message.len(),
+                Some(Message::Text(text)) => break assert_eq!(text.as_str(), Control::Eof.to_text()),
+                other => panic!("{other:?} after {bytes} bytes"),
+            }
+            if bytes == MESSAGES * 65_536 - 4 * 65_536 {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+        assert_eq!(bytes, MESSAGES * 65_536);
+        assert!(device.next().await.is_none());
+    };
+    tokio::join!(upload, read);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
 async fn a_file_is_hashed_on_its_way(_: PgPoolOptions, database: PgConnectOptions) {
     let (desk, mut link) = Desk::new(database).await;
     desk.grant("file:write", 900.0, None).await;
@@ -218,6 +254,7 @@ async fn a_file_is_hashed_on_its_way(_: PgPoolOptions, database: PgConnectOption
     assert_eq!(device.hears().await, Control::Done { size: 3, sha256: sha256.clone() });
     device.say(Control::Done { size: 3, sha256: sha256.clone() }).await;
     assert_eq!(client.hears().await, Control::Done { size: 3, sha256: sha256.clone() });
+    assert!(client.next().await.is_none());
     let session = desk.accounted(id).await;
     assert_eq!((&session["end_reason"], &session["result"]["bytes"]), (&json!("exited"), &json!(3)));
     for who in ["sha256", "client_sha256", "device_sha256"] {
