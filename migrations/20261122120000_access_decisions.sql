@@ -55,8 +55,12 @@ create function grants_by_tenant() returns trigger
     language plpgsql set search_path = public, pg_temp
     as $$
 begin
-    if current_user <> 'cloudlink_tenant' or (tg_op = 'UPDATE' and new.ends_at <= old.ends_at) then
+    if current_user not in ('cloudlink_app', 'cloudlink_tenant') or (tg_op = 'UPDATE' and new.ends_at <= old.ends_at) then
         return new;
+    end if;
+    -- It has the rights of a tenant's transaction as well, being a member of that role.
+    if current_user = 'cloudlink_app' then
+        raise exception 'only a tenant lets somebody in' using errcode = 'insufficient_privilege';
     end if;
     if (select approvals_needed from tenants where id = new.tenant_id) is distinct from 1 then
         raise exception 'a second person of the tenant must approve'
@@ -84,6 +88,9 @@ create function access_policies_by_tenant() returns trigger
     language plpgsql set search_path = public, pg_temp
     as $$
 begin
+    if current_user = 'cloudlink_app' then
+        raise exception 'only a tenant makes policies' using errcode = 'insufficient_privilege';
+    end if;
     if current_user = 'cloudlink_tenant' and not is_person_of(new.created_by, new.tenant_id) then
         raise exception 'a policy is made by one of its tenant''s people'
             using errcode = 'check_violation', constraint = 'access_policies_by_tenant';

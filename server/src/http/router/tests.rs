@@ -376,20 +376,34 @@ async fn no_operator_and_no_administrator_lets_anybody_in(pool: PgPoolOptions, d
         "update grants set ends_at = ends_at + interval '1 hour'",
         "update grants set scopes = '{shell:open}'",
         "insert into access_policies select * from access_policies",
+        "insert into access_policies (id, tenant_id, name, scopes, days, from_minute, to_minute, time_zone, max_seconds, created_by)
+         select gen_random_uuid(), tenant_id, name, scopes, days, from_minute, to_minute, time_zone, max_seconds, created_by
+           from access_policies",
         "update access_policies set max_seconds = 31622400, revoked_at = null",
         "insert into access_decisions (request_id, tenant_id, person_id, decision) select id, tenant_id, requested_by, 'approve' from access_requests",
         "update access_requests set outcome = 'approved', closed_at = now()",
         "insert into access_requests select * from access_requests",
         "update tenants set approvals_needed = 1",
-        "select access_request_decide(null, null, 'approve', null, null, null, null, null, null, null)",
-        "select access_request_propose(null, null, null, null, null, null, null, null, null, null, null, null)",
-        "select access_policy_approve(null, null)",
-        "select tenant_set_approvals(null, 1, null)",
     ] {
         let mut transaction = scene.store.begin(Visibility::All).await.unwrap();
         let result = sqlx::raw_sql(statement).execute(&mut *transaction).await;
         let error = result.expect_err(statement);
         assert_eq!(error.as_database_error().unwrap().code().unwrap(), "42501", "{statement}");
+    }
+    // And what decides does nothing outside of a transaction of the tenant, whoever is said to ask.
+    for (function, verdict) in [
+        ("select access_request_decide($1, $2, 'approve', null, null, null, null, null, null, null)", "unknown"),
+        (
+            "select access_request_propose($1, $2, null, '{device:reboot}', null, array[$1], null, 'r', null, null, '1 hour', '1 hour')",
+            "person",
+        ),
+        ("select access_policy_approve($1, $2)", "unknown"),
+        ("select tenant_set_approvals($2, 2, '1 hour') where $1 is not null", "person"),
+    ] {
+        let mut transaction = scene.store.begin(Visibility::All).await.unwrap();
+        let said = sqlx::query_scalar(function).bind(request).bind(scene.customer.id.as_uuid());
+        let said: String = said.fetch_one(&mut *transaction).await.unwrap();
+        assert_eq!(said, verdict, "{function}");
     }
 }
 
