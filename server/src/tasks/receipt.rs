@@ -67,11 +67,7 @@ async fn make(shared: &Shared, signer: &StatementSigner, due: DueReceipt) -> Res
         "grant_id": due.grant.as_uuid(), "revoked": receipt.grant.revoked_at.is_some(), "commands": receipt.commands.len(), "sessions": receipt.sessions.len(),
         "cut_off_ms_max": receipt.cut_off_ms_max, "sha256": HEXLOWER.encode(digest(&SHA256, statement.as_bytes()).as_ref()),
     });
-    let mut is_told = false;
-    if receipt.grant.revoked_at.is_none() {
-        is_told |= notice_emit(&mut transaction, due.tenant, Event::GrantEnded, told.clone()).await?;
-    }
-    is_told |= notice_emit(&mut transaction, due.tenant, Event::ReceiptMade, told.clone()).await?;
+    let is_told = notice_emit(&mut transaction, due.tenant, Event::ReceiptMade, told.clone()).await?;
     let (actor, subject) = (Actor::Server { name: shared.node.clone() }, Subject::new("grant", due.grant.as_uuid()));
     audit_append(&mut transaction, due.tenant, &actor, "receipt.made", subject, told).await?;
     shared.store.commit(transaction).await?;
