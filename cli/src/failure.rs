@@ -174,7 +174,15 @@ fn longest(problem: &Problem) -> Option<String> {
 
 fn problem_exit_code(problem: &Problem) -> u8 {
     match (problem.kind(), problem.status) {
-        ("grant_required" | "no_grant", _) => 5,
+        ("grant_required", _) => 5,
+        // A device that did not come may do so next time.
+        ("stream_refused", _) => {
+            if problem.json["reason"] == "silent" {
+                7
+            } else {
+                6
+            }
+        }
         (_, 400 | 413 | 422) => 2,
         (_, 401 | 403) => 3,
         (_, 404) => 4,
@@ -292,6 +300,15 @@ mod tests {
         assert_eq!(value["detail"], "Because.\u{1b}[2J");
         assert_eq!(value["exit_code"], 5);
         assert!(!text.contains('\n'));
+    }
+
+    #[test]
+    fn a_device_that_refuses_is_not_one_that_is_silent() {
+        let refused = |reason: &str| {
+            let json = json!({"type": "urn:cloudlink:problem:stream_refused", "title": "No", "reason": reason});
+            Failure::Refused(Box::new(Problem::from_json(502, json))).exit_code()
+        };
+        assert_eq!((refused("refused"), refused("silent")), (6, 7));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 mod escape;
 #[cfg(test)]
 pub(crate) mod far;
-mod screen;
+pub(crate) mod screen;
 #[cfg(test)]
 mod tests;
 
@@ -21,7 +21,6 @@ use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
 use uuid::Uuid;
 
 pub(crate) use escape::Escape;
-pub(crate) use screen::{Screen, Size};
 
 use crate::client::Client;
 use crate::failure::Failure;

@@ -98,6 +98,13 @@ impl Forward {
             // That is how it is meant to end.
             _ = killed() => Ok(()),
         };
+        if matches!(end, Err(Failure::Closed { .. })) {
+            if opened.sessions.len() == 1 {
+                return end;
+            }
+            // What ended one session may end the others: they are to have that reason, and not that they were closed.
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
         opened.close().await;
         end
     }
@@ -224,7 +231,11 @@ async fn watch(client: Arc<Client>, id: Uuid) -> Failure {
             }
             Ok(_) => unreachable = 0,
             Err(failure) if failure.is_transient() && unreachable < UNREACHABLE_LOOKS_MAX => unreachable += 1,
-            Err(failure) => return failure,
+            Err(failure) => {
+                // Whoever was shut out may not look any more. On a connection, the server says why.
+                tokio::time::sleep(LOOK_INTERVAL).await;
+                return failure;
+            }
         }
     }
 }

@@ -17,7 +17,8 @@ use crate::client::{Answer, Client};
 use crate::failure::Failure;
 use crate::model::SupportSession;
 use crate::resolve;
-use crate::stream::{self, Escape, Heard, PING_INTERVAL, Receiver, Screen, Sender, Size};
+use crate::stream::screen::{self, Screen, Size};
+use crate::stream::{self, Escape, Heard, PING_INTERVAL, Receiver, Sender};
 
 /// What is typed, at once.
 const TYPED_BYTES_MAX: usize = 16 * 1024;
@@ -57,12 +58,9 @@ impl Shell {
     pub(crate) async fn run(&self, context: &Context) -> Result<(), Failure> {
         let client = context.client()?;
         let (part, session) = self.session(context, &client).await?;
+        // Until the device is there Ctrl-C does what it always does.
+        let stream = stream::open(&client, session.value.id, &query(part)).await?;
         let screen = Screen::take()?;
-        let query = query(part, &screen);
-        let stream = tokio::select! {
-            stream = stream::open(&client, session.value.id, &query) => stream?,
-            number = killed() => return Err(Failure::Status(SIGNALLED + number)),
-        };
         hello(&screen, part, &session.value, context);
         let end = Terminal { screen: &screen, part }.run(stream).await;
         let clean = matches!(end, Ok(End::Exited(_)));
@@ -101,7 +99,7 @@ impl Shell {
     }
 }
 
-fn query(part: Part, screen: &Screen) -> Vec<(&'static str, String)> {
+fn query(part: Part) -> Vec<(&'static str, String)> {
     let mode = if part == Part::Watch { "watch" } else { "operate" };
     let mut query = vec![("mode", mode.to_owned())];
     if part != Part::Watch {
@@ -109,7 +107,7 @@ fn query(part: Part, screen: &Screen) -> Vec<(&'static str, String)> {
         query.extend([("columns", columns.to_string()), ("rows", rows.to_string())]);
     }
     if part == Part::Open {
-        query.push(("term", screen.term()));
+        query.push(("term", screen::term()));
     }
     query
 }

@@ -12,8 +12,9 @@ use crate::failure::Failure;
 use crate::output::plain;
 
 /// Undoes what a program that was cut off in the middle may have left behind: the second screen, an invisible cursor, reports of
-/// the mouse, marks around what is pasted, colours, keys that mean something else.
-const RESET: &[u8] = b"\x1b[?1049l\x1b[?25h\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[?1l\x1b>\x1b[0m";
+/// the mouse, marks around what is pasted, colours, keys that mean something else. What is said then begins on a line of its own.
+const RESET: &[u8] =
+    b"\x1b[?1049l\x1b[?25h\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[?1l\x1b>\x1b[0m\r\n";
 /// Of a device's terminal whose operator has none.
 const SIZE_DEFAULT: Size = Size { columns: 80, rows: 24 };
 const CELLS_MAX: u16 = 1_000;
@@ -69,15 +70,6 @@ impl Screen {
         Ok(())
     }
 
-    /// The value of TERM for the device.
-    #[must_use]
-    pub(crate) fn term(&self) -> String {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._+-".contains(&byte);
-        let term = if self.is_seen { env::var("TERM").ok() } else { None };
-        term.filter(|term| (1..=TERM_BYTES_MAX).contains(&term.len()) && term.bytes().all(allowed))
-            .unwrap_or_else(|| TERM_DUMB.to_owned())
-    }
-
     /// A line of this program's own, between those of the remote shell.
     pub(crate) fn note(&self, text: &str) {
         let end = if self.is_typed { "\r\n" } else { "\n" };
@@ -88,13 +80,22 @@ impl Screen {
         let _ = stderr.flush();
     }
 
-    /// After a shell that did not end by itself.
+    /// After a shell that did not end by itself: what follows is readable.
     pub(crate) fn reset(&self) {
         if self.is_seen {
             let mut stdout = io::stdout().lock();
             let _ = stdout.write_all(RESET).and_then(|()| stdout.flush());
         }
     }
+}
+
+/// The value of TERM for the device.
+#[must_use]
+pub(crate) fn term() -> String {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._+-".contains(&byte);
+    let term = if io::stdout().is_terminal() { env::var("TERM").ok() } else { None };
+    term.filter(|term| (1..=TERM_BYTES_MAX).contains(&term.len()) && term.bytes().all(allowed))
+        .unwrap_or_else(|| TERM_DUMB.to_owned())
 }
 
 impl Drop for Screen {
