@@ -1,5 +1,6 @@
 //! `POST /support-sessions/{id}/close`: by the operator who opened it, or by the device's owner. Closing again changes nothing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -14,6 +15,7 @@ use crate::store::StoreError;
 use crate::store::support_session::{
     Closing, support_session_end_in_txn, support_session_lock_in_txn, support_session_show, support_session_tell_in_txn,
 };
+use crate::support::session::Session;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RouteError {
@@ -55,6 +57,11 @@ pub(crate) async fn handler(
     let session = support_session_show(&mut transaction, id).await?.ok_or(RouteError::Unknown)?;
     if caller.operator().is_some_and(|operator| operator != session.opened_by) {
         return Err(RouteError::Foreign);
+    }
+    let is_ending = |live: Arc<Session>| live.ending().is_some();
+    if context.support().is_ok_and(|support| support.find(id).is_some_and(is_ending)) {
+        // It has its reason, which is about to be written.
+        return Ok(Json(session));
     }
     let live = support_session_lock_in_txn(&mut transaction, Closing::One(id)).await?;
     let (actor, reason) = (caller.actor().to_json(), EndReason::Closed);
