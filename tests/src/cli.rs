@@ -46,6 +46,12 @@ impl Cli {
         self
     }
 
+    /// What it finds in its environment.
+    #[must_use]
+    pub fn environment(&self) -> &[(&'static str, OsString)] {
+        &self.environment
+    }
+
     /// The command, to be started by the caller.
     pub fn command(&self, arguments: &[impl AsRef<OsStr>]) -> anyhow::Result<Command> {
         let mut command = Command::new(binary("cloudlink")?);

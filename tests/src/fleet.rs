@@ -66,6 +66,11 @@ impl Fleet {
         Ok((api, id))
     }
 
+    /// Another operator, and its id.
+    pub async fn other_operator(&self, name: &str) -> anyhow::Result<(Api, String)> {
+        person(&self.admin, name, "operator", None).await
+    }
+
     /// A single-use token for a device with this name.
     pub async fn enrollment_token(&self, device_name: &str) -> anyhow::Result<String> {
         let made = self.tenant.post("/enrollment-tokens", &json!({ "device_name": device_name })).await?;

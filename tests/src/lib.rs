@@ -30,4 +30,6 @@ pub mod receiver;
 pub mod rights;
 pub mod server;
 pub mod smtp;
+pub mod support;
+pub mod terminal;
 pub mod traffic;

@@ -20,9 +20,13 @@ use nix::unistd::Pid;
 use crate::netns::Site;
 use crate::program::{Program, binary, bound};
 use crate::server::{ENROLL_NAME, SERVER_NAME};
+use crate::support::PROMPT;
 
 /// The service that may be restarted.
 pub const SERVICE: &str = "web-ui";
+
+/// Ports that may be forwarded to: those of [`port::free`](crate::port::free).
+pub const FORWARD_PORTS: &str = "27000-27999";
 
 const ENROLL_LIMIT: Duration = Duration::from_secs(30);
 
@@ -68,7 +72,7 @@ pub struct Machine {
 impl Machine {
     /// Sets a machine up, switched off, that will dial `server`.
     pub fn new(directory: &Path, server: SocketAddr, ca_file: &Path) -> anyhow::Result<Self> {
-        std::fs::create_dir_all(directory)?;
+        std::fs::create_dir_all(directory.join("files"))?;
         for (name, text) in [("power-on", POWER_ON), ("power-cut", POWER_CUT), ("restart", RESTART)] {
             let path = directory.join(name);
             std::fs::write(&path, text)?;
@@ -92,6 +96,16 @@ restart_argv = ["{directory}/restart", "{directory}", "{{service}}"]
 [power]
 reboot_argv = ["{directory}/power-cut", "{directory}", "rebooting"]
 shutdown_argv = ["{directory}/power-cut", "{directory}", "power_off"]
+
+[terminal]
+enabled = true
+argv = ["/usr/bin/env", "LC_ALL=C.UTF-8", "PS1={PROMPT}", "/bin/bash", "--noprofile", "--norc"]
+
+[forward]
+allow = ["localhost:{FORWARD_PORTS}", "127.0.0.1:{FORWARD_PORTS}"]
+
+[file]
+roots = ["{directory}/files"]
 
 [log]
 filter = "info,cloudlink_agent=debug"
@@ -209,6 +223,12 @@ filter = "info,cloudlink_agent=debug"
     #[must_use]
     pub fn config_file(&self) -> PathBuf {
         self.directory.join("agent.toml")
+    }
+
+    /// Below which files may be copied.
+    #[must_use]
+    pub fn files_dir(&self) -> PathBuf {
+        self.directory.join("files")
     }
 
     #[must_use]
