@@ -33,7 +33,7 @@ pub(crate) enum Grant {
         /// Id of the grant
         grant: String,
     },
-    /// Let a grant end later (or earlier) than it would
+    /// Let a grant end later than it would
     Extend(Extend),
     /// Check who signed a grant, and show what it says; nobody is asked but for a grant's id
     Verify(sign::Verify),
