@@ -35,6 +35,9 @@ main() {
         have asciinema || lacking+=(asciinema)
         have_aiosmtpd || lacking+=(python3-aiosmtpd)
         have_scapy || lacking+=(python3-scapy)
+        # What support sessions are measured beside.
+        have ssh || lacking+=(openssh-client)
+        have sshd || lacking+=(openssh-server)
         # The OpenID provider that people sign in with.
         have node || lacking+=(nodejs)
         have npm || lacking+=(npm)
@@ -74,9 +77,18 @@ install() {
     hold_services "${root[@]}"
     "${root[@]}" apt-get update -qq
     "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
-    # Nor at the next boot: it would take the port of a node's operations.
-    case " $* " in *" prometheus "*) "${root[@]}" systemctl --quiet disable prometheus.service 2>/dev/null ;; esac
+    # Nor at the next boot: one would take the port of a node's operations, and the other let people in.
+    local package
+    for package in "$@"; do
+        case "$package" in
+            prometheus) disable prometheus.service ;;
+            openssh-server) disable ssh.service ;;
+        esac
+    done
 }
+
+# Where there is no systemd, nobody starts it.
+disable() { "${root[@]}" systemctl --quiet disable "$1" 2>/dev/null || true; }
 
 # Debian starts a service when its package is installed. Only the programs are wanted here, so it is told not to.
 POLICY=/usr/sbin/policy-rc.d

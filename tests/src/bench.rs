@@ -1,4 +1,4 @@
-//! The benchmarks: what a link costs beside other servers, and how fast a command is.
+//! The benchmarks: what a link costs beside other servers, how fast a command is, and what a support session is like.
 //!
 //! Each one starts what it measures in a process of its own, loads it from this one, and writes [`report::Line`]s. What a
 //! server takes is read from `/proc`, so that all are measured by the same yardstick from outside.
@@ -9,4 +9,5 @@ pub mod openvpn;
 pub mod peer;
 pub mod report;
 pub mod seed;
+pub mod support;
 pub mod usage;

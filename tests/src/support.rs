@@ -183,9 +183,12 @@ impl Forwarding {
         Ok(json!({ "id": events.get(n).context("no such route")?["session_id"] }))
     }
 
+    pub fn pid(&self) -> anyhow::Result<Pid> {
+        Ok(Pid::from_raw(self.child.id().context("it has ended")?.cast_signed()))
+    }
+
     pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        let pid = self.child.id().context("it has ended")?;
-        Ok(kill(Pid::from_raw(pid.cast_signed()), signal)?)
+        Ok(kill(self.pid()?, signal)?)
     }
 
     /// Waits for its end: its exit code, and what it said to people.

@@ -60,27 +60,3 @@ pub async fn run(parts: &[Part], report: &mut Report) -> Result<()> {
 fn progress(what: &str) {
     eprintln!("openvpn: {what}");
 }
-
-/// The middle one, or the mean of both in the middle.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match (values.get(middle.wrapping_sub(1)), values.get(middle)) {
-        (Some(below), Some(above)) if values.len().is_multiple_of(2) => f64::midpoint(*below, *above),
-        (_, Some(value)) => *value,
-        (_, None) => f64::NAN,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn median_is_in_the_middle() {
-        for (values, expected) in [(vec![3.0], 3.0), (vec![9.0, 1.0], 5.0), (vec![5.0, 1.0, 100.0], 5.0)] {
-            assert!((median(values) - expected).abs() < 1e-9);
-        }
-        assert!(median(Vec::new()).is_nan());
-    }
-}

@@ -17,7 +17,7 @@ pub struct Line {
     /// The other server that was measured in the same run, if any.
     pub peer: Option<&'static str>,
     pub peer_value: Option<f64>,
-    /// `value` by `peer_value`.
+    /// `value` by `peer_value`, or the median of what that was in each round.
     pub ratio: Option<f64>,
     /// The most that `value` may be; without any goal the figure only informs.
     pub goal: Option<f64>,
@@ -79,11 +79,29 @@ impl Line {
         let ratio = Some(round(self.value / peer_value));
         Self { peer: Some(peer), peer_value: Some(round(peer_value)), ratio, ..self }
     }
+
+    /// A ratio that was measured by itself: the median of those of pairs, where the machine is not the same all the time.
+    #[must_use]
+    pub fn with_ratio(self, ratio: f64) -> Self {
+        Self { ratio: Some(round(ratio)), ..self }
+    }
 }
 
 /// Three digits behind the point: more would claim a precision that no run has.
 fn round(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
+}
+
+/// The middle one, or the mean of both in the middle.
+#[must_use]
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match (values.get(middle.wrapping_sub(1)), values.get(middle)) {
+        (Some(below), Some(above)) if values.len().is_multiple_of(2) => f64::midpoint(*below, *above),
+        (_, Some(value)) => *value,
+        (_, None) => f64::NAN,
+    }
 }
 
 /// Where lines go: standard output and a file.
@@ -142,6 +160,14 @@ mod tests {
         let json = serde_json::to_value(line(1.0).with_ratio_goal(Bound::AtMost(0.5))).unwrap();
         assert_eq!(json["ratio_goal"], serde_json::json!({ "at_most": 0.5 }));
         assert!(!Line::new("openvpn", "cpu", 1.0, "ms").with_ratio_goal(Bound::AtMost(0.5)).met, "there is no ratio");
+    }
+
+    #[test]
+    fn median_is_in_the_middle() {
+        for (values, expected) in [(vec![3.0], 3.0), (vec![9.0, 1.0], 5.0), (vec![5.0, 1.0, 100.0], 5.0)] {
+            assert!((median(values) - expected).abs() < 1e-9);
+        }
+        assert!(median(Vec::new()).is_nan());
     }
 
     #[test]

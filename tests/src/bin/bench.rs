@@ -12,7 +12,7 @@ use cloudlink_tests::bench::openvpn::{self, Part};
 use cloudlink_tests::bench::peer::Peer;
 use cloudlink_tests::bench::report::{Line, Report};
 use cloudlink_tests::bench::usage::Process;
-use cloudlink_tests::bench::{command, connect, seed};
+use cloudlink_tests::bench::{command, connect, seed, support};
 use cloudlink_tests::clock;
 use cloudlink_tests::fleet::Fleet as People;
 use cloudlink_tests::load::{Fleet, Protocol, Swarm};
@@ -27,7 +27,8 @@ const COMMANDS_WARM_UP: usize = 100;
 /// Tokens by which commands at the same time are asked for. The server lets each make 1,000 requests a second.
 const OPERATORS: usize = 16;
 
-/// What links and tunnels cost beside other servers, and how fast a command is. One JSON object a line.
+/// What links and tunnels cost beside other servers, how fast a command is, and what a support session is like. One JSON object
+/// a line.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Measure only this; may be given more than once, or with commas.
@@ -45,6 +46,9 @@ struct Arguments {
     /// Commands in all, that many at the same time.
     #[arg(long, default_value_t = 10_000)]
     parallel_commands: usize,
+    /// Size of one transfer through a forwarded port, in MiB.
+    #[arg(long, default_value_t = 512)]
+    forward_mib: u64,
     /// Where the results are kept.
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
@@ -64,11 +68,23 @@ enum Only {
     OpenvpnTraffic,
     OpenvpnPing,
     OpenvpnMemory,
+    /// Everything about support sessions.
+    Support,
+    SupportEcho,
+    SupportForward,
 }
 
 impl Arguments {
     fn wants(&self, what: Only) -> bool {
         self.only.is_empty() || self.only.contains(&what)
+    }
+
+    fn wants_echo(&self) -> bool {
+        self.wants(Only::Support) || self.wants(Only::SupportEcho)
+    }
+
+    fn wants_forward(&self) -> bool {
+        self.wants(Only::Support) || self.wants(Only::SupportForward)
     }
 
     fn openvpn_parts(&self) -> Vec<Part> {
@@ -86,8 +102,12 @@ fn main() -> Result<ExitCode> {
     install_provider();
     let arguments = Arguments::parse();
     let mut report = Report::create(&arguments.out)?;
-    if arguments.wants(Only::Links) {
+    if arguments.wants(Only::Links) || arguments.wants_echo() {
         tokio::runtime::Runtime::new()?.block_on(Box::pin(measure_links(&mut report, &arguments)))?;
+    }
+    if arguments.wants_forward() {
+        let forward = support::forward::measure(arguments.forward_mib, &mut report);
+        tokio::runtime::Runtime::new()?.block_on(Box::pin(forward))?;
     }
     let parts = arguments.openvpn_parts();
     match netns::lacking() {
@@ -103,6 +123,7 @@ fn skip(what: &str) {
     eprintln!("skipped: openvpn: {what}");
 }
 
+/// And what is measured beside many links.
 async fn measure_links(report: &mut Report, arguments: &Arguments) -> Result<()> {
     let now = clock::now();
     let mut people = People::start().await.context("cannot start cloudlinkd")?;
@@ -111,13 +132,21 @@ async fn measure_links(report: &mut Report, arguments: &Arguments) -> Result<()>
     let process = Process::new(people.server.program().pid());
     let (cost, mut swarm) = connect::measure(process, &target, &fleet, Protocol::Link).await?;
 
-    let database_ms = cost.descendants_cpu.as_secs_f64() * 1000.0;
-    report.add(&Line::new("connect", "database_cpu_per_connect", database_ms, "ms"))?;
-    measure_commands(report, &people, &fleet, &mut swarm, arguments).await?;
+    if arguments.wants(Only::Links) {
+        let database_ms = cost.descendants_cpu.as_secs_f64() * 1000.0;
+        report.add(&Line::new("connect", "database_cpu_per_connect", database_ms, "ms"))?;
+        measure_commands(report, &people, &fleet, &mut swarm, arguments).await?;
+    }
+    if arguments.wants_echo() {
+        support::echo::measure(&mut people, report).await?;
+    }
     // One process has not files enough for the devices of two servers, and an idle server disturbs the next.
     swarm.stop().await;
     drop(people);
 
+    if !arguments.wants(Only::Links) {
+        return Ok(());
+    }
     for peer in Peer::ALL {
         let peer_cost = connect::measure_peer(peer, &fleet, now).await?;
         add_connect(report, &cost, peer, &peer_cost)?;

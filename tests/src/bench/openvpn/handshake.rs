@@ -7,10 +7,10 @@ use anyhow::Result;
 use tokio::time::sleep;
 
 use super::client::Clients;
+use super::progress;
 use super::server::Server;
-use super::{median, progress};
 use crate::bench::connect::{DIALLING, SETTLE};
-use crate::bench::report::{Bound, Line, Report};
+use crate::bench::report::{Bound, Line, Report, median};
 use crate::load::{Fleet, Protocol, Swarm};
 use crate::netns::Site;
 

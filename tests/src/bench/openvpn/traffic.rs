@@ -11,9 +11,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
+use super::progress;
 use super::server::Server;
-use super::{median, progress};
-use crate::bench::report::{Bound, Line, Report};
+use crate::bench::report::{Bound, Line, Report, median};
 use crate::bench::usage::machine_cpu;
 use crate::netns::Site;
 use crate::openvpn::Client;
