@@ -54,6 +54,11 @@ impl Output {
         writeln!(io::stdout().lock(), "{}", plain(text)).map_err(Failure::of_output)
     }
 
+    /// Lines of our own making, in which nobody else's text has a line break.
+    pub(crate) fn lines(&self, text: &str) -> Result<(), Failure> {
+        text.lines().try_for_each(|line| self.line(line))
+    }
+
     pub(crate) fn table(&self, table: &Table) -> Result<(), Failure> {
         writeln!(io::stdout().lock(), "{}", table.render(self.color, self.width)).map_err(Failure::of_output)
     }

@@ -62,6 +62,11 @@ async fn verifies(fleet: &Fleet, cli: &Cli, grant: &str) -> anyhow::Result<()> {
     };
     let valid = verify(&receipt, &log).await?;
     ensure!(valid.code == Some(0) && valid.stdout.contains("The audit log is whole"), "{valid:?}");
+    let lines: Vec<_> = valid.stdout.lines().collect();
+    ensure!(
+        lines.len() > 10 && lines[0].starts_with("Receipt for grant") && lines[1].starts_with("Made "),
+        "{valid:?}"
+    );
 
     // An entry less; the receipt's head is not there any more.
     let entries = std::fs::read_to_string(&log)?;

@@ -78,7 +78,7 @@ fn print(context: &Context, content: &str) -> Result<(), Failure> {
         let json: Value = serde_json::from_str(content).context("the receipt's content is not JSON")?;
         return context.output.json(&json);
     }
-    context.output.line(understand(content)?.to_string().trim_end())
+    context.output.lines(&understand(content)?.to_string())
 }
 
 fn understand(content: &str) -> anyhow::Result<Content> {
@@ -104,8 +104,9 @@ fn verify(context: &Context, file: &Path, audit: Option<&Path>) -> Result<(), Fa
         return Ok(());
     }
     let (signer, authority) = (&statement.certificate.trust_domain, authority.display());
+    context.output.line("")?;
     context.output.line(&format!(
-        "\nValid: signed by spiffe://{signer}/statement, whose certificate the authority in {authority} issued, and unchanged since."
+        "Valid: signed by spiffe://{signer}/statement, whose certificate the authority in {authority} issued, and unchanged since."
     ))?;
     context.output.line(&match checked {
         Some(entries) => {

@@ -214,7 +214,7 @@ fn record(session: &SupportSession, names: &Names, here: &Here) -> Table {
         let left = left_at.map_or_else(|| "is there still".to_owned(), |at| format!("until {}", here.short(at)));
         table.field("guest", format!("{}, from {}, {left}", names.name(*person_id), here.short(*joined_at)));
     }
-    for (name, value) in session.result.as_object().into_iter().flatten() {
+    for (name, value) in session.result.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         table.field("result", format!("{}: {value}", words(name)));
     }
