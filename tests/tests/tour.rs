@@ -42,6 +42,11 @@ async fn the_demo_tells_its_story_and_leaves_nothing() -> anyhow::Result<()> {
         "proven by another boot id",
         "cloudlink grant revoke",
         "has revoked the grant",
+        "cloudlink access approve",
+        "It is the cache.",
+        "cloudlink recording play",
+        "It is the cache.",
+        "cloudlink receipt show",
     ];
     let second_half = [
         "cloudlink device openvpn-profile demo-router",
@@ -57,7 +62,9 @@ async fn the_demo_tells_its_story_and_leaves_nothing() -> anyhow::Result<()> {
     ];
     let skipped = ["Skipped, the same through the stock OpenVPN client"];
     let middle = if netns::lacking().is_none() { second_half.as_slice() } else { &skipped };
-    for expected in first_half.iter().chain(middle).chain(&["nothing removed, moved or changed"]) {
+    for expected in
+        first_half.iter().chain(middle).chain(&["nothing removed, moved or changed", "cloudlink receipt verify"])
+    {
         let at =
             rest.find(expected).with_context(|| format!("{expected:?} is missing, or not in its place:\n{told}"))?;
         rest = &rest[at + expected.len()..];

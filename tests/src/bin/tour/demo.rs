@@ -1,4 +1,5 @@
-//! The story: refused, granted, done and proven, revoked, refused again; then, where that can be, the same through a tunnel.
+//! The story: refused, granted, done and proven, revoked, refused again; a terminal with its recording and its receipt; then, where
+//! that can be, the same commands through a tunnel.
 
 use cloudlink_tests::api::text;
 use cloudlink_tests::fleet::LINK_LIMIT;
@@ -6,8 +7,8 @@ use cloudlink_tests::machine::SERVICE;
 use cloudlink_tests::netns;
 use cloudlink_tests::poll::wait_for;
 
-use crate::stage::{DEVICE, Expect, Person, Ports, Stage, chapter};
-use crate::tunnel;
+use crate::stage::{DEVICE, Expect, Person, Ports, Stage, chapter, shown};
+use crate::{support, tunnel};
 
 pub(crate) async fn run(ports: Ports) -> anyhow::Result<()> {
     chapter(
@@ -63,6 +64,8 @@ pub(crate) async fn run(ports: Ports) -> anyhow::Result<()> {
     stage.cloudlink(Person::Operator, &reboot, Expect::Refusal).await?;
     anyhow::ensure!(stage.device.reboots() == 1, "the device was rebooted {} times", stage.device.reboots());
 
+    let receipt = support::run(&stage).await?;
+
     match netns::lacking() {
         None => tunnel::run(&stage).await?,
         Some(what) => println!("\n\n   Skipped, the same through the stock OpenVPN client: {what}."),
@@ -77,6 +80,9 @@ pub(crate) async fn run(ports: Ports) -> anyhow::Result<()> {
     stage.cloudlink(Person::Customer, &["audit"], Expect::Success).await?;
     stage.cloudlink(Person::Customer, &["audit", "export", "--output", &export], Expect::Success).await?;
     stage.cloudlink(Person::Customer, &["audit", "verify", &export], Expect::Success).await?;
+    let (ca, receipt) = (shown(&stage.server.ca_file())?, shown(&receipt)?);
+    let verify = ["receipt", "verify", &receipt, "--ca", &ca, "--audit", &export];
+    stage.cloudlink(Person::Customer, &verify, Expect::Success).await?;
 
     stage.clear()?;
     chapter("The end", "Everything was stopped and removed. `make up` gives you the same fleet to try yourself.");

@@ -1,12 +1,13 @@
 //! `make demo` and `make up`: a throw-away fleet, and the main job told as a tour.
 //!
-//! Everything runs for real, as somebody would run it: [`stage`] has the fleet, [`demo`] the story with [`tunnel`] as its second
-//! half, [`up`] leaves the stage to the user.
+//! Everything runs for real, as somebody would run it: [`stage`] has the fleet, [`demo`] the story with [`support`] and [`tunnel`] in
+//! its middle, [`up`] leaves the stage to the user.
 
 #![expect(clippy::print_stdout, reason = "telling is what this program is for")]
 
 mod demo;
 mod stage;
+mod support;
 mod tunnel;
 mod up;
 

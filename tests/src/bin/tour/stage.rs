@@ -11,7 +11,7 @@ use cloudlink_tests::machine::Machine;
 use cloudlink_tests::port;
 use cloudlink_tests::server::{Plan, Server, Settings};
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWriteExt as _, BufReader};
 use tokio::process::Command;
 
 pub(crate) const CUSTOMER: &str = "demo-customer";
@@ -125,7 +125,7 @@ impl Stage {
         type_line(who, &["cloudlink-agent", "enroll", "--config", &config, "--token-file", &token], None);
         let mut command = Command::from(machine.agent()?);
         command.args(["enroll", "--config", &config, "--token-file", &token]).env("NO_COLOR", "1");
-        let (status, _) = watch(command).await?;
+        let (status, _) = watch(command, "").await?;
         anyhow::ensure!(status.success(), "the device could not be enrolled");
         Ok(())
     }
@@ -134,7 +134,7 @@ impl Stage {
     pub(crate) async fn cloudlink(&self, person: Person, arguments: &[&str], expect: Expect) -> anyhow::Result<String> {
         let arguments = [arguments, &["--profile", person.profile()]].concat();
         type_line(person.profile(), &[&["cloudlink"], arguments.as_slice()].concat(), None);
-        let (status, stdout) = watch(self.cli.command(&arguments)?).await?;
+        let (status, stdout) = watch(self.cli.command(&arguments)?, "").await?;
         match (status.success(), expect) {
             (true, Expect::Success) | (false, Expect::Refusal) => Ok(stdout),
             (true, Expect::Refusal) => anyhow::bail!("that should have been refused"),
@@ -142,11 +142,21 @@ impl Stage {
         }
     }
 
+    /// The same, with something to read from a pipe. It must succeed.
+    pub(crate) async fn type_into(&self, person: Person, arguments: &[&str], input: &str) -> anyhow::Result<()> {
+        let arguments = [arguments, &["--profile", person.profile()]].concat();
+        let words: Vec<_> = ["cloudlink"].iter().chain(&arguments).map(|word| quoted(word)).collect();
+        println!("\n{}$ echo {} | {}", person.profile(), quoted(input.trim_end()), words.join(" "));
+        let (status, _) = watch(self.cli.command(&arguments)?, input).await?;
+        anyhow::ensure!(status.success(), "that should have worked, but ended with {status}");
+        Ok(())
+    }
+
     /// Types a `cloudlinkd` line on the server's host, and shows what it says.
     pub(crate) async fn cloudlinkd(&self, verb: &[&str]) -> anyhow::Result<()> {
         let config = shown(&self.server.config_file())?;
         type_line("server", &[&["cloudlinkd"], verb, &["--config", &config]].concat(), None);
-        let (status, _) = watch(self.server.command(verb)?.into()).await?;
+        let (status, _) = watch(self.server.command(verb)?.into(), "").await?;
         anyhow::ensure!(status.success(), "that should have worked, but ended with {status}");
         Ok(())
     }
@@ -231,10 +241,12 @@ pub(crate) fn shown(path: &Path) -> anyhow::Result<String> {
 }
 
 /// Runs a program and shows what it says while it says it; gives back how it ended and its standard output.
-async fn watch(mut command: Command) -> anyhow::Result<(ExitStatus, String)> {
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+async fn watch(mut command: Command, input: &str) -> anyhow::Result<(ExitStatus, String)> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut child =
         command.spawn().with_context(|| format!("cannot run {:?}", OsStr::new(command.as_std().get_program())))?;
+    // Closed at the end of this: what it is to read is short.
+    child.stdin.take().context("standard input is piped")?.write_all(input.as_bytes()).await?;
     let stdout = child.stdout.take().context("standard output is piped")?;
     let stderr = child.stderr.take().context("standard error is piped")?;
     let (stdout, stderr, status) = tokio::join!(show(stdout), show(stderr), child.wait());
