@@ -35,10 +35,16 @@ pub enum SetupError {
     )]
     Schema { version: i64, what: &'static str },
     #[error(
-        "the server must not be able to rewrite its history, yet its role {role} may {privilege} on table {table}. As the owner \
+        "the server must be able neither to rewrite its history nor to decide for a tenant, yet its role {role} may {privilege} on table {table}. As the owner \
          of the database: revoke {privilege} on {table} from {role}"
     )]
     Privilege { role: String, table: String, privilege: String },
+    #[error(
+        "the server's role cloudlink_app must have nothing of the tenants' role but the right to take it, yet it inherits \
+         cloudlink_tenant. As a superuser: alter role cloudlink_app noinherit (Postgres 15), or: grant cloudlink_tenant to \
+         cloudlink_app with inherit false (newer)"
+    )]
+    Inherits,
 }
 
 impl SetupError {
@@ -48,7 +54,9 @@ impl SetupError {
         match self {
             Self::Store(error) => error.is_retryable(),
             Self::Migrate(sqlx::migrate::MigrateError::Execute(error)) => is_unavailable(error),
-            Self::Url { .. } | Self::Migrate(_) | Self::Schema { .. } | Self::Privilege { .. } => false,
+            Self::Url { .. } | Self::Migrate(_) | Self::Schema { .. } | Self::Privilege { .. } | Self::Inherits => {
+                false
+            }
         }
     }
 }
@@ -170,21 +178,31 @@ pub async fn schema_check(owner: &PgConnectOptions) -> Result<(), SetupError> {
     }
 }
 
-/// Checks that no role of the server may rewrite what must not be rewritten: the audit log, and the ways around the grant.
+/// Checks that no role of the server may rewrite what must not be rewritten: the audit log, and the ways around the grant; and
+/// that the server's own role decides nothing for a tenant.
 pub async fn privilege_check(store: &Store) -> Result<(), SetupError> {
     let mut connection = store.connection().await?;
     let excess = sqlx::query!(
-        r#"select role as "role!", relation as "relation!", privilege as "privilege!"
-             from unnest(array['cloudlink_app', 'cloudlink_tenant']) as role,
-                  (values ('audit', 'insert'), ('audit', 'update'), ('audit', 'delete'), ('audit', 'truncate'),
-                          ('audit_chains', 'insert'), ('audit_chains', 'update'), ('audit_chains', 'delete'),
-                          ('audit_chains', 'truncate'),
-                          ('commands', 'insert'), ('commands', 'delete'), ('commands', 'truncate'))
-                      as forbidden (relation, privilege)
-            where case when privilege in ('insert', 'update')
-                       then has_any_column_privilege(role, relation, privilege)
+        r#"select role as "role!", relation as "relation!", privilege as "privilege!",
+                  pg_has_role('cloudlink_app', 'cloudlink_tenant', 'usage') as "inherits!"
+             from (values (true, 'audit', 'insert', null), (true, 'audit', 'update', null), (true, 'audit', 'delete', null),
+                          (true, 'audit', 'truncate', null),
+                          (true, 'audit_chains', 'insert', null), (true, 'audit_chains', 'update', null),
+                          (true, 'audit_chains', 'delete', null), (true, 'audit_chains', 'truncate', null),
+                          (true, 'commands', 'insert', null), (true, 'commands', 'delete', null),
+                          (true, 'commands', 'truncate', null),
+                          (false, 'grants', 'insert', null), (false, 'grants', 'update', 'ends_at'),
+                          (false, 'access_policies', 'insert', null), (false, 'access_decisions', 'insert', null),
+                          (false, 'signing_keys', 'insert', null), (false, 'signing_keys', 'update', 'revoked_at'),
+                          (false, 'tenants', 'update', 'signed_grants'), (false, 'tenants', 'update', 'approvals_needed'),
+                          (false, 'tenants', 'update', 'recording_keep_days'))
+                      as forbidden (to_tenants, relation, privilege, of_column)
+            cross join unnest(array['cloudlink_app', 'cloudlink_tenant']) as role
+            where (to_tenants or role = 'cloudlink_app')
+              and case when of_column is not null then has_column_privilege(role, relation, of_column, privilege)
+                       when privilege in ('insert', 'update') then has_any_column_privilege(role, relation, privilege)
                        else has_table_privilege(role, relation, privilege) end
-            -- What cloudlink_tenant may, cloudlink_app inherits: name the one that was given it.
+            -- What cloudlink_tenant may, cloudlink_app may where it inherits: name the one that was given it.
             order by role desc
             limit 1"#
     )
@@ -192,6 +210,7 @@ pub async fn privilege_check(store: &Store) -> Result<(), SetupError> {
     .await
     .map_err(StoreError::from)?;
     match excess {
+        Some(row) if row.inherits && row.role == "cloudlink_app" => Err(SetupError::Inherits),
         Some(row) => Err(SetupError::Privilege { role: row.role, table: row.relation, privilege: row.privilege }),
         None => Ok(()),
     }

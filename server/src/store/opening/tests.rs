@@ -182,7 +182,7 @@ async fn an_opening_that_is_made_while_its_grant_is_revoked_is_ended_with_it(
 async fn no_opening_is_made_under_a_grant_that_is_being_revoked(pool: PgPoolOptions, database: PgConnectOptions) {
     let scene = scene(pool, database).await;
     let grant = grant(&scene).await;
-    let mut revoker = scene.store.begin(crate::store::Visibility::All).await.unwrap();
+    let mut revoker = scene.store.begin(crate::store::Visibility::Tenant(scene.tenant)).await.unwrap();
     crate::store::grant::grant_lock(&mut revoker, grant).await.unwrap();
     crate::store::grant::grant_revoke_in_txn(&mut revoker, grant, scene.customer.id).await.unwrap();
     let path = format!("/devices/{}/openings", scene.device);
