@@ -71,13 +71,13 @@ pub struct Person {
     /// Set for role `tenant`, and for no other.
     pub tenant_id: Option<Uuid>,
     pub kind: PersonKind,
-    /// As the OpenID provider said at the last sign-in, or as it was set.
+    /// As the OpenID provider said at the last sign-in, or as it was set. To a tenant, of its own people only.
     pub email: Option<String>,
     /// Whoever is not active is refused, whatever token is shown.
     pub active: bool,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
-    /// The last sign-in with the OpenID provider.
+    /// The last sign-in with the OpenID provider. To a tenant, of its own people only.
     #[serde(with = "time::serde::rfc3339::option")]
     pub signed_in_at: Option<OffsetDateTime>,
 }

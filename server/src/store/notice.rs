@@ -351,7 +351,8 @@ pub async fn notice_names(connection: &mut PgConnection, tenant: TenantId, ids: 
 
 /// Where a person is mailed to. `None` when there is no such person.
 pub async fn email_show(connection: &mut PgConnection, person: PersonId) -> Result<Option<Option<String>>, StoreError> {
-    let email = sqlx::query_scalar!("select email from people where id = $1", person.as_uuid());
+    let email =
+        sqlx::query_scalar!("select (person_private(p.id)).email from people p where p.id = $1", person.as_uuid());
     Ok(email.fetch_optional(connection).await?)
 }
 

@@ -43,6 +43,21 @@ impl TryFrom<Row> for Person {
     }
 }
 
+/// A statement that yields people `p`: the head comes before the columns, the tail after them. What is nobody else's to see, the
+/// database leaves out in a transaction of a tenant.
+macro_rules! person_query {
+    ($head:literal, $tail:literal $(, $argument:expr)* $(,)?) => {
+        sqlx::query_as!(
+            Row,
+            $head
+                + r#" p.id, p.name, p.role, p.tenant_id, p.kind, (person_private(p.id)).email, p.active, p.created_at,
+                      (person_private(p.id)).signed_in_at "#
+                + $tail
+            $(, $argument)*
+        )
+    };
+}
+
 pub async fn person_create(
     connection: &mut PgConnection,
     id: PersonId,
@@ -51,10 +66,9 @@ pub async fn person_create(
     tenant: Option<TenantId>,
     kind: PersonKind,
 ) -> Result<Person, StoreError> {
-    sqlx::query_as!(
-        Row,
-        "insert into people (id, name, role, tenant_id, kind) values ($1, $2, $3, $4, $5)
-         returning id, name, role, tenant_id, kind, email, active, created_at, signed_in_at",
+    person_query!(
+        "insert into people as p (id, name, role, tenant_id, kind) values ($1, $2, $3, $4, $5) returning",
+        "",
         id.as_uuid(),
         name,
         role.name(),
@@ -67,15 +81,8 @@ pub async fn person_create(
 }
 
 pub async fn person_show(connection: &mut PgConnection, id: PersonId) -> Result<Option<Person>, StoreError> {
-    sqlx::query_as!(
-        Row,
-        "select id, name, role, tenant_id, kind, email, active, created_at, signed_in_at from people where id = $1",
-        id.as_uuid()
-    )
-    .fetch_optional(connection)
-    .await?
-    .map(Person::try_from)
-    .transpose()
+    let person = person_query!("select", "from people p where p.id = $1", id.as_uuid());
+    person.fetch_optional(connection).await?.map(Person::try_from).transpose()
 }
 
 /// What [`person_list`] looks for.
@@ -93,12 +100,12 @@ pub async fn person_list(
     limit: i64,
 ) -> Result<Vec<Person>, StoreError> {
     let (after_time, after_id) = after.unzip();
-    sqlx::query_as!(
-        Row,
-        "select id, name, role, tenant_id, kind, email, active, created_at, signed_in_at from people
-          where ($1::text is null or role = $1) and ($2::uuid is null or tenant_id = $2)
-            and ($3::timestamptz is null or (created_at, id) < ($3, $4::uuid))
-          order by created_at desc, id desc limit $5",
+    person_query!(
+        "select",
+        "from people p
+          where ($1::text is null or p.role = $1) and ($2::uuid is null or p.tenant_id = $2)
+            and ($3::timestamptz is null or (p.created_at, p.id) < ($3, $4::uuid))
+          order by p.created_at desc, p.id desc limit $5",
         filter.role.map(Role::name),
         filter.tenant.map(TenantId::as_uuid),
         after_time,
@@ -118,10 +125,9 @@ pub async fn person_set_active(
     id: PersonId,
     active: bool,
 ) -> Result<Option<Person>, StoreError> {
-    sqlx::query_as!(
-        Row,
-        "update people set active = $2, shut_out_by_groups = false where id = $1
-         returning id, name, role, tenant_id, kind, email, active, created_at, signed_in_at",
+    person_query!(
+        "update people as p set active = $2, shut_out_by_groups = false where p.id = $1 returning",
+        "",
         id.as_uuid(),
         active
     )
@@ -140,9 +146,7 @@ pub async fn person_count_operators(connection: &mut PgConnection, ids: &[Uuid])
 
 /// Whether it is somebody that the OpenID provider knows.
 pub async fn person_signs_in(connection: &mut PgConnection, id: PersonId) -> Result<bool, StoreError> {
-    let found = sqlx::query_scalar!(
-        r#"select exists (select from people where id = $1 and issuer is not null) as "signs_in!""#,
-        id.as_uuid()
-    );
+    let found =
+        sqlx::query_scalar!(r#"select coalesce((person_private($1)).signs_in, false) as "signs_in!""#, id.as_uuid());
     Ok(found.fetch_one(connection).await?)
 }

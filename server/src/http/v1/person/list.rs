@@ -65,4 +65,30 @@ mod tests {
         assert_eq!(names(&scene, &scene.admin, &query).await, ["tom"]);
         assert!(names(&scene, &scene.customer, &query).await.is_empty());
     }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn a_tenant_sees_where_its_own_people_are_mailed_to_and_nobody_else(
+        pool: PgPoolOptions,
+        database: PgConnectOptions,
+    ) {
+        let scene = Scene::new(pool, database).await;
+        let known = "update people set email = name || '@example.com', signed_in_at = now() where id <> $1";
+        scene.sql(known, uuid::Uuid::nil()).await;
+        for (somebody, seen) in [
+            (&scene.customer, &[("olga", None), ("oskar", None), ("tina", Some("tina@example.com"))][..]),
+            (&scene.admin, &[("olga", Some("olga@example.com")), ("tina", Some("tina@example.com"))]),
+        ] {
+            let page = scene.get("/people").by(somebody).send().await.expect(StatusCode::OK);
+            let people = page["items"].as_array().unwrap();
+            for (name, email) in seen {
+                let person = people.iter().find(|person| person["name"] == *name).unwrap();
+                assert_eq!(person["email"].as_str(), *email, "{name}");
+                assert_eq!(person["signed_in_at"].is_string(), email.is_some(), "{name}");
+            }
+        }
+        // Nor in SQL that somebody else has written.
+        let mut transaction = scene.store.begin(crate::store::Visibility::Tenant(scene.tenant)).await.unwrap();
+        let error = sqlx::query("select email from people").execute(&mut *transaction).await.unwrap_err();
+        assert_eq!(error.as_database_error().unwrap().code().unwrap(), "42501");
+    }
 }
