@@ -49,12 +49,14 @@ impl Fleet {
         Ok(sessions["items"].get(0).with_context(|| format!("no session in {sessions}"))?.clone())
     }
 
-    /// Waits until a session has ended, and checks why.
+    /// Waits until a session has ended and is accounted for, and checks why. Its figures follow its end: they are written once
+    /// everything of it is closed. Of a node that was killed, none come.
     pub async fn session_ended(&self, session: &Value, reason: &str) -> anyhow::Result<Value> {
         let path = format!("/support-sessions/{}", text(session, "id")?);
-        let ended = wait_for("the end of the session", END_LIMIT, async || {
+        let ended = wait_for("the end of the session, and its figures", END_LIMIT, async || {
             let shown = self.tenant.get(&path).await?;
             ensure!(shown["state"] == "ended", "{shown}");
+            ensure!(shown["end_reason"] == "node_lost" || shown["result"] != json!({}), "no figures: {shown}");
             Ok(shown)
         })
         .await?;
@@ -63,28 +65,9 @@ impl Fleet {
     }
 }
 
-impl Fleet {
-    /// Waits for the figures of a session that has ended: they are written once its last byte is counted.
-    pub async fn session_has(
-        &self,
-        session: &Value,
-        what: &str,
-        has: impl Fn(&Value) -> bool,
-    ) -> anyhow::Result<Value> {
-        let path = format!("/support-sessions/{}", text(session, "id")?);
-        wait_for(what, END_LIMIT, async || {
-            let shown = self.tenant.get(&path).await?;
-            ensure!(has(&shown), "no {what}: {shown}");
-            Ok(shown)
-        })
-        .await
-    }
-
-    /// The time from when a session had to be over to its last byte.
-    pub async fn cut_off_ms(&self, session: &Value) -> anyhow::Result<u64> {
-        let shown = self.session_has(session, "a measured end", |shown| shown["cut_off_ms"].is_u64()).await?;
-        shown["cut_off_ms"].as_u64().context("it was a number")
-    }
+/// Of a session that has ended: the time from when it had to be over to its last byte.
+pub fn cut_off_ms(ended: &Value) -> anyhow::Result<u64> {
+    ended["cut_off_ms"].as_u64().with_context(|| format!("it was not cut: {ended}"))
 }
 
 /// The processes of the server's own database, which stand still as long as this is there.

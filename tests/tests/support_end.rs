@@ -13,7 +13,7 @@ use cloudlink_tests::netns::{self, Site, done};
 use cloudlink_tests::poll::wait_for;
 use cloudlink_tests::port;
 use cloudlink_tests::server::Settings;
-use cloudlink_tests::support::{Forwarding, Frozen};
+use cloudlink_tests::support::{Forwarding, Frozen, cut_off_ms};
 use cloudlink_tests::terminal::Terminal;
 use nix::sys::signal::Signal;
 use reqwest::Method;
@@ -129,7 +129,7 @@ impl Busy {
 
         for session in [&self.shell, &session] {
             let ended = fleet.session_ended(session, reason).await?;
-            let cut_off_ms = fleet.cut_off_ms(session).await?;
+            let cut_off_ms = cut_off_ms(&ended)?;
             report(reason, &ended["kind"], cut_off_ms);
             ensure!(cut_off_ms <= CUT_OFF_MS_MAX, "{reason}: {ended}");
             let shown = fleet.cli(fleet.tenant.token()).run(&["support", "show", &text(&ended, "id")?]).await?;
@@ -208,7 +208,7 @@ impl Busy {
         ensure!(code == Some(9), "{code:?}: {said}");
         for session in [&self.shell, &session] {
             let ended = fleet.session_ended(session, "operator_shut_out").await?;
-            let cut_off_ms = fleet.cut_off_ms(session).await?;
+            let cut_off_ms = cut_off_ms(&ended)?;
             report("operator_shut_out", &ended["kind"], cut_off_ms);
             ensure!(cut_off_ms <= CUT_OFF_MS_MAX, "{ended}");
         }
@@ -286,7 +286,7 @@ async fn without_the_database_the_end_comes_on_time() -> anyhow::Result<()> {
     ensure!(busy.terminal.seen().contains("grant ended"), "{}", busy.terminal.seen());
     drop(frozen);
     let ended = fleet.session_ended(&busy.shell, "grant_ended").await?;
-    let cut_off_ms = fleet.cut_off_ms(&busy.shell).await?;
+    let cut_off_ms = cut_off_ms(&ended)?;
     report("grant_ended without the database", &ended["kind"], cut_off_ms);
     ensure!(cut_off_ms <= CUT_OFF_MS_MAX, "{ended}");
     stop([device])

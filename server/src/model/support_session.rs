@@ -400,11 +400,15 @@ pub struct SupportSession {
     /// `closed`, `exited`, `grant_ended`, `grant_revoked`, `device_revoked`, `operator_shut_out`, `quarantined`, `device_gone`,
     /// `refused`, `recording_failed`, `node_lost` or `idle`.
     pub end_reason: Option<String>,
-    /// From the moment at which access was over to the close of the last connection. Null unless access was over.
+    /// From the moment at which access was over to the close of the last connection. Null unless access was over. Written with
+    /// `result`.
     pub cut_off_ms: Option<i32>,
+    /// Written with `result`; zero until then.
     pub bytes_to_device: i64,
+    /// Written with `result`; zero until then.
     pub bytes_from_device: i64,
-    /// What came of it, by kind; `{}` while it goes on.
+    /// What came of it, by kind. `{}` while it goes on, and for a moment after its end: figures are written when everything of it
+    /// is closed. Of a node that died, none come.
     #[schema(value_type = Object)]
     pub result: Value,
     /// Who else was there.
