@@ -44,7 +44,7 @@ pub use shutdown::Shutdown;
 pub use sign_in::SignIn;
 pub use support::Support;
 pub use tunnel::{Tunnel, Wrapping};
-pub use value::{HostName, InterfaceName, Seconds, Secret};
+pub use value::{HostName, InterfaceName, Seconds, Secret, Warnings};
 
 use node::Node;
 use section::Given;

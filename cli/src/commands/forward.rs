@@ -278,8 +278,8 @@ fn say(output: &Output, told: &Told, warned: &Mutex<BTreeSet<(Uuid, u64)>>) -> R
             }
         }
         Told::Warning { session, seconds_left } => {
-            // Those of several connections are not of the same second.
-            let is_new = warned.lock().unwrap_or_else(PoisonError::into_inner).insert((*session, seconds_left / 60));
+            // Each connection of a session hears it.
+            let is_new = warned.lock().unwrap_or_else(PoisonError::into_inner).insert((*session, *seconds_left));
             if is_new && output.json {
                 let (event, session) = ("warning", session);
                 output.json_line(&json!({ "event": event, "session_id": session, "seconds_left": seconds_left }))?;

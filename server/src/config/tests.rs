@@ -66,6 +66,23 @@ fn every_fault_is_reported_at_once_with_its_place_and_a_hint() {
 }
 
 #[test]
+fn times_of_warnings_fall_and_are_few() {
+    let warnings = |text: &str| load("", &[], &[&format!("support.warn_before_seconds={text}")]);
+    let before = |text: &str| {
+        let config = warnings(text).unwrap().config;
+        config.support.warn_before_seconds.before().map(|before| before.as_secs()).collect::<Vec<_>>()
+    };
+    let default = load("", &[], &[]).unwrap().config.support.warn_before_seconds;
+    assert_eq!(default.before().map(|before| before.as_secs()).collect::<Vec<_>>(), [600, 120]);
+    assert_eq!(before("86400, 10,2,1"), [86_400, 10, 2, 1]);
+    assert_eq!(before(""), [0; 0]);
+    for text in ["2,10", "10,10", "5,4,3,2,1", "86401", "10,0", "soon", "1.5"] {
+        assert!(warnings(text).unwrap_err().contains("each less than the one before"), "{text}");
+    }
+    assert!(load("[support]\nwarn_before_seconds = [120, 600]\n", &[], &[]).unwrap_err().starts_with("F:2:"));
+}
+
+#[test]
 fn what_is_not_toml_is_told_with_its_line() {
     let faults = load("[device]\nlisten = \n[people\n", &[], &[]).unwrap_err();
     assert!(faults.contains("F:2: this is not TOML"), "{faults}");

@@ -55,6 +55,28 @@ impl From<Seconds> for Duration {
     }
 }
 
+/// How long before something ends people are told of it, the longest time first. None: they are not told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warnings(Vec<Seconds>);
+
+impl Warnings {
+    /// One for each: people who are told all the time do not listen.
+    const COUNT_MAX: usize = 4;
+    const SECONDS_MAX: u32 = 86_400;
+
+    pub(in crate::config) fn new(before: impl IntoIterator<Item = u32>) -> Option<Self> {
+        let before: Vec<_> = before.into_iter().map(Seconds).collect();
+        let falls = before.is_sorted_by(|one, next| one > next);
+        let is_fit = |seconds: &Seconds| (1..=Self::SECONDS_MAX).contains(&seconds.0);
+        (before.len() <= Self::COUNT_MAX && falls && before.iter().all(is_fit)).then_some(Self(before))
+    }
+
+    /// The longest first.
+    pub fn before(&self) -> impl Iterator<Item = Duration> {
+        self.0.iter().map(|seconds| seconds.duration())
+    }
+}
+
 /// A DNS name or an IP address, as it stands in a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostName(ServerName<'static>);
@@ -300,6 +322,26 @@ impl Value for Seconds {
 
     fn amount(&self) -> Option<u64> {
         self.0.amount()
+    }
+}
+
+impl Value for Warnings {
+    const EXPECTED: &'static str =
+        "a list of at most 4 whole numbers of seconds, from 1 to 86400, each less than the one before, as [600, 120]";
+
+    fn from_text(text: &str) -> Option<Self> {
+        let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+        Self::new(entries.map(u32::from_text).collect::<Option<Vec<_>>>()?)
+    }
+
+    fn from_toml(value: &DeValue<'_>) -> Option<Self> {
+        let entries = value.as_array()?.iter().map(|entry| u32::from_toml(entry.get_ref()));
+        Self::new(entries.collect::<Option<Vec<_>>>()?)
+    }
+
+    fn show(&self) -> Option<String> {
+        let entries: Vec<_> = self.0.iter().filter_map(Value::show).collect();
+        Some(format!("[{}]", entries.join(", ")))
     }
 }
 

@@ -14,6 +14,7 @@ use super::Support;
 use super::opening;
 use super::session::{Ending, Session};
 use crate::bus::Hint;
+use crate::config::Warnings;
 use crate::model::support_session::EndReason;
 use crate::recording::{Entry, Health};
 use crate::store::support_session::{
@@ -22,8 +23,6 @@ use crate::store::support_session::{
 };
 use crate::store::{StoreError, Visibility};
 
-/// How long before the end both sides are told that it comes.
-const WARN_BEFORE: [Duration; 2] = [Duration::from_secs(600), Duration::from_secs(120)];
 /// How long a session may wait for its first stream.
 const CLIENT_WITHIN: Duration = Duration::from_secs(60);
 /// Before the database is told again what it has not heard.
@@ -77,7 +76,7 @@ async fn watch_over(support: &Support, session: &Session) {
         if health.is_none() {
             health = session.health();
         }
-        let warning = warning_due(now, ends_at);
+        let warning = warning_due(&support.0.config.warn_before_seconds, now, ends_at);
         let idle_at = idle_at(support, session, health.is_some());
         let shutdown = &support.0.shutdown;
         tokio::select! {
@@ -105,9 +104,9 @@ async fn watch_over(support: &Support, session: &Session) {
 }
 
 /// When to warn next, and of how many seconds. None: there is nothing more to be warned of.
-fn warning_due(now: Instant, ends_at: Instant) -> Option<(Instant, u64)> {
+fn warning_due(warnings: &Warnings, now: Instant, ends_at: Instant) -> Option<(Instant, u64)> {
     let left = ends_at.saturating_duration_since(now);
-    WARN_BEFORE.into_iter().find(|before| *before < left).map(|before| (ends_at - before, before.as_secs()))
+    warnings.before().find(|before| *before < left).map(|before| (ends_at - before, before.as_secs()))
 }
 
 /// When it has been idle for too long, as far as can be told now.
@@ -206,12 +205,13 @@ async fn finish_recording(session: &Session, ending: Ending) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config;
 
     #[tokio::test]
     async fn warns_ten_and_two_minutes_before_the_end_and_again_when_it_is_moved() {
-        let now = Instant::now();
+        let (now, warnings) = (Instant::now(), config::Support::default().warn_before_seconds);
         let in_seconds = |seconds| now + Duration::from_secs(seconds);
-        let due = |left| warning_due(now, in_seconds(left));
+        let due = |left| warning_due(&warnings, now, in_seconds(left));
         assert_eq!(due(3600), Some((in_seconds(3000), 600)));
         assert_eq!(due(600), Some((in_seconds(480), 120)), "once it was told");
         assert_eq!(due(121), Some((in_seconds(1), 120)));
