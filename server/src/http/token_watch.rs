@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cloudlink_proto::ids::TokenId;
-use tokio::time::{Instant, MissedTickBehavior, interval};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use uuid::Uuid;
 
 use crate::bus::{Heard, Hint, Listener};
@@ -27,10 +27,17 @@ pub(crate) struct TokenWatch {
 
 #[derive(Debug)]
 struct Entry {
-    over: CancellationToken,
-    /// For when the database is away.
-    expires_at: Instant,
+    over: watch::Sender<Option<Over>>,
     streams: usize,
+}
+
+/// That a token no longer lets its person in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Over {
+    /// Since when.
+    pub(crate) since: Instant,
+    /// Nor does any other token of the person.
+    pub(crate) is_shut_out: bool,
 }
 
 impl TokenWatch {
@@ -39,13 +46,10 @@ impl TokenWatch {
         let left = Duration::try_from(session.token_expires_at - clock::now()).unwrap_or_default();
         let token = session.token;
         let mut tokens = self.lock();
-        let entry = tokens.entry(token).or_insert_with(|| Entry {
-            over: CancellationToken::new(),
-            expires_at: Instant::now() + left,
-            streams: 0,
-        });
+        let entry = tokens.entry(token).or_insert_with(|| Entry { over: watch::Sender::new(None), streams: 0 });
         entry.streams += 1;
-        Watched { watch: Arc::clone(self), token, over: entry.over.clone() }
+        let over = entry.over.subscribe();
+        Watched { watch: Arc::clone(self), token, over, expires_at: Instant::now() + left }
     }
 
     /// Looks on hints and on a timer, until the bus is closed.
@@ -75,18 +79,17 @@ impl TokenWatch {
     }
 
     async fn look(&self, store: &Store) -> Result<(), StoreError> {
-        let now = Instant::now();
-        let ids: Vec<Uuid> = {
-            let tokens = self.lock();
-            tokens.values().filter(|entry| entry.expires_at <= now).for_each(|entry| entry.over.cancel());
-            tokens.keys().map(|token| token.as_uuid()).collect()
-        };
+        let ids: Vec<Uuid> = self.lock().keys().map(|token| token.as_uuid()).collect();
         if ids.is_empty() {
             return Ok(());
         }
         let over = store.within(async { token_list_over(&mut *store.connection().await?, &ids).await }).await?;
         let tokens = self.lock();
-        over.iter().filter_map(|token| tokens.get(token)).for_each(|entry| entry.over.cancel());
+        for token in over {
+            if let Some(entry) = tokens.get(&token.id) {
+                entry.over.send_replace(Some(Over { since: token.since, is_shut_out: !token.is_active }));
+            }
+        }
         Ok(())
     }
 
@@ -110,13 +113,26 @@ impl TokenWatch {
 pub(crate) struct Watched {
     watch: Arc<TokenWatch>,
     token: TokenId,
-    over: CancellationToken,
+    over: watch::Receiver<Option<Over>>,
+    /// By this node's clock: holds with the database away.
+    expires_at: Instant,
 }
 
 impl Watched {
     /// Waits until the token no longer lets its person in.
-    pub(crate) async fn over(&self) {
-        self.over.cancelled().await;
+    pub(crate) async fn over(&self) -> Over {
+        let mut over = self.over.clone();
+        let looked = async {
+            match over.wait_for(Option::is_some).await.map(|over| *over) {
+                Ok(Some(over)) => over,
+                // Only its own watch takes the entry away, which has been asked to wait here.
+                Ok(None) | Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            over = looked => over,
+            () = sleep_until(self.expires_at) => Over { since: self.expires_at, is_shut_out: false },
+        }
     }
 }
 

@@ -279,6 +279,8 @@ pub enum EndReason {
     DeviceRevoked,
     /// The operator who opened it is no longer active.
     OperatorShutOut,
+    /// The token with which it was opened was revoked, or has expired.
+    TokenEnded,
     /// The device is in quarantine.
     Quarantined,
     /// The device's connection was lost.
@@ -294,13 +296,14 @@ pub enum EndReason {
 }
 
 impl EndReason {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Closed,
         Self::Exited,
         Self::GrantEnded,
         Self::GrantRevoked,
         Self::DeviceRevoked,
         Self::OperatorShutOut,
+        Self::TokenEnded,
         Self::Quarantined,
         Self::DeviceGone,
         Self::Refused,
@@ -319,6 +322,7 @@ impl EndReason {
             Self::GrantRevoked => "grant_revoked",
             Self::DeviceRevoked => "device_revoked",
             Self::OperatorShutOut => "operator_shut_out",
+            Self::TokenEnded => "token_ended",
             Self::Quarantined => "quarantined",
             Self::DeviceGone => "device_gone",
             Self::Refused => "refused",
@@ -344,6 +348,7 @@ impl EndReason {
             Self::GrantRevoked => "access has ended: the device's owner has revoked the grant",
             Self::DeviceRevoked => "access has ended: the device was revoked",
             Self::OperatorShutOut => "access has ended: the operator is no longer active",
+            Self::TokenEnded => "access has ended: the operator's token was revoked, or has expired",
             Self::Quarantined => "access has ended: the device is in quarantine",
             Self::DeviceGone => "the connection to the device is lost",
             Self::Refused => "the device has refused",
@@ -357,9 +362,12 @@ impl EndReason {
     #[must_use]
     pub const fn is_cut(self) -> bool {
         match self {
-            Self::GrantEnded | Self::GrantRevoked | Self::DeviceRevoked | Self::OperatorShutOut | Self::Quarantined => {
-                true
-            }
+            Self::GrantEnded
+            | Self::GrantRevoked
+            | Self::DeviceRevoked
+            | Self::OperatorShutOut
+            | Self::TokenEnded
+            | Self::Quarantined => true,
             Self::Closed
             | Self::Exited
             | Self::DeviceGone
@@ -397,8 +405,8 @@ pub struct SupportSession {
     pub expires_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339::option")]
     pub ended_at: Option<OffsetDateTime>,
-    /// `closed`, `exited`, `grant_ended`, `grant_revoked`, `device_revoked`, `operator_shut_out`, `quarantined`, `device_gone`,
-    /// `refused`, `recording_failed`, `node_lost` or `idle`.
+    /// `closed`, `exited`, `grant_ended`, `grant_revoked`, `device_revoked`, `operator_shut_out`, `token_ended`, `quarantined`,
+    /// `device_gone`, `refused`, `recording_failed`, `node_lost` or `idle`.
     pub end_reason: Option<String>,
     /// From the moment at which access was over to the close of the last connection. Null unless access was over. Written with
     /// `result`.

@@ -4,6 +4,7 @@
 use cloudlink_proto::ids::{PersonId, TenantId, TokenId};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::StoreError;
@@ -68,17 +69,42 @@ fn read_scopes(names: &[String]) -> Result<Vec<ApiScope>, StoreError> {
     scopes.ok_or(StoreError::Inconsistent { table: "api_tokens", column: "scopes" })
 }
 
+/// A token that no longer lets its person in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OverToken {
+    pub id: TokenId,
+    /// Whether the person may come in with another one.
+    pub is_active: bool,
+    /// When it ended, as far as is known. Never later than the database's clock says.
+    pub since: Instant,
+}
+
 /// Which of these tokens no longer let their people in: for streams, which outlive the check at their start.
-pub async fn token_list_over(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<TokenId>, StoreError> {
-    let over = sqlx::query_scalar!(
-        r#"select asked.id as "id!" from unnest($1::uuid[]) as asked (id)
-            where not exists (select from api_tokens t join people p on p.id = t.person_id
-                where t.id = asked.id and t.revoked_at is null and t.expires_at > clock_timestamp() and p.active)"#,
+pub async fn token_list_over(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<OverToken>, StoreError> {
+    // Before the database reads its clock.
+    let asked_at = Instant::now();
+    let over = sqlx::query!(
+        r#"select asked.id as "id!", coalesce(p.active, false) as "is_active!",
+                  coalesce(extract(epoch from clock_timestamp() - least(t.revoked_at, t.expires_at)), 0)::float8 as "seconds_ago!"
+             from unnest($1::uuid[]) as asked (id)
+             left join (api_tokens t join people p on p.id = t.person_id) on t.id = asked.id
+            where t.id is null or t.revoked_at is not null or t.expires_at <= clock_timestamp() or not p.active"#,
         ids
     )
     .fetch_all(connection)
     .await?;
-    Ok(over.into_iter().map(TokenId::from_uuid).collect())
+    let since = |seconds_ago| {
+        let ago = std::time::Duration::try_from_secs_f64(seconds_ago).unwrap_or_default();
+        asked_at.checked_sub(ago).unwrap_or(asked_at)
+    };
+    let over = over.into_iter();
+    Ok(over
+        .map(|row| OverToken {
+            id: TokenId::from_uuid(row.id),
+            is_active: row.is_active,
+            since: since(if row.is_active { row.seconds_ago } else { 0.0 }),
+        })
+        .collect())
 }
 
 /// What is known of a token before it is there.

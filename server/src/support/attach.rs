@@ -267,7 +267,7 @@ impl Support {
         mode: Mode,
         size: Option<Size>,
         upgrade: OnUpgrade,
-        over: impl Future<Output = ()> + Send + 'static,
+        over: impl Future<Output = (EndReason, Instant)> + Send + 'static,
     ) {
         let (session, id, gone) = (Arc::clone(&seat.session), seat.id, seat.gone.clone());
         self.0.shutdown.tasks.spawn(async move {
@@ -319,8 +319,8 @@ impl AttachError {
 
 impl Attached {
     /// Goes on by itself once the client's connection is there, and ends the session with it if that has no other, or when the
-    /// operator's token is `over`.
-    pub(crate) fn serve(self, upgrade: OnUpgrade, over: impl Future<Output = ()> + Send + 'static) {
+    /// operator's token is `over`: why, and since when.
+    pub(crate) fn serve(self, upgrade: OnUpgrade, over: impl Future<Output = (EndReason, Instant)> + Send + 'static) {
         let tasks = self.support.0.shutdown.tasks.clone();
         tasks.spawn(async move {
             let Self { support, session, recorder, place, device, size, gait, is_ready, open } = self;
@@ -340,8 +340,8 @@ impl Attached {
                     let metrics = ["to_device", "from_device"].map(|direction| metrics.with_label_values(&[direction]));
                     let parts = Parts { session, recorder, place, device, client, size, metrics };
                     let watch = async {
-                        over.await;
-                        cut_session.end(EndReason::OperatorShutOut, Instant::now());
+                        let (reason, since) = over.await;
+                        cut_session.end(reason, since);
                         std::future::pending::<End>().await
                     };
                     let run = Box::pin(Pump::new(parts).run());

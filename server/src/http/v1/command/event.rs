@@ -112,7 +112,7 @@ impl Follower {
             tokio::select! {
                 () = self.subscription.wait() => {}
                 () = stopping.cancelled() => return None,
-                () = self.token.over() => return None,
+                _ = self.token.over() => return None,
             }
             match self.look().await {
                 Ok(Look::Changed(command)) => return Some(*command),

@@ -170,7 +170,10 @@ pub(crate) async fn handler(
     }
     let session = support.find(id).ok_or(AttachError::Ended(EndReason::Closed))?;
     let token = context.tokens.watch(caller.session());
-    let over = async move { token.over().await };
+    let over = async move {
+        let over = token.over().await;
+        (if over.is_shut_out { EndReason::OperatorShutOut } else { EndReason::TokenEnded }, over.since)
+    };
     let is_terminal = session.facts.target == Target::Terminal;
     let is_opener = caller.person() == session.facts.opened_by;
     if is_opener && !(is_terminal && session.is_taken()) {

@@ -193,7 +193,31 @@ async fn when_the_token_is_revoked_with_which_it_was_opened_or_joined(_: PgPoolO
     revoke(desk.operator.id).await;
     let both = async { tokio::join!(client.closed(), device.closed()) };
     let (one, other) = timeout(CUT_WITHIN, both).await.expect("cut in time");
-    assert_eq!((one.as_str(), other.as_str()), ("operator_shut_out", "operator_shut_out"));
+    assert_eq!((one.as_str(), other.as_str()), ("token_ended", "token_ended"));
+    measured(&desk, id, "token_ended").await;
+}
+
+/// The operator's token ends while nobody can be asked.
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn when_the_token_expires_while_the_database_is_away(_: PgPoolOptions, database: PgConnectOptions) {
+    let relay = super::super::database::Relay::start(&database).await;
+    let port = Port::start_with(database, |settings| settings.database = relay.options(&settings.database)).await;
+    let (desk, mut link) = Desk::on(port, |config| config.recording_lag_seconds = config::Seconds(60)).await;
+    desk.grant("shell:open", 900.0, None).await;
+    let expires = "update api_tokens set expires_at = clock_timestamp() + interval '3 s' where person_id";
+    desk.port.run(&format!("{expires} = '{}'", desk.operator.id)).await;
+    let (id, mut client, mut device) = desk.terminal(&mut link).await;
+    let expired = format!(
+        "select (expires_at < clock_timestamp())::text from api_tokens where person_id = '{}'",
+        desk.operator.id
+    );
+    relay.cut();
+    desk.port.until(&expired, "true").await;
+    let both = async { tokio::join!(client.closed(), device.closed()) };
+    let (one, other) = timeout(CUT_WITHIN, both).await.expect("cut by this node's clock");
+    assert_eq!((one.as_str(), other.as_str()), ("token_ended", "token_ended"));
+    relay.mend();
+    measured(&desk, id, "token_ended").await;
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
