@@ -164,8 +164,19 @@ pub(crate) fn gone() -> Failure {
     Failure::Unreachable { what: "the connection to the server was lost".to_owned(), source: None }
 }
 
+/// What a warning says to people.
+pub(crate) fn warning(seconds_left: u64, reason: Option<&str>) -> String {
+    let left = left(seconds_left);
+    match reason {
+        None => format!("Access ends in {left}."),
+        Some("node_lost") => format!("This server is stopping: the session ends in {left}. Connect again then."),
+        // Of a newer server.
+        Some(_) => format!("The session ends in {left}."),
+    }
+}
+
 /// `2 minutes`, as a warning says it.
-pub(crate) fn left(seconds: u64) -> String {
+fn left(seconds: u64) -> String {
     match seconds {
         1 => "1 second".to_owned(),
         0..100 => format!("{seconds} seconds"),

@@ -1,9 +1,11 @@
 //! How the node stops. Softly first: nothing new is accepted, devices are told to come back later, what is under way may
 //! end. Then hard: whatever is left is cut. Each stage has a time limit; a second signal ends the soft stage at once.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -18,12 +20,20 @@ pub struct Shutdown {
     pub tasks: TaskTracker,
     /// A part that the node cannot do without has ended.
     pub failed: CancellationToken,
+    /// See [`Self::hard_at`].
+    pub(crate) hard_at: Arc<OnceLock<Instant>>,
 }
 
 impl Shutdown {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// When the hard stop comes, at the latest. `None` before the soft one.
+    #[must_use]
+    pub fn hard_at(&self) -> Option<Instant> {
+        self.hard_at.get().copied()
     }
 
     /// Runs a part that the node cannot do without. If it ends or panics before the soft stop, [`Self::failed`] tells: a node
@@ -39,6 +49,8 @@ impl Shutdown {
     /// Stops: softly for at most `soft`, then hard for at most `hard`. `sooner` ends the soft stage early.
     /// Returns whether every task came to its end.
     pub async fn run(&self, soft: Duration, hard: Duration, sooner: impl Future<Output = ()>) -> bool {
+        // Before anybody hears of the stop. It stops once only.
+        let _ = self.hard_at.set(Instant::now() + soft);
         self.soft.cancel();
         self.tasks.close();
         tokio::select! {

@@ -235,9 +235,9 @@ async fn the_end_is_announced_twice_to_both_sides_and_comes_on_time() -> anyhow:
         // Of its terminal, and of its forward.
         wait_for("the device's log to tell of it", LIMIT, async || {
             let log = device.machine.log_text()?;
-            let told = log.lines().filter(|line| {
-                line.contains("access ends soon") && line.contains(&format!("seconds_left={left}"))
-            });
+            let told = log
+                .lines()
+                .filter(|line| line.contains("access ends soon") && line.contains(&format!("seconds_left={left}")));
             ensure!(told.count() == 2, "{log}");
             Ok(())
         })
@@ -249,6 +249,28 @@ async fn the_end_is_announced_twice_to_both_sides_and_comes_on_time() -> anyhow:
     busy.ends(&fleet, "grant_ended", ends_at).await?;
     ensure!(watching.ends().await? == 9 && !watching.is_raw()?, "{}", watching.seen());
     ensure!(watching.seen().contains("access has ended"), "{}", watching.seen());
+    stop([device])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_stops_says_so_to_both_sides_first() -> anyhow::Result<()> {
+    let set = vec!["shutdown.soft_seconds=3".to_owned()];
+    let mut fleet = Fleet::start_with(&Settings { set, ..Settings::default() }).await?;
+    let device = fleet.device("gw-1").await?;
+    fleet.support_grant(&device.id, 900).await?;
+    let mut busy = Busy::start(&fleet, &fleet.operator, "gw-1").await?;
+    fleet.server.program().signal(Signal::SIGTERM)?;
+    busy.terminal.shows_within("[cloudlink] This server is stopping: the session ends in 3 seconds.", LIMIT).await?;
+    let warning = busy.forwarding.event("warning").await?;
+    ensure!(warning["seconds_left"] == 3 && warning["reason"] == "node_lost", "{warning}");
+    ensure!(busy.terminal.ends().await? == 9, "{}", busy.terminal.seen());
+    ensure!(busy.terminal.seen().contains("the server closed the session: node lost"), "{}", busy.terminal.seen());
+    let log = device.machine.log_text()?;
+    let told = log.lines().filter(|line| line.contains("the session ends soon") && line.contains("seconds_left=3"));
+    ensure!(told.count() == 2, "{log}");
+    fleet.server.stop()?;
+    fleet.server.start_again().await?;
+    fleet.session_ended(&busy.shell, "node_lost").await?;
     stop([device])
 }
 

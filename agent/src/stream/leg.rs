@@ -129,7 +129,10 @@ impl Receiver {
 /// Keeps what the node says for the device's log; what is left is the client's.
 fn note(control: Control) -> Result<Option<Control>, End> {
     match control {
-        Control::Warning { seconds_left } => tracing::info!(seconds_left, "access ends soon"),
+        Control::Warning { seconds_left, reason: None } => tracing::info!(seconds_left, "access ends soon"),
+        Control::Warning { seconds_left, reason: Some(reason) } => {
+            tracing::info!(seconds_left, reason = ?shown(&reason), "the session ends soon");
+        }
         Control::Joined { name, mode } => {
             let mode = match mode {
                 Mode::Operate => "operate",

@@ -219,8 +219,8 @@ async fn heard(receiver: &mut Receiver) -> Result<Option<Said>, Failure> {
         }
         Heard::Control(Control::Failed { code, message }) => Err(Failure::Device { code, message }),
         Heard::Control(Control::Closed { reason, message }) => Err(Failure::Closed { reason, message }),
-        Heard::Control(Control::Warning { seconds_left }) => {
-            crate::output::note(&format!("Access ends in {}.", stream::left(seconds_left)));
+        Heard::Control(Control::Warning { seconds_left, reason }) => {
+            crate::output::note(&stream::warning(seconds_left, reason.as_deref()));
             Ok(None)
         }
         Heard::Control(

@@ -277,14 +277,17 @@ fn say(output: &Output, told: &Told, warned: &Mutex<BTreeSet<(Uuid, u64)>>) -> R
                 output.note(&format!("{peer}: {report}"));
             }
         }
-        Told::Warning { session, seconds_left } => {
+        Told::Warning { session, seconds_left, reason } => {
             // Each connection of a session hears it.
             let is_new = warned.lock().unwrap_or_else(PoisonError::into_inner).insert((*session, *seconds_left));
             if is_new && output.json {
-                let (event, session) = ("warning", session);
-                output.json_line(&json!({ "event": event, "session_id": session, "seconds_left": seconds_left }))?;
+                let mut line = json!({ "event": "warning", "session_id": session, "seconds_left": seconds_left });
+                if let Some(reason) = reason {
+                    line["reason"] = json!(reason);
+                }
+                output.json_line(&line)?;
             } else if is_new {
-                output.note(&format!("Access ends in {}.", stream::left(*seconds_left)));
+                output.note(&stream::warning(*seconds_left, reason.as_deref()));
             }
         }
     }

@@ -170,8 +170,8 @@ impl Terminal<'_> {
                 }
                 Heard::Control(Control::Failed { code, message }) => return Err(Failure::Device { code, message }),
                 Heard::Control(Control::Closed { reason, message }) => return Err(Failure::Closed { reason, message }),
-                Heard::Control(Control::Warning { seconds_left }) => {
-                    self.screen.note(&format!("Access ends in {}.", stream::left(seconds_left)));
+                Heard::Control(Control::Warning { seconds_left, reason }) => {
+                    self.screen.note(&stream::warning(seconds_left, reason.as_deref()));
                 }
                 Heard::Control(Control::Joined { name, mode }) => self.screen.note(&match mode {
                     Mode::Operate => format!("{name} has joined, and can type."),

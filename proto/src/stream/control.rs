@@ -56,10 +56,13 @@ pub enum Control {
         /// SHA-256 of them, in hex.
         sha256: String,
     },
-    /// Access ends soon.
+    /// Access ends soon, or the session does.
     Warning {
         /// In how many seconds.
         seconds_left: u64,
+        /// Why, as the session's `end_reason` will be: `node_lost` where the node stops. Absent of the end of access.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// Somebody has come.
     Joined {
@@ -198,9 +201,12 @@ impl Control {
             Self::Done { sha256, .. } => {
                 within("sha256", sha256.len() == DIGEST_CHARS && sha256.bytes().all(|byte| byte.is_ascii_hexdigit()))
             }
+            Self::Warning { reason, .. } => {
+                within("reason", reason.as_ref().is_none_or(|reason| reason.len() <= STRING_BYTES_MAX))
+            }
             // Four bytes a character at most, of a name of 128.
             Self::Joined { name, .. } | Self::Left { name } => within("name", name.len() <= 2 * STRING_BYTES_MAX),
-            Self::Ready | Self::Signal { .. } | Self::Eof | Self::File { .. } | Self::Warning { .. } => Ok(()),
+            Self::Ready | Self::Signal { .. } | Self::Eof | Self::File { .. } => Ok(()),
         }
     }
 }
@@ -268,7 +274,8 @@ mod tests {
             (Control::Exit { status: Some(3), signal: None }, vec![Party::Device]),
             (Control::File { size: 9, mode: 0o644 }, vec![Party::Client, Party::Device]),
             (Control::Done { size: 9, sha256: digest }, vec![Party::Client, Party::Device]),
-            (Control::Warning { seconds_left: 120 }, vec![Party::Node]),
+            (Control::Warning { seconds_left: 120, reason: None }, vec![Party::Node]),
+            (Control::Warning { seconds_left: 20, reason: Some("node_lost".into()) }, vec![Party::Node]),
             (Control::Joined { name: "a".into(), mode: Mode::Watch }, vec![Party::Node]),
             (Control::Left { name: "a".into() }, vec![Party::Node]),
             (Control::Closed { reason: "grant_ended".into(), message: "over".into() }, vec![Party::Node]),
@@ -291,8 +298,16 @@ mod tests {
         let resize = Control::Resize { columns: 80, rows: 24 };
         assert!(passed(&resize, Party::Device) && !passed(&resize, Party::Client));
         assert!(passed(&Control::Ready, Party::Client) && !passed(&Control::Ready, Party::Device));
-        let warning = Control::Warning { seconds_left: 120 };
+        let warning = Control::Warning { seconds_left: 120, reason: None };
         assert!(passed(&warning, Party::Device) && passed(&warning, Party::Client));
+    }
+
+    #[test]
+    fn a_warning_of_before_is_one_still() {
+        let text = r#"{"type":"warning","seconds_left":120}"#;
+        let warning = Control::read(text, Party::Node).unwrap();
+        assert_eq!(warning, Control::Warning { seconds_left: 120, reason: None });
+        assert_eq!(warning.to_text(), text);
     }
 
     #[test]

@@ -54,9 +54,11 @@ pub enum Entry {
     Left {
         name: String,
     },
-    /// Both sides were told that access ends soon.
+    /// Both sides were told that access ends soon; with a reason, that the session does.
     Warned {
         seconds_left: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// A terminal's shell has ended.
     Exited {
@@ -80,7 +82,8 @@ impl Entry {
             Self::Failed { code, message } => format!("failed: {code}: {message}"),
             Self::Joined { name, mode } => format!("joined: {name} ({mode})"),
             Self::Left { name } => format!("left: {name}"),
-            Self::Warned { seconds_left } => format!("access ends in {seconds_left} s"),
+            Self::Warned { seconds_left, reason: None } => format!("access ends in {seconds_left} s"),
+            Self::Warned { seconds_left, reason: Some(reason) } => format!("ends in {seconds_left} s: {reason}"),
             Self::Exited { status, signal } => match (status, signal) {
                 (_, Some(signal)) => format!("exited: {signal}"),
                 (Some(status), None) => format!("exited: {status}"),

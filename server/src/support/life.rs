@@ -15,6 +15,7 @@ use super::opening;
 use super::session::{Ending, Session};
 use crate::bus::Hint;
 use crate::config::Warnings;
+use crate::lifecycle::Shutdown;
 use crate::model::support_session::EndReason;
 use crate::recording::{Entry, Health};
 use crate::store::support_session::{
@@ -88,10 +89,13 @@ async fn watch_over(support: &Support, session: &Session) {
             () = shutdown.hard.cancelled() => return session.end(EndReason::NodeLost, Instant::now()),
             () = session.begun.notified() => {}
             () = failed(&mut health) => return session.end(EndReason::RecordingFailed, Instant::now()),
-            () = shutdown.soft.cancelled(), if !is_stopping => is_stopping = true,
+            () = shutdown.soft.cancelled(), if !is_stopping => {
+                is_stopping = true;
+                warn_of_stop(shutdown, session, ends_at);
+            }
             () = sleep_until(warning.map_or(ends_at, |(at, _)| at)), if warning.is_some() => {
                 if let Some((_, seconds_left)) = warning {
-                    session.say(&Control::Warning { seconds_left });
+                    session.say(&Control::Warning { seconds_left, reason: None });
                 }
             }
             () = sleep_until(idle_at) => {
@@ -107,6 +111,21 @@ async fn watch_over(support: &Support, session: &Session) {
 fn warning_due(warnings: &Warnings, now: Instant, ends_at: Instant) -> Option<(Instant, u64)> {
     let left = ends_at.saturating_duration_since(now);
     warnings.before().find(|before| *before < left).map(|before| (ends_at - before, before.as_secs()))
+}
+
+/// Tells both sides that the node stops, if that comes before the end of access. Where they can connect again, it is for them to
+/// say: the device is sent to another node meanwhile.
+fn warn_of_stop(shutdown: &Shutdown, session: &Session, ends_at: Instant) {
+    let Some(stops_at) = shutdown.hard_at().filter(|stops_at| *stops_at < ends_at) else { return };
+    let seconds_left = stops_at.saturating_duration_since(Instant::now()).as_secs_f64().round();
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "ten minutes at most, and never below zero"
+    )]
+    let seconds_left = seconds_left as u64;
+    let reason = Some(EndReason::NodeLost.name().to_owned());
+    session.say(&Control::Warning { seconds_left, reason });
 }
 
 /// When it has been idle for too long, as far as can be told now.

@@ -418,8 +418,8 @@ impl Pump {
     fn hear_word(&mut self, word: Word) {
         match word {
             Word::Say(control) => {
-                if let Control::Warning { seconds_left } = &control {
-                    self.note(&Entry::Warned { seconds_left: *seconds_left });
+                if let Control::Warning { seconds_left, reason } = &control {
+                    self.note(&Entry::Warned { seconds_left: *seconds_left, reason: reason.clone() });
                 }
                 self.tell(&control);
             }

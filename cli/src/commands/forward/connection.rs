@@ -32,7 +32,7 @@ pub(super) enum Told {
     Opened { session: Uuid, peer: SocketAddr },
     Closed { session: Uuid, peer: SocketAddr, sent: u64, received: u64 },
     Failed { session: Uuid, peer: SocketAddr, failure: Failure },
-    Warning { session: Uuid, seconds_left: u64 },
+    Warning { session: Uuid, seconds_left: u64, reason: Option<String> },
 }
 
 /// Whose it is, and to whom to tell what happens to it.
@@ -158,8 +158,8 @@ async fn receive(
             Heard::Control(Control::Ready) => {
                 let _ = tell.send(Told::Opened { session: *session, peer: *peer }).await;
             }
-            Heard::Control(Control::Warning { seconds_left }) => {
-                let _ = tell.send(Told::Warning { session: *session, seconds_left }).await;
+            Heard::Control(Control::Warning { seconds_left, reason }) => {
+                let _ = tell.send(Told::Warning { session: *session, seconds_left, reason }).await;
             }
             Heard::Control(Control::Failed { code, message }) => return Failure::Device { code, message },
             Heard::Control(Control::Closed { reason, message }) => return Failure::Closed { reason, message },

@@ -225,8 +225,60 @@ async fn with_a_warning_before(_: PgPoolOptions, database: PgConnectOptions) {
     let (desk, mut link) = Desk::new(database).await;
     desk.grant("shell:open", 122.0, None).await;
     let (_id, mut client, mut device) = desk.terminal(&mut link).await;
-    let warning = Control::Warning { seconds_left: 120 };
+    let warning = Control::Warning { seconds_left: 120, reason: None };
     assert_eq!((client.hears().await, device.hears().await), (warning.clone(), warning));
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn when_the_node_stops_and_not_without_a_word(_: PgPoolOptions, database: PgConnectOptions) {
+    let (desk, mut link) = Desk::new(database).await;
+    desk.grant("shell:open", 900.0, None).await;
+    let (id, mut client, mut device) = desk.terminal(&mut link).await;
+    let shutdown = desk.port.shutdown.clone();
+    let stop = async move { shutdown.run(Duration::from_secs(2), PATIENCE, std::future::pending()).await };
+    let stopped = tokio::spawn(stop);
+    let warning = Control::Warning { seconds_left: 2, reason: Some("node_lost".to_owned()) };
+    assert_eq!((client.hears().await, device.hears().await), (warning.clone(), warning));
+    // It goes on until then.
+    client.send(b"still").await;
+    assert_eq!(device.receives().await, b"still");
+    let both = async { tokio::join!(client.closed(), device.closed()) };
+    let (one, other) = timeout(PATIENCE, both).await.expect("an end");
+    assert_eq!((one.as_str(), other.as_str()), ("node_lost", "node_lost"));
+    assert!(timeout(PATIENCE, stopped).await.unwrap().unwrap(), "every task has ended");
+    let accounted = format!("select end_reason from support_sessions where id = '{id}' and result <> '{{}}'");
+    assert_eq!(desk.port.ask(&accounted).await.as_deref(), Some("node_lost"));
+}
+
+/// The shell has ended, and the client neither reads nor closes: it may take its time, but not beyond the end of access.
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn with_a_client_that_never_closes(_: PgPoolOptions, database: PgConnectOptions) {
+    let (desk, mut link) = Desk::new(database).await;
+    let grant = desk.grant("shell:open", 900.0, None).await;
+    let (id, mut client, mut device) = desk.terminal(&mut link).await;
+    device.say(Control::Exit { status: Some(0), signal: None }).await;
+    // The device is let go at once.
+    assert!(timeout(CUT_WITHIN, device.next()).await.expect("closed").is_none());
+    client.send(b"after the end").await;
+    assert_eq!(desk.show(id).await["end_reason"], json!(null), "the client may still read what was said last");
+    let (status, _) = desk.call(Method::POST, &format!("/grants/{grant}/revoke"), &desk.customer, None).await;
+    assert_eq!(status, StatusCode::OK);
+    measured(&desk, id, "grant_revoked").await;
+    assert_eq!(desk.accounted(id).await["bytes_to_device"], 0, "nobody is there to read it");
+    // Not closed, but reset: whatever waits is gone.
+    let reset = async {
+        loop {
+            client.socket.get_ref().readable().await.unwrap();
+            match client.socket.get_ref().try_read(&mut [0; 4096]) {
+                Ok(0) => panic!("it was closed as if all had been said"),
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) => return error.kind(),
+            }
+        }
+    };
+    let reset = timeout(PATIENCE, reset).await.expect("the end of the connection");
+    assert_eq!(reset, std::io::ErrorKind::ConnectionReset);
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
