@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::*;
 use crate::http::testing::Scene;
 
+mod choice;
 mod wall;
 
 /// Tables that hold a tenant's rows: all with a tenant_id, and the tenants themselves.
