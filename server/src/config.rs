@@ -204,6 +204,11 @@ impl Config {
             "ping_interval_seconds",
             Problem::Rule("must be below tunnel.dead_after_seconds"),
         );
+        let Notice { mail_user: user, mail_password: password, .. } = &self.notice;
+        let needs = Problem::Needs { other: "notice.mail_password" };
+        require(user.is_none() || password.is_some(), "notice", "mail_user", needs);
+        let needs = Problem::Needs { other: "notice.mail_user" };
+        require(password.is_none() || user.is_some(), "notice", "mail_password", needs);
         require(
             self.certificate.server_reissue_days < self.certificate.server_days,
             "certificate",

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use super::database::read_secret;
 use super::section::{Given, section};
-use super::value::{HostName, Seconds, Secret};
+use super::value::{HostName, MailFrom, Seconds, Secret};
 
 const PORT: u32 = 587;
 const TIMEOUT: Seconds = Seconds(10);
@@ -26,7 +26,7 @@ section! {
         /// A file that holds `mail_password`, instead of `mail_password`.
         mail_password_file: Option<PathBuf> = None;
         /// Whom mail is from.
-        mail_from: String = "cloudlink@localhost".to_owned();
+        mail_from: MailFrom = "cloudlink@localhost".parse().expect("a mail address");
         /// Whether webhooks may be sent to addresses of private networks and of this host, and over http.
         webhook_private: bool = false;
         /// The certificates, PEM, that receivers' certificates must go back to. By default those that the system trusts.

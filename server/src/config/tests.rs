@@ -144,3 +144,23 @@ fn every_default_can_be_written_into_the_file() {
     let values = |loaded: &Loaded| loaded.shown.iter().map(|shown| shown.value.clone()).collect::<Vec<_>>();
     assert_eq!(values(&loaded), values(&again));
 }
+
+/// What would keep a server from starting is said before it is started.
+#[test]
+fn mail_from_nobody_and_half_of_a_login_are_faults() {
+    let notice = "[notice]\nmail_host = \"mail.example\"\n";
+    for (lines, fault) in [
+        ("mail_from = \"Cloudlink\"", "F:3: notice.mail_from: expected a mail address"),
+        ("mail_from = \"a@b, c@d\"", "F:3: notice.mail_from: expected a mail address"),
+        ("mail_user = \"cloudlink\"", "F:3: notice.mail_user: needs notice.mail_password as well"),
+        ("mail_password = \"secret\"", "F:3: notice.mail_password: needs notice.mail_user as well"),
+    ] {
+        let faults = load(&format!("{notice}{lines}\n"), &[], &[]).unwrap_err();
+        assert!(faults.starts_with(fault), "{faults}");
+        assert!(!faults.contains("secret"), "{faults}");
+    }
+    let both = "mail_from = \"Cloudlink <cloudlink@example.com>\"\nmail_user = \"u\"\nmail_password = \"p\"\n";
+    let loaded = load(&format!("{notice}{both}"), &[], &[]).unwrap();
+    let from = loaded.config.notice.mail_from.mailbox();
+    assert_eq!((from.email.to_string().as_str(), from.name.as_deref()), ("cloudlink@example.com", Some("Cloudlink")));
+}

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
+use lettre::address::AddressError;
+use lettre::message::Mailbox;
 use rustls_pki_types::ServerName;
 use secrecy::{ExposeSecret, SecretString};
 use toml::de::DeValue;
@@ -134,6 +136,25 @@ impl std::str::FromStr for InterfaceName {
     }
 }
 
+/// Whom mail is from: an address, perhaps with a name before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MailFrom(Mailbox);
+
+impl MailFrom {
+    #[must_use]
+    pub fn mailbox(&self) -> &Mailbox {
+        &self.0
+    }
+}
+
+impl std::str::FromStr for MailFrom {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
 /// A secret. Neither `Debug` nor `config show` tells it.
 #[derive(Clone, Debug)]
 pub struct Secret(SecretString);
@@ -184,6 +205,18 @@ impl Value for SocketAddr {
 
     fn show(&self) -> Option<String> {
         Some(quoted(&self.to_string()))
+    }
+}
+
+impl Value for MailFrom {
+    const EXPECTED: &'static str = "a mail address, as \"Cloudlink <cloudlink@example.com>\"";
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(quoted(&self.0.to_string()))
     }
 }
 

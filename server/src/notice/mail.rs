@@ -4,7 +4,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use http::Uri;
-use lettre::address::AddressError;
 use lettre::message::header::{ContentType, Header, HeaderName, HeaderValue};
 use lettre::message::{Mailbox, Message};
 use lettre::transport::smtp::authentication::Credentials;
@@ -24,10 +23,6 @@ pub enum MailError {
     Certificates,
     #[error("TLS with the mail server cannot be set up")]
     Tls(#[source] lettre::transport::smtp::Error),
-    #[error("notice.mail_from is no mail address, as in \"Cloudlink <cloudlink@example.com>\"")]
-    From(#[source] AddressError),
-    #[error("notice.mail_user and notice.mail_password go together")]
-    Credentials,
     #[error("notice.mail_port is no port")]
     Port,
 }
@@ -56,7 +51,7 @@ impl Mailer {
     pub(super) fn new(config: &Notice) -> Result<Option<Self>, MailError> {
         let Some(host) = &config.mail_host else { return Ok(None) };
         let (host, within) = (host.to_string(), config.attempt_timeout_seconds.duration());
-        let from: Mailbox = config.mail_from.parse().map_err(MailError::From)?;
+        let from = config.mail_from.mailbox().clone();
         let tls = match config.mail_tls {
             MailTls::Starttls => Tls::Required(tls(&host, config.mail_ca_file.as_deref())?),
             MailTls::Tls => Tls::Wrapper(tls(&host, config.mail_ca_file.as_deref())?),
@@ -68,12 +63,8 @@ impl Mailer {
             .tls(tls)
             .timeout(Some(within))
             .hello_name(ClientId::Domain(from.email.domain().to_owned()));
-        match (&config.mail_user, &config.mail_password) {
-            (Some(user), Some(password)) => {
-                transport = transport.credentials(Credentials::new(user.clone(), password.expose().to_owned()));
-            }
-            (None, None) => {}
-            (Some(_), None) | (None, Some(_)) => return Err(MailError::Credentials),
+        if let (Some(user), Some(password)) = (&config.mail_user, &config.mail_password) {
+            transport = transport.credentials(Credentials::new(user.clone(), password.expose().to_owned()));
         }
         Ok(Some(Self { transport: transport.build(), from, within }))
     }
