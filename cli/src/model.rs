@@ -22,6 +22,8 @@ pub(crate) struct Tenant {
     pub(crate) approvals_needed: u32,
     #[serde(default)]
     pub(crate) fewer_approvals: Option<FewerApprovals>,
+    #[serde(default)]
+    pub(crate) signed_grants: bool,
     /// For how many days its recordings are kept.
     pub(crate) recording_keep_days: u32,
     pub(crate) created_at: Timestamp,

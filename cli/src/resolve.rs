@@ -297,6 +297,7 @@ mod tests {
                 grant_max_seconds: 60,
                 approvals_needed: 1,
                 fewer_approvals: None,
+                signed_grants: false,
                 recording_keep_days: 365,
                 created_at: jiff::Timestamp::UNIX_EPOCH,
             },

@@ -139,6 +139,7 @@ fn record(tenant: &model::Tenant, here: &Here) -> Table {
             format!("proposed by {}; a second person may agree until {}", fewer.proposed_by, here.full(fewer.until));
         table.field("fewer approvals", Cell::toned(text, Tone::Warn));
     }
+    table.field("grants must be signed", if tenant.signed_grants { "yes" } else { "no" });
     table.field("recordings kept", format!("{} days", tenant.recording_keep_days));
     table.field("created", here.full(tenant.created_at));
     table.field("id", tenant.id.to_string());

@@ -26,6 +26,8 @@ pub struct Tenant {
     pub approvals_needed: i32,
     /// Somebody has proposed that one approval be enough again.
     pub fewer_approvals: Option<FewerApprovals>,
+    /// Whether each of its grants must be signed with one of its keys.
+    pub signed_grants: bool,
     /// For how many days recordings of its support sessions are kept.
     pub recording_keep_days: i32,
     #[serde(with = "time::serde::rfc3339")]

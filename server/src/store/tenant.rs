@@ -18,6 +18,7 @@ struct Row {
     approvals_needed: i32,
     fewer_approvals_by: Option<Uuid>,
     fewer_approvals_until: Option<OffsetDateTime>,
+    signed_grants: bool,
     recording_keep_days: i32,
     created_at: OffsetDateTime,
 }
@@ -33,6 +34,7 @@ impl From<Row> for Tenant {
                 .fewer_approvals_by
                 .zip(row.fewer_approvals_until)
                 .map(|(proposed_by, until)| FewerApprovals { proposed_by, until }),
+            signed_grants: row.signed_grants,
             recording_keep_days: row.recording_keep_days,
             created_at: row.created_at,
         }
@@ -45,7 +47,8 @@ macro_rules! tenant_query {
         sqlx::query_as!(
             Row,
             $head
-                + r#" t.id, t.name, t.grant_max_seconds, t.approvals_needed, t.recording_keep_days, t.created_at, t.fewer_approvals_by,
+                + r#" t.id, t.name, t.grant_max_seconds, t.approvals_needed, t.signed_grants, t.recording_keep_days, t.created_at,
+                      t.fewer_approvals_by,
                       case when t.fewer_approvals_until > clock_timestamp() then t.fewer_approvals_until end
                           as fewer_approvals_until "#
                 + $tail

@@ -30,10 +30,11 @@ pub(crate) async fn handler(
 
 /// Of what can change.
 pub(super) fn tag(tenant: &Tenant) -> Tag {
-    Tag::of_content(settings(tenant).to_string().as_bytes())
+    let all = json!({"settings": settings(tenant), "signed_grants": tenant.signed_grants});
+    Tag::of_content(all.to_string().as_bytes())
 }
 
-/// What can change.
+/// What `PATCH` changes.
 pub(super) fn settings(tenant: &Tenant) -> Value {
     json!({
         "grant_max_seconds": tenant.grant_max_seconds,
@@ -55,7 +56,24 @@ mod tests {
     async fn a_tenants_user_sees_its_own_only(pool: PgPoolOptions, database: PgConnectOptions) {
         let scene = Scene::new(pool, database).await;
         let path = format!("/tenants/{}", scene.tenant);
-        assert_eq!(scene.get(&path).by(&scene.customer).send().await.expect(StatusCode::OK)["name"], "Hotel");
+        let answer = scene.get(&path).by(&scene.customer).send().await;
+        let (shown, tag) = (answer.expect(StatusCode::OK), answer.header("etag").to_owned());
+        assert_eq!(
+            (&shown["name"], &shown["signed_grants"], &shown["recording_keep_days"]),
+            (&"Hotel".into(), &false.into(), &365.into())
+        );
+        scene
+            .sql(
+                "insert into signing_keys (id, tenant_id, name, algorithm, public_key, created_by)
+                 select gen_random_uuid(), tenant_id, 'safe', 'ed25519', sha256('safe'), id from people where id = $1",
+                scene.customer.id.as_uuid(),
+            )
+            .await;
+        let require = serde_json::json!({"required": true});
+        scene.post("/signing-keys/require").by(&scene.customer).json(require).send().await.expect(StatusCode::OK);
+        let answer = scene.get(&path).by(&scene.customer).send().await;
+        assert_eq!(answer.expect(StatusCode::OK)["signed_grants"], true);
+        assert_ne!(answer.header("etag"), tag);
         scene.get(&path).by(&scene.admin).send().await.expect(StatusCode::OK);
         scene.get(&path).by(&scene.other_customer).send().await.expect_problem(Kind::NotFound);
     }
