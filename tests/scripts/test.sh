@@ -12,8 +12,7 @@ main() {
     step "lints and queries" tests/scripts/with-postgres.sh tests/scripts/lint.sh
     step "documentation" env SQLX_OFFLINE=true RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
     step "build" env SQLX_OFFLINE=true cargo build --workspace --bins --locked
-    # Most tests wait for programs and for time to pass, not for a processor.
-    step "tests" tests/scripts/with-postgres.sh env SQLX_OFFLINE=true RUST_TEST_THREADS="$((3 * $(nproc)))" cargo test --workspace --locked --no-fail-fast
+    step "tests" tests/scripts/with-postgres.sh env SQLX_OFFLINE=true RUST_TEST_THREADS="$((2 * $(nproc)))" tests/scripts/run-tests.sh
     printf '\neverything passed in %d s\n' "$SECONDS"
 }
 
