@@ -23,6 +23,8 @@ pub mod pki;
 pub mod port;
 pub mod postgres;
 pub mod privilege;
+#[cfg(test)]
+mod property;
 pub mod recording;
 pub mod secret;
 pub mod sign_in;

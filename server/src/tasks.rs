@@ -1,7 +1,7 @@
 //! Background tasks of a node. Each is idempotent, takes no input, and runs by a timer; some are woken by a hint as well.
 //! Several nodes may run them at once.
 
-mod access;
+pub(crate) mod access;
 mod deadline;
 mod drop;
 mod isolation;
@@ -13,7 +13,7 @@ mod receipt;
 pub(crate) mod recording;
 mod retention;
 pub(crate) mod revocation;
-mod support;
+pub(crate) mod support;
 mod tunnel;
 
 use std::sync::Arc;

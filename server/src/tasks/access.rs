@@ -64,7 +64,7 @@ async fn tell(shared: &Shared) -> Result<(), StoreError> {
 }
 
 /// Whether there is anybody outside to be told, or `None` when nothing has ended.
-async fn tell_one_in_txn(transaction: &mut PgConnection, node: &str) -> Result<Option<bool>, StoreError> {
+pub(crate) async fn tell_one_in_txn(transaction: &mut PgConnection, node: &str) -> Result<Option<bool>, StoreError> {
     if let Some(request) = access_request_tell_expired_in_txn(transaction).await? {
         let tenant = TenantId::from_uuid(request.tenant_id);
         let is_told = notice_emit(transaction, tenant, Event::AccessRequestExpired, json!(request)).await?;

@@ -18,7 +18,7 @@ use crate::store::support_session::{
     support_session_list_open, support_session_lock_some_in_txn, support_session_sweep_in_txn,
     support_session_tell_in_txn, support_session_watch,
 };
-use crate::store::{StoreError, Visibility};
+use crate::store::{Store, StoreError, Visibility};
 use crate::support::Support;
 use crate::support::session::Session;
 
@@ -144,10 +144,22 @@ async fn part_guests(connection: &mut sqlx::PgConnection, sessions: &[Arc<Sessio
 /// Ends in the database what is over, on whichever node, and what nobody serves: sessions of an earlier life of this node.
 async fn sweep_once(support: &Support) -> Result<(), StoreError> {
     let links = support.links();
-    let open = support_session_list_open(&mut *links.store.connection().await?, support.node()).await?;
+    if sweep_sessions(&links.store, support.node(), |id| support.knows(id)).await? {
+        links.bus.send(Hint::NoticesDue);
+    }
+    Ok(())
+}
+
+/// The same for a node that knows these sessions. Whether there is anybody outside to be told.
+pub(crate) async fn sweep_sessions(
+    store: &Store,
+    node: &str,
+    knows: impl Fn(SupportSessionId) -> bool,
+) -> Result<bool, StoreError> {
+    let open = support_session_list_open(&mut *store.connection().await?, node).await?;
     // After the question: a session has its place before it has its row.
-    let lost: Vec<_> = open.into_iter().filter(|id| !support.knows(*id)).collect();
-    let mut transaction = links.store.begin(Visibility::All).await?;
+    let lost: Vec<_> = open.into_iter().filter(|id| !knows(*id)).collect();
+    let mut transaction = store.begin(Visibility::All).await?;
     let mut ended = support_session_sweep_in_txn(&mut transaction).await?;
     if !lost.is_empty() {
         let live = support_session_lock_some_in_txn(&mut transaction, &lost).await?;
@@ -156,9 +168,6 @@ async fn sweep_once(support: &Support) -> Result<(), StoreError> {
         tracing::info!(sessions = lost.len(), "ended support sessions that nobody serves");
     }
     let is_told = support_session_tell_in_txn(&mut transaction, &ended).await?;
-    links.store.commit(transaction).await?;
-    if is_told {
-        links.bus.send(Hint::NoticesDue);
-    }
-    Ok(())
+    store.commit(transaction).await?;
+    Ok(is_told)
 }
