@@ -274,10 +274,7 @@ impl Provider {
                 .map(clean)
                 .find(|name| !name.is_empty())
                 .unwrap_or_else(|| clean(subject)),
-            email: claims
-                .email()
-                .map(|email| clean(email))
-                .filter(|email| EMAIL_CHARS.contains(&email.chars().count())),
+            email: mailed_to(claims.email().map(|email| email.as_str()), claims.email_verified()),
             groups: groups(claims.additional_claims().0.get(&self.groups_claim)),
             expires_at,
         })
@@ -384,6 +381,12 @@ fn error_chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// Where somebody is mailed to: nowhere, if the provider itself says that nobody has shown the address to be theirs.
+fn mailed_to(email: Option<&str>, is_verified: Option<bool>) -> Option<String> {
+    let email = clean(email.filter(|_| is_verified != Some(false))?);
+    EMAIL_CHARS.contains(&email.chars().count()).then_some(email)
+}
+
 /// As names may be here: on one line, and not too long.
 fn clean(text: &str) -> String {
     let text: String = text.chars().filter(|c| !c.is_control()).take(NAME_CHARS_MAX).collect();
@@ -414,6 +417,17 @@ mod tests {
         assert!(groups(Some(&json!({"a": true}))).is_empty() && groups(None).is_empty());
         let many: Vec<_> = (0..5_000).map(|number| number.to_string()).collect();
         assert_eq!(groups(Some(&json!(many))).len(), GROUPS_MAX);
+    }
+
+    #[test]
+    fn nobody_is_mailed_to_where_the_provider_doubts_it() {
+        let email = Some("tina@example.com");
+        assert_eq!(mailed_to(email, Some(true)).as_deref(), email);
+        // Most say so of those only that somebody has typed in.
+        assert_eq!(mailed_to(email, None).as_deref(), email);
+        assert_eq!(mailed_to(email, Some(false)), None);
+        assert_eq!(mailed_to(Some("x"), Some(true)), None);
+        assert_eq!(mailed_to(None, None), None);
     }
 
     #[test]
