@@ -182,6 +182,39 @@ async fn a_signed_grant_ends_on_the_device_and_is_extended_by_another_signature(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn where_two_must_approve_the_last_one_signs_a_later_end() -> anyhow::Result<()> {
+    let signing = Signing::start().await?;
+    let fleet = &signing.fleet;
+    let device = fleet.device("gateway").await?;
+    let sign =
+        ["grant", "create", "--scope", "service:restart", "--device", "gateway", "--for", "10m", "--reason", "r"];
+    let grant = signing.cli.json(&[&sign[..], &["--sign-with", signing.sign_with()?]].concat()).await?;
+    let id = text(&grant, "id")?;
+    let body = json!({"name": "second user", "role": "tenant", "tenant_id": fleet.tenant_id});
+    let second = text(&fleet.admin.post("/people", &body).await?, "id")?;
+    let second = fleet.admin.post("/tokens", &json!({"name": "test", "person_id": second})).await?;
+    let second = fleet.cli(&text(&second, "token")?);
+    signing.cli.json(&["tenant", "set", "--approvals", "2"]).await?;
+
+    signing.cli.json(&["grant", "extend", &id, "--by", "1h"]).await?;
+    let open = second.json(&["access", "list", "--state", "open"]).await?;
+    let request = text(&open[0], "id")?;
+    let said = second.run(&["access", "approve", &request]).await?;
+    ensure!(said.code != Some(0) && said.stderr.contains("signed"), "{said:?}");
+    let less = ["access", "approve", &request, "--scope", "service:restart", "--sign-with", signing.sign_with()?];
+    ensure!(second.run(&less).await?.code != Some(0), "another scope was signed");
+    let approved = second.json(&["access", "approve", &request, "--sign-with", signing.sign_with()?]).await?;
+    ensure!(approved["state"] == "approved", "{approved}");
+    let longer = signing.cli.json(&["grant", "show", &id]).await?;
+    ensure!(longer["statement"] != grant["statement"], "{longer}");
+    ensure!(longer["ends_at"].as_str() > grant["ends_at"].as_str(), "{longer}");
+    let command = fleet.command(&device.id, "service.restart", &json!({ "service": SERVICE })).await?;
+    let done = fleet.finished(&command).await?;
+    ensure!(done["state"] == "succeeded", "{done}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_was_enrolled_before_is_told_by_its_own_configuration() -> anyhow::Result<()> {
     let fleet = Fleet::start().await?;
     let mut device = fleet.device("gateway").await?;

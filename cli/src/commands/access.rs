@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use super::grant::sign::{each_once, sign};
+use super::grant::sign::{each_once, sign, signed_before};
 use super::{Context, device};
 use crate::argument::{self, NewestLimit};
 use crate::client::{AccessRequestFilter, Answer, Client};
@@ -136,6 +136,9 @@ pub(crate) struct Approve {
     /// Sign the grant that comes of it with this private key (PEM); where two people must approve, the one who approves last
     #[arg(long, value_name = "FILE")]
     sign_with: Option<PathBuf>,
+    /// Of a later end: file with the key (PEM, either half) that signed the grant, if it was another one (repeatable)
+    #[arg(long = "key", value_name = "FILE", requires = "sign_with")]
+    keys: Vec<PathBuf>,
 }
 
 impl Access {
@@ -313,7 +316,7 @@ impl Approve {
         show(context, &client, request).await
     }
 
-    /// What is asked for, or less of it, signed. It begins no later than the grant will, whatever this machine's clock says.
+    /// What is asked for, or less of it, signed.
     async fn signed_body(
         &self,
         context: &Context,
@@ -323,32 +326,50 @@ impl Approve {
         until: Option<Timestamp>,
     ) -> Result<Value, Failure> {
         let key = signing::private_key(path)?;
-        let tenant = client.me().await?.value.tenant_id.ok_or_else(|| {
-            Failure::Usage("only a customer's own people sign grants, and you belong to no customer".to_owned())
-        })?;
         let request = client.access_request(id(&self.request)?).await?.value;
-        let asked = request.device_ids.filter(|_| request.kind != "extension").ok_or_else(|| {
-            Failure::Usage("this request cannot be signed: only what names its devices, and extends nothing".to_owned())
-        })?;
         let ends_at = until.map_or(request.access_until, |until| until.min(request.access_until));
-        let statement = GrantStatement {
-            tenant,
-            grant: Uuid::now_v7(),
-            signed_at: signing::statement_time(clock::now())?,
-            starts_at: signing::statement_time(request.starts_at.unwrap_or(request.created_at))?,
-            ends_at: signing::statement_time(ends_at)?,
-            scopes: each_once(if self.scopes.is_empty() { request.scopes } else { self.scopes.clone() }),
-            devices: each_once(if devices.is_empty() { asked } else { devices }),
-            operators: request.operator_ids,
-            reason: request.reason,
-            request: Some(request.id),
+        let mut statement = match request.extends_grant_id {
+            Some(grant) if self.scopes.is_empty() && devices.is_empty() => {
+                signed_before(&client.grant(grant).await?.value, grant, &key, &self.keys)?
+            }
+            Some(_) => return Err(Failure::Usage("of a later end, only the time can be less".to_owned())),
+            None => self.new_statement(client, request, devices).await?,
         };
+        statement.signed_at = signing::statement_time(clock::now())?;
+        statement.ends_at = signing::statement_time(ends_at)?;
         let text = sign(context, client, &statement, &key).await?;
         let mut body = json!({ "statement": text });
         if let Some(comment) = &self.comment {
             body["comment"] = json!(comment);
         }
         Ok(body)
+    }
+
+    /// It begins no later than the grant will, whatever this machine's clock says.
+    async fn new_statement(
+        &self,
+        client: &Client,
+        request: AccessRequest,
+        devices: Vec<Uuid>,
+    ) -> Result<GrantStatement, Failure> {
+        let tenant = client.me().await?.value.tenant_id.ok_or_else(|| {
+            Failure::Usage("only a customer's own people sign grants, and you belong to no customer".to_owned())
+        })?;
+        let asked = request
+            .device_ids
+            .ok_or_else(|| Failure::Usage("this request cannot be signed: only what names its devices".to_owned()))?;
+        Ok(GrantStatement {
+            tenant,
+            grant: Uuid::now_v7(),
+            signed_at: signing::statement_time(clock::now())?,
+            starts_at: signing::statement_time(request.starts_at.unwrap_or(request.created_at))?,
+            ends_at: signing::statement_time(request.access_until)?,
+            scopes: each_once(if self.scopes.is_empty() { request.scopes } else { self.scopes.clone() }),
+            devices: each_once(if devices.is_empty() { asked } else { devices }),
+            operators: request.operator_ids,
+            reason: request.reason,
+            request: Some(request.id),
+        })
     }
 
     fn body(&self, devices: &[Uuid], until: Option<Timestamp>) -> Value {

@@ -15,6 +15,7 @@ use super::{Create, Extend, show_granted};
 use crate::client::{Client, DeviceFilter};
 use crate::commands::Context;
 use crate::failure::Failure;
+use crate::model::Grant;
 use crate::output::{Cell, Tone};
 use crate::resolve::{self, Names};
 use crate::{clock, signing};
@@ -93,15 +94,7 @@ impl Extend {
         let key = signing::private_key(path)?;
         let id = resolve::id("grant", &self.grant)?;
         let grant = client.grant(id).await?;
-        let text = grant.value.statement.as_deref().ok_or_else(|| {
-            Failure::Usage("this grant was not signed when it was made\nMake a new one with --sign-with.".to_owned())
-        })?;
-        let mut keys = vec![key.public_key()];
-        keys.extend(self.keys.iter().map(|path| signing::public_key(path)).collect::<Result<Vec<_>, _>>()?);
-        let (mut statement, _) = GrantStatement::open(text, &keys).map_err(|error| not_believed(&error))?;
-        if statement.grant != id {
-            return Err(Failure::Other(anyhow::anyhow!("the server answered with the statement of another grant")));
-        }
+        let mut statement = signed_before(&grant.value, id, &key, &self.keys)?;
         let ends_at = match (self.end.until, self.end.span) {
             (Some(until), _) => until,
             (None, Some(span)) => later(signing::timestamp(statement.ends_at), span)?,
@@ -113,6 +106,26 @@ impl Extend {
         let granted = client.grant_extend(&grant, json!({ "statement": text })).await?;
         show_granted(context, client, granted).await
     }
+}
+
+/// What was signed of the grant of this id, with this key or one of those in the files. Nothing of it is the server's word for the
+/// grant.
+pub(in crate::commands) fn signed_before(
+    grant: &Grant,
+    id: Uuid,
+    key: &PrivateKey,
+    others: &[PathBuf],
+) -> Result<GrantStatement, Failure> {
+    let text = grant.statement.as_deref().ok_or_else(|| {
+        Failure::Usage("this grant was not signed when it was made\nMake a new one with --sign-with.".to_owned())
+    })?;
+    let mut keys = vec![key.public_key()];
+    keys.extend(others.iter().map(|path| signing::public_key(path)).collect::<Result<Vec<_>, _>>()?);
+    let (statement, _) = open(text, &keys)?;
+    if statement.grant != id {
+        return Err(Failure::Other(anyhow::anyhow!("the server answered with the statement of another grant")));
+    }
+    Ok(statement)
 }
 
 pub(in crate::commands) fn each_once<T: Ord>(mut list: Vec<T>) -> Vec<T> {

@@ -14,7 +14,7 @@ use crate::http::field::{check_comment, check_ids, check_scopes};
 use crate::http::problem::{Kind, Problem, respond_as_problem};
 use crate::http::request::{Id, Json, NoQuery};
 use crate::http::v1::grant::statement::{Signed, unsigned};
-use crate::model::access_request::{AccessRequest, AccessRequestState, Decision};
+use crate::model::access_request::{AccessRequest, AccessRequestKind, AccessRequestState, Decision};
 use crate::model::new_id;
 use crate::store::access_request::{Answer, Decided, access_request_decide, access_request_show};
 use crate::store::grant::{BEYOND_POLICY, ID_TAKEN, UNSIGNED, grant_show};
@@ -57,6 +57,8 @@ pub(crate) enum RouteError {
     StatementAndMore,
     #[error("signed for another request")]
     OtherRequest,
+    #[error("signed for another grant")]
+    OtherGrant,
     #[error("signed before the last approval")]
     SignedTooEarly,
     #[error("nothing left to give")]
@@ -95,6 +97,7 @@ impl From<RouteError> for Problem {
                 Self::unprocessable("Give `statement` and nothing else but `comment`: what is signed says all of it.")
             }
             RouteError::OtherRequest => Self::unprocessable("`statement` was signed for another request: see its `request`."),
+            RouteError::OtherGrant => Self::unprocessable("`statement` was signed for another grant than the one to be extended: see its `jti`."),
             RouteError::SignedTooEarly => Self::new(
                 Kind::Conflict,
                 "Somebody else must approve after you, and whoever approves last signs. Approve without a `statement`.",
@@ -132,7 +135,11 @@ pub(crate) async fn handler(
     let tenant = caller.tenant().ok_or(RouteError::Unknown)?;
     let mut transaction = context.store.begin(caller.visibility()).await?;
     let signed = match request.statement.take() {
-        Some(text) => Some(request.fill(id, Signed::open(&mut transaction, tenant, text).await?)?),
+        Some(text) => {
+            let asked = AccessRequestId::from_uuid(id);
+            let asked = access_request_show(&mut transaction, asked, None).await?.ok_or(RouteError::Unknown)?;
+            Some(request.fill(&asked, Signed::open(&mut transaction, tenant, text).await?)?)
+        }
         None => None,
     };
     request.check()?;
@@ -151,17 +158,23 @@ pub(crate) async fn handler(
 }
 
 impl AccessRequestApprove {
-    /// Approves what was signed.
-    fn fill(&mut self, id: Uuid, signed: Signed) -> Result<Signed, RouteError> {
+    /// Approves what was signed. Of a later end, that alone: what else the grant says is compared when it has it.
+    fn fill(&mut self, asked: &AccessRequest, signed: Signed) -> Result<Signed, RouteError> {
         if (&self.scopes, &self.device_ids, self.access_until) != (&None, &None, None) {
             return Err(RouteError::StatementAndMore);
         }
         let statement = &signed.statement;
-        if statement.request != Some(id) {
-            return Err(RouteError::OtherRequest);
+        if asked.kind == AccessRequestKind::Extension {
+            if asked.extends_grant_id != Some(statement.grant) {
+                return Err(RouteError::OtherGrant);
+            }
+        } else {
+            if statement.request != Some(asked.id) {
+                return Err(RouteError::OtherRequest);
+            }
+            self.scopes = Some(statement.scopes.clone());
+            self.device_ids = Some(statement.devices.clone());
         }
-        self.scopes = Some(statement.scopes.clone());
-        self.device_ids = Some(statement.devices.clone());
         self.access_until = Some(statement.ends_at);
         Ok(signed)
     }

@@ -84,6 +84,7 @@ mod tests {
     use http::StatusCode;
     use serde_json::{Value, json};
     use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+    use time::format_description::well_known::Rfc3339;
     use time::{Duration, OffsetDateTime};
     use uuid::Uuid;
 
@@ -190,6 +191,51 @@ mod tests {
         extend(&scene, signed.grant, json!({"statement": text})).await.expect_problem(Kind::Unprocessable);
         let kept = scene.get(&format!("/grants/{}", signed.grant)).by(&scene.operator).send().await;
         assert_eq!(kept.expect(StatusCode::OK), longer);
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn where_two_must_approve_the_last_one_signs_the_later_end(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        let key = signing(&scene).await;
+        let theo = scene.second_customer().await;
+        let signed = statement(&scene);
+        let before = give(&scene, &signed.sign(&key).unwrap()).await.expect(StatusCode::CREATED);
+        scene.need_two().await;
+        let later = GrantStatement { ends_at: signed.ends_at + Duration::HOUR, ..signed.clone() };
+        extend(&scene, signed.grant, json!({"statement": later.sign(&key).unwrap()}))
+            .await
+            .expect_problem(Kind::Unprocessable);
+        let asked = json!({"ends_at": later.ends_at.format(&Rfc3339).unwrap()});
+        let request = extend(&scene, signed.grant, asked).await.expect(StatusCode::ACCEPTED);
+        let path = format!("/access-requests/{}/approve", request["id"].as_str().unwrap());
+        let approve = |somebody, body: Value| scene.post(&path).by(somebody).json(body).send();
+        let by_theo = async |statement: &GrantStatement| {
+            approve(&theo, json!({"statement": statement.sign(&key).unwrap()})).await
+        };
+        approve(&theo, json!({})).await.expect_problem(Kind::GrantUnsigned);
+        let first = approve(&scene.customer, json!({"statement": later.sign(&key).unwrap()})).await;
+        first.expect_problem(Kind::Conflict);
+        for wrong in [
+            GrantStatement { grant: Uuid::now_v7(), ..later.clone() },
+            GrantStatement { ends_at: later.ends_at + Duration::HOUR, ..later.clone() },
+            GrantStatement { scopes: vec!["device:reboot".to_owned()], ..later.clone() },
+            GrantStatement { devices: vec![scene.other_device.as_uuid()], ..later.clone() },
+            GrantStatement { operators: None, ..later.clone() },
+            GrantStatement { starts_at: signed.starts_at + Duration::MINUTE, ..later.clone() },
+        ] {
+            by_theo(&wrong).await.expect_problem(Kind::Unprocessable);
+        }
+        let show = async || {
+            let grant = scene.get(&format!("/grants/{}", signed.grant)).by(&scene.operator).send().await;
+            grant.expect(StatusCode::OK)
+        };
+        assert_eq!(show().await, before);
+        // Less than was asked for, as with any approval.
+        let less = GrantStatement { ends_at: signed.ends_at + Duration::MINUTE, ..signed.clone() };
+        assert_eq!(by_theo(&less).await.expect(StatusCode::OK)["state"], "approved");
+        let longer = show().await;
+        assert_eq!(longer["statement"], less.sign(&key).unwrap());
+        assert_eq!(longer["ends_at"], less.ends_at.format(&Rfc3339).unwrap());
     }
 
     #[sqlx::test(migrator = "crate::store::MIGRATOR")]
