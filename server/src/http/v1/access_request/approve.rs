@@ -376,15 +376,55 @@ mod tests {
         scene.sql("update people set active = false where id = $1", scene.customer.id.as_uuid()).await;
         assert_eq!(approve(&scene, id, &theo, json!({})).await.expect(StatusCode::OK)["state"], "open");
         scene.sql("update people set active = true where id = $1", scene.customer.id.as_uuid()).await;
-        // Nor does a service account.
-        scene.sql("update people set kind = 'service' where id = $1", scene.customer.id.as_uuid()).await;
-        approve(&scene, id, &scene.customer, json!({})).await.expect_problem(Kind::Forbidden);
-        scene.sql("update people set kind = 'human' where id = $1", scene.customer.id.as_uuid()).await;
         // And whoever has approved can still say no: that ends it.
         let denied = answer(&scene, id, "deny", &theo, json!({})).await.expect(StatusCode::OK);
         assert_eq!(denied["state"], "denied");
         approve(&scene, id, &scene.customer, json!({})).await.expect_problem(Kind::Conflict);
         assert_eq!(grants(&scene).await, 1);
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn a_service_account_counts_where_one_is_enough_and_nowhere_else(
+        pool: PgPoolOptions,
+        database: PgConnectOptions,
+    ) {
+        let scene = Scene::new(pool, database).await;
+        let theo = scene.second_customer().await;
+        let body = json!({"name": "robot", "role": "tenant", "tenant_id": scene.tenant.to_string(), "kind": "service"});
+        let robot = scene.post("/people").by(&scene.customer).json(body).send().await.expect(StatusCode::CREATED);
+        let body = json!({"name": "its", "person_id": robot["id"], "scopes": ["grants"]});
+        let token = scene.post("/tokens").by(&scene.customer).json(body).send().await.expect(StatusCode::CREATED);
+        let robot = Somebody {
+            id: robot["id"].as_str().unwrap().parse().unwrap(),
+            token_id: token["id"].as_str().unwrap().parse().unwrap(),
+            token: token["token"].as_str().unwrap().to_owned(),
+        };
+        let id = scene.access_request(json!({})).await;
+        assert_eq!(approve(&scene, id, &robot, json!({})).await.expect(StatusCode::OK)["state"], "approved");
+        let grant = scene.grant(json!({})).await;
+        let before = grants(&scene).await;
+
+        scene.need_two().await;
+        let id = scene.access_request(json!({})).await;
+        let policy = scene.access_policy(json!({})).await;
+        let later = json!({"ends_at": "2030-01-01T00:00:00Z"});
+        let new = json!({
+            "reason": "r", "scopes": ["device:reboot"], "device_ids": [scene.device.to_string()], "duration_seconds": 600,
+        });
+        for call in [
+            scene.post(&format!("/access-requests/{id}/approve")).json(json!({})),
+            scene.post(&format!("/access-policies/{policy}/approve")),
+            scene.post(&format!("/grants/{grant}/extend")).header("if-match", "*").json(later),
+            scene.post("/grants").json(new),
+        ] {
+            let answer = call.by(&robot).send().await;
+            assert!(answer.expect_problem(Kind::Forbidden)["detail"].as_str().unwrap().contains("service account"));
+        }
+        // Of the two who are needed it is none either.
+        assert_eq!(approve(&scene, id, &scene.customer, json!({})).await.expect(StatusCode::OK)["state"], "open");
+        approve(&scene, id, &robot, json!({})).await.expect_problem(Kind::Forbidden);
+        assert_eq!(grants(&scene).await, before);
+        assert_eq!(approve(&scene, id, &theo, json!({})).await.expect(StatusCode::OK)["state"], "approved");
     }
 
     #[sqlx::test(migrator = "crate::store::MIGRATOR")]
