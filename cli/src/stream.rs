@@ -32,6 +32,9 @@ const SILENCE_MAX: Duration = Duration::from_secs(75);
 /// For the server to take note that this end has gone.
 const FAREWELL_MAX: Duration = Duration::from_secs(2);
 
+/// What TLS gives out at once. A WebSocket clears as much memory as it asks for, each time.
+const TLS_RECORD_BYTES: usize = 16 * 1024;
+
 type Socket = WebSocketStream<Upgraded>;
 
 /// Opens a stream of a session.
@@ -49,7 +52,7 @@ pub(crate) async fn open(
 fn config() -> WebSocketConfig {
     let largest = DATA_BYTES_MAX.max(CONTROL_BYTES_MAX);
     WebSocketConfig::default()
-        .read_buffer_size(DATA_BYTES_MAX)
+        .read_buffer_size(TLS_RECORD_BYTES)
         .write_buffer_size(0)
         .max_message_size(Some(largest))
         .max_frame_size(Some(largest))

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use cloudlink_proto::link::message::Forward;
-use cloudlink_proto::stream::Control;
+use cloudlink_proto::stream::{CHUNK_BYTES, Control};
 use nix::ifaddrs::getifaddrs;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use self::allow::{AllowList, bare};
 use super::end::End;
-use super::leg::{CHUNK_BYTES, Heard, Leg, Receiver, Sender};
+use super::leg::{Heard, Leg, Receiver, Sender};
 
 const RESOLVE_WITHIN: Duration = Duration::from_secs(10);
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);

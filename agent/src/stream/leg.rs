@@ -24,9 +24,6 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 /// How long what was sent before the other side went away may lie there without being taken.
 const BROKEN_GRACE: Duration = Duration::from_millis(250);
 
-/// How much is sent at once: with the header of its message, whole TLS records.
-pub(super) const CHUNK_BYTES: usize = DATA_BYTES_MAX - 16;
-
 /// Both directions of a leg.
 pub(super) struct Leg {
     pub(super) sender: Sender,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use aws_lc_rs::digest::{self, SHA256};
 use bytes::Bytes;
 use clap::Args;
-use cloudlink_proto::stream::{Control, DATA_BYTES_MAX};
+use cloudlink_proto::stream::{CHUNK_BYTES, Control};
 use data_encoding::HEXLOWER;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
@@ -146,7 +146,7 @@ async fn send(
 async fn send_all(sender: &mut Sender, source: &mut Source, bar: &Bar) -> Result<Copied, Failure> {
     let mut hash = digest::Context::new(&SHA256);
     let mut sent = 0;
-    while let Some(bytes) = source.next(DATA_BYTES_MAX).await? {
+    while let Some(bytes) = source.next(CHUNK_BYTES).await? {
         hash.update(&bytes);
         sent += bytes.len() as u64;
         if !sender.bytes(bytes).await {

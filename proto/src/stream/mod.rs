@@ -24,6 +24,8 @@ pub const SUBPROTOCOL: &str = "cloudlink.stream.v1";
 pub const STREAM_PATH: &str = "/v1/stream";
 /// The largest binary message of either direction, in bytes.
 pub const DATA_BYTES_MAX: usize = 65_536;
+/// How much whoever has more to say than fits a message puts into one, in bytes: with its header, that is whole TLS records.
+pub const CHUNK_BYTES: usize = DATA_BYTES_MAX - 16;
 /// The largest text message of either direction, in bytes.
 pub const CONTROL_BYTES_MAX: usize = 8_192;
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use aws_lc_rs::digest;
 use bytes::Bytes;
 use cloudlink_proto::link::message::FileGet;
-use cloudlink_proto::stream::Control;
+use cloudlink_proto::stream::{CHUNK_BYTES, Control};
 use data_encoding::HEXLOWER;
 use rustix::fs::{Mode, OFlags, fstat, openat};
 use tokio::sync::mpsc;
@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use super::place::{Place, must_be_file};
 use super::{CHUNKS_WAITING_MAX, Fault, Files, blocking};
 use crate::stream::end::End;
-use crate::stream::leg::{CHUNK_BYTES, Heard, Leg, Receiver, Sender};
+use crate::stream::leg::{Heard, Leg, Receiver, Sender};
 
 /// Sends a file as it was when it was opened; what is appended later is not part of it.
 pub(in crate::stream) async fn get(leg: &mut Leg, asked: &FileGet, files: &Files) -> End {

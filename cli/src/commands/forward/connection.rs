@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::pin::pin;
 
-use bytes::{Bytes, BytesMut};
-use cloudlink_proto::stream::{Control, DATA_BYTES_MAX};
+use bytes::{BufMut, BytesMut};
+use cloudlink_proto::stream::{CHUNK_BYTES, Control};
 use futures_util::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -95,10 +95,13 @@ async fn send(sender: &mut Sender, read: &mut OwnedReadHalf) -> Result<u64, Fail
     let mut pings = interval(PING_INTERVAL);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut sent = 0;
-    let mut bytes = BytesMut::with_capacity(DATA_BYTES_MAX);
+    let mut bytes = BytesMut::new();
     loop {
+        // What was sent is free again, so that this takes no new memory.
+        bytes.reserve(CHUNK_BYTES);
+        let mut room = (&mut bytes).limit(CHUNK_BYTES);
         let is_sent = tokio::select! {
-            count = read.read_buf(&mut bytes) => match count {
+            count = read.read_buf(&mut room) => match count {
                 Ok(0) => {
                     if sender.control(&Control::Eof).await {
                         return Ok(sent);
@@ -107,7 +110,7 @@ async fn send(sender: &mut Sender, read: &mut OwnedReadHalf) -> Result<u64, Fail
                 }
                 Ok(count) => {
                     sent += count as u64;
-                    sender.bytes(chunk(&mut bytes)).await
+                    sender.bytes(bytes.split().freeze()).await
                 }
                 Err(error) => return Err(broken(error)),
             },
@@ -117,13 +120,6 @@ async fn send(sender: &mut Sender, read: &mut OwnedReadHalf) -> Result<u64, Fail
             return std::future::pending().await;
         }
     }
-}
-
-/// What was read, and room for more, but never for more than a message.
-fn chunk(bytes: &mut BytesMut) -> Bytes {
-    let chunk = bytes.split().freeze();
-    *bytes = BytesMut::with_capacity(DATA_BYTES_MAX);
-    chunk
 }
 
 /// What the far end says. Listens to the stream beyond that, for there may be more to hear while the peer here goes on.
