@@ -17,6 +17,7 @@ use rustls::{AlertDescription, ClientConfig};
 use rustls_pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use time::OffsetDateTime;
+use tokio::io::BufReader;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -41,6 +42,8 @@ const ADDRESSES_MAX: usize = 4;
 const READ_BUFFER_BYTES: usize = 4096;
 /// Room for a whole message of a stream, and its header.
 const STREAM_READ_BUFFER_BYTES: usize = stream::DATA_BYTES_MAX + 1024;
+/// What TLS gives out at once. A WebSocket clears as much memory as it asks for, each time.
+const TLS_RECORD_BYTES: usize = 16 * 1024;
 /// When a connection of a stream has been silent for so long, the other side is asked whether it is still there.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(20);
 /// It is asked so often, ...
@@ -56,6 +59,27 @@ pub type Socket = WebSocketStream<Wire>;
 pub enum Route {
     Direct { server: Box<Server>, tls: Box<ClientConfig> },
     Inside(Interface),
+}
+
+/// What is to be expected on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Traffic {
+    /// Something small, now and then.
+    Sparse,
+    /// As much as goes through.
+    Bulk,
+}
+
+impl Traffic {
+    /// What is taken from the connection before TLS, which asks for one record at a time and for a quarter of it after a pause, has use
+    /// for it: each time is a call of the system, and tells the server that there is room again.
+    const fn read_ahead_bytes(self) -> usize {
+        match self {
+            // Less than is ever asked for, which is then not kept.
+            Self::Sparse => 1,
+            Self::Bulk => 64 * 1024,
+        }
+    }
 }
 
 /// A connection to the server, over which a WebSocket can be opened.
@@ -183,10 +207,10 @@ impl Route {
     ///
     /// # Errors
     /// Of any step.
-    pub async fn go(self) -> Result<Way, DialError> {
+    pub async fn go(self, traffic: Traffic) -> Result<Way, DialError> {
         match self {
             Self::Direct { server, tls } => {
-                let stream = secure(&server, &server.server_name, *tls).await?;
+                let stream = secure(&server, &server.server_name, *tls, traffic).await?;
                 let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
                 let ends = leaf.and_then(tls::validity).map_or(OffsetDateTime::UNIX_EPOCH, |(_, ends)| ends);
                 Ok(Way {
@@ -214,7 +238,11 @@ impl Way {
         stay_alive(self.wire.tcp());
         let request =
             stream_request(&self.authority, &self.wire, token).map_err(|error| DialError::WebSocket(error.into()))?;
-        let limits = limits(STREAM_READ_BUFFER_BYTES, stream::DATA_BYTES_MAX.max(stream::CONTROL_BYTES_MAX));
+        let read_buffer_bytes = match &self.wire {
+            Wire::Tls(_) => TLS_RECORD_BYTES,
+            Wire::Plain(_) => STREAM_READ_BUFFER_BYTES,
+        };
+        let limits = limits(read_buffer_bytes, stream::DATA_BYTES_MAX.max(stream::CONTROL_BYTES_MAX));
         upgrade(request, self.wire, limits).await
     }
 
@@ -281,7 +309,9 @@ pub async fn handshake(
     stream: TcpStream,
     name: &ServerName<'static>,
     config: Arc<ClientConfig>,
-) -> Result<TlsStream<TcpStream>, DialError> {
+    traffic: Traffic,
+) -> Result<TlsStream<BufReader<TcpStream>>, DialError> {
+    let stream = BufReader::with_capacity(traffic.read_ahead_bytes(), stream);
     timeout(TLS_WITHIN, TlsConnector::from(config).connect(name.clone(), stream))
         .await
         .map_err(|_| DialError::TimedOut { step: "the TLS handshake", within: TLS_WITHIN })?
@@ -296,10 +326,11 @@ pub async fn secure(
     server: &Server,
     name: &ServerName<'static>,
     config: ClientConfig,
-) -> Result<TlsStream<TcpStream>, DialError> {
+    traffic: Traffic,
+) -> Result<TlsStream<BufReader<TcpStream>>, DialError> {
     let addresses = resolve(server).await?;
     let stream = connect(&addresses).await?;
-    handshake(stream, name, Arc::new(config)).await
+    handshake(stream, name, Arc::new(config), traffic).await
 }
 
 /// Connects to the gateway inside a tunnel, and by no other way.

@@ -16,7 +16,7 @@ use crate::access::{self, Need};
 use crate::agent::load_anchor;
 use crate::clock::{KnownTime, wall_clock};
 use crate::config::{Argv, Config, Transport};
-use crate::dial::{self, DialError, Wire};
+use crate::dial::{self, DialError, Traffic, Wire};
 use crate::executor::Bus;
 use crate::identity::{Identity, Slot};
 use crate::ledger::Ledger;
@@ -241,7 +241,7 @@ async fn network(
     let name = if credential.is_some() { &server.server_name } else { &server.enroll_name };
     let bounds = Bounds { earliest: known_time.earliest(), own_end: identity.and_then(Identity::ends_at) };
     let secured = match tls::client_config(anchor, credential, bounds) {
-        Ok(tls) => dial::handshake(stream, name, Arc::new(tls)).await,
+        Ok(tls) => dial::handshake(stream, name, Arc::new(tls), Traffic::Sparse).await,
         Err(error) => Err(DialError::Setup(error)),
     };
     match secured {

@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 use crate::access::{PinError, Pinned};
 use crate::clock::KnownTime;
 use crate::config::Server;
-use crate::dial::{self, DialError};
+use crate::dial::{self, DialError, Traffic};
 use crate::disk;
 use crate::identity::{self, Identity, IdentityError};
 use crate::machine;
@@ -163,7 +163,7 @@ pub async fn enroll(
 async fn post(server: &Server, anchor: &TrustAnchor, bounds: Bounds, body: Bytes) -> Result<Bytes, EnrollError> {
     let config =
         tls::client_config(anchor, None, bounds).map_err(|error| EnrollError::Dial(DialError::Setup(error)))?;
-    let stream = dial::secure(server, &server.enroll_name, config).await.map_err(EnrollError::Dial)?;
+    let stream = dial::secure(server, &server.enroll_name, config, Traffic::Sparse).await.map_err(EnrollError::Dial)?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(EnrollError::Request)?;
     let connection = tokio::spawn(connection);

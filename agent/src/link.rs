@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
 use tokio_tungstenite::tungstenite::{self, Message};
 
-use crate::dial::{DialError, Route, Socket};
+use crate::dial::{DialError, Route, Socket, Traffic};
 use crate::tunnel::interface::Interface;
 
 /// How long is waited for what was sent to be handed to the network, before something is done that ends the network.
@@ -51,7 +51,7 @@ impl Link {
     /// # Errors
     /// Of any of these steps.
     pub async fn open(route: Route, hello: Hello) -> Result<Self, DialError> {
-        let mut way = route.go().await?;
+        let mut way = route.go(Traffic::Sparse).await?;
         let (tunnel, server_certificate_ends) = (way.tunnel.take(), way.server_certificate_ends);
         let socket = way.open_link().await?;
         Ok(Self { tunnel, server_certificate_ends, ..Self::welcomed(socket, hello).await? })

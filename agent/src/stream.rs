@@ -29,7 +29,7 @@ use self::leg::Leg;
 use crate::access::{Denied, Leave};
 use crate::chain;
 use crate::config::{self, Config};
-use crate::dial::{DialError, Route};
+use crate::dial::{DialError, Route, Traffic};
 use crate::problem::shown;
 
 /// The most terminals at once. One more is refused as `busy`.
@@ -290,7 +290,7 @@ impl Opening {
 
     async fn dial(&self, route: Route) -> Result<Leg, Refusal> {
         let open = async {
-            let way = route.go().await?;
+            let way = route.go(Traffic::Bulk).await?;
             way.open_stream(&self.request.token).await
         };
         let opened = tokio::select! {

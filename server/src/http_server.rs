@@ -26,6 +26,7 @@ use tokio_rustls::server::TlsStream;
 use tower::ServiceExt;
 
 use crate::lifecycle::Shutdown;
+use crate::link::intake::Intake;
 use crate::link::stream::Stream;
 
 /// Requests at once on one HTTP/2 connection.
@@ -108,7 +109,7 @@ impl HttpServer {
             match &self.tls {
                 None => self.serve(stream, peer, &shutdown).await,
                 Some(tls) => {
-                    let accept = TlsAcceptor::from(Arc::clone(tls)).accept(stream);
+                    let accept = TlsAcceptor::from(Arc::clone(tls)).accept(Intake::new(stream));
                     match timeout(self.bounds.handshake, accept).await {
                         Ok(Ok(stream)) => self.serve(stream, peer, &shutdown).await,
                         Ok(Err(error)) => tracing::debug!(port = self.name, %peer, ?error, "the TLS handshake failed"),
@@ -166,7 +167,7 @@ impl HttpServer {
 /// how long it is idle. `None`: it is not there any more.
 pub(crate) async fn take_over(upgrade: OnUpgrade) -> Option<(Stream, Bytes)> {
     let upgraded = upgrade.await.ok()?;
-    let upgraded = match downcast::<TokioIo<IdleStream<TlsStream<TcpStream>>>>(upgraded) {
+    let upgraded = match downcast::<TokioIo<IdleStream<TlsStream<Intake>>>>(upgraded) {
         Ok(parts) => return Some((Stream::Tls(parts.io.into_inner().stream), parts.read_buf)),
         Err(upgraded) => upgraded,
     };

@@ -23,6 +23,7 @@ pub(crate) mod admission;
 pub(crate) mod conn;
 pub(crate) mod dispatch;
 mod enroll;
+pub(crate) mod intake;
 pub(crate) mod limit;
 pub(crate) mod opening;
 pub(crate) mod problem;

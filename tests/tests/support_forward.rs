@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use aws_lc_rs::digest::{self, SHA256};
 use cloudlink_tests::api::text;
+use cloudlink_tests::bench::usage::Process;
 use cloudlink_tests::cli::Cli;
 use cloudlink_tests::fleet::{Fleet, LINK_LIMIT};
 use cloudlink_tests::netns::{self, Site};
@@ -18,6 +19,7 @@ use data_encoding::HEXLOWER;
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 const LIMIT: Duration = Duration::from_secs(40);
@@ -29,6 +31,15 @@ const MIB: usize = 1024 * 1024;
 const STALL: Duration = Duration::from_secs(45);
 /// Beyond what the kernels and programs in between keep for a target that takes nothing.
 const STALLED_BYTES: usize = 24 * MIB;
+
+/// Of connections that nobody reads.
+const FULL_STREAMS: usize = 8;
+/// Nothing was taken for so long.
+const FULL_AFTER: Duration = Duration::from_secs(3);
+/// Beyond what kernels keep on the way.
+const FULL_BYTES_MAX: usize = 128 * MIB;
+/// What one connection that is held up in both directions may take of any program on its way.
+const FULL_STREAM_MEMORY_MAX: u64 = 1024 * 1024;
 
 /// Of bytes that are no text, and not all the same.
 fn chunk(number: usize) -> Vec<u8> {
@@ -231,6 +242,67 @@ async fn a_target_that_takes_its_time_is_waited_for() -> anyhow::Result<()> {
     };
     let ((), (_, count)) = timeout(BYTES_LIMIT, async { tokio::try_join!(send, take) }).await.context("it hangs")??;
     ensure!(count == STALLED_BYTES, "{count} bytes of {STALLED_BYTES}");
+    ensure!(forwarding.of("connection_failed").is_empty(), "{:?}", forwarding.of("connection_failed"));
+    device.machine.stop()
+}
+
+/// Writes until nothing more is taken for a while. How much that was.
+async fn fill(stream: &mut TcpStream) -> anyhow::Result<usize> {
+    let (bytes, mut count) = (chunk(0), 0);
+    loop {
+        match timeout(FULL_AFTER, stream.write(&bytes)).await {
+            Ok(written) => count += written?,
+            Err(_) => return Ok(count),
+        }
+        ensure!(count < FULL_BYTES_MAX, "{count} bytes are taken, and nobody reads them");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_does_not_read_holds_up_who_writes_and_takes_no_memory() -> anyhow::Result<()> {
+    let mut fleet = Fleet::start().await?;
+    let mut device = fleet.device("gw-1").await?;
+    fleet.support_grant(&device.id, 900).await?;
+    let (target, target_port) = listener().await?;
+    let cli = fleet.cli(fleet.operator.token());
+    let forwarding = Forwarding::start(&cli, "gw-1", &[&route(target_port)], &[]).await?;
+    let pids = [fleet.server.program().pid(), device.machine.agent_pid()?, forwarding.pid()?];
+    let memory = || pids.iter().map(|pid| Process::new(*pid).memory_bytes()).collect::<anyhow::Result<Vec<_>>>();
+    let connect = async || {
+        let near = TcpStream::connect(forwarding.local(0)?).await?;
+        let (far, _) = timeout(LIMIT, target.accept()).await.context("nobody came")??;
+        anyhow::Ok((near, far))
+    };
+    // What is made for the first connection stays.
+    let (mut near, mut far) = connect().await?;
+    let (held, held_back) = (fill(&mut near).await?, fill(&mut far).await?);
+    let before = memory()?;
+    let mut others = Vec::new();
+    for _ in 0..FULL_STREAMS {
+        others.push(connect().await?);
+    }
+    let mut filling = JoinSet::new();
+    for (mut near, mut far) in others {
+        filling.spawn(async move {
+            // In both directions at once.
+            let held = tokio::try_join!(fill(&mut near), fill(&mut far))?;
+            anyhow::Ok((near, far, held))
+        });
+    }
+    let others = filling.join_all().await.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+    let grown = before.iter().zip(memory()?).map(|(before, after)| after.saturating_sub(*before));
+    let each: Vec<u64> = grown.map(|grown| grown / FULL_STREAMS as u64).collect();
+    // Of cloudlinkd, cloudlink-agent and cloudlink.
+    ensure!(each.iter().all(|bytes| *bytes <= FULL_STREAM_MEMORY_MAX), "each connection takes {each:?} bytes");
+    // They all go on where they were.
+    let others = others.into_iter().chain([(near, far, (held, held_back))]);
+    for (mut near, mut far, (held, held_back)) in others {
+        near.shutdown().await?;
+        far.shutdown().await?;
+        let taken = timeout(BYTES_LIMIT, async { tokio::try_join!(taken(&mut far), taken(&mut near)) });
+        let ((_, there), (_, here)) = taken.await.context("it hangs")??;
+        ensure!((there, here) == (held, held_back), "{there} bytes of {held}, {here} of {held_back}");
+    }
     ensure!(forwarding.of("connection_failed").is_empty(), "{:?}", forwarding.of("connection_failed"));
     device.machine.stop()
 }

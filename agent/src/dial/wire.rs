@@ -4,7 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
@@ -12,7 +12,7 @@ use tokio_rustls::client::TlsStream;
 #[derive(Debug)]
 pub enum Wire {
     /// On a network that is not trusted.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<BufReader<TcpStream>>>),
     /// Inside a tunnel, which has proven both sides. See [`crate::tunnel`].
     Plain(TcpStream),
 }
@@ -22,7 +22,7 @@ impl Wire {
     #[must_use]
     pub fn tcp(&self) -> &TcpStream {
         match self {
-            Self::Tls(stream) => stream.get_ref().0,
+            Self::Tls(stream) => stream.get_ref().0.get_ref(),
             Self::Plain(stream) => stream,
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cloudlink_agent::agent::load_anchor;
-use cloudlink_agent::dial::{self, DialError};
+use cloudlink_agent::dial::{self, DialError, Traffic};
 use cloudlink_agent::tls::{self, Bounds};
 use cloudlink_certs::Validity;
 use rstest::rstest;
@@ -15,7 +15,7 @@ async fn secured(server: &TestServer, device: &Device, bounds: Bounds) -> Result
     let anchor = load_anchor(&device.config).unwrap();
     let config = tls::client_config(&anchor, None, bounds).unwrap();
     assert_eq!(device.config.server.address, Some(server.address));
-    dial::secure(&device.config.server, &device.config.server.enroll_name, config).await.map(|_| ())
+    dial::secure(&device.config.server, &device.config.server.enroll_name, config, Traffic::Sparse).await.map(|_| ())
 }
 
 fn no_bounds() -> Bounds {

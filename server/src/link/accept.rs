@@ -15,6 +15,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::admission::identify;
+use super::intake::Intake;
 use super::limit::Pass;
 use super::request::{Caller, Upgraded};
 use super::stream::Stream;
@@ -258,8 +259,8 @@ async fn listen(stream: &mut TcpStream) -> Result<Spoken, Failure> {
     }
 }
 
-async fn shake(shared: &Shared, stream: TcpStream) -> io::Result<(Purpose, TlsStream<TcpStream>)> {
-    let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
+async fn shake(shared: &Shared, stream: TcpStream) -> io::Result<(Purpose, TlsStream<Intake>)> {
+    let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), Intake::new(stream)).await?;
     let (purpose, config) = shared.tls.choose(&hello.client_hello());
     Ok((purpose, hello.into_stream(config).await?))
 }

@@ -8,19 +8,29 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
+use super::intake::Intake;
+
 /// The connection of a link.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "almost all are the large one, and lie in the box of their WebSocket")]
 pub(crate) enum Stream {
-    Tls(TlsStream<TcpStream>),
+    Tls(TlsStream<Intake>),
     Plain(TcpStream),
 }
 
 impl Stream {
+    /// Many bytes will come: they are read up to so many at once. In the clear, whoever takes them does that.
+    pub(crate) fn read_ahead(&mut self, bytes: usize) {
+        match self {
+            Self::Tls(stream) => stream.get_mut().0.read_ahead(bytes),
+            Self::Plain(_) => {}
+        }
+    }
+
     /// What was sent and has not arrived yet is dropped with the stream, and the peer is told so by a reset.
     pub(crate) fn abort(&self) {
         let stream = match self {
-            Self::Tls(stream) => stream.get_ref().0,
+            Self::Tls(stream) => stream.get_ref().0.tcp(),
             Self::Plain(stream) => stream,
         };
         // A socket that is gone needs no reset.

@@ -31,6 +31,13 @@ const WORDS_MAX: usize = 64;
 /// A peer that says nothing for so long, pings notwithstanding, is gone.
 const DEAD_AFTER: Duration = Duration::from_secs(75);
 
+/// Of keystrokes.
+const INTERACTIVE_READ_BYTES: usize = 4_096;
+/// What TLS gives out at once.
+const TLS_RECORD_BYTES: usize = 16 * 1024;
+/// What is taken from a connection on which many bytes come before it is decrypted.
+const READ_AHEAD_BYTES: usize = 64 * 1024;
+
 /// What a connection takes from its socket at once.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Gait {
@@ -41,10 +48,15 @@ pub(super) enum Gait {
 }
 
 impl Gait {
-    const fn read_bytes(self) -> usize {
-        match self {
-            Self::Interactive => 4_096,
-            Self::Bulk => DATA_BYTES_MAX,
+    /// Prepares a connection. What a WebSocket is to ask it for at once: no more than comes, for it clears that much memory before.
+    fn prepare(self, stream: &mut Stream) -> usize {
+        match (self, &stream) {
+            (Self::Interactive, _) => INTERACTIVE_READ_BYTES,
+            (Self::Bulk, Stream::Plain(_)) => DATA_BYTES_MAX,
+            (Self::Bulk, Stream::Tls(_)) => {
+                stream.read_ahead(READ_AHEAD_BYTES);
+                TLS_RECORD_BYTES
+            }
         }
     }
 }
@@ -128,9 +140,9 @@ struct Tcp {
 }
 
 impl Leg {
-    pub(super) async fn web_socket(stream: Stream, read_ahead: Bytes, party: Party, gait: Gait) -> Self {
+    pub(super) async fn web_socket(mut stream: Stream, read_ahead: Bytes, party: Party, gait: Gait) -> Self {
         let config = WebSocketConfig::default()
-            .read_buffer_size(gait.read_bytes())
+            .read_buffer_size(gait.prepare(&mut stream))
             .write_buffer_size(0)
             .max_write_buffer_size(4 * DATA_BYTES_MAX)
             .max_message_size(Some(DATA_BYTES_MAX))
