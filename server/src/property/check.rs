@@ -303,8 +303,11 @@ fn is_in_force(grant: &Grant, now: i64) -> bool {
     !grant.is_revoked && !grant.is_told && grant.start <= now && now < grant.end
 }
 
-/// Whatever anybody did is in the audit log, once, and the log is whole.
-fn audit(look: &Look, found: &mut Vec<String>) {
+/// Whatever anybody did is in the audit log, once, and the log is whole; and what the rows say of themselves.
+pub(super) fn audit(look: &Look, found: &mut Vec<String>) {
+    if look.outside > 0 {
+        found.push(format!("{} were made outside their grant, or sent too late", look.outside));
+    }
     if !look.chain_is_whole {
         found.push("the audit log is broken".to_owned());
     }

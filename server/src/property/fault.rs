@@ -51,6 +51,7 @@ const ASKING: Theme = |op| matches!(op, Op::Ask { .. } | Op::Answer { .. } | Op:
 const TWO_PEOPLE: Theme = |op| matches!(op, Op::Need { .. } | Op::Ask { .. } | Op::Answer { .. } | Op::Grant { .. });
 const BEFOREHAND: Theme = |op| matches!(op, Op::MakePolicy { .. } | Op::Ask { .. });
 const COMMAND_AND_REVOKE: Theme = |op| matches!(op, Op::Command { .. } | Op::Revoke { .. });
+const SESSION_AND_EXTEND: Theme = |op| matches!(op, Op::OpenSession { .. } | Op::Extend { .. });
 const ANSWERING: Theme = |op| matches!(op, Op::Answer { .. });
 
 /// What one thing after the other shows.
@@ -71,7 +72,7 @@ const IN_SEQUENCE: [Fault; 19] = [
         "a command may begin after its grant",
         [
             "command_create",
-            "least(clock_timestamp() + p_start_within, g.ends_at)",
+            "least(clock_timestamp() + p_start_within, h.ends_at)",
             "clock_timestamp() + p_start_within",
         ],
         USING,
@@ -113,7 +114,12 @@ const IN_SEQUENCE: [Fault; 19] = [
 ];
 
 /// What only two at once show.
-const AT_ONCE: [Fault; 2] = [
+const AT_ONCE: [Fault; 3] = [
+    fault(
+        "whoever has waited looks at no clock",
+        ["support_session_create", "h.starts_at <= clock_timestamp() and clock_timestamp() < h.ends_at", "true"],
+        SESSION_AND_EXTEND,
+    ),
     fault("commands do not hold their grant", ["command_create", "for share of g, d, p", ""], COMMAND_AND_REVOKE),
     fault(
         "answers do not wait for one another",

@@ -233,7 +233,7 @@ fn answer() -> impl Strategy<Value = Answer> {
     prop_oneof![6 => approve, 1 => Just(Answer::Deny)]
 }
 
-fn jump() -> impl Strategy<Value = Jump> {
+pub(super) fn jump() -> impl Strategy<Value = Jump> {
     prop_oneof![
         2 => (-7200..7200i32).prop_map(|seconds| Jump::By { seconds }),
         2 => (1..60i32).prop_map(|seconds| Jump::By { seconds }),

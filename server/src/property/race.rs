@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use proptest::option;
 use proptest::prelude::*;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::time::{sleep, timeout};
 
 use super::act::Act;
-use super::model::Model;
 use super::op::{self, Op, Theme};
 use super::world::{Done, World};
-use super::{Check, Failure, Run, config, difference, search};
+use super::{Check, Failure, Run, check, clock, config, difference, search};
 
 /// Collisions, unless `PROPTEST_CASES` says otherwise.
 const CASES: u32 = 64;
@@ -30,6 +30,8 @@ pub(super) struct Collision {
     before: Vec<Op>,
     meeting: (Op, Op),
     at: Gate,
+    /// What the clock does while they wait.
+    meanwhile: Option<Op>,
 }
 
 /// The row that is held.
@@ -106,7 +108,13 @@ pub(super) fn collisions(before: Theme, meeting: Theme) -> impl Strategy<Value =
     ];
     // Enough of them that there are two.
     let meeting = op::of(meeting, 24).prop_filter_map("no two of them", |ops| Some((*ops.first()?, *ops.get(1)?)));
-    (op::begun(op::of(before, 8)), meeting, gate).prop_map(|(before, meeting, at)| Collision { before, meeting, at })
+    let meanwhile = option::weighted(0.4, op::jump().prop_map(Op::Clock));
+    (op::begun(op::of(before, 8)), meeting, gate, meanwhile).prop_map(|(before, meeting, at, meanwhile)| Collision {
+        before,
+        meeting,
+        at,
+        meanwhile,
+    })
 }
 
 pub(super) const CHECK: Check<Collision> = |world, collision| Box::pin(async move { collide(world, collision).await });
@@ -132,25 +140,50 @@ async fn collide(world: &World, collision: Collision) -> Result<(), Failure> {
     let named = |op| world.cast.act(op, &run.look.rows, run.model.now).filter(can_meet);
     let (Some(one), Some(other)) = (named(collision.meeting.0), named(collision.meeting.1)) else { return Ok(()) };
     let acts = (one, other);
-    let done = at_once(world, &run, &acts, collision.at).await;
+    let now = run.model.now;
+    let later = match collision.meanwhile.and_then(|op| world.cast.act(op, &run.look.rows, now)) {
+        Some(Act::Clock { to }) if to > now && collision.at.lock().is_some() => to,
+        _ => now,
+    };
+    let done = at_once(world, &run, &acts, collision.at, later).await;
     let after = world.look().await;
+    let mut wrong = [done.0.wrong.clone(), done.1.wrong.clone()].concat();
+    check::audit(&after, &mut wrong);
+    // Each of them at a moment between its beginning and its end.
     let orders = [[(&acts.0, &done.0), (&acts.1, &done.1)], [(&acts.1, &done.1), (&acts.0, &done.0)]];
-    let predicted = orders.map(|order| {
+    let moments = [[now, now], [now, later], [later, later], [later, now]];
+    let predicted = orders.into_iter().flat_map(|order| moments.map(|moments| (order, moments)));
+    let mut predicted = predicted.map(|(order, moments)| {
         let mut model = run.model.clone();
-        let contradiction = order.iter().find_map(|(act, done)| model.act(act, done, &after.rows).err());
-        (model, contradiction)
+        let contradiction = order.into_iter().zip(moments).find_map(|((act, done), moment)| {
+            model.now = moment;
+            model.act(act, done, &after.rows).err()
+        });
+        model.now = later;
+        let differs = || (model.rows != after.rows).then(|| difference(&model.rows, &after.rows));
+        let differs = contradiction.or_else(differs);
+        (model, differs)
     });
-    let fits = |(model, contradiction): &&(Model, Option<String>)| contradiction.is_none() && model.rows == after.rows;
-    let wrong: Vec<&String> = done.0.wrong.iter().chain(&done.1.wrong).collect();
-    let Some((model, _)) = predicted.iter().find(fits).filter(|_| wrong.is_empty() && after.chain_is_whole) else {
-        let orders = predicted
-            .map(|(model, contradiction)| contradiction.unwrap_or_else(|| difference(&model.rows, &after.rows)));
+    let mut first = None;
+    let fitting = predicted.find_map(|(model, differs)| match differs {
+        None => Some(model),
+        Some(differs) => {
+            first.get_or_insert(differs);
+            None
+        }
+    });
+    let Some(model) = fitting.filter(|_| wrong.is_empty()) else {
         return Err(run.failure(&format!(
-            "at once, at {:?}:\n  {:?}\n  {:?}\nwrong: {wrong:?}\nas one after the other: {}\nas the other after the one: {}",
-            collision.at, acts.0, acts.1, orders[0], orders[1]
+            "at once, at {:?}, {:.6} s:\n  {:?}\n  {:?}\n{}\nas no order and moment of the two explains; as the first one: {}",
+            collision.at,
+            (later - now) as f64 / 1e6,
+            acts.0,
+            acts.1,
+            wrong.join("\n"),
+            first.unwrap_or_default()
         )));
     };
-    (run.model, run.look) = (model.clone(), after);
+    (run.model, run.look) = (model, after);
     // And what follows finds nothing odd.
     for op in [Op::Claim, Op::Watch, Op::Sweep, Op::Watch] {
         run.step(op).await?;
@@ -163,7 +196,7 @@ fn can_meet(act: &Act) -> bool {
     !matches!(act, Act::Clock { .. } | Act::Crash { .. } | Act::Watch | Act::Sweep)
 }
 
-async fn at_once(world: &World, run: &Run<'_>, acts: &(Act, Act), at: Gate) -> (Done, Done) {
+async fn at_once(world: &World, run: &Run<'_>, acts: &(Act, Act), at: Gate, later: i64) -> (Done, Done) {
     let (rows, now) = (&run.look.rows, run.model.now);
     let mut gate = world.root().begin().await.unwrap();
     if let Some(lock) = at.lock() {
@@ -175,6 +208,9 @@ async fn at_once(world: &World, run: &Run<'_>, acts: &(Act, Act), at: Gate) -> (
     if at.lock().is_some() {
         done.0 = as_far_as_it_goes(world, one.as_mut(), 1).await;
         done.1 = as_far_as_it_goes(world, other.as_mut(), if done.0.is_none() { 2 } else { 1 }).await;
+    }
+    if later != now {
+        clock::set(world.root(), later).await;
     }
     gate.rollback().await.unwrap();
     tokio::join!(

@@ -148,6 +148,8 @@ pub(super) struct Look {
     pub(super) rows: Rows,
     /// How often each action is in the audit log.
     pub(super) audited: BTreeMap<String, usize>,
+    /// How many commands, sessions and openings say themselves that they were made outside their grant, or sent after their expiry.
+    pub(super) outside: usize,
     /// Whether every hash of the audit log is that of what it follows, and the heads are those of the last entries.
     pub(super) chain_is_whole: bool,
 }
@@ -195,6 +197,12 @@ select jsonb_build_object('rows', jsonb_build_object(
                     'device', o.device_id, 'grant', o.grant_id, 'by', o.opened_by, 'scope', 'tcp:open',
                     'expires', virtual.at(o.expires_at), 'end', o.end_reason)), '{}') from openings o)),
   'audited', (select coalesce(jsonb_object_agg(a.action, a.times), '{}') from (select action, count(*) as times from audit group by 1) a),
+  'outside', (select count(*) from (
+        select grant_id, created_at from commands union all select grant_id, created_at from openings
+        union all select grant_id, created_at from support_sessions) made
+      join grants g on g.id = made.grant_id
+     where made.created_at < g.starts_at or made.created_at >= g.ends_at)
+    + (select count(*) from commands where sent_at >= expires_at),
   'chain_is_whole', (
       select coalesce(bool_and(a.hash = sha256(coalesce(a.before, decode(repeat('00', 32), 'hex')) || convert_to(a.entry, 'UTF8'))
                                and a.seq = a.position), true)

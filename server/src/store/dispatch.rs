@@ -106,7 +106,8 @@ pub async fn dispatch_claim(connection: &mut PgConnection, links: &[LinkKey]) ->
                   set state = 'sent', sent_at = clock_timestamp(), sent_epoch = due.epoch,
                       boot_id = coalesce(c.boot_id, due.boot_id), deadline_at = c.expires_at + make_interval(secs => $5)
                  from due
-                where c.id = due.id
+                -- Whoever held the grant until now may have held it until after the end.
+                where c.id = due.id and c.expires_at > clock_timestamp()
                   and (select case when bool_or(due.kind = any ($3)) then true
                                    else set_config('synchronous_commit', 'off', true) is not null end
                          from due)
