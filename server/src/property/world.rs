@@ -13,7 +13,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgPool};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use super::act::{Act, Cast, NewGrant, clamp};
@@ -44,6 +44,8 @@ use crate::store::{Store, StoreError, Transaction, Visibility};
 use crate::tasks::{access, support};
 
 const NODE: &str = "node-1";
+const QUIET_WITHIN: Duration = Duration::from_secs(20);
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(1);
 /// The most sessions of one device.
 pub(super) const SESSIONS_MAX: usize = 3;
 /// The longest grant of either tenant.
@@ -134,7 +136,18 @@ impl World {
         &self.scene.root
     }
 
+    /// What there is, once everything is done that was begun: a request that is refused lets go of its transaction, and of the rows
+    /// that it holds, a moment after its answer, and whoever passes over what is held would do so.
     pub(super) async fn look(&self) -> Look {
+        let busy =
+            "select exists (select from pg_stat_activity where datname = current_database() and xact_start is not null
+                                     and backend_type = 'client backend' and pid <> pg_backend_pid())";
+        let quiet = async {
+            while sqlx::query_scalar(busy).fetch_one(self.root()).await.unwrap() {
+                sleep(LOOK_AGAIN_AFTER).await;
+            }
+        };
+        timeout(QUIET_WITHIN, quiet).await.expect("all transactions end");
         Look::at(self.root()).await
     }
 
