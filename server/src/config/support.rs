@@ -13,7 +13,7 @@ const WARN_BEFORE: [u32; 2] = [600, 120];
 section! {
     /// Support sessions: terminals, port forwards and file copies, and their recordings.
     pub struct Support in "support" {
-        /// The most sessions that this node serves at once. Bounds memory: about 300 kB each while bytes flow.
+        /// The most sessions that this node serves at once. Bounds memory: at most 700 kB for each of their connections.
         sessions_max: u32 = SESSIONS_MAX, in 1..=100_000;
         /// The most sessions of one device at once.
         sessions_per_device_max: u32 = SESSIONS_PER_DEVICE_MAX, in 1..=1_000;
