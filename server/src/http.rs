@@ -175,7 +175,7 @@ impl Context {
             bus,
             metrics,
             hub,
-            tokens: Arc::default(),
+            tokens: Arc::new(TokenWatch::new()),
             limits,
             request_within,
             opening_within,
@@ -278,8 +278,15 @@ impl Context {
     /// Wakes the streams of events on hints, and ends those whose token is over, until the node stops. Without it they look at
     /// their commands on their timers, and at nothing else.
     pub async fn follow_hints(self) {
+        let stopped = async {
+            self.stopping.cancelled().await;
+            if let Some(support) = &self.support {
+                // Tokens of streams end during the soft stop as well.
+                support.finished().await;
+            }
+        };
         tokio::select! {
-            () = self.stopping.cancelled() => {}
+            () = stopped => {}
             () = self.hub.follow(self.bus.listen()) => {}
             () = self.tokens.follow(&self.store, self.bus.listen()) => {}
         }

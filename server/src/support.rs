@@ -12,12 +12,14 @@
 //! once it is there, one task moves the bytes (`pump`) between both `leg`s. When the session ends, every stream of it says
 //! why and closes its sockets.
 //!
-//! `tasks::support` looks in the database for what else ends sessions. With the database away they end by their deadlines.
+//! `tasks::support` looks in the database for what else ends sessions. With the database away nothing passes, and they end by their
+//! deadlines (`freshness`).
 //!
 //! Start reading at `attach`, then `pump` and `life`.
 
 pub(crate) mod attach;
 pub(crate) mod expect;
+pub(crate) mod freshness;
 pub(crate) mod guest;
 mod leg;
 mod life;
@@ -33,6 +35,7 @@ use cloudlink_proto::ids::SupportSessionId;
 use tokio::time::sleep;
 use uuid::Uuid;
 
+use self::freshness::Freshness;
 use self::session::{Facts, Session};
 use crate::config;
 use crate::lifecycle::Shutdown;
@@ -56,6 +59,8 @@ struct Inner {
     config: config::Support,
     key: Arc<StorageKey>,
     shutdown: Shutdown,
+    /// Of what the database says of sessions.
+    freshness: Arc<Freshness>,
     /// Those that are being made have a place as well, and those that have ended until that is written.
     sessions: Mutex<HashMap<SupportSessionId, Option<Arc<Session>>>>,
 }
@@ -80,7 +85,8 @@ impl Support {
     /// Whatever it starts ends with `shutdown`.
     #[must_use]
     pub fn new(links: &Links, config: config::Support, key: Arc<StorageKey>, shutdown: Shutdown) -> Self {
-        Self(Arc::new(Inner { links: Arc::clone(&links.0), config, key, shutdown, sessions: Mutex::default() }))
+        let (links, freshness, sessions) = (Arc::clone(&links.0), Freshness::new(), Mutex::default());
+        Self(Arc::new(Inner { links, config, key, shutdown, freshness, sessions }))
     }
 
     pub(crate) fn node(&self) -> &str {
@@ -105,7 +111,7 @@ impl Support {
 
     /// Serves a session that is in the database.
     pub(crate) fn open(&self, reserved: &Reserved, facts: Facts) {
-        let session = Session::new(facts);
+        let session = Session::new(facts, Arc::clone(self.freshness()));
         self.sessions().insert(reserved.id, Some(Arc::clone(&session)));
         self.0.shutdown.tasks.spawn(life::keep(self.clone(), session));
     }
@@ -125,10 +131,21 @@ impl Support {
         self.sessions().contains_key(&id)
     }
 
-    /// Waits until there is none. For the stop, when none comes.
-    pub(crate) async fn emptied(&self) {
-        while !self.sessions().is_empty() {
-            sleep(EMPTIED_CHECK).await;
+    pub(crate) fn freshness(&self) -> &Arc<Freshness> {
+        &self.0.freshness
+    }
+
+    /// Waits until the node stops, and serves none any more: they live on through the soft stop.
+    pub(crate) async fn finished(&self) {
+        self.0.shutdown.soft.cancelled().await;
+        let emptied = async {
+            while !self.sessions().is_empty() {
+                sleep(EMPTIED_CHECK).await;
+            }
+        };
+        tokio::select! {
+            () = self.0.shutdown.hard.cancelled() => {}
+            () = emptied => {}
         }
     }
 

@@ -50,5 +50,5 @@ pub fn start_receipts(links: &Links, signer: &Arc<StatementSigner>, shutdown: &S
 
 /// Starts what watches over support sessions; it goes on until the last of them has ended.
 pub fn start_support(support: &Support, shutdown: &Shutdown) {
-    shutdown.spawn_vital("support sessions", support::run(support.clone(), shutdown.clone()));
+    shutdown.spawn_vital("support sessions", support::run(support.clone()));
 }

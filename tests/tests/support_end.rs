@@ -30,6 +30,8 @@ const LIMIT: Duration = Duration::from_secs(40);
 const CUT_OFF_MS_MAX: u64 = 1_000;
 /// What a busy machine may add to a time that this test measures from outside: programs have to be run to be seen to end.
 const SEEN_MAX: time::Duration = time::Duration::seconds(5);
+/// The clocks of two programs of one machine.
+const GRACE: time::Duration = time::Duration::milliseconds(50);
 /// Between two bytes of a stream.
 const TICK: Duration = Duration::from_millis(20);
 
@@ -309,9 +311,12 @@ async fn without_the_database_the_end_comes_on_time() -> anyhow::Result<()> {
     let ends_at = time_of(&grant, "ends_at")?;
     ensure!(ends_at - clock::now() > time::Duration::seconds(3), "this machine is too slow for it");
     let frozen = Frozen::new(&fleet)?;
+    let frozen_at = clock::now();
     let last = busy.stream.ends().await?;
-    ensure!(last - ends_at < time::Duration::seconds(1), "the last byte came {} late", last - ends_at);
-    ensure!(ends_at - last < SEEN_MAX, "{last} is long before {ends_at}");
+    let late = clock::now() - ends_at;
+    // Nobody can say whether it may go on: it waits, and ends by its own clock.
+    ensure!(last < ends_at && last - frozen_at < SEEN_MAX, "the last byte came at {last}, frozen was at {frozen_at}");
+    ensure!((-GRACE..SEEN_MAX).contains(&late), "it ended {late} late");
     ensure!(busy.terminal.ends().await? == 9, "{}", busy.terminal.seen());
     ensure!(busy.terminal.seen().contains("grant ended"), "{}", busy.terminal.seen());
     drop(frozen);

@@ -15,14 +15,16 @@ use crate::clock;
 use crate::model::token::Session;
 use crate::store::token::token_list_over;
 use crate::store::{Store, StoreError};
+use crate::support::freshness::Freshness;
 
 /// Between two looks without a hint: what another node did is seen in time.
-const CHECKED_EVERY: Duration = Duration::from_millis(500);
+const CHECKED_EVERY: Duration = Duration::from_millis(250);
 
 /// As many as there are streams, which have their own limits.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct TokenWatch {
     tokens: Mutex<HashMap<TokenId, Entry>>,
+    freshness: Arc<Freshness>,
 }
 
 #[derive(Debug)]
@@ -38,9 +40,20 @@ pub(crate) struct Over {
     pub(crate) since: Instant,
     /// Nor does any other token of the person.
     pub(crate) is_shut_out: bool,
+    /// Since when nothing of streams passes, for lack of this.
+    pub(crate) silent_since: Option<Instant>,
 }
 
 impl TokenWatch {
+    pub(crate) fn new() -> Self {
+        Self { tokens: Mutex::default(), freshness: Freshness::new() }
+    }
+
+    /// Of what the database says of the tokens of streams.
+    pub(crate) fn freshness(&self) -> &Arc<Freshness> {
+        &self.freshness
+    }
+
     /// To be called before anything is shown of the stream.
     pub(crate) fn watch(self: &Arc<Self>, session: &Session) -> Watched {
         let left = Duration::try_from(session.token_expires_at - clock::now()).unwrap_or_default();
@@ -79,16 +92,26 @@ impl TokenWatch {
     }
 
     async fn look(&self, store: &Store) -> Result<(), StoreError> {
+        // A token that is watched from here on was looked up for its request, a moment ago.
+        let asked_at = Instant::now();
         let ids: Vec<Uuid> = self.lock().keys().map(|token| token.as_uuid()).collect();
         if ids.is_empty() {
+            self.freshness.heard(asked_at);
             return Ok(());
         }
         let over = store.within(async { token_list_over(&mut *store.connection().await?, &ids).await }).await?;
+        let silent_since = self.freshness.silent_since(Instant::now());
         let tokens = self.lock();
+        let mut has_news = false;
         for token in over {
             if let Some(entry) = tokens.get(&token.id) {
-                entry.over.send_replace(Some(Over { since: token.since, is_shut_out: !token.is_active }));
+                has_news |= entry.over.borrow().is_none();
+                entry.over.send_replace(Some(Over { since: token.since, is_shut_out: !token.is_active, silent_since }));
             }
+        }
+        // Where somebody is to go, that comes first: the next look lets pass again what waits for this.
+        if !has_news {
+            self.freshness.heard(asked_at);
         }
         Ok(())
     }
@@ -131,7 +154,7 @@ impl Watched {
         };
         tokio::select! {
             over = looked => over,
-            () = sleep_until(self.expires_at) => Over { since: self.expires_at, is_shut_out: false },
+            () = sleep_until(self.expires_at) => Over { since: self.expires_at, is_shut_out: false, silent_since: None },
         }
     }
 }

@@ -17,11 +17,12 @@ use uuid::Uuid;
 
 use super::Support;
 use super::expect::Answer;
+use super::freshness::{Freshness, Gate};
 use super::guest::{Guest, Seat, Size};
 use super::leg::{Gait, Leg, cut};
 use super::opening;
 use super::pump::{End, Parts, Pump, closed};
-use super::session::{NoPlace, Place, Session};
+use super::session::{Cause, NoPlace, Place, Session};
 use crate::bus::Hint;
 use crate::http_server::take_over;
 use crate::link::{Order, StreamOrder};
@@ -267,7 +268,7 @@ impl Support {
         mode: Mode,
         size: Option<Size>,
         upgrade: OnUpgrade,
-        over: impl Future<Output = (EndReason, Instant)> + Send + 'static,
+        over: impl Future<Output = Cause> + Send + 'static,
     ) {
         let (session, id, gone) = (Arc::clone(&seat.session), seat.id, seat.gone.clone());
         self.0.shutdown.tasks.spawn(async move {
@@ -319,8 +320,14 @@ impl AttachError {
 
 impl Attached {
     /// Goes on by itself once the client's connection is there, and ends the session with it if that has no other, or when the
-    /// operator's token is `over`: why, and since when.
-    pub(crate) fn serve(self, upgrade: OnUpgrade, over: impl Future<Output = (EndReason, Instant)> + Send + 'static) {
+    /// operator's token is `over`. `freshness` is of what is known
+    /// of tokens.
+    pub(crate) fn serve(
+        self,
+        upgrade: OnUpgrade,
+        freshness: Arc<Freshness>,
+        over: impl Future<Output = Cause> + Send + 'static,
+    ) {
         let tasks = self.support.0.shutdown.tasks.clone();
         tasks.spawn(async move {
             let Self { support, session, recorder, place, device, size, gait, is_ready, open } = self;
@@ -338,17 +345,18 @@ impl Attached {
                     let (session, cut_session) = (Arc::clone(&session), &session);
                     let metrics = &support.links().metrics.support_bytes;
                     let metrics = ["to_device", "from_device"].map(|direction| metrics.with_label_values(&[direction]));
-                    let parts = Parts { session, recorder, place, device, client, size, metrics };
+                    let gate = Gate::new(vec![Arc::clone(support.freshness()), freshness]);
+                    let parts = Parts { session, recorder, place, device, client, size, gate, metrics };
                     let watch = async {
-                        let (reason, since) = over.await;
-                        cut_session.end(reason, since);
+                        cut_session.end_because(over.await);
                         std::future::pending::<End>().await
                     };
                     let run = Box::pin(Pump::new(parts).run());
                     tokio::select! {
+                        // Before anything passes: what is known of the token may have let it pass again.
                         biased;
-                        end = run => end,
                         never = watch => never,
+                        end = run => end,
                     }
                 }
                 None => {

@@ -12,7 +12,7 @@ use cloudlink_proto::stream::{CONTROL_BYTES_MAX, Control, DATA_BYTES_MAX, Party}
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -24,6 +24,10 @@ use crate::link::stream::Stream;
 
 /// How long a peer may take to read the last words and close in turn. Then the connection is reset, and what it has not read is gone.
 pub(super) const CLOSE_WITHIN: Duration = Duration::from_millis(300);
+/// Everything is closed so soon after the end of access, where the node learned of that in time, ...
+const CLOSED_WITHIN: Duration = Duration::from_millis(800);
+/// ... and so soon after it learned of it, where it learned late.
+const CLOSE_LEAST: Duration = Duration::from_millis(50);
 /// The same for one that has come to its own end: what was said before may still be under way.
 const DRAIN_WITHIN: Duration = Duration::from_secs(60);
 /// Words of the node itself that wait for a peer that does not read. Further ones are left out.
@@ -94,11 +98,17 @@ pub(super) async fn cut() {
     sleep(CLOSE_WITHIN).await;
 }
 
+/// The same, of one that had to be over then: not so long that it would be over too late.
+pub(super) async fn cut_since(over_at: Instant) {
+    let at_last = (over_at + CLOSED_WITHIN).max(Instant::now() + CLOSE_LEAST);
+    sleep_until(at_last.min(Instant::now() + CLOSE_WITHIN)).await;
+}
+
 /// How long one that has come to its own end waits, unless it is cut meanwhile.
 pub(super) async fn drained(session: &Session) {
     let ended = async {
-        session.ended().await;
-        cut().await;
+        let ending = session.ended().await;
+        if ending.reason.is_cut() { cut_since(ending.over_at).await } else { cut().await }
     };
     tokio::select! {
         () = sleep(DRAIN_WITHIN) => {}
@@ -287,6 +297,20 @@ impl Leg {
             }
         };
         Poll::Ready(heard)
+    }
+
+    /// Whether something was begun to be said that the peer has not taken yet: it would take that before a last word.
+    pub(super) const fn is_held_up(&self) -> bool {
+        self.needs_flush
+    }
+
+    /// Resets the connection, without a word.
+    pub(super) fn abort(self) {
+        match self.wire {
+            Wire::WebSocket(socket) => socket.get_ref().abort(),
+            // A socket that is gone needs no reset.
+            Wire::Tcp(tcp) => drop(tcp.stream.set_zero_linger()),
+        }
     }
 
     /// Says a last word instead of whatever waits, and closes. A peer that does not close in turn before `patience` is over is reset.

@@ -42,13 +42,17 @@ pub(super) async fn keep(support: Support, session: Arc<Session>) {
     session.streams.close();
     session.streams.wait().await;
     let closed_at = Instant::now();
-    let cut_off = ending.reason.is_cut().then(|| closed_at.saturating_duration_since(ending.over_at));
+    let cut_off = ending.reason.is_cut().then(|| cut_off(ending, closed_at));
     metrics.support_sessions_live.with_label_values(&[kind]).dec();
     metrics.support_sessions.with_label_values(&[kind, ending.reason.name()]).inc();
     if let Some(cut_off) = cut_off {
         metrics.support_cut_off_seconds.observe(cut_off.as_secs_f64());
     }
-    tracing::info!(session = %session.facts.id, reason = ending.reason.name(), ?cut_off, "a support session has ended");
+    let (learned_after, closed_after) = (ending.at.saturating_duration_since(ending.over_at), closed_at - ending.at);
+    tracing::info!(
+        session = %session.facts.id, reason = ending.reason.name(), ?cut_off, ?learned_after, ?closed_after,
+        "a support session has ended",
+    );
     let account = account(&support, &session, ending, closed_at, cut_off);
     tokio::select! {
         // What is not written then is found by the next life of this node.
@@ -61,6 +65,11 @@ pub(super) async fn keep(support: Support, session: Arc<Session>) {
         () = account => {}
     }
     support.forget(session.facts.id);
+}
+
+/// From when it had to be over to when nothing could pass any more. While the node knew too little to let anything pass, it did not.
+fn cut_off(ending: Ending, closed_at: Instant) -> Duration {
+    ending.passed_until.saturating_duration_since(ending.over_at) + closed_at.saturating_duration_since(ending.at)
 }
 
 /// Until the session has ended.
@@ -178,7 +187,7 @@ async fn account_once(
     let ended = async {
         let mut transaction = store.begin(Visibility::All).await?;
         let live = support_session_lock_in_txn(&mut transaction, Closing::One(id)).await?;
-        let over = closed_at.elapsed() + cut_off.unwrap_or_default();
+        let over = if cut_off.is_some() { ending.over_at.elapsed() } else { closed_at.elapsed() };
         let ended = support_session_end_in_txn(&mut transaction, &live, server(), ending.reason, over).await?;
         let is_told = support_session_tell_in_txn(&mut transaction, &ended).await?;
         store.commit(transaction).await?;

@@ -7,7 +7,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use aws_lc_rs::digest::{self, SHA256};
@@ -21,14 +21,19 @@ use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use uuid::Uuid;
 
+use super::freshness::Gate;
 use super::guest::{Guest, Screen, Size};
-use super::leg::{Gone, Heard, Leg, cut, drained};
+use super::leg::{Gone, Heard, Leg, cut, cut_since, drained};
 use super::session::{Ending, Place, Session, Word};
 use crate::model::support_session::{Direction, EndReason, FileTarget, Target};
 use crate::recording::{Entry, Recorder};
 
 /// How often peers are asked for a sign of life: below the usual cuts of idle connections.
 const PING_EVERY: Duration = Duration::from_secs(25);
+
+/// A node that learns of the end of access later than this has stood still, or its database has. What it has begun to say to a
+/// peer that did not take it is not said any more, nor is why.
+const LATE_AFTER: Duration = Duration::from_millis(500);
 
 /// What became of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +78,8 @@ pub(super) struct Pump {
     client: Leg,
     guests: Vec<Guest>,
     flow: Flow,
+    /// Nothing passes while it is closed.
+    gate: Gate,
     /// How it ends once the client has read what was said.
     last: Option<End>,
     /// Who is listened to first: nobody keeps the others from being heard.
@@ -137,19 +144,20 @@ pub(super) struct Parts {
     pub(super) client: Leg,
     /// Of the client's window.
     pub(super) size: Size,
+    pub(super) gate: Gate,
     /// Bytes to the device, and from it.
     pub(super) metrics: [IntCounter; 2],
 }
 
 impl Pump {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { session, recorder, place, device, client, size, metrics } = parts;
+        let Parts { session, recorder, place, device, client, size, gate, metrics } = parts;
         let flow = match &session.facts.target {
             Target::Terminal => Flow::Terminal { screen: Screen::default(), size, told: size },
             Target::Forward(_) => Flow::Forward { to_device: Meter::default(), from_device: Meter::default() },
             Target::File(target) => Flow::File { target: target.clone(), meter: Meter::default() },
         };
-        Self { session, recorder, place, device, client, guests: Vec::new(), flow, last: None, turn: 0, metrics }
+        Self { session, recorder, place, device, client, guests: Vec::new(), flow, gate, last: None, turn: 0, metrics }
     }
 
     /// Until its end, whoever brings that about. The sockets are closed when this returns.
@@ -189,9 +197,15 @@ impl Pump {
                 }
                 () = recorder.room(), if !has_room => None,
                 _ = pings.tick() => self.ping(),
-                event = poll_fn(|context| Self::poll(
-                    context, &mut self.device, &mut self.client, &mut self.guests, &mut self.turn, closing, has_room,
-                )) => self.take(event),
+                event = poll_fn(|context| {
+                    if self.session.end_if_over() {
+                        // Whoever keeps it may be later than what has just come. The end wakes this task.
+                        return Poll::Pending;
+                    }
+                    ready!(self.gate.poll_open(context));
+                    let guests = &mut self.guests;
+                    Self::poll(context, &mut self.device, &mut self.client, guests, &mut self.turn, closing, has_room)
+                }) => self.take(event),
             };
             if let Some(end) = end {
                 return end;
@@ -545,11 +559,24 @@ impl Pump {
         // What was said to them before may still be under way. Of a terminal and a file, the device said the last word itself.
         let is_own_end = matches!(end, End::Done | End::Failed);
         let is_forward = matches!(session.facts.target, Target::Forward(_));
-        let patience = async |is_slow: bool| if is_slow { drained(&session).await } else { cut().await };
-        tokio::join!(
-            device.close(last.clone(), patience(is_own_end && is_forward)),
-            client.close(last.clone(), patience(is_own_end)),
-            guests
-        );
+        let is_late = matches!(end, End::Cut(ending) if ending.over_at.elapsed() > LATE_AFTER);
+        let close = async |leg: Leg, is_slow: bool| {
+            if is_late && leg.is_held_up() {
+                return leg.abort();
+            }
+            let patience = async {
+                if let End::Cut(ending) = end
+                    && ending.reason.is_cut()
+                {
+                    cut_since(ending.over_at).await;
+                } else if is_slow {
+                    drained(&session).await;
+                } else {
+                    cut().await;
+                }
+            };
+            leg.close(last.clone(), patience).await;
+        };
+        tokio::join!(close(device, is_own_end && is_forward), close(client, is_own_end), guests);
     }
 }

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use super::freshness::Freshness;
 use super::guest::Guest;
 use crate::model::support_session::{EndReason, Target};
 use crate::recording::{Health, Recorder};
@@ -31,6 +32,20 @@ pub(crate) struct Ending {
     pub(crate) reason: EndReason,
     /// When it had to be over.
     pub(crate) over_at: Instant,
+    /// When the node learned of it.
+    pub(crate) at: Instant,
+    /// Until when something could pass: the same, unless the node let nothing pass because it knew too little.
+    pub(crate) passed_until: Instant,
+}
+
+/// Why a session is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cause {
+    pub(crate) reason: EndReason,
+    /// Since when.
+    pub(crate) over_at: Instant,
+    /// Since when nothing passes, for lack of what has just been learned.
+    pub(crate) silent_since: Option<Instant>,
 }
 
 /// What a stream is told.
@@ -62,7 +77,10 @@ pub(crate) struct Facts {
 pub(crate) struct Session {
     pub(crate) facts: Facts,
     pub(super) opened_at: Instant,
+    freshness: Arc<Freshness>,
     deadline: watch::Sender<Instant>,
+    /// The same, in milliseconds from `opened_at`: to be looked at with each message.
+    deadline_ms: AtomicU64,
     ending: watch::Sender<Option<Ending>>,
     /// Whoever holds a socket of the session holds a token of this.
     pub(super) streams: TaskTracker,
@@ -119,10 +137,14 @@ pub(super) enum NoPlace {
 }
 
 impl Session {
-    pub(super) fn new(facts: Facts) -> Arc<Self> {
+    /// Nothing of it passes while it is not `freshness` that holds.
+    pub(super) fn new(facts: Facts, freshness: Arc<Freshness>) -> Arc<Self> {
+        let opened_at = Instant::now();
         Arc::new(Self {
-            opened_at: Instant::now(),
+            opened_at,
+            freshness,
             deadline: watch::Sender::new(facts.deadline),
+            deadline_ms: AtomicU64::new(ms_between(opened_at, facts.deadline)),
             ending: watch::Sender::new(None),
             streams: TaskTracker::new(),
             places: Mutex::default(),
@@ -141,13 +163,20 @@ impl Session {
 
     /// Ends it. The first reason stays; but what happens only after the grant's end, was ended by that.
     pub(crate) fn end(&self, reason: EndReason, over_at: Instant) {
-        let deadline = *self.deadline.borrow();
-        let is_late = !reason.is_cut() && Instant::now() >= deadline;
+        self.end_because(Cause { reason, over_at, silent_since: None });
+    }
+
+    pub(crate) fn end_because(&self, cause: Cause) {
+        let (now, deadline) = (Instant::now(), *self.deadline.borrow());
+        let Cause { reason, over_at, silent_since } = cause;
+        let is_late = !reason.is_cut() && now >= deadline;
         let (reason, over_at) = if is_late { (EndReason::GrantEnded, deadline) } else { (reason, over_at) };
+        let silent_since = [silent_since, self.freshness.silent_since(now)].into_iter().flatten().min();
+        let passed_until = silent_since.map_or(now, |since| since.min(now));
         self.ending.send_if_modified(|ending| {
             let is_first = ending.is_none();
             if is_first {
-                *ending = Some(Ending { reason, over_at });
+                *ending = Some(Ending { reason, over_at, at: now, passed_until });
             }
             is_first
         });
@@ -161,6 +190,15 @@ impl Session {
         let mut ending = self.ending.subscribe();
         let ended = ending.wait_for(Option::is_some).await.ok().and_then(|ending| *ending);
         ended.expect("the sender is this session's own, and it waited for some")
+    }
+
+    /// Ends it if its grant has ended by now. Says whether.
+    pub(super) fn end_if_over(&self) -> bool {
+        let is_over = ms_between(self.opened_at, Instant::now()) >= self.deadline_ms.load(Ordering::Relaxed);
+        if is_over {
+            self.end(EndReason::GrantEnded, *self.deadline.borrow());
+        }
+        is_over
     }
 
     pub(super) fn deadline(&self) -> watch::Receiver<Instant> {
@@ -177,6 +215,7 @@ impl Session {
             let is_other = deadline < *before || is_later;
             if is_other {
                 *before = deadline;
+                self.deadline_ms.store(ms_between(self.opened_at, deadline), Ordering::Relaxed);
             }
             is_other
         });
@@ -199,8 +238,7 @@ impl Session {
 
     /// Bytes have moved.
     pub(super) fn moved(&self, now: Instant) {
-        let ms = u64::try_from(now.duration_since(self.opened_at).as_millis()).unwrap_or(u64::MAX);
-        self.moved_ms.store(ms, Ordering::Relaxed);
+        self.moved_ms.store(ms_between(self.opened_at, now), Ordering::Relaxed);
     }
 
     pub(super) fn moved_at(&self) -> Instant {
@@ -307,13 +345,18 @@ impl Session {
     }
 }
 
+/// Whole ones. None, if it is the other way round.
+fn ms_between(from: Instant, to: Instant) -> u64 {
+    u64::try_from(to.saturating_duration_since(from).as_millis()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn session(left: Duration) -> Arc<Session> {
         let id = Uuid::from_u128(1);
-        Session::new(Facts {
+        let facts = Facts {
             id: SupportSessionId::from_uuid(id),
             tenant: TenantId::from_uuid(id),
             device: DeviceId::from_uuid(id),
@@ -324,7 +367,8 @@ mod tests {
             reason: String::new(),
             grant_statement: None,
             deadline: Instant::now() + left,
-        })
+        };
+        Session::new(facts, Freshness::new())
     }
 
     #[tokio::test]
@@ -337,7 +381,31 @@ mod tests {
         let other = session(Duration::ZERO);
         let deadline = other.facts.deadline;
         other.end(EndReason::RecordingFailed, Instant::now());
-        assert_eq!(other.ended().await, Ending { reason: EndReason::GrantEnded, over_at: deadline });
+        let ending = other.ended().await;
+        assert_eq!((ending.reason, ending.over_at), (EndReason::GrantEnded, deadline));
+    }
+
+    #[tokio::test]
+    async fn nothing_passed_for_as_long_as_the_node_knew_too_little() {
+        let ms = Duration::from_millis;
+        let one = session(Duration::from_secs(60));
+        let now = Instant::now();
+        one.freshness.heard(now);
+        one.end(EndReason::GrantRevoked, now);
+        let ending = one.ended().await;
+        assert!(ending.passed_until == ending.at && ending.at >= now);
+
+        // It was told what it was told last, a second ago.
+        let other = session(Duration::from_secs(60));
+        let silent_since = Instant::now() - ms(5);
+        other.freshness.heard(now);
+        let cause = Cause { reason: EndReason::TokenEnded, over_at: silent_since, silent_since: Some(silent_since) };
+        other.end_because(cause);
+        assert_eq!(other.ended().await.passed_until, silent_since);
+        let third = session(Duration::from_secs(60));
+        third.end(EndReason::GrantRevoked, Instant::now());
+        let ending = third.ended().await;
+        assert!(ending.passed_until <= third.opened_at && ending.at >= third.opened_at, "it never was told anything");
     }
 
     #[tokio::test]

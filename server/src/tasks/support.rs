@@ -11,7 +11,6 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use uuid::Uuid;
 
 use crate::bus::{Heard, Hint, Listener};
-use crate::lifecycle::Shutdown;
 use crate::model::support_session::EndReason;
 use crate::store::support_session::{
     PresentGuest, server, support_guest_list_over, support_session_end_in_txn, support_session_facts,
@@ -22,25 +21,20 @@ use crate::store::{Store, StoreError, Visibility};
 use crate::support::Support;
 use crate::support::session::Session;
 
-const EVERY: Duration = Duration::from_millis(500);
+/// Between two looks at the sessions of this node: well below the time for which an answer holds.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+const SWEEP_EVERY: Duration = Duration::from_millis(500);
 /// How long one look may take: the next one is due.
 const LOOK_WITHIN: Duration = Duration::from_secs(2);
 /// For the metrics of failed tasks.
 const NAME: &str = "support";
 
 /// Until the hard stop: sessions live on through the soft one.
-pub(super) async fn run(support: Support, shutdown: Shutdown) {
+pub(super) async fn run(support: Support) {
     let links = Arc::clone(support.links());
     let mut listener = links.bus.listen();
-    let stopped = async {
-        shutdown.soft.cancelled().await;
-        tokio::select! {
-            () = shutdown.hard.cancelled() => {}
-            () = support.emptied() => {}
-        }
-    };
     tokio::select! {
-        () = stopped => {}
+        () = support.finished() => {}
         () = watch(&support, &mut listener) => {}
         () = sweep(&support) => {}
     }
@@ -48,7 +42,7 @@ pub(super) async fn run(support: Support, shutdown: Shutdown) {
 
 /// Cuts off sessions of this node.
 async fn watch(support: &Support, listener: &mut Listener) {
-    let mut tick = interval(EVERY);
+    let mut tick = interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -67,7 +61,7 @@ async fn watch(support: &Support, listener: &mut Listener) {
 
 /// Ends in the database what nobody else ends there. Apart from the watch: whoever waits for the audit log must not hold that up.
 async fn sweep(support: &Support) {
-    let mut tick = interval(EVERY);
+    let mut tick = interval(SWEEP_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
@@ -84,6 +78,8 @@ async fn within(support: &Support, work: impl Future<Output = Result<(), StoreEr
 }
 
 async fn look(support: &Support) -> Result<(), StoreError> {
+    // A session that is made from here on was judged by the database later than that.
+    let asked_at = Instant::now();
     let sessions = support.live();
     if !sessions.is_empty() {
         let mut connection = support.links().store.connection().await?;
@@ -114,6 +110,7 @@ async fn look(support: &Support) -> Result<(), StoreError> {
             }
         }
     }
+    support.freshness().heard(asked_at);
     Ok(())
 }
 

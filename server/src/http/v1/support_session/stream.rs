@@ -1,6 +1,8 @@
 //! `GET /support-sessions/{id}/stream`: a WebSocket for the operator who opened the session, and for those who join a terminal. What
 //! is said on it is in `proto/src/stream/`. Whatever stands in the way is told before the upgrade.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
@@ -15,6 +17,7 @@ use crate::http::Context;
 use crate::http::auth::Caller;
 use crate::http::problem::{Kind, Problem, respond_as_problem};
 use crate::http::request::{Id, Query};
+use crate::http::token_watch::Over;
 use crate::http::v1::command::create::explain;
 use crate::model::new_id;
 use crate::model::person::Role;
@@ -23,6 +26,7 @@ use crate::store::StoreError;
 use crate::store::command::{Missing, Obstacle, command_explain};
 use crate::store::support_session::{NewGuest, support_guest_join, support_session_show};
 use crate::support::attach::{AttachError, Window};
+use crate::support::session::Cause;
 use crate::websocket::{self, HandshakeError};
 
 const COLUMNS_DEFAULT: u16 = 80;
@@ -171,8 +175,9 @@ pub(crate) async fn handler(
     let session = support.find(id).ok_or(AttachError::Ended(EndReason::Closed))?;
     let token = context.tokens.watch(caller.session());
     let over = async move {
-        let over = token.over().await;
-        (if over.is_shut_out { EndReason::OperatorShutOut } else { EndReason::TokenEnded }, over.since)
+        let Over { since: over_at, is_shut_out, silent_since } = token.over().await;
+        let reason = if is_shut_out { EndReason::OperatorShutOut } else { EndReason::TokenEnded };
+        Cause { reason, over_at, silent_since }
     };
     let is_terminal = session.facts.target == Target::Terminal;
     let is_opener = caller.person() == session.facts.opened_by;
@@ -180,7 +185,7 @@ pub(crate) async fn handler(
         if query.mode == Some(Mode::Watch) {
             return Err(RouteError::NotLive);
         }
-        support.attach(session, window).await?.serve(upgrade, over);
+        support.attach(session, window).await?.serve(upgrade, Arc::clone(context.tokens.freshness()), over);
         return Ok(switching(headers));
     }
     if !is_terminal {

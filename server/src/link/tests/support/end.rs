@@ -146,6 +146,89 @@ async fn at_the_grants_end_while_the_database_is_away(_: PgPoolOptions, database
     assert_eq!(desk.port.ask(&stored).await.as_deref(), Some("true"), "when it was, not when it was written");
 }
 
+/// What another node was told a moment before this one could not ask any more.
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn in_time_although_nobody_can_tell_this_node(_: PgPoolOptions, database: PgConnectOptions) {
+    let relay = super::super::database::Relay::start(&database).await;
+    let port = Port::start_with(database, |settings| settings.database = relay.options(&settings.database)).await;
+    let (desk, mut link) = Desk::on(port, |config| config.recording_lag_seconds = config::Seconds(60)).await;
+    let grant = desk.grant("shell:open", 900.0, None).await;
+    let (id, mut client, mut device) = desk.terminal(&mut link).await;
+    client.send(b"before").await;
+    assert_eq!(device.receives().await, b"before");
+    relay.cut();
+    desk.port
+        .run(&format!("update grants set revoked_at = clock_timestamp(), revoked_by = created_by where id = '{grant}'"))
+        .await;
+    in_time(&desk, &relay, id, (client, device)).await;
+    measured(&desk, id, "grant_revoked").await;
+}
+
+/// The same of what another node was told of the operator's token.
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn in_time_although_nobody_can_tell_this_node_of_the_token(_: PgPoolOptions, database: PgConnectOptions) {
+    let relay = super::super::database::Relay::start(&database).await;
+    let port = Port::start_with(database, |settings| settings.database = relay.options(&settings.database)).await;
+    let (desk, mut link) = Desk::on(port, |config| config.recording_lag_seconds = config::Seconds(60)).await;
+    desk.grant("shell:open", 900.0, None).await;
+    let (id, client, device) = desk.terminal(&mut link).await;
+    relay.cut();
+    let revoke = "update api_tokens set revoked_at = clock_timestamp() where person_id";
+    desk.port.run(&format!("{revoke} = '{}'", desk.operator.id)).await;
+    in_time(&desk, &relay, id, (client, device)).await;
+    measured(&desk, id, "token_ended").await;
+}
+
+/// Access was over a moment ago, and the node knows nothing of that. Who speaks all the time is heard no longer than a second,
+/// nor when the node can ask again.
+async fn in_time(
+    desk: &Desk,
+    relay: &super::super::database::Relay,
+    id: SupportSessionId,
+    (mut client, mut device): (Side<TcpStream>, DeviceSide),
+) {
+    let over_at = Instant::now();
+    let (mut heard_at, mut is_mended) = (over_at, false);
+    let said = async {
+        loop {
+            let _ = client.socket.send(Message::Binary(Bytes::from_static(b"."))).await;
+            match timeout(Duration::from_millis(10), device.socket.next()).await {
+                Ok(Some(Ok(Message::Binary(_)))) => heard_at = Instant::now(),
+                Ok(Some(Ok(_))) | Err(_) => {}
+                Ok(Some(Err(_)) | None) => return,
+            }
+            if !is_mended && over_at.elapsed() > 2 * CUT_WITHIN {
+                assert!(desk.support.find(id).unwrap().ending().is_none(), "it waits, and does not know for what");
+                relay.mend();
+                is_mended = true;
+            }
+        }
+    };
+    timeout(PATIENCE, said).await.expect("it ends when the node knows");
+    assert!(heard_at - over_at < CUT_WITHIN, "heard {:?} after the end", heard_at - over_at);
+}
+
+/// A pause, and no end: what was said meanwhile arrives when the database is back.
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn not_by_a_database_that_is_away_for_a_while(_: PgPoolOptions, database: PgConnectOptions) {
+    let relay = super::super::database::Relay::start(&database).await;
+    let port = Port::start_with(database, |settings| settings.database = relay.options(&settings.database)).await;
+    let (desk, mut link) = Desk::on(port, |config| config.recording_lag_seconds = config::Seconds(60)).await;
+    desk.grant("shell:open", 900.0, None).await;
+    let (_, mut client, mut device) = desk.terminal(&mut link).await;
+    relay.cut();
+    let silent = async {
+        while desk.support.freshness().silent_since(Instant::now()).is_none() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, silent).await.expect("what was said last does not hold for ever");
+    client.send(b"meanwhile").await;
+    assert!(timeout(CUT_WITHIN, device.socket.next()).await.is_err(), "nobody knows whether it may");
+    relay.mend();
+    assert_eq!(device.receives().await, b"meanwhile");
+}
+
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
 async fn later_when_the_grant_is_extended_and_at_once_when_it_is_cut_short(
     _: PgPoolOptions,
