@@ -73,6 +73,13 @@ impl Api {
         Ok(Answer { status, headers, body })
     }
 
+    /// What is no JSON.
+    pub async fn get_text(&self, path: &str) -> anyhow::Result<String> {
+        let url = format!("{}/api/v1{path}", self.url);
+        let answer = self.client.get(url).bearer_auth(&self.token).send().await?.error_for_status()?;
+        Ok(answer.text().await?)
+    }
+
     pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
         self.call(Method::GET, path, &[], None).await?.success()
     }

@@ -186,7 +186,7 @@ impl Fleet {
     }
 }
 
-async fn person(admin: &Api, name: &str, role: &str, tenant: Option<&str>) -> anyhow::Result<(Api, String)> {
+pub(crate) async fn person(admin: &Api, name: &str, role: &str, tenant: Option<&str>) -> anyhow::Result<(Api, String)> {
     let mut body = json!({ "name": name, "role": role });
     if let Some(tenant) = tenant {
         body["tenant_id"] = tenant.into();

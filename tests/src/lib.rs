@@ -13,6 +13,7 @@
 pub mod api;
 pub mod attack;
 pub mod bench;
+pub mod chaos;
 pub mod cli;
 pub mod clock;
 pub mod dial;

@@ -124,6 +124,17 @@ filter = "info,cloudlink_agent=debug"
         Self { site: Some(Arc::clone(site)), ..self }
     }
 
+    /// The same machine, with another program in its terminals.
+    pub fn with_terminal(self, argv: &[String]) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(self.config_file())?;
+        let (before, rest) = text.split_once("[terminal]\n").context("no terminal")?;
+        let (_, after) = rest.split_once("\n\n").context("no end of it")?;
+        // JSON's strings are TOML's as well.
+        let argv = serde_json::to_string(argv)?;
+        std::fs::write(self.config_file(), format!("{before}[terminal]\nenabled = true\nargv = {argv}\n\n{after}"))?;
+        Ok(self)
+    }
+
     /// The same machine, with its link in a tunnel: what the agent is told under `[openvpn]`.
     pub fn through_tunnel(self, openvpn: &str) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(self.config_file())?;

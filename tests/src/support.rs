@@ -1,6 +1,7 @@
 //! What tests of support sessions have in common.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -70,13 +71,19 @@ pub fn cut_off_ms(ended: &Value) -> anyhow::Result<u64> {
     ended["cut_off_ms"].as_u64().with_context(|| format!("it was not cut: {ended}"))
 }
 
-/// The processes of the server's own database, which stand still as long as this is there.
+/// The processes of a database, which stand still as long as this is there.
 #[derive(Debug)]
 pub struct Frozen(Vec<Pid>);
 
 impl Frozen {
+    /// Of the server's own.
     pub fn new(fleet: &Fleet) -> anyhow::Result<Self> {
-        let directory = fleet.server.data_dir().join("postgres/data").canonicalize()?;
+        Self::of(&fleet.server.data_dir().join("postgres/data"))
+    }
+
+    /// Of the cluster in this directory.
+    pub fn of(directory: &Path) -> anyhow::Result<Self> {
+        let directory = directory.canonicalize()?;
         let works_there = |pid: &i32| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == directory);
         let processes = std::fs::read_dir("/proc")?.flatten();
         let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(works_there);
@@ -112,7 +119,16 @@ pub struct Forwarding {
 impl Forwarding {
     /// Starts it, and waits until it listens to all that is wanted.
     pub async fn start(cli: &Cli, device: &str, routes: &[&str], options: &[&str]) -> anyhow::Result<Self> {
-        let arguments = [&["forward", device], routes, &["--reason", "a test", "--json"], options].concat();
+        Self::start_with(cli, device, routes, &[&["--reason", "a test"], options].concat()).await
+    }
+
+    /// The same, for another reason.
+    pub async fn start_for(cli: &Cli, device: &str, routes: &[&str], reason: &str) -> anyhow::Result<Self> {
+        Self::start_with(cli, device, routes, &["--reason", reason]).await
+    }
+
+    async fn start_with(cli: &Cli, device: &str, routes: &[&str], options: &[&str]) -> anyhow::Result<Self> {
+        let arguments = [&["forward", device], routes, &["--json"], options].concat();
         let mut child = cli.command(&arguments)?.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let mut stdout = BufReader::new(child.stdout.take().context("piped")?).lines();
         let mut stderr = child.stderr.take().context("piped")?;
