@@ -9,6 +9,7 @@
 //! * [`link`]: the control link between a device and a node. Start reading there.
 //! * [`stream`]: what is said on one stream of a support session.
 //! * [`openvpn`]: OpenVPN over TCP, server and client.
+//! * [`proxy_header`]: what a load balancer says before it passes a connection on.
 
 #![warn(missing_docs)]
 
@@ -16,4 +17,5 @@ pub mod enroll;
 pub mod ids;
 pub mod link;
 pub mod openvpn;
+pub mod proxy_header;
 pub mod stream;
