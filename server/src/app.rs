@@ -26,6 +26,7 @@ use crate::operations::Readiness;
 use crate::pki::{Pki, PkiError};
 use crate::port::Ports;
 use crate::postgres::{self, Postgres};
+use crate::proxy::Proxies;
 use crate::secret::{Purpose, Token};
 use crate::sign_in::SignIn;
 use crate::storage_key::StorageKey;
@@ -343,6 +344,7 @@ impl Node {
             config: &self.config.isolation,
             tunnel: &self.config.tunnel,
             port,
+            proxies: Proxies::new("device.proxy_from", &self.config.device.proxy_from),
             server_name: self.config.device.server_name.to_string(),
             trust_domain: self.config.trust_domain.parse().context("trust_domain is not one")?,
             authority: Arc::clone(&self.pki.authority),

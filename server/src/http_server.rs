@@ -16,11 +16,11 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::conn::auto::upgrade::downcast;
-use prometheus::{IntCounter, IntGauge};
+use prometheus::{IntCounter, IntCounterVec, IntGauge};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tower::ServiceExt;
@@ -28,6 +28,7 @@ use tower::ServiceExt;
 use crate::lifecycle::Shutdown;
 use crate::link::intake::Intake;
 use crate::link::stream::Stream;
+use crate::proxy::{self, Proxies, ProxyError};
 
 /// Requests at once on one HTTP/2 connection.
 const STREAMS_PER_CONNECTION_MAX: u32 = 64;
@@ -44,6 +45,8 @@ pub struct HttpServer {
     pub router: Router,
     /// Plain when `None`.
     pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Load balancers in front of it.
+    pub proxies: Proxies,
     pub bounds: Bounds,
     pub figures: Option<Figures>,
 }
@@ -65,6 +68,8 @@ pub struct Bounds {
 pub struct Figures {
     pub connections: IntGauge,
     pub refused: IntCounter,
+    /// By reason.
+    pub proxy_refused: IntCounterVec,
 }
 
 impl HttpServer {
@@ -98,7 +103,7 @@ impl HttpServer {
 
     async fn connection(
         self: Arc<Self>,
-        stream: TcpStream,
+        mut stream: TcpStream,
         peer: SocketAddr,
         _permit: OwnedSemaphorePermit,
         shutdown: Shutdown,
@@ -106,14 +111,22 @@ impl HttpServer {
         let _counted = self.figures.as_ref().map(|figures| Counted::new(figures.connections.clone()));
         let serving = async {
             let _ = stream.set_nodelay(true);
+            let deadline = Instant::now() + self.bounds.handshake;
+            let client = match timeout_at(deadline, self.client(&mut stream, peer)).await {
+                Ok(Ok(client)) => client,
+                Ok(Err(error)) => return self.refuse_proxy(&error, peer),
+                Err(_) => return tracing::debug!(port = self.name, %peer, "the first bytes were too slow"),
+            };
             match &self.tls {
-                None => self.serve(stream, peer, &shutdown).await,
+                None => self.serve(stream, client, &shutdown).await,
                 Some(tls) => {
                     let accept = TlsAcceptor::from(Arc::clone(tls)).accept(Intake::new(stream));
-                    match timeout(self.bounds.handshake, accept).await {
-                        Ok(Ok(stream)) => self.serve(stream, peer, &shutdown).await,
-                        Ok(Err(error)) => tracing::debug!(port = self.name, %peer, ?error, "the TLS handshake failed"),
-                        Err(_) => tracing::debug!(port = self.name, %peer, "the TLS handshake was too slow"),
+                    match timeout_at(deadline, accept).await {
+                        Ok(Ok(stream)) => self.serve(stream, client, &shutdown).await,
+                        Ok(Err(error)) => {
+                            tracing::debug!(port = self.name, peer = %client, ?error, "the TLS handshake failed");
+                        }
+                        Err(_) => tracing::debug!(port = self.name, peer = %client, "the TLS handshake was too slow"),
                     }
                 }
             }
@@ -122,6 +135,25 @@ impl HttpServer {
             () = shutdown.hard.cancelled() => {}
             () = serving => {}
         }
+    }
+
+    /// Who a connection is from.
+    async fn client(&self, stream: &mut TcpStream, peer: SocketAddr) -> Result<SocketAddr, ProxyError> {
+        if self.proxies.include(peer.ip()) {
+            return Box::pin(self.proxies.client(stream, peer)).await;
+        }
+        // Without TLS it is no request, and told so.
+        if self.tls.is_some() && proxy::sends_header(stream).await {
+            return Err(ProxyError::Untrusted);
+        }
+        Ok(peer)
+    }
+
+    fn refuse_proxy(&self, error: &ProxyError, peer: SocketAddr) {
+        if let (Some(figures), ProxyError::Untrusted | ProxyError::Header(_)) = (&self.figures, error) {
+            figures.proxy_refused.with_label_values(&[error.failure().label()]).inc();
+        }
+        self.proxies.refused(error, peer.ip().to_canonical());
     }
 
     async fn serve(
@@ -258,8 +290,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for IdleStream<S> {
 #[cfg(test)]
 mod tests {
     use axum::routing::get;
+    use cloudlink_proto::proxy_header;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::task::JoinHandle;
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -276,12 +310,18 @@ mod tests {
     }
 
     async fn serve(bounds: Bounds) -> Running {
+        serve_behind(Proxies::default(), bounds).await
+    }
+
+    async fn serve_behind(proxies: Proxies, bounds: Bounds) -> Running {
+        let whence = |ConnectInfo(peer): ConnectInfo<SocketAddr>| async move { peer.to_string() };
         let slow = || async {
             sleep(SHORT).await;
             "slow"
         };
-        let router = Router::new().route("/", get(|| async { "hello" })).route("/slow", get(slow));
-        let server = HttpServer { name: "test", router, tls: None, bounds, figures: None };
+        let router =
+            Router::new().route("/", get(|| async { "hello" })).route("/slow", get(slow)).route("/whence", get(whence));
+        let server = HttpServer { name: "test", router, tls: None, proxies, bounds, figures: None };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, shutdown) = (listener.local_addr().unwrap(), Shutdown::new());
         let accepting = tokio::spawn(server.run(listener, shutdown.clone()));
@@ -324,6 +364,28 @@ mod tests {
         let running = serve(Bounds { idle: SHORT, ..BOUNDS }).await;
         let answer = rest(connect(&running, &get_request("/", "")).await).await;
         assert!(answer.ends_with("hello"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn requests_behind_a_load_balancer_are_from_whom_it_says() {
+        let running = serve_behind(Proxies::new("test", &["127.0.0.1/32".parse().unwrap()]), BOUNDS).await;
+        let request = get_request("/whence", "Connection: close\r\n");
+        let header = "PROXY TCP6 2001:db8::7 2001:db8::1 40000 443\r\n";
+        let answer = rest(connect(&running, &format!("{header}{request}")).await).await;
+        assert!(answer.ends_with("\r\n\r\n[2001:db8::7]:40000"), "{answer}");
+        let own = String::from_utf8(proxy_header::LOCAL.to_vec()).unwrap();
+        let stream = connect(&running, &format!("{own}{request}")).await;
+        let address = stream.local_addr().unwrap();
+        assert!(rest(stream).await.ends_with(&format!("\r\n\r\n{address}")));
+        assert_eq!(rest(connect(&running, &request).await).await, "", "without a header it is not served");
+    }
+
+    #[tokio::test]
+    async fn a_load_balancer_that_does_not_finish_its_header_is_closed() {
+        let proxies = Proxies::new("test", &["127.0.0.0/8".parse().unwrap()]);
+        let running = serve_behind(proxies, Bounds { handshake: SHORT, ..BOUNDS }).await;
+        assert_eq!(rest(connect(&running, "").await).await, "");
+        assert_eq!(rest(connect(&running, "PROXY TCP4 192.0.2.7 ").await).await, "");
     }
 
     #[tokio::test]

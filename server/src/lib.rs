@@ -25,7 +25,9 @@ pub mod postgres;
 pub mod privilege;
 #[cfg(test)]
 mod property;
+pub mod proxy;
 pub mod recording;
+mod sampler;
 pub mod secret;
 pub mod sign_in;
 pub mod storage_key;

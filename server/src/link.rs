@@ -39,7 +39,6 @@ pub(crate) mod tls;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cloudlink_certs::{Authority, TrustDomain};
@@ -58,6 +57,8 @@ use crate::batch::Batch;
 use crate::bus::Bus;
 use crate::config;
 use crate::metrics::{Failure, Metrics};
+use crate::proxy::{Proxies, ProxyError};
+use crate::sampler::Sampler;
 use crate::store::Store;
 use crate::support::expect::Expectations;
 use crate::tunnel::Tunnels;
@@ -68,8 +69,6 @@ pub(crate) const TRANSPORT: &str = "websocket";
 const ENROLLMENTS_PER_SECOND: u32 = 5;
 /// Enrollments from one address before the rate applies: the gateways of a building are unpacked in one go.
 const ENROLLMENTS_BURST: u32 = 200;
-/// At most one refused connection a second is logged; the metrics count all.
-const LOG_EVERY: Duration = Duration::from_secs(1);
 
 /// What the device port is made of.
 #[derive(Debug)]
@@ -106,6 +105,8 @@ pub(crate) struct Shared {
     authority: Arc<Authority>,
     tls: Tls,
     pub(crate) tunnels: Option<Arc<Tunnels>>,
+    /// Whose word for who a device is, by its address, is taken.
+    proxies: Proxies,
     strangers: Arc<Gate>,
     enrolling: Arc<Gate>,
     pub(crate) registry: Registry,
@@ -147,6 +148,7 @@ impl Links {
             reports: Reports::default(),
             clones: opening::Clones::default(),
             refusals: Sampler::default(),
+            proxies: Proxies::new("device.proxy_from", &device.proxy_from),
             expectations: Arc::default(),
             node,
             trust_domain,
@@ -195,24 +197,10 @@ impl Shared {
             tracing::info!(reason = failure.label(), %remote, unlogged, "a connection to the device port was refused");
         }
     }
-}
 
-/// Lets one event through now and then, and counts the others.
-#[derive(Debug, Default)]
-struct Sampler {
-    last: std::sync::Mutex<Option<Instant>>,
-    unlogged: AtomicU64,
-}
-
-impl Sampler {
-    /// How many were kept back since the last one, if this one is to be logged.
-    fn sample(&self, now: Instant) -> Option<u64> {
-        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if last.is_some_and(|last| now.duration_since(last) < LOG_EVERY) {
-            self.unlogged.fetch_add(1, Ordering::Relaxed);
-            return None;
-        }
-        *last = Some(now);
-        Some(self.unlogged.swap(0, Ordering::Relaxed))
+    /// Counts a connection that was refused for its PROXY header, or for want of one.
+    pub(crate) fn refuse_proxy(&self, error: &ProxyError, peer: IpAddr) {
+        self.metrics.handshake_failed(error.failure());
+        self.proxies.refused(error, peer);
     }
 }

@@ -44,6 +44,10 @@ pub enum Failure {
     Overload,
     /// Too slow before it was authenticated.
     Timeout,
+    /// A PROXY header from an address that `proxy_from` does not name.
+    ProxyUntrusted,
+    /// None that can be used, from an address that it names.
+    ProxyHeader,
     /// It does not speak TLS 1.3, or broke the handshake otherwise.
     Tls,
     /// No client certificate, on the link's name.
@@ -77,9 +81,11 @@ pub enum Failure {
 
 impl Failure {
     /// Every reason there is.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Overload,
         Self::Timeout,
+        Self::ProxyUntrusted,
+        Self::ProxyHeader,
         Self::Tls,
         Self::CertificateMissing,
         Self::CertificateInvalid,
@@ -101,6 +107,8 @@ impl Failure {
         match self {
             Self::Overload => "overload",
             Self::Timeout => "timeout",
+            Self::ProxyUntrusted => "proxy_untrusted",
+            Self::ProxyHeader => "proxy_header",
             Self::Tls => "tls",
             Self::CertificateMissing => "certificate_missing",
             Self::CertificateInvalid => "certificate_invalid",
@@ -335,6 +343,9 @@ pub struct Metrics {
     pub people_connections: IntGauge,
     /// Connections to the people port that were refused because there were too many.
     pub people_connections_refused: IntCounter,
+    /// `reason` (`proxy_untrusted`, `proxy_header`): connections to the people port that were refused for their PROXY header, or for
+    /// want of one.
+    pub people_proxy_refused: IntCounterVec,
 
     /// Connections to the database that the pool holds.
     pub pool_connections: IntGauge,
@@ -583,6 +594,12 @@ impl Metrics {
                 &registry,
                 "cloudlink_people_connections_refused_total",
                 "Connections to the people port that were refused because there were too many.",
+            ),
+            people_proxy_refused: counters(
+                &registry,
+                "cloudlink_people_proxy_refused_total",
+                "Connections to the people port that were refused for their PROXY header, or for want of one.",
+                &["reason"],
             ),
             pool_connections: gauge(
                 &registry,

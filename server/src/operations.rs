@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::http_server::{Bounds, HttpServer};
 use crate::isolation;
 use crate::metrics::Metrics;
+use crate::proxy::Proxies;
 use crate::store::Store;
 use crate::store::setup::Probe;
 
@@ -129,7 +130,7 @@ pub fn server(readiness: Arc<Readiness>) -> HttpServer {
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .with_state(readiness);
-    HttpServer { name: "operations", router, tls: None, bounds: BOUNDS, figures: None }
+    HttpServer { name: "operations", router, tls: None, proxies: Proxies::default(), bounds: BOUNDS, figures: None }
 }
 
 async fn metrics(State(readiness): State<Arc<Readiness>>) -> Response {

@@ -11,6 +11,7 @@ use crate::http;
 use crate::http_server::{Bounds, Figures, HttpServer};
 use crate::metrics::Metrics;
 use crate::pki::ServerCertificate;
+use crate::proxy::Proxies;
 
 /// What the API is told of the configuration.
 #[must_use]
@@ -46,6 +47,7 @@ pub fn server(
         name: "people",
         router,
         tls: Some(Arc::new(tls)),
+        proxies: Proxies::new("people.proxy_from", &config.proxy_from),
         bounds: Bounds {
             connections_max: config.connections_max as usize,
             handshake: config.handshake_timeout_seconds.duration(),
@@ -55,6 +57,7 @@ pub fn server(
         figures: Some(Figures {
             connections: metrics.people_connections.clone(),
             refused: metrics.people_connections_refused.clone(),
+            proxy_refused: metrics.people_proxy_refused.clone(),
         }),
     }
 }

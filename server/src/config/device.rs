@@ -1,5 +1,7 @@
 use std::net::{Ipv6Addr, SocketAddr};
 
+use ipnet::IpNet;
+
 use super::section::section;
 use super::value::{HostName, Seconds};
 
@@ -23,6 +25,9 @@ section! {
         /// The port that devices dial under `server_name`, where that is another one than in `listen`: behind a load balancer.
         /// It is written into the profiles of OpenVPN clients.
         public_port: Option<u32> = None, in 1..=65_535;
+        /// Load balancers whose PROXY header (version 1 or 2) is taken for where a device is: networks or addresses. From there a
+        /// connection without one is refused, and from anywhere else one with it.
+        proxy_from: Vec<IpNet> = Vec::new();
         /// The name that linked devices dial and check. It is in the server's certificate.
         server_name: HostName = "localhost".parse().expect("a constant name");
         /// The name that devices dial to enroll, on the same port; by default `enroll.` before `server_name`. Connections

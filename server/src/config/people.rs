@@ -1,5 +1,7 @@
 use std::net::{Ipv6Addr, SocketAddr};
 
+use ipnet::IpNet;
+
 use super::section::section;
 use super::value::{HostName, Seconds};
 
@@ -20,6 +22,9 @@ section! {
     pub struct People in "people" {
         /// Where to listen.
         listen: SocketAddr = LISTEN;
+        /// Load balancers whose PROXY header (version 1 or 2) is taken for where a client is: networks or addresses. From there a
+        /// connection without one is refused, and from anywhere else one with it.
+        proxy_from: Vec<IpNet> = Vec::new();
         /// Names and addresses under which people reach the API. They are put into the server's certificate when it is made.
         names: Vec<HostName> = local_names();
         /// The most connections. Bounds memory and open files. Above it, new connections are closed at once.

@@ -1,11 +1,11 @@
 //! The kinds of value that a key can take: how each is read from TOML and from text, and how it is shown.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lettre::address::AddressError;
 use lettre::message::Mailbox;
 use rustls_pki_types::ServerName;
@@ -257,6 +257,21 @@ impl Value for Ipv6Net {
     }
 }
 
+impl Value for IpNet {
+    const EXPECTED: &'static str = "a network or an address, as \"10.0.0.0/24\" or \"2001:db8::5\"";
+
+    fn from_text(text: &str) -> Option<Self> {
+        let network: Self = text.parse().or_else(|_| text.parse::<IpAddr>().map(Self::from)).ok()?;
+        // Bits behind the prefix are a slip, and connections from an IPv4 address never count as IPv6.
+        let is_mapped = matches!(network, Self::V6(network) if network.addr().to_ipv4_mapped().is_some());
+        (network.trunc() == network && !is_mapped).then_some(network)
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(quoted(&self.to_string()))
+    }
+}
+
 impl Value for Wrapping {
     const EXPECTED: &'static str = "none, tls-auth, tls-crypt or tls-crypt-v2";
 
@@ -422,6 +437,10 @@ trait Entry: Value {
 
 impl Entry for HostName {
     const EXPECTED: &'static str = "a list of host names or IP addresses, as [\"link.example.com\", \"10.0.0.5\"]";
+}
+
+impl Entry for IpNet {
+    const EXPECTED: &'static str = "a list of networks or addresses, as [\"10.0.0.0/24\", \"2001:db8::5\"]";
 }
 
 impl Entry for String {

@@ -46,6 +46,7 @@ use crate::metrics::Metrics;
 use crate::model::audit::{Actor, PLATFORM, Subject};
 use crate::model::new_id;
 use crate::model::proof::{Outcome, Trigger};
+use crate::proxy::Proxies;
 use crate::store::audit::audit_append;
 use crate::store::proof::{NewProof, proof_insert};
 use crate::store::{Store, StoreError, Visibility};
@@ -107,6 +108,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) tunnel: &'a config::Tunnel,
     /// Where the device port listens.
     pub(crate) port: SocketAddr,
+    /// The load balancers in front of it. The node's own address may count as one.
+    pub(crate) proxies: Proxies,
     pub(crate) server_name: String,
     pub(crate) trust_domain: TrustDomain,
     pub(crate) authority: Arc<Authority>,
@@ -152,7 +155,7 @@ struct Record {
 impl Proving {
     /// Starts the probes. To be called in a runtime.
     pub(crate) fn start(parts: Parts<'_>) -> Self {
-        let Parts { node, config, tunnel, port, plane, isolation, store, metrics, slice_number, .. } = parts;
+        let Parts { node, config, tunnel, port, proxies, plane, isolation, store, metrics, slice_number, .. } = parts;
         let lookout = Arc::new(Lookout::default());
         // A leak of the node's life before goes on until every port was tried.
         let is_leaking = isolation.state() == State::Leaking;
@@ -169,7 +172,7 @@ impl Proving {
             witness.see(Place::Wall, packet);
         });
         let other_node = OtherNode::find(tunnel.pool_ipv4, plane.slice(), slice_number);
-        let probe = |number| Probe::start(number, Arc::clone(&issuer), port, Arc::clone(&lookout));
+        let probe = |number| Probe::start(number, Arc::clone(&issuer), port, proxies.clone(), Arc::clone(&lookout));
         Self {
             node,
             interval: config.proof_interval_seconds.duration(),

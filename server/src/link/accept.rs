@@ -1,7 +1,7 @@
 //! Takes connections in, up to the point where they are a link, and lets them go when the node stops.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,13 +16,14 @@ use tokio_rustls::server::TlsStream;
 
 use super::admission::identify;
 use super::intake::Intake;
-use super::limit::Pass;
+use super::limit::{Pass, Unnamed};
 use super::request::{Caller, Upgraded};
 use super::stream::Stream;
 use super::tls::{self, Purpose};
 use super::{Ending, Links, Seat, Shared, conn, opening, request};
 use crate::lifecycle::Shutdown;
 use crate::metrics::Failure;
+use crate::proxy::{self, ProxyError};
 use crate::store::link::link_close_node;
 use crate::tunnel;
 use crate::tunnel::opening::Arrival;
@@ -56,7 +57,7 @@ pub async fn run(links: Links, listener: TcpListener, soft: Duration, shutdown: 
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, remote)) => admit(&shared, stream, remote.ip().to_canonical(), &shutdown),
+            Ok((stream, peer)) => admit(&shared, stream, peer, &shutdown),
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "cannot accept a connection");
                 sleep(ACCEPT_RETRY).await;
@@ -119,21 +120,39 @@ fn send_away(shared: &Shared, soft: Duration) {
     tracing::info!(devices = handles.len(), ?spread, "told the devices to come back later");
 }
 
+/// Somebody who was let in.
+enum Newcomer {
+    Here {
+        remote: IpAddr,
+        pass: Pass,
+    },
+    /// A load balancer is yet to say who it is.
+    Behind {
+        proxy: SocketAddr,
+        place: Unnamed,
+    },
+}
+
 /// Decides by numbers alone whether a stranger is let in at all.
-fn admit(shared: &Arc<Shared>, stream: TcpStream, remote: IpAddr, shutdown: &Shutdown) {
-    let Some(pass) = shared.strangers.enter(remote, Instant::now()) else {
-        return shared.refuse(Failure::Overload, remote);
+fn admit(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr, shutdown: &Shutdown) {
+    let remote = peer.ip().to_canonical();
+    let newcomer = if shared.proxies.include(remote) {
+        let proxy = SocketAddr::new(remote, peer.port());
+        shared.strangers.enter_unnamed().map(|place| Newcomer::Behind { proxy, place })
+    } else {
+        shared.strangers.enter(remote, Instant::now()).map(|pass| Newcomer::Here { remote, pass })
     };
-    shutdown.tasks.spawn(Box::pin(serve(Arc::clone(shared), stream, remote, pass, shutdown.clone())));
+    let Some(newcomer) = newcomer else { return shared.refuse(Failure::Overload, remote) };
+    shutdown.tasks.spawn(Box::pin(serve(Arc::clone(shared), stream, newcomer, shutdown.clone())));
 }
 
 /// One connection, from its first byte to its link, which goes on in a task of its own: that of an idle link is to hold no
 /// room for what came before.
-async fn serve(shared: Arc<Shared>, stream: TcpStream, remote: IpAddr, pass: Pass, shutdown: Shutdown) {
+async fn serve(shared: Arc<Shared>, stream: TcpStream, newcomer: Newcomer, shutdown: Shutdown) {
     shared.metrics.connections_unauthenticated.inc();
     let established = tokio::select! {
         () = shutdown.soft.cancelled() => None,
-        established = establish(&shared, stream, remote, pass) => established,
+        established = establish(&shared, stream, newcomer) => established,
     };
     shared.metrics.connections_unauthenticated.dec();
     match established {
@@ -153,9 +172,14 @@ enum Established {
     Tunnel(tunnel::conn::Tunnel),
 }
 
-async fn establish(shared: &Arc<Shared>, mut stream: TcpStream, remote: IpAddr, pass: Pass) -> Option<Established> {
+async fn establish(shared: &Arc<Shared>, mut stream: TcpStream, newcomer: Newcomer) -> Option<Established> {
     let accepted_at = Instant::now();
     let deadline = accepted_at + shared.device.handshake_timeout_seconds.duration();
+    let (remote, pass) = match newcomer {
+        Newcomer::Here { remote, pass } => (remote, pass),
+        // Apart: what it takes to read a header is held by nobody who needs none.
+        Newcomer::Behind { proxy, place } => Box::pin(introduce(shared, &mut stream, proxy, place, deadline)).await?,
+    };
     let spoken = timeout_at(deadline, listen(&mut stream)).await.unwrap_or(Err(Failure::Timeout));
     match (spoken, &shared.tunnels) {
         (Ok(Spoken::Tls), _) => {
@@ -169,11 +193,41 @@ async fn establish(shared: &Arc<Shared>, mut stream: TcpStream, remote: IpAddr, 
             shared.refuse(Failure::OpenvpnOff, remote);
             None
         }
+        (Err(Failure::ProxyUntrusted), _) => {
+            shared.refuse_proxy(&ProxyError::Untrusted, remote);
+            None
+        }
         (Err(failure), _) => {
             shared.refuse(failure, remote);
             None
         }
     }
+}
+
+/// Hears from a load balancer who somebody is.
+async fn introduce(
+    shared: &Shared,
+    stream: &mut TcpStream,
+    proxy: SocketAddr,
+    place: Unnamed,
+    deadline: Instant,
+) -> Option<(IpAddr, Pass)> {
+    let client = match timeout_at(deadline, shared.proxies.client(stream, proxy)).await {
+        Ok(Ok(client)) => client.ip(),
+        Ok(Err(error)) => {
+            shared.refuse_proxy(&error, proxy.ip());
+            return None;
+        }
+        Err(_) => {
+            shared.refuse(Failure::Timeout, proxy.ip());
+            return None;
+        }
+    };
+    let pass = place.name(client, Instant::now());
+    if pass.is_none() {
+        shared.refuse(Failure::Overload, client);
+    }
+    Some((client, pass?))
 }
 
 async fn establish_link(
@@ -243,6 +297,9 @@ async fn listen(stream: &mut TcpStream) -> Result<Spoken, Failure> {
             Sniffed::Tls => return Ok(Spoken::Tls),
             Sniffed::OpenVpn => return Ok(Spoken::OpenVpn(first[..heard].to_vec())),
             Sniffed::Junk => {
+                if taken == 0 && proxy::sends_header(stream).await {
+                    return Err(Failure::ProxyUntrusted);
+                }
                 if taken == 0 && first[0].is_ascii_uppercase() {
                     // Nothing is lost if it does not arrive.
                     let _ = stream.write_all(PLAIN_HTTP_ANSWER).await;

@@ -77,23 +77,21 @@ impl Gate {
     pub(crate) fn enter(self: &Arc<Self>, address: IpAddr, now: Instant) -> Option<Pass> {
         let source = Source::from(address);
         let mut inside = self.lock();
-        if inside.total >= self.allowance.total_max || !inside.has_room_for(source, now, self.allowance) {
+        if inside.total >= self.allowance.total_max || !inside.count(source, now, self.allowance) {
             return None;
         }
-        let known = inside.addresses.entry(source).or_insert(Address {
-            inside: 0,
-            credit: f64::from(self.allowance.burst),
-            credited_at: now,
-        });
-        known.credit = known.credit_at(now, self.allowance);
-        known.credited_at = now;
-        if known.inside >= self.allowance.per_address_max || known.credit < 1.0 {
-            return None;
-        }
-        known.credit -= 1.0;
-        known.inside += 1;
         inside.total += 1;
-        Some(Pass { gate: Arc::clone(self), source })
+        Some(Pass { gate: Arc::clone(self), source: Some(source) })
+    }
+
+    /// Lets somebody in whose address is not known yet, and who counts among all meanwhile.
+    pub(crate) fn enter_unnamed(self: &Arc<Self>) -> Option<Unnamed> {
+        let mut inside = self.lock();
+        if inside.total >= self.allowance.total_max {
+            return None;
+        }
+        inside.total += 1;
+        Some(Unnamed(Pass { gate: Arc::clone(self), source: None }))
     }
 
     /// Those inside now.
@@ -102,10 +100,10 @@ impl Gate {
         self.lock().total
     }
 
-    fn leave(&self, source: Source) {
+    fn leave(&self, source: Option<Source>) {
         let mut inside = self.lock();
         inside.total = inside.total.saturating_sub(1);
-        if let Some(address) = inside.addresses.get_mut(&source) {
+        if let Some(address) = source.and_then(|source| inside.addresses.get_mut(&source)) {
             address.inside = address.inside.saturating_sub(1);
         }
     }
@@ -117,6 +115,23 @@ impl Gate {
 }
 
 impl Inside {
+    /// Counts one more from an address, if it may have one more.
+    fn count(&mut self, source: Source, now: Instant, allowance: Allowance) -> bool {
+        if !self.has_room_for(source, now, allowance) {
+            return false;
+        }
+        let full = f64::from(allowance.burst);
+        let known = self.addresses.entry(source).or_insert(Address { inside: 0, credit: full, credited_at: now });
+        known.credit = known.credit_at(now, allowance);
+        known.credited_at = now;
+        if known.inside >= allowance.per_address_max || known.credit < 1.0 {
+            return false;
+        }
+        known.credit -= 1.0;
+        known.inside += 1;
+        true
+    }
+
     fn has_room_for(&mut self, source: Source, now: Instant, allowance: Allowance) -> bool {
         if self.addresses.len() < ADDRESSES_MAX || self.addresses.contains_key(&source) {
             return true;
@@ -141,7 +156,24 @@ impl Address {
 #[derive(Debug)]
 pub(crate) struct Pass {
     gate: Arc<Gate>,
-    source: Source,
+    /// None: it counts for no address.
+    source: Option<Source>,
+}
+
+/// A place inside for somebody whose address is not known yet.
+#[derive(Debug)]
+pub(crate) struct Unnamed(Pass);
+
+impl Unnamed {
+    /// Counts it for an address. `None`: that one has too many, or they come too fast.
+    pub(crate) fn name(self, address: IpAddr, now: Instant) -> Option<Pass> {
+        let (Self(mut pass), source) = (self, Source::from(address));
+        let is_counted = pass.gate.lock().count(source, now, pass.gate.allowance);
+        is_counted.then(|| {
+            pass.source = Some(source);
+            pass
+        })
+    }
 }
 
 impl Drop for Pass {
@@ -180,6 +212,21 @@ mod tests {
         assert!(gate.enter(address("192.0.2.5"), now).is_none());
         drop(passes);
         assert_eq!(gate.total(), 0);
+    }
+
+    #[test]
+    fn somebody_unnamed_counts_among_all_and_once_named_for_the_address() {
+        let (gate, now) = (Gate::new(ALLOWANCE), Instant::now());
+        let mut unnamed: Vec<_> = (0..4).filter_map(|_| gate.enter_unnamed()).collect();
+        assert_eq!((unnamed.len(), gate.total()), (4, 4), "more than one address may have");
+        assert!(gate.enter_unnamed().is_none() && gate.enter(address("192.0.2.9"), now).is_none());
+        let named: Vec<_> = unnamed.drain(..3).filter_map(|pass| pass.name(address("192.0.2.1"), now)).collect();
+        assert_eq!((named.len(), gate.total()), (2, 3), "who was refused is gone");
+        assert!(gate.enter(address("192.0.2.1"), now).is_none());
+        assert!(unnamed.remove(0).name(address("192.0.2.2"), now).is_some(), "another address has its own share");
+        drop(named);
+        assert_eq!(gate.total(), 0);
+        assert!(gate.enter(address("192.0.2.1"), now).is_some());
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod enroll;
 mod fleet;
 mod input;
 mod peer;
+mod proxy;
 mod renew;
 mod revoke;
 mod stop;

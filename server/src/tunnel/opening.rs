@@ -91,6 +91,8 @@ fn is_refusal(failure: Failure) -> bool {
         | Failure::Csr
         | Failure::Unavailable
         | Failure::OpenvpnOff
+        | Failure::ProxyUntrusted
+        | Failure::ProxyHeader
         | Failure::Isolation
         | Failure::Closed => false,
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use cloudlink_proto::openvpn::{
     ClientConfig, ClientEvent, CloseReason, Event, HEADROOM, Output, Pushed, Session, Start, State, TAILROOM,
 };
+use cloudlink_proto::proxy_header;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
@@ -19,6 +20,7 @@ use super::lookout::{Lookout, Place};
 use super::mark::What;
 use super::packet::Datagram;
 use crate::clock;
+use crate::proxy::Proxies;
 use crate::tunnel::slice::Addresses;
 
 /// Batches of packets that wait to be sent: whoever gives more waits.
@@ -80,11 +82,17 @@ pub(super) struct Probe {
 
 impl Probe {
     /// To be called in a runtime.
-    pub(super) fn start(number: usize, issuer: Arc<Issuer>, port: SocketAddr, lookout: Arc<Lookout>) -> Self {
+    pub(super) fn start(
+        number: usize,
+        issuer: Arc<Issuer>,
+        port: SocketAddr,
+        proxies: Proxies,
+        lookout: Arc<Lookout>,
+    ) -> Self {
         let (standing, seen) = watch::channel(Standing::Down("it has not been up yet".to_owned()));
         let (orders, taken) = mpsc::channel(ORDERS_MAX);
         let stop = CancellationToken::new();
-        let run = Run { number, issuer, port: reachable(port), lookout, standing, orders: taken };
+        let run = Run { number, issuer, port: reachable(port), proxies, lookout, standing, orders: taken };
         let until = stop.clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -146,6 +154,7 @@ struct Run {
     number: usize,
     issuer: Arc<Issuer>,
     port: SocketAddr,
+    proxies: Proxies,
     lookout: Arc<Lookout>,
     standing: watch::Sender<Standing>,
     orders: mpsc::Receiver<Vec<Vec<u8>>>,
@@ -181,8 +190,12 @@ impl Run {
         let (client, renew_at) = (Arc::clone(&good.client), good.renew_at);
         *credential = Some(good);
         let deadline = Instant::now() + CONNECT_WITHIN;
-        let stream = timeout_at(deadline, TcpStream::connect(self.port)).await.map_err(|_| ProbeError::Slow)??;
+        let mut stream = timeout_at(deadline, TcpStream::connect(self.port)).await.map_err(|_| ProbeError::Slow)??;
         stream.set_nodelay(true)?;
+        if self.proxies.include(stream.local_addr()?.ip()) {
+            // From where a load balancer may be nothing is taken without a header.
+            stream.write_all(&proxy_header::LOCAL).await?;
+        }
         let mut tunnel = Tunnel::new(stream, client, self.number, Arc::clone(&self.lookout));
         let addresses = timeout_at(deadline, tunnel.open()).await.map_err(|_| ProbeError::Slow)??;
         tunnel.addresses = Some(addresses);

@@ -92,6 +92,15 @@ pub(super) type Socket = WebSocketStream<TlsStream<TcpStream>>;
 pub(super) async fn dial_tls(port: &Port, credentials: &Credentials, name: &str) -> io::Result<TlsStream<TcpStream>> {
     let stream = TcpStream::connect(port.address).await?;
     stream.set_nodelay(true)?;
+    shake(stream, credentials, name).await
+}
+
+/// TLS over a connection that is there.
+pub(super) async fn shake<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    credentials: &Credentials,
+    name: &str,
+) -> io::Result<TlsStream<S>> {
     let name = ServerName::try_from(name.to_owned()).unwrap();
     TlsConnector::from(Arc::clone(&credentials.config)).connect(name, stream).await
 }
@@ -99,6 +108,11 @@ pub(super) async fn dial_tls(port: &Port, credentials: &Credentials, name: &str)
 /// TLS and the WebSocket, without a hello.
 pub(super) async fn dial_socket(port: &Port, credentials: &Credentials) -> Result<Socket, DialError> {
     let stream = dial_tls(port, credentials, SERVER_NAME).await.map_err(DialError::Tls)?;
+    upgrade(stream).await
+}
+
+/// The WebSocket over TLS that is there.
+pub(super) async fn upgrade<S: AsyncRead + AsyncWrite + Unpin>(stream: S) -> Result<WebSocketStream<S>, DialError> {
     let mut request = format!("wss://{SERVER_NAME}{LINK_PATH}").into_client_request().unwrap();
     request.headers_mut().insert("sec-websocket-protocol", HeaderValue::from_static(SUBPROTOCOL));
     match timeout(PATIENCE, tokio_tungstenite::client_async(request, stream)).await.expect("an answer") {

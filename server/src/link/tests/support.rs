@@ -37,6 +37,7 @@ use super::{PATIENCE, Port, SERVER_NAME};
 use crate::config;
 use crate::http::{self as api, Context};
 use crate::http_server::{Bounds, HttpServer};
+use crate::proxy::Proxies;
 use crate::secret::{Purpose, Token};
 use crate::storage_key::StorageKey;
 use crate::support::Support;
@@ -94,7 +95,14 @@ impl Desk {
         let router = api::router(context);
         let long = Duration::from_secs(60);
         let bounds = Bounds { connections_max: 64, handshake: long, header: long, idle: long };
-        let server = HttpServer { name: "test", router: router.clone(), tls: None, bounds, figures: None };
+        let server = HttpServer {
+            name: "test",
+            router: router.clone(),
+            tls: None,
+            proxies: Proxies::default(),
+            bounds,
+            figures: None,
+        };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let people = listener.local_addr().unwrap();
         port.shutdown.tasks.spawn(server.run(listener, port.shutdown.clone()));
