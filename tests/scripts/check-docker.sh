@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The unit of systemd and the alerts of Prometheus, as far as the programs that judge them are here.
+# The unit of systemd, the alerts of Prometheus and the load balancers' configuration, as far as the programs that judge them are here.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -15,6 +15,8 @@ main() {
     check_unit "$directory"
     check_metrics
     check_alerts
+    check_haproxy
+    check_nginx "$directory"
 }
 
 check_unit() {
@@ -55,6 +57,29 @@ check_alerts() {
     fi
     promtool check rules docker/alerts.yaml
     promtool test rules docker/alerts.test.yaml
+}
+
+check_haproxy() {
+    if ! have haproxy; then
+        echo "skipped: docker/haproxy.cfg: there is no haproxy"
+        return
+    fi
+    # Of what it is not happy with, but takes, it speaks as well.
+    local said
+    said=$(haproxy -q -c -f docker/haproxy.cfg 2>&1) || fail "docker/haproxy.cfg: $said"
+    [ -z "$said" ] || fail "docker/haproxy.cfg: $said"
+}
+
+check_nginx() {
+    if ! have nginx || [ ! -e /usr/lib/nginx/modules/ngx_stream_module.so ]; then
+        echo "skipped: docker/nginx-stream.conf: there is no nginx with its stream module"
+        return
+    fi
+    # It opens what it checks: ports that need no root, and a file that may be written.
+    sed -e "s#^pid .*#pid $1/nginx.pid;#" -e 's#\(listen [^ ]*[^0-9]\|listen \)\([0-9]*443\)#\11\2#' docker/nginx-stream.conf >"$1/nginx.conf"
+    local said
+    said=$(nginx -q -t -c "$1/nginx.conf" 2>&1) || fail "docker/nginx-stream.conf: $said"
+    [ -z "$said" ] || fail "docker/nginx-stream.conf: $said"
 }
 
 have() { command -v "$1" >/dev/null; }

@@ -27,6 +27,9 @@ main() {
         have nats-server || lacking+=(nats-server)
         have iperf3 || lacking+=(iperf3)
         have tinyproxy || lacking+=(tinyproxy)
+        # The load balancers of docker/.
+        have haproxy || lacking+=(haproxy)
+        have_nginx || lacking+=(nginx libnginx-mod-stream)
         have tcpdump || lacking+=(tcpdump)
         # What reads the unit and the alerts in docker/.
         have systemd-analyze || lacking+=(systemd)
@@ -63,6 +66,9 @@ have_postgres() {
     have psql && { have initdb || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; }
 }
 
+# With the module that passes TCP on.
+have_nginx() { have nginx && [ -e /usr/lib/nginx/modules/ngx_stream_module.so ]; }
+
 # For Debian's own Python, which may not be the first on the PATH.
 have_scapy() { [ -e /usr/lib/python3/dist-packages/scapy/all.py ]; }
 
@@ -83,6 +89,8 @@ install() {
         case "$package" in
             prometheus) disable prometheus.service ;;
             openssh-server) disable ssh.service ;;
+            haproxy) disable haproxy.service ;;
+            nginx) disable nginx.service ;;
         esac
     done
 }

@@ -12,6 +12,7 @@
 
 pub mod api;
 pub mod attack;
+pub mod balancer;
 pub mod bench;
 pub mod chaos;
 pub mod cli;
