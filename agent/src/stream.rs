@@ -11,6 +11,7 @@ mod leg;
 pub mod terminal;
 
 use std::collections::{HashMap, VecDeque};
+use std::mem::{self, Discriminant};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,9 +72,20 @@ struct Settings {
 struct Live {
     id: StreamId,
     kind: Kind,
-    /// Of what it is.
+    /// Which of the kinds of requests it came of: one scope each.
+    asked: Discriminant<stream_request::Kind>,
+    /// Of what it is, and under which grant.
     session_id: bytes::Bytes,
+    grant_id: bytes::Bytes,
     deadline: Deadline,
+}
+
+/// What may be begun.
+#[derive(Debug)]
+struct Begun {
+    kind: Kind,
+    asked: Discriminant<stream_request::Kind>,
+    leave: Leave,
 }
 
 /// Kinds of streams.
@@ -151,13 +163,10 @@ impl Streams {
             return None;
         }
         self.remember(id);
-        let begun = self.may_begin(&request, leave).and_then(|(kind, leave)| {
-            let route = route.map_err(Refusal::Dial)?;
-            Ok((kind, leave, route))
-        });
+        let begun = self.may_begin(&request, leave).and_then(|begun| Ok((begun, route.map_err(Refusal::Dial)?)));
         match begun {
-            Ok((kind, leave, route)) => {
-                self.begin(now, id, kind, request, leave, route);
+            Ok((begun, route)) => {
+                self.begin(now, id, begun, request, route);
                 None
             }
             Err(refusal) => Some(refusal.told(id)),
@@ -165,10 +174,15 @@ impl Streams {
     }
 
     /// Asked for again, a stream ends at another time: the grant was extended. It is judged like a new one, and stays the one
-    /// that it is.
+    /// that it is: leave to read files gives no more time to write one, nor another grant to what this one has let in.
     fn move_end(&self, now: Instant, id: StreamId, request: &StreamRequest, leave: Result<Leave, Denied>) {
-        let kind = request.kind.as_ref().map(Kind::of);
-        let is_it = |live: &&Live| live.id == id && Some(live.kind) == kind && live.session_id == request.session_id;
+        let asked = request.kind.as_ref().map(mem::discriminant);
+        let is_it = |live: &&Live| {
+            live.id == id
+                && Some(live.asked) == asked
+                && live.session_id == request.session_id
+                && live.grant_id == request.grant_id
+        };
         let Some(live) = self.live.values().find(is_it) else {
             tracing::warn!(stream.id = %id, "a stream was asked for that there was already: nothing is done");
             return;
@@ -192,7 +206,7 @@ impl Streams {
     }
 
     /// The one place that decides whether anything is begun for a request. `leave` is what the tenant's signature says.
-    fn may_begin(&self, request: &StreamRequest, leave: Result<Leave, Denied>) -> Result<(Kind, Leave), Refusal> {
+    fn may_begin(&self, request: &StreamRequest, leave: Result<Leave, Denied>) -> Result<Begun, Refusal> {
         let asked = request.kind.as_ref().ok_or(Refusal::UnknownKind)?;
         let leave = leave.map_err(Refusal::Denied)?;
         let kind = Kind::of(asked);
@@ -207,10 +221,11 @@ impl Streams {
         if live >= kind.max() {
             return Err(Refusal::Busy(live));
         }
-        Ok((kind, leave))
+        Ok(Begun { kind, asked: mem::discriminant(asked), leave })
     }
 
-    fn begin(&mut self, now: Instant, id: StreamId, kind: Kind, request: StreamRequest, leave: Leave, route: Route) {
+    fn begin(&mut self, now: Instant, id: StreamId, begun: Begun, request: StreamRequest, route: Route) {
+        let Begun { kind, asked, leave } = begun;
         let session_id = uuid::Uuid::from_slice(&request.session_id).unwrap_or_default();
         let span = tracing::info_span!("stream", id = %id, session.id = %session_id, kind = kind.name());
         // Of the request itself nothing is logged: it holds the token.
@@ -223,7 +238,7 @@ impl Streams {
             Route::Direct { .. } => None,
         };
         let (deadline, cut) = Deadline::new(cut_at(now, &request, leave), self.stop.child_token(), tunnel);
-        let session_id = request.session_id.clone();
+        let (session_id, grant_id) = (request.session_id.clone(), request.grant_id.clone());
         let opening = Opening {
             id,
             open_by: now + Duration::from_millis(request.open_within_ms).min(LASTS_MAX),
@@ -232,7 +247,7 @@ impl Streams {
             settings: Arc::clone(&self.settings),
         };
         let task = self.tasks.spawn(opening.run(route).instrument(span));
-        self.live.insert(task.id(), Live { id, kind, session_id, deadline });
+        self.live.insert(task.id(), Live { id, kind, asked, session_id, grant_id, deadline });
     }
 
     /// The next stream that ends; what is to be told of it on the link, if anything. Pending while there is none. May be dropped

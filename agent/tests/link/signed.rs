@@ -151,3 +151,34 @@ async fn the_device_cuts_a_stream_at_the_end_that_was_signed() {
     assert!(begun.elapsed() <= Duration::from_secs(5), "{:?}", begun.elapsed());
     scene.stop().await;
 }
+
+/// A server that somebody else has taken asks for a stream again, under whatever else the tenant has signed.
+#[tokio::test]
+async fn no_other_leave_gives_a_stream_more_time() {
+    let key = new_key();
+    let mut scene = signing(&key).await;
+    let lasts = time::Duration::seconds(4);
+    let short = GrantStatement { ends_at: statement().starts_at + lasts, ..statement() };
+    let (other, reading) = (Uuid::from_u128(100), vec!["file:read".to_owned()]);
+    let put = || {
+        let path = format!("/tmp/cloudlink-signed-{}", std::process::id());
+        stream_request::Kind::FilePut(FilePut { path, size: 1 << 20, mode: 0o600 })
+    };
+    let begun = Instant::now();
+    let request = StreamRequest { grant_statement: short.sign(&key).unwrap(), ..scene.request(put()) };
+    scene.link.send(request.clone()).await;
+    let mut stream = scene.server.stream().await;
+    assert_eq!(stream.said().await, Said::Control(Control::Ready));
+
+    let get = stream_request::Kind::FileGet(FileGet { path: "/etc/hostname".to_owned() });
+    let read_only = GrantStatement { scopes: reading, ..statement() }.sign(&key).unwrap();
+    scene.link.send(StreamRequest { kind: Some(get), grant_statement: read_only, ..request.clone() }).await;
+    let of_another = GrantStatement { grant: other, ..statement() }.sign(&key).unwrap();
+    let grant_id = other.as_bytes().to_vec().into();
+    scene.link.send(StreamRequest { grant_id, grant_statement: of_another, ..request }).await;
+
+    stream.gone().await;
+    assert!(begun.elapsed() <= Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(scene.log().matches("a stream was asked for that there was already").count(), 2);
+    scene.stop().await;
+}
