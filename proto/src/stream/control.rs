@@ -192,23 +192,31 @@ impl Control {
         match self {
             Self::Resize { columns, rows } => within("size", cells(*columns) && cells(*rows)),
             Self::Failed { code: word, message } | Self::Closed { reason: word, message } => {
-                within("code", word.len() <= STRING_BYTES_MAX)?;
+                within("code", is_code(word))?;
                 within("message", message.len() <= STATUS_MESSAGE_BYTES_MAX)
             }
-            Self::Exit { signal, .. } => {
-                within("signal", signal.as_ref().is_none_or(|signal| signal.len() <= STRING_BYTES_MAX))
-            }
+            Self::Exit { signal, .. } => within("signal", signal.as_ref().is_none_or(|signal| is_signal(signal))),
             Self::Done { sha256, .. } => {
                 within("sha256", sha256.len() == DIGEST_CHARS && sha256.bytes().all(|byte| byte.is_ascii_hexdigit()))
             }
-            Self::Warning { reason, .. } => {
-                within("reason", reason.as_ref().is_none_or(|reason| reason.len() <= STRING_BYTES_MAX))
-            }
+            Self::Warning { reason, .. } => within("reason", reason.as_ref().is_none_or(|reason| is_code(reason))),
             // Four bytes a character at most, of a name of 128.
             Self::Joined { name, .. } | Self::Left { name } => within("name", name.len() <= 2 * STRING_BYTES_MAX),
             Self::Ready | Self::Signal { .. } | Self::Eof | Self::File { .. } => Ok(()),
         }
     }
+}
+
+/// What is kept and told as it is: in databases, which do not take every character, and on terminals, which act on some.
+fn is_code(word: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    (1..=STRING_BYTES_MAX).contains(&word.len()) && word.bytes().all(is_plain)
+}
+
+/// `SIGKILL`, `SIG34`, `SIGRTMIN+1`.
+fn is_signal(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"+-_".contains(&byte);
+    (1..=STRING_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_plain)
 }
 
 #[cfg(test)]
@@ -323,6 +331,15 @@ mod tests {
             "",
         ] {
             assert!(Control::read(text, Party::Client).is_err(), "{text}");
+        }
+        for text in [
+            r#"{"type":"failed","code":"not\u0000found","message":""}"#,
+            r#"{"type":"failed","code":"Not found","message":""}"#,
+            r#"{"type":"failed","code":"","message":""}"#,
+            r#"{"type":"exit","status":null,"signal":"SIG\u0000"}"#,
+            r#"{"type":"exit","status":null,"signal":"\u001b[2J"}"#,
+        ] {
+            assert!(matches!(Control::read(text, Party::Device), Err(ControlError::Field(_))), "{text}");
         }
         let long = Control::Eof.to_text() + &" ".repeat(CONTROL_BYTES_MAX);
         assert!(matches!(Control::read(&long, Party::Client), Err(ControlError::TooLong)));

@@ -163,6 +163,25 @@ async fn a_device_that_refuses_or_is_silent_ends_a_terminal(_: PgPoolOptions, da
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn whatever_a_device_says_of_its_end_a_session_is_accounted_for(_: PgPoolOptions, database: PgConnectOptions) {
+    let (desk, mut link) = Desk::new(database).await;
+    desk.grant("shell:open", 900.0, None).await;
+    // No database takes that character.
+    for nasty in [
+        Control::Exit { status: None, signal: Some("SIG\u{0}".to_owned()) },
+        Control::Failed { code: "not\u{0}found".to_owned(), message: String::new() },
+    ] {
+        let (id, mut client, mut device) = desk.terminal(&mut link).await;
+        device.send(b"file").await;
+        assert_eq!(client.receives().await, b"file");
+        device.say(nasty).await;
+        assert_eq!(client.closed().await, "device_gone");
+        let session = desk.accounted(id).await;
+        assert_eq!((&session["end_reason"], &session["bytes_from_device"]), (&json!("device_gone"), &json!(4)));
+    }
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
 async fn a_forward_carries_many_connections_each_to_its_own_end(_: PgPoolOptions, database: PgConnectOptions) {
     let (desk, mut link) = Desk::new(database).await;
     desk.grant("tcp:open", 900.0, None).await;
