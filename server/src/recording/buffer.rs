@@ -18,6 +18,9 @@ pub(super) const CHUNK_BYTES: usize = 32 * 1024;
 const ROOM_BYTES: usize = 4 * CHUNK_BYTES;
 /// Bytes of one session that wait to be written. Beyond it, which takes somebody who does not wait for room, recording fails.
 const WAITING_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Bytes of one recording: days of work at a terminal. Beyond it, which takes a device that never stops talking, recording fails: the
+/// disk of the database is everybody's.
+const RECORDING_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
 /// Lines of one format.
 #[derive(Debug)]
@@ -94,6 +97,8 @@ struct State {
     chunks: VecDeque<Chunk>,
     /// Of the chunks, and of what the writer has taken and not written yet.
     waiting: usize,
+    /// Of all of it.
+    taken: u64,
     end: End,
 }
 
@@ -107,14 +112,20 @@ enum End {
 
 impl Buffer {
     pub(super) fn new(lines: Lines) -> Self {
-        let state = State { lines, chunks: VecDeque::new(), waiting: 0, end: End::Open };
+        let state = State { lines, chunks: VecDeque::new(), waiting: 0, taken: 0, end: End::Open };
         Self { state: Mutex::new(state), more: Notify::new(), less: Notify::new() }
     }
 
     /// Adds what `write` writes: whole lines.
     pub(super) fn add(&self, write: impl FnOnce(&mut Lines, &mut Vec<u8>)) -> Result<(), Unrecorded> {
         let mut state = self.lock();
-        if state.end != End::Open || state.waiting >= WAITING_BYTES_MAX {
+        // What was left out once would be missed in what follows: there is none.
+        let is_too_much = state.waiting >= WAITING_BYTES_MAX || state.taken >= RECORDING_BYTES_MAX;
+        if state.end == End::Open && is_too_much {
+            state.end = End::Failed;
+            self.less.notify_waiters();
+        }
+        if state.end != End::Open {
             return Err(Unrecorded);
         }
         state.write(write);
@@ -214,7 +225,9 @@ impl State {
         let chunk = self.chunks.back_mut().expect("it was just made, if there was none");
         let before = chunk.text.len();
         write(&mut self.lines, &mut chunk.text);
-        self.waiting += chunk.text.len() - before;
+        let added = chunk.text.len() - before;
+        self.waiting += added;
+        self.taken += added as u64;
         if chunk.text.is_empty() {
             self.chunks.pop_back();
         }
@@ -233,5 +246,38 @@ impl State {
             return Look::At(Some(due));
         }
         self.chunks.pop_front().map_or(Look::At(None), |chunk| Look::Next(Next::Write(chunk)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn after_something_was_left_out_nothing_more_is_recorded() {
+        let buffer = Buffer::new(Lines::Events);
+        let add = |bytes: usize| buffer.add(|_, into| into.resize(into.len() + bytes, b'x'));
+        let mut taken = 0;
+        while add(CHUNK_BYTES).is_ok() {
+            taken += CHUNK_BYTES;
+        }
+        assert_eq!(taken, WAITING_BYTES_MAX);
+        while taken > 0 {
+            let Next::Write(chunk) = buffer.next(Duration::ZERO).await else { panic!("{taken} bytes are left") };
+            buffer.written(chunk.text.len());
+            taken -= chunk.text.len();
+        }
+        assert_eq!(add(1), Err(Unrecorded));
+        // Whoever waits for room learns of it.
+        buffer.room().await;
+    }
+
+    #[test]
+    fn a_recording_has_an_end() {
+        let buffer = Buffer::new(Lines::Events);
+        let add = || buffer.add(|_, into| into.push(b'x'));
+        buffer.lock().taken = RECORDING_BYTES_MAX - 1;
+        assert_eq!(add(), Ok(()));
+        assert_eq!(add(), Err(Unrecorded));
     }
 }

@@ -3,6 +3,7 @@
 //! A leg is read only when the leg that it is read for has nothing left to say: there is one message each way, and TCP holds up
 //! whoever writes. No lock that others share is taken for a message.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
@@ -84,6 +85,8 @@ pub(super) struct Pump {
     last: Option<End>,
     /// Who is listened to first: nobody keeps the others from being heard.
     turn: usize,
+    /// Something was not recorded that was to be.
+    is_unrecorded: Cell<bool>,
     metrics: [IntCounter; 2],
 }
 
@@ -157,7 +160,8 @@ impl Pump {
             Target::Forward(_) => Flow::Forward { to_device: Meter::default(), from_device: Meter::default() },
             Target::File(target) => Flow::File { target: target.clone(), meter: Meter::default() },
         };
-        Self { session, recorder, place, device, client, guests: Vec::new(), flow, gate, last: None, turn: 0, metrics }
+        let (guests, last, is_unrecorded) = (Vec::new(), None, Cell::new(false));
+        Self { session, recorder, place, device, client, guests, flow, gate, last, turn: 0, is_unrecorded, metrics }
     }
 
     /// Until its end, whoever brings that about. The sockets are closed when this returns.
@@ -179,6 +183,9 @@ impl Pump {
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         pings.reset();
         loop {
+            if self.is_unrecorded.get() {
+                return End::Unrecorded;
+            }
             let closing = match (&self.last, &self.flow) {
                 (None, _) => Closing::No,
                 (Some(_), Flow::Forward { .. }) => Closing::AfterBoth,
@@ -493,8 +500,9 @@ impl Pump {
         if *told != (columns, rows) {
             *told = (columns, rows);
             self.device.tell(&Control::Resize { columns, rows });
-            // What cannot be recorded fails with the next output at the latest.
-            let _ = self.recorder.resize(self.session.elapsed(), columns, rows);
+            if self.recorder.resize(self.session.elapsed(), columns, rows).is_err() {
+                self.is_unrecorded.set(true);
+            }
         }
     }
 
@@ -513,9 +521,11 @@ impl Pump {
         }
     }
 
-    /// What cannot be recorded ends the session: its keeper watches over that.
+    /// What cannot be recorded ends the session.
     fn note(&self, entry: &Entry) {
-        let _ = self.recorder.note(self.session.elapsed(), entry);
+        if self.recorder.note(self.session.elapsed(), entry).is_err() {
+            self.is_unrecorded.set(true);
+        }
     }
 
     /// What it came to, as far as the node has seen it.
