@@ -64,7 +64,7 @@ pub struct Dispatch {
 }
 
 /// Claims what is due on these links, by one statement: the link is its device's newest, the grant is in force at this
-/// moment, the command has not expired.
+/// moment and still for the device, the command has not expired.
 ///
 /// What was sent over an earlier link and not accepted is due again: the device knows it if it came. A reboot or shutdown
 /// that was sent in an earlier boot is not: that boot's end may have been its doing, and the device's ledger will tell.
@@ -92,6 +92,7 @@ pub async fn dispatch_claim(connection: &mut PgConnection, links: &[LinkKey]) ->
                  join devices d on d.id = t.device_id and d.state = 'active'
                  join commands c on c.device_id = t.device_id and c.finished_at is null
                  join grants g on g.id = c.grant_id and grant_in_force(g, clock_timestamp())
+                  and coalesce(d.id = any (g.device_ids), d.labels @> g.selector)
                  join people p on p.id = c.requested_by
                 where c.expires_at > clock_timestamp() and c.cancel_requested_at is null
                   and (c.state = 'queued'

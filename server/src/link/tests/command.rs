@@ -451,6 +451,27 @@ async fn nothing_is_claimed_without_a_grant_in_force_or_for_a_revoked_device(
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn nothing_is_sent_to_a_device_that_has_lost_the_label_of_its_grant(
+    _: PgPoolOptions,
+    database: PgConnectOptions,
+) {
+    let port = Port::start(database).await;
+    let (fleet, device, mut link) = linked(&port).await;
+    let label = |labels: &str| format!("update devices set labels = '{labels}' where id = '{}'", device.id);
+    let (north, none) = (label(r#"{"site": "north"}"#), label("{}"));
+    port.run(r#"update grants set device_ids = null, selector = '{"site": "north"}'"#).await;
+    port.run(&north).await;
+    let id = fleet.command_without_hint(&port, device.id, "metrics.collect", json!({})).await;
+    port.run(&none).await;
+    port.bus.send(Hint::CommandsDue(device.device_id()));
+    link.hears_nothing_for(Duration::from_millis(300)).await;
+    assert_eq!(port.ask(&column(id, "state")).await.as_deref(), Some("queued"));
+    port.run(&north).await;
+    port.bus.send(Hint::CommandsDue(device.device_id()));
+    assert_eq!(link.command().await.0, id);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
 async fn a_device_that_invents_boots_fills_no_table(_: PgPoolOptions, database: PgConnectOptions) {
     let port = Port::start(database).await;
     let fleet = Fleet::new(&port).await;
