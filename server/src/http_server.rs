@@ -19,7 +19,6 @@ use hyper_util::server::conn::auto::upgrade::downcast;
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -27,6 +26,7 @@ use tower::ServiceExt;
 
 use crate::lifecycle::Shutdown;
 use crate::link::intake::Intake;
+use crate::link::limit::{Allowance, Gate, Pass, Unnamed};
 use crate::link::stream::Stream;
 use crate::proxy::{self, Proxies, ProxyError};
 
@@ -55,7 +55,9 @@ pub struct HttpServer {
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     /// The most connections. Above it, new ones are closed at once.
-    pub connections_max: usize,
+    pub connections_max: u32,
+    /// The most of one address. A stranger needs many of them to keep everybody else out.
+    pub per_address_max: u32,
     pub handshake: Duration,
     /// From the start of a request to the end of its head.
     pub header: Duration,
@@ -75,7 +77,7 @@ pub struct Figures {
 impl HttpServer {
     /// Accepts until the soft stop; then lets requests end, until the hard stop.
     pub async fn run(self, listener: TcpListener, shutdown: Shutdown) {
-        let free = Arc::new(Semaphore::new(self.bounds.connections_max));
+        let gate = Gate::new(self.bounds.allowance());
         let server = Arc::new(self);
         loop {
             let accepted = tokio::select! {
@@ -90,24 +92,30 @@ impl HttpServer {
                     continue;
                 }
             };
-            let Ok(permit) = Arc::clone(&free).try_acquire_owned() else {
-                if let Some(figures) = &server.figures {
-                    figures.refused.inc();
-                }
+            let Some(place) = server.place(&gate, peer) else {
+                server.refuse();
                 continue;
             };
-            let connection = Arc::clone(&server).connection(stream, peer, permit, shutdown.clone());
+            let connection = Arc::clone(&server).connection(stream, peer, place, shutdown.clone());
             shutdown.tasks.spawn(connection);
         }
     }
 
-    async fn connection(
-        self: Arc<Self>,
-        mut stream: TcpStream,
-        peer: SocketAddr,
-        _permit: OwnedSemaphorePermit,
-        shutdown: Shutdown,
-    ) {
+    /// Whoever comes through a load balancer has no address yet.
+    fn place(&self, gate: &Arc<Gate>, peer: SocketAddr) -> Option<Place> {
+        if self.proxies.include(peer.ip()) {
+            return gate.enter_unnamed().map(Place::Unnamed);
+        }
+        gate.enter(peer.ip(), Instant::now()).map(Place::Named)
+    }
+
+    fn refuse(&self) {
+        if let Some(figures) = &self.figures {
+            figures.refused.inc();
+        }
+    }
+
+    async fn connection(self: Arc<Self>, mut stream: TcpStream, peer: SocketAddr, place: Place, shutdown: Shutdown) {
         let _counted = self.figures.as_ref().map(|figures| Counted::new(figures.connections.clone()));
         let serving = async {
             let _ = stream.set_nodelay(true);
@@ -117,6 +125,7 @@ impl HttpServer {
                 Ok(Err(error)) => return self.refuse_proxy(&error, peer),
                 Err(_) => return tracing::debug!(port = self.name, %peer, "the first bytes were too slow"),
             };
+            let Some(_place) = place.named(client) else { return self.refuse() };
             match &self.tls {
                 None => self.serve(stream, client, &shutdown).await,
                 Some(tls) => {
@@ -207,6 +216,29 @@ pub(crate) async fn take_over(upgrade: OnUpgrade) -> Option<(Stream, Bytes)> {
     Some((Stream::Plain(parts.io.into_inner().stream), parts.read_buf))
 }
 
+impl Bounds {
+    fn allowance(&self) -> Allowance {
+        // How fast they come is no matter.
+        let (per_second, burst) = (u32::MAX, u32::MAX);
+        Allowance { total_max: self.connections_max, per_address_max: self.per_address_max, per_second, burst }
+    }
+}
+
+/// Of a connection, among all and among those of its address.
+enum Place {
+    Named(Pass),
+    Unnamed(Unnamed),
+}
+
+impl Place {
+    fn named(self, client: SocketAddr) -> Option<Pass> {
+        match self {
+            Self::Named(pass) => Some(pass),
+            Self::Unnamed(unnamed) => unnamed.name(client.ip(), Instant::now()),
+        }
+    }
+}
+
 struct Counted(IntGauge);
 
 impl Counted {
@@ -292,6 +324,7 @@ mod tests {
     use axum::routing::get;
     use cloudlink_proto::proxy_header;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpSocket;
     use tokio::task::JoinHandle;
     use tokio::time::timeout;
 
@@ -301,7 +334,7 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(50);
     /// Far below `LONG`: what fails is a bound that was not kept.
     const PATIENCE: Duration = Duration::from_secs(30);
-    const BOUNDS: Bounds = Bounds { connections_max: 8, handshake: LONG, header: LONG, idle: LONG };
+    const BOUNDS: Bounds = Bounds { connections_max: 8, per_address_max: 8, handshake: LONG, header: LONG, idle: LONG };
 
     struct Running {
         address: SocketAddr,
@@ -402,6 +435,35 @@ mod tests {
         while !rest(connect(&running, &get_request("/", "Connection: close\r\n")).await).await.ends_with("hello") {
             assert!(Instant::now() < until, "the place was never free again");
             sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn one_address_takes_no_more_than_its_share() {
+        let behind = Proxies::new("test", &["127.0.0.9/32".parse().unwrap()]);
+        let running = serve_behind(behind, Bounds { per_address_max: 1, ..BOUNDS }).await;
+        let from = async |address: &str, send: &str| {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind(format!("{address}:0").parse().unwrap()).unwrap();
+            let mut stream = socket.connect(running.address).await.unwrap();
+            stream.write_all(send.as_bytes()).await.unwrap();
+            stream
+        };
+        let served = async |stream: &mut TcpStream| {
+            let mut answer = [0; 15];
+            stream.read_exact(&mut answer).await.is_ok_and(|_| &answer == b"HTTP/1.1 200 OK")
+        };
+        let request = get_request("/", "");
+        let behind = format!("PROXY TCP4 192.0.2.7 192.0.2.1 4711 8443\r\n{request}");
+        let mut direct = from("127.0.0.1", &request).await;
+        let mut through = from("127.0.0.9", &behind).await;
+        assert!(served(&mut direct).await && served(&mut through).await);
+        for (address, send) in [("127.0.0.1", &request), ("127.0.0.9", &behind)] {
+            assert_eq!(rest(from(address, send).await).await, "", "{address}");
+        }
+        let behind = behind.replace("192.0.2.7", "192.0.2.8");
+        for (address, send) in [("127.0.0.2", &request), ("127.0.0.9", &behind)] {
+            assert!(served(&mut from(address, send).await).await, "{address}");
         }
     }
 

@@ -24,6 +24,7 @@ use crate::store::setup::Probe;
 /// Monitoring systems are few.
 const BOUNDS: Bounds = Bounds {
     connections_max: 64,
+    per_address_max: 64,
     handshake: Duration::from_secs(5),
     header: Duration::from_secs(5),
     idle: Duration::from_secs(60),

@@ -49,7 +49,8 @@ pub fn server(
         tls: Some(Arc::new(tls)),
         proxies: Proxies::new("people.proxy_from", &config.proxy_from),
         bounds: Bounds {
-            connections_max: config.connections_max as usize,
+            connections_max: config.connections_max,
+            per_address_max: config.connections_per_address_max,
             handshake: config.handshake_timeout_seconds.duration(),
             header: config.header_timeout_seconds.duration(),
             idle: config.idle_timeout_seconds.duration(),

@@ -8,6 +8,7 @@ use super::value::{HostName, Seconds};
 /// Any address, IPv4 and IPv6.
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::UNSPECIFIED), 8443);
 const CONNECTIONS_MAX: u32 = 2_048;
+const CONNECTIONS_PER_ADDRESS_MAX: u32 = 512;
 const HANDSHAKE_TIMEOUT: Seconds = Seconds(10);
 const HEADER_TIMEOUT: Seconds = Seconds(10);
 const TOKEN_REQUESTS_PER_SECOND: u32 = 1_000;
@@ -29,6 +30,9 @@ section! {
         names: Vec<HostName> = local_names();
         /// The most connections. Bounds memory and open files. Above it, new connections are closed at once.
         connections_max: u32 = CONNECTIONS_MAX, in 1..=100_000;
+        /// The most of them from one IPv4 address or IPv6 /64, but for streams of support sessions. Keeps one stranger from taking
+        /// them all. Whoever comes through a load balancer that `proxy_from` does not name comes from its address.
+        connections_per_address_max: u32 = CONNECTIONS_PER_ADDRESS_MAX, in 1..=100_000;
         /// For the TLS handshake. Cuts slow clients.
         handshake_timeout_seconds: Seconds = HANDSHAKE_TIMEOUT, in 1..=300;
         /// For the head of each request. Cuts slow clients.

@@ -94,7 +94,7 @@ impl Desk {
         port.shutdown.tasks.spawn(context.clone().follow_hints());
         let router = api::router(context);
         let long = Duration::from_secs(60);
-        let bounds = Bounds { connections_max: 64, handshake: long, header: long, idle: long };
+        let bounds = Bounds { connections_max: 64, per_address_max: 64, handshake: long, header: long, idle: long };
         let server = HttpServer {
             name: "test",
             router: router.clone(),
