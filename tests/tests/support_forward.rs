@@ -267,7 +267,7 @@ async fn a_peer_that_does_not_read_holds_up_who_writes_and_takes_no_memory() -> 
     let cli = fleet.cli(fleet.operator.token());
     let forwarding = Forwarding::start(&cli, "gw-1", &[&route(target_port)], &[]).await?;
     let pids = [fleet.server.program().pid(), device.machine.agent_pid()?, forwarding.pid()?];
-    let memory = || pids.iter().map(|pid| Process::new(*pid).memory_bytes()).collect::<anyhow::Result<Vec<_>>>();
+    let memory = || pids.iter().map(|pid| Process::new(*pid).anonymous_bytes()).collect::<anyhow::Result<Vec<_>>>();
     let connect = async || {
         let near = TcpStream::connect(forwarding.local(0)?).await?;
         let (far, _) = timeout(LIMIT, target.accept()).await.context("nobody came")??;

@@ -43,6 +43,14 @@ impl Process {
         Ok(kib * 1024)
     }
 
+    /// What is resident of memory that no file is behind: buffers, and not the program, whose pages are shared with others that run it.
+    pub fn anonymous_bytes(self) -> Result<u64> {
+        let status = self.read("status")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("no RssAnon in status")?;
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().context("RssAnon is not a number")?;
+        Ok(kib * 1024)
+    }
+
     /// Processor time of all its threads since it began, in user and kernel mode.
     pub fn cpu(self) -> Result<Duration> {
         let (_, ticks) = self.stat()?;
