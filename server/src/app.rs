@@ -13,6 +13,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::bus::Bus;
+use crate::cluster::{Lease, Relay};
 use crate::config::{Config, Database};
 use crate::http::Statements;
 use crate::isolation::Isolation;
@@ -143,6 +144,17 @@ impl Node {
         let probe = Probe::new(addresses.server);
         until_hard.spawn_vital("database watch", Arc::clone(&readiness).watch_database(probe, until_hard.soft.clone()));
         let bus = Bus::new();
+        let relay = Relay::new(&self.config.cluster, &self.config.node, bus.clone(), &self.metrics)
+            .await
+            .context("this node cannot be one of several")?;
+        let take = Lease::take(&self.config, store.clone(), relay.clone());
+        let Some(lease) = before_signal(signals, take).await? else { return Ok(()) };
+        readiness.placed(lease.subscribe());
+        if let Some(relay) = relay {
+            // What is said last is said at the hard stop.
+            let relay = relay.run(bus.clone(), Arc::clone(&self.metrics), shutdown.hard.clone());
+            until_hard.spawn_vital("hints between nodes", relay);
+        }
         let mut api = http::Context::new(
             store.clone(),
             bus.clone(),
@@ -185,6 +197,7 @@ impl Node {
         let key = Arc::clone(&self.storage_key);
         let support = Support::new(&links, self.config.support.clone(), key, shutdown.clone());
         tasks::start_support(&support, &shutdown);
+        tasks::start_node(&links, &support, &lease, &shutdown);
         api = api.with_support(support);
         shutdown.spawn_vital("event hints", api.clone().follow_hints());
         let fresh = self.pki.clone().keep_fresh(Arc::clone(&self.metrics), shutdown.soft.clone());
@@ -225,6 +238,7 @@ impl Node {
         if !shutdown.run(limits.soft_seconds.duration(), limits.hard_seconds.duration(), again).await {
             tracing::error!(tasks = shutdown.tasks.len(), "some tasks did not end in time");
         }
+        lease.leave().await;
         if timeout(POOL_CLOSE_WITHIN, store.pool().close()).await.is_err() {
             tracing::warn!("connections to the database were still in use");
         }

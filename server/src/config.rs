@@ -3,6 +3,7 @@
 //! docs/CONFIG.md is made from what is declared here.
 
 mod certificate;
+mod cluster;
 mod database;
 mod device;
 mod fault;
@@ -28,6 +29,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 pub use certificate::Certificate;
+pub use cluster::Cluster;
 pub use database::Database;
 pub use device::Device;
 pub use fault::{Fault, Faults, Origin, Problem};
@@ -63,6 +65,7 @@ pub struct Config {
     pub device: Device,
     pub people: People,
     pub operations: Operations,
+    pub cluster: Cluster,
     pub link: Link,
     pub tunnel: Tunnel,
     pub isolation: Isolation,
@@ -86,6 +89,7 @@ impl Default for Config {
             device: Device::default(),
             people: People::default(),
             operations: Operations::default(),
+            cluster: Cluster::default(),
             link: Link::default(),
             tunnel: Tunnel::default(),
             isolation: Isolation::default(),
@@ -148,6 +152,7 @@ impl Config {
             device: Device::read(given),
             people: People::read(given),
             operations: Operations::read(given),
+            cluster: Cluster::read(given),
             link: Link::read(given),
             tunnel: Tunnel::read(given),
             isolation: Isolation::read(given),
@@ -161,6 +166,7 @@ impl Config {
             shutdown: Shutdown::read(given),
         };
         config.database.read_secrets(given);
+        config.cluster.read_secrets(given);
         config.notice.read_secrets(given);
         config.check(given);
         config

@@ -7,6 +7,7 @@ pub mod app;
 mod batch;
 pub mod bus;
 pub mod clock;
+mod cluster;
 pub mod config;
 pub mod file;
 pub mod http;

@@ -355,6 +355,12 @@ pub struct Metrics {
     pub pool_connections_max: IntGauge,
     /// 1 while the database answers.
     pub database_up: IntGauge,
+    /// 1 while NATS is connected. 0 without, for a node alone as well.
+    pub cluster_bus_up: IntGauge,
+    /// `direction`: hints to (`out`) and from (`in`) other nodes.
+    pub cluster_hints: IntCounterVec,
+    /// 1 while this node has lost its place among nodes, and serves nobody.
+    pub node_fenced: IntGauge,
     /// How often the embedded Postgres had to be started again.
     pub postgres_restarts: IntCounter,
     /// `task`: runs of a background task that failed.
@@ -617,6 +623,22 @@ impl Metrics {
                 "The most connections that the pool may hold.",
             ),
             database_up: gauge(&registry, "cloudlink_database_up", "1 while the database answers."),
+            cluster_bus_up: gauge(
+                &registry,
+                "cloudlink_cluster_bus_up",
+                "1 while NATS is connected. 0 without, for a node alone as well.",
+            ),
+            cluster_hints: counters(
+                &registry,
+                "cloudlink_cluster_hints_total",
+                "Hints to (out) and from (in) other nodes.",
+                &["direction"],
+            ),
+            node_fenced: gauge(
+                &registry,
+                "cloudlink_node_fenced",
+                "1 while this node has lost its place among nodes, and serves nobody.",
+            ),
             postgres_restarts: counter(
                 &registry,
                 "cloudlink_postgres_restarts_total",

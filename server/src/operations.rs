@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::cluster::Standing;
 use crate::http_server::{Bounds, HttpServer};
 use crate::isolation;
 use crate::metrics::Metrics;
@@ -55,13 +56,22 @@ pub struct Readiness {
     store: OnceLock<Store>,
     /// Where there are tunnels.
     isolation: OnceLock<watch::Receiver<isolation::State>>,
+    /// Once the node has a place among nodes.
+    standing: OnceLock<watch::Receiver<Standing>>,
 }
 
 impl Readiness {
     #[must_use]
     pub fn new(metrics: Arc<Metrics>) -> Self {
         let stage = AtomicU8::new(Stage::Starting as u8);
-        Self { stage, metrics, begun: Instant::now(), store: OnceLock::new(), isolation: OnceLock::new() }
+        Self {
+            stage,
+            metrics,
+            begun: Instant::now(),
+            store: OnceLock::new(),
+            isolation: OnceLock::new(),
+            standing: OnceLock::new(),
+        }
     }
 
     /// The database was reached, is of the right version, and the listeners are up.
@@ -73,6 +83,15 @@ impl Readiness {
     /// There are tunnels: nothing else may be said to be ready while they are not isolated.
     pub(crate) fn isolated(&self, state: watch::Receiver<isolation::State>) {
         let _ = self.isolation.set(state);
+    }
+
+    /// The node has a place: while it has lost it, it serves nobody.
+    pub(crate) fn placed(&self, standing: watch::Receiver<Standing>) {
+        let _ = self.standing.set(standing);
+    }
+
+    fn is_fenced(&self) -> bool {
+        self.standing.get().is_some_and(|standing| *standing.borrow() == Standing::Fenced)
     }
 
     pub fn stopping(&self) {
@@ -114,6 +133,7 @@ impl Readiness {
 
     fn refresh_metrics(&self) {
         self.metrics.uptime_seconds.set(self.begun.elapsed().as_secs_f64());
+        self.metrics.node_fenced.set(self.is_fenced().into());
         if let Some(store) = self.store.get() {
             let pool = store.pool();
             self.metrics.pool_connections.set(pool.size().into());
@@ -157,9 +177,10 @@ async fn readyz(State(readiness): State<Arc<Readiness>>) -> impl IntoResponse {
         stage: readiness.stage(),
         database: readiness.metrics.database_up.get() == 1,
         isolation: isolation.map_or("off", isolation::State::label),
+        fenced: readiness.is_fenced(),
     };
     let is_isolated = isolation.is_none_or(|state| state == isolation::State::Enforced);
-    let ready = report.stage == Stage::Running && report.database && is_isolated;
+    let ready = report.stage == Stage::Running && report.database && is_isolated && !report.fenced;
     (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(report))
 }
 
@@ -169,4 +190,6 @@ struct Report {
     database: bool,
     /// Of tunnels: `off` where there are none, otherwise `enforced` or what is wrong with it.
     isolation: &'static str,
+    /// Whether other nodes may have taken over what this one had.
+    fenced: bool,
 }

@@ -17,6 +17,7 @@ pub mod first_admin;
 pub mod grant;
 pub mod isolation_statement;
 pub mod link;
+pub mod node;
 pub mod notice;
 pub mod opening;
 pub mod person;

@@ -5,6 +5,7 @@ pub(crate) mod access;
 mod deadline;
 mod drop;
 mod isolation;
+mod node;
 pub(crate) mod notice;
 mod opening;
 pub(crate) mod presence;
@@ -13,11 +14,13 @@ mod receipt;
 pub(crate) mod recording;
 mod retention;
 pub(crate) mod revocation;
+mod superseded;
 pub(crate) mod support;
 mod tunnel;
 
 use std::sync::Arc;
 
+use crate::cluster::Lease;
 use crate::lifecycle::Shutdown;
 use crate::link::{Links, dispatch};
 use crate::pki::StatementSigner;
@@ -29,6 +32,7 @@ pub fn start(links: &Links, shutdown: &Shutdown) {
     shutdown.spawn_vital("access ends", access::run(links.clone(), shutdown.clone()));
     shutdown.spawn_vital("deadline", deadline::run(links.clone(), shutdown.clone()));
     shutdown.spawn_vital("presence", presence::run(links.clone(), shutdown.clone()));
+    shutdown.spawn_vital("superseded links", superseded::run(links.clone(), shutdown.clone()));
     shutdown.spawn_vital("revocation", revocation::run(links.clone(), shutdown.clone()));
     shutdown.spawn_vital("opening ends", opening::sweep(links.clone(), shutdown.clone()));
     if let Some(tunnels) = &links.0.tunnels {
@@ -46,6 +50,12 @@ pub fn start(links: &Links, shutdown: &Shutdown) {
 /// Starts the one that signs.
 pub fn start_receipts(links: &Links, signer: &Arc<StatementSigner>, shutdown: &Shutdown) {
     shutdown.spawn_vital("receipts", receipt::run(links.clone(), Arc::clone(signer), shutdown.clone()));
+}
+
+/// Starts what keeps the node's place among others.
+pub(crate) fn start_node(links: &Links, support: &Support, lease: &Arc<Lease>, shutdown: &Shutdown) {
+    let keep = node::keep(links.clone(), support.clone(), Arc::clone(lease), shutdown.clone());
+    shutdown.spawn_vital("place among nodes", keep);
 }
 
 /// Starts what watches over support sessions; it goes on until the last of them has ended.

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use super::section::{Field, Section};
 use super::{
-    certificate, database, device, isolation, link, log, node, notice, operations, people, postgres, shutdown, sign_in,
-    support, tunnel,
+    certificate, cluster, database, device, isolation, link, log, node, notice, operations, people, postgres, shutdown,
+    sign_in, support, tunnel,
 };
 
 const HEAD: &str = "\
@@ -33,12 +33,13 @@ pub fn reference() -> String {
     text
 }
 
-fn sections() -> [Section; 15] {
+fn sections() -> [Section; 16] {
     [
         node::Node::describe(),
         device::Device::describe(),
         people::People::describe(),
         operations::Operations::describe(),
+        cluster::Cluster::describe(),
         link::Link::describe(),
         tunnel::Tunnel::describe(),
         isolation::Isolation::describe(),

@@ -53,6 +53,7 @@ impl Hub {
                 Heard::Hint(
                     Hint::CommandsDue(_)
                     | Hint::DeviceChanged(_)
+                    | Hint::DeviceLinked(_)
                     | Hint::OpeningsDue(_)
                     | Hint::SupportDue(_)
                     | Hint::PersonChanged(_)

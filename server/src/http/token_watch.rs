@@ -78,6 +78,7 @@ impl TokenWatch {
                         Hint::CommandsDue(_)
                         | Hint::CommandChanged(_)
                         | Hint::DeviceChanged(_)
+                        | Hint::DeviceLinked(_)
                         | Hint::OpeningsDue(_)
                         | Hint::SupportDue(_)
                         | Hint::NoticesDue,

@@ -34,6 +34,8 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 const TUNNELS_SHARE_OF_SOFT: f64 = 0.7;
 /// How long after its end a tunnel is up again, as a rule.
 const TUNNEL_BACK_WITHIN: Duration = Duration::from_secs(5);
+/// Rows of an earlier life that one statement closes.
+const ROWS_MAX: i64 = 1_000;
 /// How long to wait for the database at the start.
 const DATABASE_RETRY: Duration = Duration::from_secs(1);
 /// What a browser or a script that speaks plain HTTP is told.
@@ -82,10 +84,12 @@ pub async fn run(links: Links, listener: TcpListener, soft: Duration, shutdown: 
 /// Nothing of this node's is live before it has accepted anything.
 async fn close_earlier_life(shared: &Shared) {
     loop {
-        let closed = async { link_close_node(&mut *shared.store.connection().await?, &shared.node).await };
+        let closed = async {
+            link_close_node(&mut *shared.store.connection().await?, &shared.node, "node_restarted", ROWS_MAX).await
+        };
         match shared.store.within(closed).await {
             Ok(0) => return,
-            Ok(closed) => return tracing::info!(links = closed, "closed links of an earlier life of this node"),
+            Ok(closed) => tracing::info!(links = closed, "closed links of an earlier life of this node"),
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "cannot close links of an earlier life yet");
                 sleep(DATABASE_RETRY).await;

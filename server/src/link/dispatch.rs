@@ -84,6 +84,7 @@ impl Due {
             Heard::Hint(
                 Hint::CommandChanged(_)
                 | Hint::DeviceChanged(_)
+                | Hint::DeviceLinked(_)
                 | Hint::OpeningsDue(_)
                 | Hint::SupportDue(_)
                 | Hint::PersonChanged(_)

@@ -22,6 +22,7 @@ use super::registry::{Ending, InsideSeat, Seat};
 use super::request::UpgradedLink;
 use super::{Shared, TRANSPORT};
 use crate::batch::Unanswered;
+use crate::bus::Hint;
 use crate::metrics::Failure;
 use crate::store::dispatch::LinkKey;
 use crate::store::link::{NewLink, OpenedLink, link_suspect_clone};
@@ -147,6 +148,7 @@ async fn welcome(
     let now = Instant::now();
     let key = LinkKey { device_id: peer.device_id, epoch: opened.epoch };
     let handle = shared.registry.enter(key, peer.serial.clone(), seat(tunnel_id), now);
+    tell_other_node(shared, &opened);
     let admission = Admission {
         device_id: peer.device_id,
         tenant_id: peer.tenant_id,
@@ -159,6 +161,13 @@ async fn welcome(
         tracing::debug!(device = %peer.device_id, %error, "a device could not be welcomed in time");
     }
     Some(Welcomed { handle, boot_id, hostname, opened })
+}
+
+/// The node that has the device's older link ends that.
+pub(crate) fn tell_other_node(shared: &Shared, opened: &OpenedLink) {
+    if opened.previous.as_ref().is_some_and(|previous| previous.was_live && previous.node != shared.node) {
+        shared.bus.send(Hint::DeviceLinked(opened.device_id));
+    }
 }
 
 fn seat(tunnel_id: Option<TunnelId>) -> Seat {

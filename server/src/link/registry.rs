@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -236,6 +236,8 @@ pub(crate) struct Registry {
     links_max: usize,
     orders_max: usize,
     places: Mutex<HashMap<DeviceId, Place>>,
+    /// Whether this node has lost its own place among nodes. Changed and looked at with the places locked.
+    is_fenced: AtomicBool,
 }
 
 /// Where a device is. If it has both, the link is inside the tunnel.
@@ -270,12 +272,51 @@ impl Place {
 
 impl Registry {
     pub(crate) fn new(links_max: usize, orders_max: usize) -> Self {
-        Self { started: Instant::now(), links_max, orders_max, places: Mutex::new(HashMap::new()) }
+        Self {
+            started: Instant::now(),
+            links_max,
+            orders_max,
+            places: Mutex::new(HashMap::new()),
+            is_fenced: AtomicBool::new(false),
+        }
     }
 
     /// Whether one more device may link.
     pub(crate) fn has_room(&self) -> bool {
-        self.places().len() < self.links_max
+        let places = self.places();
+        !self.is_fenced.load(Ordering::Relaxed) && places.len() < self.links_max
+    }
+
+    /// Ends everything, and whatever is entered from now on: other nodes may take it over.
+    pub(crate) fn fence(&self) {
+        let places = self.places();
+        self.is_fenced.store(true, Ordering::Relaxed);
+        places.values().for_each(|place| place.end(Ending::SHUTTING_DOWN));
+    }
+
+    /// The node has its place again.
+    pub(crate) fn readmit(&self) {
+        let _places = self.places();
+        self.is_fenced.store(false, Ordering::Relaxed);
+    }
+
+    /// Ends what a device has here that is older than a link of it on another node.
+    pub(crate) fn end_older(&self, device: DeviceId, epoch: u64) {
+        let places = self.places();
+        if let Some(place) = places.get(&device).filter(|place| place.epoch() < epoch) {
+            place.end(Ending::REPLACED);
+        }
+    }
+
+    /// What is here, each with its newest epoch.
+    pub(crate) fn keys(&self) -> Vec<LinkKey> {
+        let key = |(device, place): (&DeviceId, &Place)| LinkKey { device_id: *device, epoch: place.epoch() };
+        self.places().iter().map(key).collect()
+    }
+
+    /// The newest epoch of the device here.
+    pub(crate) fn key(&self, device: DeviceId) -> Option<LinkKey> {
+        Some(LinkKey { device_id: device, epoch: self.places().get(&device)?.epoch() })
     }
 
     /// Enters a link or tunnel that the database has given its epoch, and ends what it replaces. One that is not the newest
@@ -318,6 +359,9 @@ impl Registry {
                     older.end(Ending::REPLACED);
                 }
             }
+        }
+        if self.is_fenced.load(Ordering::Relaxed) {
+            handle.end(Ending::SHUTTING_DOWN);
         }
         drop(places);
         handle

@@ -90,6 +90,8 @@ pub struct PreviousLink {
     pub certificate_serial: Vec<u8>,
     pub boot_id: String,
     pub hostname: String,
+    /// That served it.
+    pub node: String,
     pub connected_at: OffsetDateTime,
     pub was_live: bool,
 }
@@ -187,7 +189,7 @@ pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Resu
                            (select b.boot_id from device_boots b where b.device_id = o.device_id
                              order by b.seen_at desc limit 1),
                            p.boot_id) as "previous_boot_id?",
-                  p.hostname as "previous_hostname?", p.connected_at as "previous_connected_at?",
+                  p.hostname as "previous_hostname?", p.node as "previous_node?", p.connected_at as "previous_connected_at?",
                   p.closed_at is null as "previous_was_live!"
              from opened o left join links p on p.device_id = o.device_id"#,
         Json(links) as _,
@@ -197,19 +199,16 @@ pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Resu
     .await?;
     rows.into_iter()
         .map(|row| {
-            let previous =
-                match (row.previous_serial, row.previous_boot_id, row.previous_hostname, row.previous_connected_at) {
-                    (Some(certificate_serial), Some(boot_id), Some(hostname), Some(connected_at)) => {
-                        Some(PreviousLink {
-                            certificate_serial,
-                            boot_id,
-                            hostname,
-                            connected_at,
-                            was_live: row.previous_was_live,
-                        })
-                    }
-                    _ => None,
-                };
+            let previous = row.previous_serial.and_then(|certificate_serial| {
+                Some(PreviousLink {
+                    certificate_serial,
+                    boot_id: row.previous_boot_id?,
+                    hostname: row.previous_hostname?,
+                    node: row.previous_node?,
+                    connected_at: row.previous_connected_at?,
+                    was_live: row.previous_was_live,
+                })
+            });
             Ok(OpenedLink {
                 device_id: DeviceId::from_uuid(row.device_id),
                 tenant_id: TenantId::from_uuid(row.tenant_id),
@@ -348,12 +347,22 @@ pub async fn link_close(connection: &mut PgConnection, links: &[ClosedLink]) -> 
     Ok(closed.unsigned_abs())
 }
 
-/// Closes what an earlier life of this node left open. That says nothing about the devices: the node was away, not they.
-pub async fn link_close_node(connection: &mut PgConnection, node: &str) -> Result<u64, StoreError> {
+/// Closes some of what a node left open that is not there any more. That says nothing about the devices: the node was away, not
+/// they.
+pub async fn link_close_node(
+    connection: &mut PgConnection,
+    node: &str,
+    reason: &str,
+    rows_max: i64,
+) -> Result<u64, StoreError> {
     let closed = sqlx::query!(
-        "update links set closed_at = clock_timestamp(), close_reason = 'node_restarted'
-          where node = $1 and closed_at is null",
+        "update links set closed_at = clock_timestamp(), close_reason = $2
+          where device_id in (select device_id from links where node = $1 and closed_at is null
+                               order by device_id limit $3 for no key update)
+            and node = $1 and closed_at is null",
         node,
+        reason,
+        rows_max,
     )
     .execute(connection)
     .await?;
@@ -393,6 +402,27 @@ pub async fn link_list_silent(
                 has_agent: row.has_agent,
             })
         })
+        .collect()
+}
+
+/// Of links that a node holds, those whose devices have newer ones on other nodes.
+pub async fn link_list_superseded(
+    connection: &mut PgConnection,
+    node: &str,
+    links: &[LinkKey],
+) -> Result<Vec<LinkKey>, StoreError> {
+    let devices: Vec<Uuid> = links.iter().map(|link| link.device_id.as_uuid()).collect();
+    let epochs: Vec<i64> = links.iter().map(|link| link.epoch.cast_signed()).collect();
+    let rows = sqlx::query!(
+        "select l.device_id, l.epoch from unnest($2::uuid[], $3::bigint[]) as t(device_id, epoch)
+           join links l on l.device_id = t.device_id and l.epoch > t.epoch and l.node <> $1",
+        node,
+        &devices,
+        &epochs,
+    );
+    let rows = rows.fetch_all(connection).await?;
+    rows.into_iter()
+        .map(|row| Ok(LinkKey { device_id: DeviceId::from_uuid(row.device_id), epoch: epoch(row.epoch)? }))
         .collect()
 }
 

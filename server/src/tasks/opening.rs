@@ -79,7 +79,8 @@ pub(super) async fn keep(links: Links, tunnels: Arc<Tunnels>, shutdown: Shutdown
             heard = listener.hear() => match heard {
                 Heard::Hint(Hint::OpeningsDue(_) | Hint::DeviceChanged(_)) | Heard::Everything => {}
                 Heard::Hint(
-                    Hint::CommandsDue(_) | Hint::CommandChanged(_) | Hint::SupportDue(_) | Hint::PersonChanged(_) | Hint::NoticesDue,
+                    Hint::CommandsDue(_) | Hint::CommandChanged(_) | Hint::DeviceLinked(_) | Hint::SupportDue(_)
+                    | Hint::PersonChanged(_) | Hint::NoticesDue,
                 ) => continue,
                 Heard::Closed => return,
             },

@@ -39,8 +39,8 @@ pub(super) async fn run(links: Links, shutdown: Shutdown) {
             heard = listener.hear() => match heard {
                 Heard::Hint(Hint::DeviceChanged(_)) | Heard::Everything => {}
                 Heard::Hint(
-                    Hint::CommandsDue(_) | Hint::CommandChanged(_) | Hint::OpeningsDue(_) | Hint::SupportDue(_)
-                    | Hint::PersonChanged(_) | Hint::NoticesDue,
+                    Hint::CommandsDue(_) | Hint::CommandChanged(_) | Hint::DeviceLinked(_) | Hint::OpeningsDue(_)
+                    | Hint::SupportDue(_) | Hint::PersonChanged(_) | Hint::NoticesDue,
                 ) => continue,
                 Heard::Closed => return,
             },

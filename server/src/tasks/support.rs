@@ -49,7 +49,8 @@ async fn watch(support: &Support, listener: &mut Listener) {
             heard = listener.hear() => match heard {
                 Heard::Hint(Hint::SupportDue(_) | Hint::DeviceChanged(_) | Hint::PersonChanged(_)) | Heard::Everything => {}
                 Heard::Hint(
-                    Hint::CommandsDue(_) | Hint::CommandChanged(_) | Hint::OpeningsDue(_) | Hint::NoticesDue,
+                    Hint::CommandsDue(_) | Hint::CommandChanged(_) | Hint::DeviceLinked(_) | Hint::OpeningsDue(_)
+                    | Hint::NoticesDue,
                 ) => continue,
                 Heard::Closed => return,
             },

@@ -20,6 +20,7 @@ use super::wrapping;
 use crate::isolation::State;
 use crate::link::admission::{Identified, admit, check_room, identify};
 use crate::link::limit::Pass;
+use crate::link::opening::tell_other_node;
 use crate::link::problem::Problem;
 use crate::link::{Ending, Seat, Shared, TunnelSeat};
 use crate::metrics::Failure;
@@ -203,6 +204,7 @@ async fn take_in(
     };
     match shared.hellos.ask(link).await {
         Ok(Some(opened)) => {
+            tell_other_node(shared, &opened);
             let is_quarantined = opened.is_quarantined;
             if let Err(error) = tunnels.announce(host, is_quarantined).await {
                 // The driver keeps to it by itself, and the kernel is told again soon.

@@ -1,0 +1,259 @@
+//! Nodes and their leases, by the database's clock. What a node had whose lease has ended, the others close.
+
+use std::time::Duration;
+
+use sqlx::PgConnection;
+use sqlx::postgres::types::PgInterval;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::StoreError;
+
+/// A node that wants its place.
+#[derive(Clone, Debug)]
+pub struct NewNode {
+    pub name: String,
+    /// Of its data directory.
+    pub instance: Uuid,
+    /// Of this run.
+    pub life: Uuid,
+    pub version: &'static str,
+    /// Where other nodes reach it.
+    pub address: Option<String>,
+    pub lease: Duration,
+}
+
+/// What became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Joined {
+    /// It has its lease.
+    Yes,
+    /// Another data directory has the name, so long.
+    Taken { until: OffsetDateTime },
+}
+
+/// Takes a lease on the node's name: a new one, its own of before, or one that has ended.
+pub async fn node_join(connection: &mut PgConnection, node: &NewNode) -> Result<Joined, StoreError> {
+    let joined = sqlx::query!(
+        "insert into nodes as n (name, instance, life, version, address, lease, leased_until)
+         values ($1, $2, $3, $4, $5, $6, clock_timestamp() + $6)
+             on conflict (name) do update
+            set instance = excluded.instance, life = excluded.life, version = excluded.version, address = excluded.address,
+                lease = excluded.lease, leased_until = excluded.leased_until, started_at = clock_timestamp(),
+                renewed_at = clock_timestamp(), steady_since = clock_timestamp(), gone_at = null
+          where n.instance = excluded.instance or n.leased_until < clock_timestamp()",
+        node.name,
+        node.instance,
+        node.life,
+        node.version,
+        node.address,
+        interval(node.lease),
+    )
+    .execute(&mut *connection)
+    .await?;
+    if joined.rows_affected() > 0 {
+        return Ok(Joined::Yes);
+    }
+    let until = sqlx::query_scalar!("select leased_until from nodes where name = $1", node.name);
+    Ok(until.fetch_optional(connection).await?.map_or(Joined::Yes, |until| Joined::Taken { until }))
+}
+
+fn interval(duration: Duration) -> PgInterval {
+    PgInterval { months: 0, days: 0, microseconds: i64::try_from(duration.as_micros()).unwrap_or(i64::MAX) }
+}
+
+/// A renewed lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Renewed {
+    /// Others have closed what this node had: it was away for too long.
+    pub was_gone: bool,
+    /// The other nodes that hold a lease.
+    pub others: Vec<Peer>,
+}
+
+/// Another node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    pub name: String,
+    /// Where it can be reached by nodes.
+    pub address: Option<String>,
+}
+
+/// Renews the lease of this life of the node. `None`: another life has the name.
+pub async fn node_renew(connection: &mut PgConnection, node: &NewNode) -> Result<Option<Renewed>, StoreError> {
+    let row = sqlx::query!(
+        r#"with before as materialized (
+               select name, gone_at is not null as was_gone from nodes where name = $1 and life = $2 for no key update
+           ), renewed as (
+               update nodes n
+                  set steady_since = case when n.leased_until >= clock_timestamp() and not b.was_gone
+                                          then least(n.steady_since, clock_timestamp()) else clock_timestamp() end,
+                      renewed_at = clock_timestamp(), leased_until = clock_timestamp() + $3, lease = $3, gone_at = null
+                 from before b where n.name = b.name
+               returning b.was_gone
+           )
+           select was_gone as "was_gone!",
+                  (select array_agg(name order by name) from nodes
+                    where name <> $1 and leased_until >= clock_timestamp()) as others,
+                  (select array_agg(coalesce(address, '') order by name) from nodes
+                    where name <> $1 and leased_until >= clock_timestamp()) as addresses
+             from renewed"#,
+        node.name,
+        node.life,
+        interval(node.lease),
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(row.map(|row| {
+        let others = row.others.unwrap_or_default().into_iter().zip(row.addresses.unwrap_or_default());
+        let others = others.map(|(name, address)| Peer { name, address: Some(address).filter(|one| !one.is_empty()) });
+        Renewed { was_gone: row.was_gone, others: others.collect() }
+    }))
+}
+
+/// Says of other nodes that they are gone: their leases have ended, and this node has held its own for as long as theirs last.
+/// Until then what seems to be gone may only have been as far from the database as everybody.
+pub async fn node_expire(connection: &mut PgConnection, node: &NewNode) -> Result<Vec<String>, StoreError> {
+    let gone = sqlx::query_scalar!(
+        "update nodes n set gone_at = clock_timestamp(), leased_until = least(n.leased_until, clock_timestamp())
+           from nodes me
+          where me.name = $1 and me.life = $2 and me.leased_until >= clock_timestamp()
+            and n.name <> me.name and n.gone_at is null and me.steady_since <= clock_timestamp() - n.lease
+            -- A lease that ends later than any can was given before the database's clock was put back.
+            and (n.leased_until < clock_timestamp() or n.renewed_at > clock_timestamp() + n.lease)
+         returning n.name",
+        node.name,
+        node.life,
+    );
+    Ok(gone.fetch_all(connection).await?)
+}
+
+/// Gives back the lease of a node that stops.
+pub async fn node_leave(connection: &mut PgConnection, node: &NewNode) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update nodes set gone_at = clock_timestamp(), leased_until = clock_timestamp() where name = $1 and life = $2",
+        node.name,
+        node.life,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The nodes that are gone and whose rows say otherwise still: of links, or of support sessions.
+pub async fn node_list_unsettled(connection: &mut PgConnection) -> Result<Vec<String>, StoreError> {
+    let names = sqlx::query_scalar!(
+        "select name from nodes n
+          where gone_at is not null
+            and (exists (select from links l where l.node = n.name and l.closed_at is null)
+                 or exists (select from support_sessions s where s.node = n.name and s.ended_at is null))
+          order by name"
+    );
+    Ok(names.fetch_all(connection).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::PgPool;
+
+    use super::*;
+
+    /// Long enough for a few statements, short enough to be waited for.
+    const LEASE: Duration = Duration::from_millis(400);
+    const LONG: Duration = Duration::from_secs(3600);
+
+    fn node(name: &str, lease: Duration) -> NewNode {
+        let (instance, life) = (Uuid::new_v4(), Uuid::new_v4());
+        NewNode { name: name.to_owned(), instance, life, version: "1", address: None, lease }
+    }
+
+    async fn age(pool: &PgPool, name: &str, by: &str) {
+        sqlx::query(
+            "update nodes set leased_until = leased_until - $2::interval, renewed_at = renewed_at - $2::interval,
+                              steady_since = steady_since - $2::interval where name = $1",
+        )
+        .bind(name)
+        .bind(by)
+        .execute(pool)
+        .await
+        .unwrap();
+    }
+
+    #[sqlx::test(migrations = "../migrations")]
+    async fn a_name_is_its_data_directorys_until_the_lease_ends(pool: PgPool) {
+        let mut connection = pool.acquire().await.unwrap();
+        let first = node("one", LONG);
+        assert_eq!(node_join(&mut connection, &first).await.unwrap(), Joined::Yes);
+        let other = node("one", LONG);
+        assert!(matches!(node_join(&mut connection, &other).await.unwrap(), Joined::Taken { .. }));
+        let again = NewNode { life: Uuid::new_v4(), ..first.clone() };
+        assert_eq!(node_join(&mut connection, &again).await.unwrap(), Joined::Yes, "the same machine, restarted");
+        assert_eq!(node_renew(&mut connection, &first).await.unwrap(), None, "its life of before");
+        age(&pool, "one", "2 hours").await;
+        assert_eq!(node_join(&mut connection, &other).await.unwrap(), Joined::Yes);
+        assert_eq!(node_renew(&mut connection, &again).await.unwrap(), None);
+    }
+
+    #[sqlx::test(migrations = "../migrations")]
+    async fn only_who_was_there_for_a_whole_lease_says_that_others_are_gone(pool: PgPool) {
+        let mut connection = pool.acquire().await.unwrap();
+        let (one, two) = (node("one", LEASE), node("two", LEASE));
+        node_join(&mut connection, &one).await.unwrap();
+        node_join(&mut connection, &two).await.unwrap();
+        // Both were away: nobody renewed for an hour, as when the database itself is down, or its clock jumps.
+        age(&pool, "one", "1 hour").await;
+        age(&pool, "two", "1 hour").await;
+        let renewed = node_renew(&mut connection, &one).await.unwrap().unwrap();
+        assert_eq!(renewed, Renewed { was_gone: false, others: Vec::new() });
+        assert!(node_expire(&mut connection, &one).await.unwrap().is_empty(), "the other has had no chance yet");
+        tokio::time::sleep(LEASE * 3 / 4).await;
+        node_renew(&mut connection, &one).await.unwrap().unwrap();
+        tokio::time::sleep(LEASE * 3 / 4).await;
+        node_renew(&mut connection, &one).await.unwrap().unwrap();
+        assert_eq!(node_expire(&mut connection, &one).await.unwrap(), ["two"]);
+        assert!(node_expire(&mut connection, &one).await.unwrap().is_empty(), "once");
+        let back = node_renew(&mut connection, &two).await.unwrap().unwrap();
+        assert!(back.was_gone, "it is told that it was missed");
+        assert!(!node_renew(&mut connection, &two).await.unwrap().unwrap().was_gone, "once");
+        assert!(node_expire(&mut connection, &two).await.unwrap().is_empty());
+    }
+
+    #[sqlx::test(migrations = "../migrations")]
+    async fn a_clock_that_is_put_back_keeps_no_dead_node_alive(pool: PgPool) {
+        let mut connection = pool.acquire().await.unwrap();
+        let (one, two) = (node("one", LEASE), node("two", LEASE));
+        node_join(&mut connection, &one).await.unwrap();
+        node_join(&mut connection, &two).await.unwrap();
+        age(&pool, "two", "-1 hour").await;
+        age(&pool, "one", "1 minute").await;
+        sqlx::query("update nodes set leased_until = clock_timestamp() + lease where name = 'one'")
+            .execute(&pool)
+            .await
+            .unwrap();
+        assert_eq!(node_expire(&mut connection, &one).await.unwrap(), ["two"]);
+    }
+
+    #[sqlx::test(migrations = "../migrations")]
+    async fn a_node_that_leaves_frees_its_name(pool: PgPool) {
+        let mut connection = pool.acquire().await.unwrap();
+        let (one, other) = (node("one", LONG), node("one", LONG));
+        node_join(&mut connection, &one).await.unwrap();
+        node_leave(&mut connection, &one).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        assert_eq!(node_join(&mut connection, &other).await.unwrap(), Joined::Yes);
+    }
+
+    #[sqlx::test(migrations = "../migrations")]
+    async fn nodes_know_one_another_while_they_hold_leases(pool: PgPool) {
+        let mut connection = pool.acquire().await.unwrap();
+        let one = node("one", LONG);
+        let two = NewNode { address: Some("10.0.0.2:7443".to_owned()), ..node("two", LONG) };
+        node_join(&mut connection, &one).await.unwrap();
+        node_join(&mut connection, &two).await.unwrap();
+        let others = node_renew(&mut connection, &one).await.unwrap().unwrap().others;
+        assert_eq!(others, [Peer { name: "two".to_owned(), address: two.address.clone() }]);
+        node_leave(&mut connection, &two).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        assert!(node_renew(&mut connection, &one).await.unwrap().unwrap().others.is_empty());
+    }
+}

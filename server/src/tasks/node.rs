@@ -1,0 +1,104 @@
+//! Keeps this node's place, and closes what nodes had that are gone.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::support::sweep_sessions;
+use crate::bus::Hint;
+use crate::cluster::Lease;
+use crate::cluster::lease::Kept;
+use crate::lifecycle::Shutdown;
+use crate::link::{Links, Shared};
+use crate::model::support_session::EndReason;
+use crate::store::StoreError;
+use crate::store::link::link_close_node;
+use crate::store::node::node_list_unsettled;
+use crate::support::Support;
+
+/// Rows that one statement closes.
+const ROWS_MAX: i64 = 1_000;
+/// For the metrics of failed tasks.
+const NAME: &str = "node";
+
+/// Until the hard stop: the node has its place until its last link is gone. Ends early when another has taken it.
+pub(super) async fn keep(links: Links, support: Support, lease: Arc<Lease>, shutdown: Shutdown) {
+    let Links(shared) = links;
+    tokio::select! {
+        () = stopped(&shared, &shutdown) => {}
+        () = lease.answer() => {}
+        () = renew(&shared, &support, &lease) => {}
+    }
+}
+
+async fn renew(shared: &Shared, support: &Support, lease: &Lease) {
+    let mut ticks = lease.ticks();
+    loop {
+        ticks.tick().await;
+        match lease.renew().await {
+            Kept::Yes => shared.registry.readmit(),
+            Kept::Again => {
+                tracing::warn!("other nodes took this one to be gone: its links start anew");
+                give_up(shared, support);
+                shared.registry.readmit();
+            }
+            Kept::NotYet => {
+                shared.metrics.task_failures.with_label_values(&[NAME]).inc();
+                continue;
+            }
+            Kept::Fenced => {
+                tracing::error!("the database cannot be reached, and others may reach it: links are given up");
+                give_up(shared, support);
+                continue;
+            }
+            Kept::Lost => {
+                tracing::error!("another node serves under this node's name");
+                return give_up(shared, support);
+            }
+        }
+        if let Err(error) = shared.store.within(settle(shared, lease)).await {
+            shared.metrics.task_failures.with_label_values(&[NAME]).inc();
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot look for nodes that are gone");
+        }
+    }
+}
+
+async fn stopped(shared: &Shared, shutdown: &Shutdown) {
+    shutdown.soft.cancelled().await;
+    tokio::select! {
+        () = shutdown.hard.cancelled() => {}
+        () = shared.registry.emptied() => {}
+    }
+}
+
+/// Ends everything that others may take over.
+fn give_up(shared: &Shared, support: &Support) {
+    let now = Instant::now();
+    for session in support.live() {
+        session.end(EndReason::NodeLost, now);
+    }
+    shared.registry.fence();
+}
+
+/// Closes what nodes had that are gone.
+async fn settle(shared: &Shared, lease: &Lease) -> Result<(), StoreError> {
+    for name in lease.expire().await? {
+        tracing::warn!(node = ?name, "a node is gone");
+    }
+    let names = node_list_unsettled(&mut *shared.store.connection().await?).await?;
+    for name in names {
+        let mut closed = 0;
+        loop {
+            let some = link_close_node(&mut *shared.store.connection().await?, &name, "node_lost", ROWS_MAX).await?;
+            closed += some;
+            if some < ROWS_MAX.unsigned_abs() {
+                break;
+            }
+        }
+        tracing::info!(node = ?name, links = closed, "closed what a node had that is gone");
+        if sweep_sessions(&shared.store, &name, |_| false).await? {
+            shared.bus.send(Hint::NoticesDue);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,72 @@
+//! Ends links whose devices have newer ones on other nodes: at once on a hint, within seconds without.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use cloudlink_proto::ids::DeviceId;
+use futures_util::FutureExt;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::bus::{Heard, Hint};
+use crate::lifecycle::Shutdown;
+use crate::link::{Links, Shared};
+use crate::store::StoreError;
+use crate::store::dispatch::LinkKey;
+use crate::store::link::link_list_superseded;
+
+/// How often all links are compared.
+const EVERY: Duration = Duration::from_secs(15);
+/// Links in one statement.
+const ROWS_MAX: usize = 1_000;
+/// For the metrics of failed tasks.
+const NAME: &str = "superseded";
+
+pub(super) async fn run(links: Links, shutdown: Shutdown) {
+    let Links(shared) = links;
+    let mut listener = shared.bus.listen();
+    let mut tick = interval(EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        // `None`: all of them.
+        let mut devices = None;
+        tokio::select! {
+            () = shutdown.soft.cancelled() => return,
+            heard = listener.hear() => {
+                let mut some = HashSet::new();
+                let mut next = Some(heard);
+                while let Some(heard) = next {
+                    match heard {
+                        Heard::Hint(Hint::DeviceLinked(device)) => {
+                            some.insert(device);
+                        }
+                        // After a hint that was lost the timer is soon enough: an older link harms nobody.
+                        Heard::Hint(_) | Heard::Everything => {}
+                        Heard::Closed => return,
+                    }
+                    next = listener.hear().now_or_never();
+                }
+                devices = Some(some);
+            }
+            _ = tick.tick() => {}
+        }
+        if let Err(error) = end(&shared, devices).await {
+            shared.metrics.task_failures.with_label_values(&[NAME]).inc();
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot look for links that were superseded");
+        }
+    }
+}
+
+async fn end(shared: &Shared, devices: Option<HashSet<DeviceId>>) -> Result<(), StoreError> {
+    let keys: Vec<LinkKey> = match devices {
+        Some(devices) => devices.into_iter().filter_map(|device| shared.registry.key(device)).collect(),
+        None => shared.registry.keys(),
+    };
+    for keys in keys.chunks(ROWS_MAX) {
+        let store = &shared.store;
+        let listed = async { link_list_superseded(&mut *store.connection().await?, &shared.node, keys).await };
+        for newer in store.within(listed).await? {
+            shared.registry.end_older(newer.device_id, newer.epoch);
+        }
+    }
+    Ok(())
+}
