@@ -1,4 +1,4 @@
-//! Certificates for devices, servers and statements.
+//! Certificates for devices, servers, nodes and statements.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -84,6 +84,22 @@ impl Authority {
         let mut params = leaf_params(serial, validity, ExtendedKeyUsagePurpose::ServerAuth);
         params.distinguished_name.push(DnType::CommonName, first.common_name());
         params.subject_alt_names = names.iter().map(alternative_name).collect();
+        self.sign(&params, public_key)
+    }
+
+    /// Signs the certificate of a node, under the one name that other nodes dial it by. For both ends of a connection. The authority
+    /// must be one of nodes alone: whoever holds a certificate of it is a node.
+    pub fn issue_node(
+        &self,
+        public_key: &PublicKey,
+        name: &ServerName,
+        serial: Serial,
+        validity: Validity,
+    ) -> Result<CertificateDer<'static>, IssueError> {
+        let mut params = leaf_params(serial, validity, ExtendedKeyUsagePurpose::ServerAuth);
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
+        params.distinguished_name.push(DnType::CommonName, name.common_name());
+        params.subject_alt_names = vec![alternative_name(name)];
         self.sign(&params, public_key)
     }
 

@@ -12,6 +12,8 @@ pub const DEVICE_LIFETIME: Duration = Duration::days(90);
 pub const SERVER_LIFETIME: Duration = Duration::days(90);
 /// A certificate for statements; the server renews its own. What was signed in this time stays valid for as long as it is kept.
 pub const STATEMENT_LIFETIME: Duration = Duration::days(365);
+/// A node's, for other nodes; it makes its own anew at each start and before the end.
+pub const NODE_LIFETIME: Duration = Duration::days(30);
 /// How far `not_before` lies in the past, so that a peer whose clock is a little slow takes a new certificate at once.
 pub const BACKDATE: Duration = Duration::minutes(5);
 

@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::bus::Bus;
-use crate::cluster::{Lease, Relay};
+use crate::cluster::{Lease, Peers, Relay};
 use crate::config::{Config, Database};
 use crate::http::Statements;
 use crate::isolation::Isolation;
@@ -38,7 +38,7 @@ use crate::support::Support;
 use crate::tasks::notice::Outbox;
 use crate::tunnel::plane::Plane;
 use crate::tunnel::{self, Tunnels};
-use crate::{clock, file, http, link, operations, people, pki, tasks};
+use crate::{clock, cluster, file, http, link, operations, people, pki, tasks};
 
 /// The name of the database in a cluster of our own.
 const DATABASE: &str = "cloudlink";
@@ -199,11 +199,22 @@ impl Node {
         tasks::start_support(&support, &shutdown);
         tasks::start_node(&links, &support, &lease, &shutdown);
         api = api.with_support(support);
+        if ports.internal.is_some() {
+            let (tasks, stop) = (shutdown.tasks.clone(), shutdown.hard.clone());
+            let peers = Arc::new(Peers::new(Arc::clone(&lease), &self.pki.node, tasks, stop));
+            links.join(Arc::clone(&peers));
+            api = api.with_peers(peers);
+        }
         shutdown.spawn_vital("event hints", api.clone().follow_hints());
         let fresh = self.pki.clone().keep_fresh(Arc::clone(&self.metrics), shutdown.soft.clone());
         shutdown.spawn_vital("certificate watch", fresh);
         let certificate = Arc::clone(&self.pki.server);
-        let people = people::server(&self.config.people, certificate, http::router(api), &self.metrics);
+        let router = http::router(api);
+        if let Some(port) = ports.internal {
+            let internal = cluster::internal::server(&self.pki.node, router.clone(), &links)?;
+            shutdown.spawn_vital("internal port", internal.run(port.listen()?, shutdown.clone()));
+        }
+        let people = people::server(&self.config.people, certificate, router, &self.metrics);
         shutdown.spawn_vital("people port", people.run(ports.people.listen()?, shutdown.clone()));
         tasks::start(&links, &shutdown);
         let (key, metrics) = (Arc::clone(&self.storage_key), Arc::clone(&self.metrics));

@@ -11,6 +11,7 @@ mod etag;
 mod field;
 mod limit;
 mod page;
+mod pass_on;
 mod problem;
 mod request;
 mod router;
@@ -37,6 +38,7 @@ use self::token_watch::TokenWatch;
 use self::v1::command::create::Creates;
 use crate::batch::Batch;
 use crate::bus::{Bus, Hint};
+use crate::cluster::Peers;
 use crate::isolation::proof::Prover;
 use crate::metrics::Metrics;
 use crate::model::command::State;
@@ -135,6 +137,8 @@ pub struct Context {
     notices: Option<Arc<Notices>>,
     /// None: this node opens no support sessions.
     support: Option<Support>,
+    /// None: there are no other nodes.
+    peers: Option<Arc<Peers>>,
 }
 
 /// What statements are made with.
@@ -189,7 +193,14 @@ impl Context {
             storage_key: None,
             notices: None,
             support: None,
+            peers: None,
         }
+    }
+
+    /// The same, with other nodes that have links of their own.
+    #[must_use]
+    pub(crate) fn with_peers(self, peers: Arc<Peers>) -> Self {
+        Self { peers: Some(peers), ..self }
     }
 
     /// The same, with profiles for OpenVPN clients.

@@ -38,7 +38,7 @@ mod tests;
 pub(crate) mod tls;
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use cloudlink_certs::{Authority, TrustDomain};
@@ -55,6 +55,7 @@ use statement::{Closes, Hellos, Standings, Transitions};
 
 use crate::batch::Batch;
 use crate::bus::Bus;
+use crate::cluster::Peers;
 use crate::config;
 use crate::metrics::{Failure, Metrics};
 use crate::proxy::{Proxies, ProxyError};
@@ -119,6 +120,8 @@ pub(crate) struct Shared {
     refusals: Sampler,
     /// Streams that devices were asked for.
     pub(crate) expectations: Arc<Expectations>,
+    /// Where there are other nodes.
+    pub(crate) peers: OnceLock<Arc<Peers>>,
 }
 
 impl Links {
@@ -149,7 +152,8 @@ impl Links {
             clones: opening::Clones::default(),
             refusals: Sampler::default(),
             proxies: Proxies::new("device.proxy_from", &device.proxy_from),
-            expectations: Arc::default(),
+            expectations: Arc::new(Expectations::of(&node)),
+            peers: OnceLock::new(),
             node,
             trust_domain,
             device,
@@ -164,6 +168,11 @@ impl Links {
             strangers,
             enrolling,
         }))
+    }
+
+    /// From now on streams of devices may be for other nodes. Once.
+    pub(crate) fn join(&self, peers: Arc<Peers>) {
+        let _ = self.0.peers.set(peers);
     }
 
     /// Links that are live on this node.

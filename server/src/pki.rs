@@ -1,6 +1,8 @@
 //! The keys and certificates of this server, in `<data_dir>/pki`: `ca.key` and `ca.pem` (the fleet's root), `server.key` and
-//! `server.pem` (what devices and people see), `statement.key` and `statement.pem` (what signs statements). Keys are for their owner only, are never logged and never overwritten.
+//! `server.pem` (what devices and people see), `statement.key` and `statement.pem` (what signs statements), `cluster.key` and
+//! `cluster.pem` (the root of what nodes show one another). Keys are for their owner only, are never logged and never overwritten.
 
+pub(crate) mod node;
 pub(crate) mod statement;
 
 use std::fs;
@@ -25,10 +27,14 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use crate::config::{Config, HostName};
 use crate::file;
 use crate::metrics::Metrics;
+pub(crate) use node::NodeCredentials;
 pub use statement::StatementSigner;
 
 /// How often the age of the server's certificate is looked at.
 const LOOK_EVERY: std::time::Duration = std::time::Duration::from_secs(3600);
+
+/// After so many looks, of an hour each, the node makes itself another certificate for other nodes: long before that ends.
+const NODE_REISSUE_LOOKS: u32 = 24;
 
 /// Why there are no keys and certificates.
 #[derive(Debug, thiserror::Error)]
@@ -84,9 +90,7 @@ pub struct Made {
 /// Makes a fleet CA and the server's certificate. Touches nothing that exists.
 pub fn init(config: &Config, now: OffsetDateTime) -> Result<Made, PkiError> {
     let files = Files::of(&config.data_dir);
-    let Files { ca_key, ca_certificate, server_key, server_certificate, statement_key, statement_certificate, .. } =
-        &files;
-    for path in [ca_key, ca_certificate, server_key, server_certificate, statement_key, statement_certificate] {
+    for path in files.all() {
         if path.exists() {
             return Err(PkiError::Exists { path: path.clone() });
         }
@@ -102,6 +106,7 @@ pub fn init(config: &Config, now: OffsetDateTime) -> Result<Made, PkiError> {
     create(&files.ca_certificate, authority.certificate_pem().as_bytes(), file::PUBLIC)?;
     ServerCertificate::load_or_issue(config, &files, &authority, now)?;
     StatementSigner::load_or_issue(config, &files, &authority, now)?;
+    NodeCredentials::load_or_make(config, &files, now)?;
     Ok(Made { ca_certificate: files.ca_certificate, server_certificate: files.server_certificate })
 }
 
@@ -114,12 +119,14 @@ pub struct Pki {
     pub server: Arc<ServerCertificate>,
     /// Signs statements. Follows a reissue, too.
     pub statements: Arc<StatementSigner>,
+    /// For other nodes.
+    pub(crate) node: Arc<NodeCredentials>,
     config: Config,
 }
 
 impl Pki {
-    /// Reads them; reissues a certificate of the server that is close to its end, or lacks a name. A server of before statements
-    /// gets the key for them here.
+    /// Reads them; reissues a certificate of the server that is close to its end, or lacks a name. A server of before statements,
+    /// or before there could be several nodes, gets the keys for them here.
     pub fn load(config: &Config, now: OffsetDateTime) -> Result<Self, PkiError> {
         let files = Files::of(&config.data_dir);
         if !files.ca_key.exists() && !files.ca_certificate.exists() {
@@ -130,19 +137,25 @@ impl Pki {
             .map_err(|source| PkiError::Load { path: files.ca_certificate.clone(), source })?;
         let server = ServerCertificate::load_or_issue(config, &files, &authority, now)?;
         let statements = Arc::new(StatementSigner::load_or_issue(config, &files, &authority, now)?);
-        Ok(Self { authority: Arc::new(authority), server: Arc::new(server), statements, config: config.clone() })
+        let node = Arc::new(NodeCredentials::load_or_make(config, &files, now)?);
+        Ok(Self { authority: Arc::new(authority), server: Arc::new(server), statements, node, config: config.clone() })
     }
 
     /// Reissues the server's certificates before they end, for as long as the node runs.
     pub async fn keep_fresh(self, metrics: Arc<Metrics>, stop: CancellationToken) {
         let files = Files::of(&self.config.data_dir);
+        let mut looks = 0_u32;
         loop {
             metrics.server_certificate_expiry.set(self.server.current.load().not_after.unix_timestamp());
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
-            if let Err(error) = self.refresh(&files) {
+            looks = looks.wrapping_add(1);
+            let refreshed = self.refresh(&files).and_then(|()| {
+                if looks.is_multiple_of(NODE_REISSUE_LOOKS) { self.node.refresh(crate::clock::now()) } else { Ok(()) }
+            });
+            if let Err(error) = refreshed {
                 metrics.task_failures.with_label_values(&["certificate"]).inc();
                 tracing::error!(error = &error as &dyn std::error::Error, "cannot renew the server's certificates");
             }
@@ -283,6 +296,8 @@ struct Files {
     server_certificate: PathBuf,
     statement_key: PathBuf,
     statement_certificate: PathBuf,
+    cluster_key: PathBuf,
+    cluster_certificate: PathBuf,
 }
 
 impl Files {
@@ -295,8 +310,27 @@ impl Files {
             server_certificate: dir.join("server.pem"),
             statement_key: dir.join("statement.key"),
             statement_certificate: dir.join("statement.pem"),
+            cluster_key: dir.join("cluster.key"),
+            cluster_certificate: dir.join("cluster.pem"),
             dir,
         }
+    }
+
+    fn all(&self) -> [&PathBuf; 8] {
+        let Self {
+            ca_key, ca_certificate, server_key, server_certificate, statement_key, statement_certificate, ..
+        } = self;
+        let Self { cluster_key, cluster_certificate, .. } = self;
+        [
+            ca_key,
+            ca_certificate,
+            server_key,
+            server_certificate,
+            statement_key,
+            statement_certificate,
+            cluster_key,
+            cluster_certificate,
+        ]
     }
 }
 
@@ -376,12 +410,12 @@ mod tests {
         let made = init(&config, now()).unwrap();
         let pki = Pki::load(&config, now()).unwrap();
         assert_eq!(pki.authority.certificate_pem().as_bytes(), fs::read(&made.ca_certificate).unwrap());
-        for key in ["ca.key", "server.key", "statement.key"] {
+        for key in ["ca.key", "server.key", "statement.key", "cluster.key"] {
             let mode = fs::metadata(config.data_dir.join("pki").join(key)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{key}");
         }
         let leftover = fs::read_dir(config.data_dir.join("pki")).unwrap().count();
-        assert_eq!(leftover, 6);
+        assert_eq!(leftover, 8);
     }
 
     #[test]

@@ -46,12 +46,14 @@ impl Port {
     }
 }
 
-/// The three ports.
+/// The ports.
 #[derive(Debug)]
 pub struct Ports {
     pub device: Port,
     pub people: Port,
     pub operations: Port,
+    /// Of one of several nodes, for the others.
+    pub internal: Option<Port>,
 }
 
 impl Ports {
@@ -60,6 +62,10 @@ impl Ports {
             device: Port::take("device.listen", config.device.listen)?,
             people: Port::take("people.listen", config.people.listen)?,
             operations: Port::take("operations.listen", config.operations.listen)?,
+            internal: match &config.cluster.nats {
+                Some(_) => Some(Port::take("cluster.listen", config.cluster.listen)?),
+                None => None,
+            },
         })
     }
 }

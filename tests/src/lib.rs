@@ -17,6 +17,7 @@ pub mod bench;
 pub mod chaos;
 pub mod cli;
 pub mod clock;
+pub mod cluster;
 pub mod dial;
 pub mod enroll;
 pub mod fleet;

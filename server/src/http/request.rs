@@ -73,9 +73,26 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        Ok(Kept::from_request(request, state).await?.json)
+    }
+}
+
+/// The same, with the request as it came: another node may have to answer it.
+#[derive(Debug)]
+pub(crate) struct Kept<T> {
+    pub(crate) json: Json<T>,
+    pub(crate) request: Request,
+}
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Kept<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         if !is_json(request.headers()) {
             return Err(Problem::bad_request("The body must be JSON, with `Content-Type: application/json`."));
         }
+        let (parts, body) = request.into_parts();
+        let request = Request::from_parts(parts.clone(), body);
         let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
             if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
                 Problem::too_large()
@@ -84,7 +101,8 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
             }
         })?;
         let parsed = serde_json::from_slice(&bytes);
-        parsed.map(Self).map_err(|error| Problem::bad_request(format!("The body is malformed: {error}.")))
+        let json = parsed.map_err(|error| Problem::bad_request(format!("The body is malformed: {error}.")))?;
+        Ok(Self { json: Json(json), request: Request::from_parts(parts, bytes.into()) })
     }
 }
 

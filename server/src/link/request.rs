@@ -23,8 +23,9 @@ use super::admission::{Identified, admit, check_standing};
 use super::problem::{Answer, Problem};
 use super::stream::Stream;
 use super::{Shared, enroll};
+use crate::cluster::peer::{Carriage, stream_request};
 use crate::metrics::Failure;
-use crate::support::expect::Ticket;
+use crate::support::expect::{Maker, Ticket};
 use crate::websocket::{self, HandshakeError};
 
 /// Headers of a request.
@@ -69,6 +70,8 @@ pub(crate) struct UpgradedLink {
 enum Admitted {
     Link(Identified),
     Stream(Ticket),
+    /// Another node waits for it.
+    Carried(Carriage),
 }
 
 /// Answers the request. `None`: it came to nothing, and the connection is closed.
@@ -127,6 +130,10 @@ pub(crate) async fn serve(shared: &Arc<Shared>, stream: Stream, caller: Caller, 
             ticket.arrive(stream, read_ahead);
             Some(Upgraded::Stream)
         }
+        Some(Admitted::Carried(carriage)) => {
+            carriage.begin(stream, read_ahead);
+            Some(Upgraded::Stream)
+        }
         None => {
             // The peer may be gone already.
             let _ = timeout(GOODBYE_WITHIN, stream.shutdown()).await;
@@ -160,12 +167,32 @@ async fn device(
             }
             let token = bearer_token(request.headers()).ok_or_else(stream_unknown)?;
             // Last: from here on the token is used up.
-            let ticket = shared.expectations.admit(peer.device_id, token).ok_or_else(stream_unknown)?;
-            Ok((Admitted::Stream(ticket), answer))
+            let admitted = match shared.expectations.admit(peer.device_id, token) {
+                Some(ticket) => Admitted::Stream(ticket),
+                None => carry(shared, &peer, token, request.headers()).await.ok_or_else(stream_unknown)?,
+            };
+            Ok((admitted, answer))
         }
         (LINK_PATH | STREAM_PATH, _) => Err(Problem::method_not_allowed("GET")),
         (ENROLL_PATH, _) => Err(Problem::not_found("dial the server's enrollment name to enroll")),
         _ => Err(Problem::not_found("a device finds its link and its streams here, and nothing else")),
+    }
+}
+
+/// Brings a stream to the node that waits for it.
+async fn carry(shared: &Shared, peer: &Identified, token: &str, headers: &HeaderMap) -> Option<Admitted> {
+    let (peers, maker) = (shared.peers.get()?, Maker::of_presented(token)?);
+    let node = peers.named(|node| Maker::named(node) == maker)?;
+    match peers.stream(&node, peer.device_id, stream_request(headers)).await {
+        Ok(carriage) => carriage.map(Admitted::Carried),
+        Err(error) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                node,
+                "cannot carry a device's stream to its node"
+            );
+            None
+        }
     }
 }
 

@@ -21,10 +21,33 @@ pub(crate) const AWAITED_MAX: usize = 4_096;
 /// What a device shows when it comes: the node keeps a hash only.
 pub(crate) struct StreamToken(Zeroizing<[u8; STREAM_TOKEN_BYTES]>);
 
+/// The beginning of a token tells which node made it: the device may come to another one.
+const MAKER_BYTES: usize = 8;
+
+/// Which node made a token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Maker([u8; MAKER_BYTES]);
+
+impl Maker {
+    pub(crate) fn named(node: &str) -> Self {
+        let mut maker = [0; MAKER_BYTES];
+        maker.copy_from_slice(&digest::digest(&digest::SHA256, node.as_bytes()).as_ref()[..MAKER_BYTES]);
+        Self(maker)
+    }
+
+    /// Of what stands in a header.
+    pub(crate) fn of_presented(text: &str) -> Option<Self> {
+        let token = Zeroizing::new(BASE64URL_NOPAD.decode(text.as_bytes()).ok()?);
+        Some(Self(token.first_chunk().copied().filter(|_| token.len() == STREAM_TOKEN_BYTES)?))
+    }
+}
+
 impl StreamToken {
-    fn draw() -> Self {
+    fn draw(maker: Maker) -> Self {
         let mut bytes = Zeroizing::new([0; STREAM_TOKEN_BYTES]);
-        aws_lc_rs::rand::fill(bytes.as_mut()).expect("the system's random source has no way to fail once it is seeded");
+        bytes[..MAKER_BYTES].copy_from_slice(&maker.0);
+        aws_lc_rs::rand::fill(&mut bytes[MAKER_BYTES..])
+            .expect("the system's random source has no way to fail once it is seeded");
         Self(bytes)
     }
 
@@ -74,6 +97,7 @@ pub(crate) enum Answer {
 
 #[derive(Debug, Default)]
 pub(crate) struct Expectations {
+    maker: Maker,
     awaited: Mutex<HashMap<Hash, Expected>>,
 }
 
@@ -123,9 +147,14 @@ impl Drop for Awaited {
 }
 
 impl Expectations {
+    /// Of this node.
+    pub(crate) fn of(node: &str) -> Self {
+        Self { maker: Maker::named(node), awaited: Mutex::default() }
+    }
+
     /// `None`: too many are awaited.
     pub(crate) fn expect(self: &Arc<Self>, device: DeviceId, stream: StreamId) -> Option<(StreamToken, Awaited)> {
-        let token = StreamToken::draw();
+        let token = StreamToken::draw(self.maker);
         let hash = Hash::of(token.0.as_ref());
         let (sender, answer) = oneshot::channel();
         let mut awaited = self.lock();
@@ -210,6 +239,16 @@ mod tests {
         assert!(expectations.expect(device(1), stream(1)).is_none());
         drop(awaited);
         assert!(expectations.expect(device(1), stream(1)).is_some());
+    }
+
+    #[test]
+    fn a_token_tells_which_node_made_it() {
+        let expectations = Arc::new(Expectations::of("node-1"));
+        let (token, _awaited) = expectations.expect(device(1), stream(1)).unwrap();
+        assert_eq!(Maker::of_presented(&presented(&token)), Some(Maker::named("node-1")));
+        assert_ne!(Maker::named("node-1"), Maker::named("node-2"));
+        assert_eq!(Maker::of_presented(&presented(&token)[..12]), None);
+        assert_eq!(Maker::of_presented("!"), None);
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 //! session comes over `GET /support-sessions/{id}/stream`.
 
 use axum::extract::State;
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use cloudlink_proto::ids::{DeviceId, GrantId, PersonId, SupportSessionId, TenantId};
 use http::{StatusCode, header};
 use serde::Deserialize;
@@ -14,8 +14,9 @@ use uuid::Uuid;
 use crate::http::Context;
 use crate::http::auth::Caller;
 use crate::http::field::check_reason;
+use crate::http::pass_on::pass_on;
 use crate::http::problem::{Kind as Problems, Problem, respond_as_problem};
-use crate::http::request::{Id, Json, NoQuery};
+use crate::http::request::{Id, Json, Kept, NoQuery};
 use crate::http::v1::command::create::explain;
 use crate::model::audit::Subject;
 use crate::model::new_id;
@@ -150,8 +151,8 @@ pub(crate) async fn handler(
     caller: Caller,
     Id(id): Id,
     _: NoQuery,
-    Json(request): Json<SupportSessionCreate>,
-) -> Result<impl IntoResponse, RouteError> {
+    Kept { json: Json(request), request: whole }: Kept<SupportSessionCreate>,
+) -> Result<Response, RouteError> {
     check_reason(&request.reason)?;
     let target = Target::read(request.kind, request.target)?;
     let support = context.support()?;
@@ -167,9 +168,15 @@ pub(crate) async fn handler(
         node: support.node(),
         sessions_max: support.per_device_max(),
     };
-    let session = create(&context, support, &caller, &new).await?;
+    let session = match create(&context, support, &caller, &new).await {
+        Err(RouteError::OtherNode(node)) => match pass_on(&context, &node, whole).await {
+            Some(answer) => return Ok(answer?),
+            None => return Err(RouteError::OtherNode(node)),
+        },
+        made => made?,
+    };
     let location = format!("/api/v1/support-sessions/{}", session.id);
-    Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(session)))
+    Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(session)).into_response())
 }
 
 async fn create(
@@ -191,6 +198,7 @@ async fn create(
                     return Ok(session);
                 }
                 (Ok(()), None) => (TenantId::from_uuid(session.tenant_id), "room", RouteError::NodeFull),
+                (Err(other @ RouteError::OtherNode(_)), _) => return Err(other),
                 (Err(refused), _) => (TenantId::from_uuid(session.tenant_id), "link", refused),
             }
         } else {

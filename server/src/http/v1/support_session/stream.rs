@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 use crate::http::Context;
 use crate::http::auth::Caller;
+use crate::http::pass_on::pass_on;
 use crate::http::problem::{Kind, Problem, respond_as_problem};
 use crate::http::request::{Id, Query};
 use crate::http::token_watch::Over;
@@ -163,15 +164,18 @@ pub(crate) async fn handler(
     let shown = support_session_show(&mut transaction, id).await?.ok_or(RouteError::Unknown)?;
     drop(transaction);
     let headers = websocket::accept(request.headers(), SUBPROTOCOL)?;
-    let upgrade = request.extensions_mut().remove::<OnUpgrade>().ok_or(HandshakeError::NoUpgrade)?;
     let window = query.window()?;
     if shown.state == SessionState::Ended {
         return Err(session_ended(shown.end_reason.as_deref().and_then(EndReason::named)).into());
     }
     let support = context.support()?;
     if shown.node != support.node() {
-        return Err(RouteError::OtherNode(shown.node));
+        return match pass_on(&context, &shown.node, request).await {
+            Some(answer) => Ok(answer?),
+            None => Err(RouteError::OtherNode(shown.node)),
+        };
     }
+    let upgrade = request.extensions_mut().remove::<OnUpgrade>().ok_or(HandshakeError::NoUpgrade)?;
     let session = support.find(id).ok_or(AttachError::Ended(EndReason::Closed))?;
     let token = context.tokens.watch(caller.session());
     let over = async move {
