@@ -23,7 +23,7 @@ use crate::server::{Plan, Server, Settings};
 
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// Short, so that a test sees its end.
-const LEASE_SECONDS: u32 = 3;
+const LEASE_SECONDS: u32 = 5;
 
 /// Dropped in this order.
 #[derive(Debug)]

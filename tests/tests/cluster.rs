@@ -8,7 +8,7 @@ use cloudlink_tests::cluster::{Cluster, Switch};
 use cloudlink_tests::fleet::{Device, LINK_LIMIT};
 use cloudlink_tests::poll::wait_for;
 use cloudlink_tests::server::Server;
-use cloudlink_tests::support::PROMPT;
+use cloudlink_tests::support::{PROMPT, cut_off_ms};
 use cloudlink_tests::terminal::Terminal;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -89,8 +89,7 @@ async fn whichever_node_is_asked_it_is_done() -> anyhow::Result<()> {
     at(&cluster, &cluster.others[0], &fleet.tenant)?.post(&format!("/grants/{grant}/revoke"), &json!({})).await?;
     ensure!(terminal.ends().await? == 9, "{}", terminal.seen());
     let ended = fleet.session_ended(&session, "grant_revoked").await?;
-    let ended = fleet.session_has(&ended, "the delay", |session| session["cut_off_ms"].is_u64()).await?;
-    ensure!(ended["cut_off_ms"].as_u64() <= Some(1000), "{ended}");
+    ensure!(cut_off_ms(&ended)? <= 1000, "{ended}");
 
     // And straight at the node that has the link, in the plain way.
     fleet.support_grant(&device.id, 900).await?;
@@ -160,7 +159,7 @@ async fn links_outlive_a_database_that_nobody_reaches() -> anyhow::Result<()> {
     let before = cluster.fleet.tenant.get(&path).await?["link"]["epoch"].clone();
     cluster.database.kill()?;
     // Longer than a lease.
-    let until = tokio::time::Instant::now() + Duration::from_secs(6);
+    let until = tokio::time::Instant::now() + Duration::from_secs(9);
     wait_for("leases to have ended", GONE_LIMIT, async || {
         ensure!(tokio::time::Instant::now() > until, "not yet");
         Ok(())

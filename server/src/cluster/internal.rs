@@ -25,6 +25,7 @@ use super::peer::{CLIENT, DEVICE, STREAM_PATH};
 use crate::http_server::{Bounds, HttpServer, take_over};
 use crate::link::{Links, Shared};
 use crate::pki::NodeCredentials;
+use crate::proxy::Proxies;
 use crate::websocket;
 
 /// Nodes are few, but what they pass on holds a connection each.
@@ -50,7 +51,14 @@ pub(crate) fn server(credentials: &Arc<NodeCredentials>, api: Router, links: &Li
         .with_cert_resolver(Arc::clone(credentials) as _);
     let streams = Router::new().route(STREAM_PATH, get(stream)).with_state(Arc::clone(&links.0));
     let router = api.layer(from_fn(passed_on)).merge(streams);
-    Ok(HttpServer { name: "internal", router, tls: Some(Arc::new(tls)), bounds: BOUNDS, figures: None })
+    Ok(HttpServer {
+        name: "internal",
+        router,
+        tls: Some(Arc::new(tls)),
+        bounds: BOUNDS,
+        figures: None,
+        proxies: Proxies::default(),
+    })
 }
 
 /// The request is as if it had come here at once, from whom it came to the other node.

@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use time::OffsetDateTime;
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use super::Relay;
@@ -21,8 +21,10 @@ use crate::file;
 use crate::store::node::{Joined, NewNode, Peer, Renewed, node_expire, node_join, node_leave, node_renew};
 use crate::store::{Store, StoreError};
 
-/// How many times a lease is renewed while one lasts.
+/// How many times a lease is renewed while one lasts. One renewal's time before its end the node gives up what it has.
 const RENEWALS: u32 = 5;
+/// What part of a lease other nodes have for saying whether they reach the database.
+const ASKS: u32 = 10;
 /// Before the name is asked for again that another node has.
 const JOIN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// For giving the lease back when the node stops.
@@ -105,18 +107,25 @@ impl Lease {
         self.others.load_full()
     }
 
-    /// When to try to renew.
-    pub(crate) fn ticks(&self) -> tokio::time::Interval {
-        let mut ticks = interval(self.node.lease / RENEWALS);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        ticks
+    /// How long to wait before the next attempt to renew: to the next turn, or to the moment of giving up.
+    pub(crate) fn pause(&self) -> Duration {
+        let turn = self.node.lease / RENEWALS;
+        match self.before_fence() {
+            Some(left) => left.min(turn),
+            None => turn,
+        }
+    }
+
+    /// How long it can be waited still before it has to be decided whether others could take over.
+    fn before_fence(&self) -> Option<Duration> {
+        (self.node.lease / RENEWALS * (RENEWALS - 1)).checked_sub(self.since_renewed()).filter(|left| !left.is_zero())
     }
 
     /// Renews the lease, or finds out that it cannot be.
     pub(crate) async fn renew(&self) -> Kept {
         let asked_at = Instant::now();
         let renewal = async { node_renew(&mut *self.store.connection().await?, &self.node).await };
-        match timeout(self.node.lease / RENEWALS, renewal).await {
+        match timeout(self.pause(), renewal).await {
             Ok(Ok(Some(renewed))) => self.renewed(asked_at, renewed),
             Ok(Ok(None)) => {
                 self.standing.send_replace(Standing::Fenced);
@@ -142,12 +151,11 @@ impl Lease {
 
     /// Before the lease ends: whether others could take over.
     async fn hold_or_fence(&self) -> Kept {
-        // One renewal's time is left for the links to end in, and one for asking.
-        if self.since_renewed() < self.node.lease / RENEWALS * (RENEWALS - 2) {
+        if self.before_fence().is_some() {
             return Kept::NotYet;
         }
         let Some(relay) = &self.relay else { return Kept::NotYet };
-        if relay.are_all_cut_off(&self.others()).await {
+        if relay.are_all_cut_off(&self.others(), self.node.lease / ASKS).await {
             return Kept::NotYet;
         }
         self.standing.send_replace(Standing::Fenced);

@@ -31,8 +31,8 @@ const INCOMING_MAX: usize = 65_536;
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// Finds a NATS server that is gone without having closed anything.
 const PING_EVERY: Duration = Duration::from_secs(5);
-/// How long another node may take to say whether it reaches the database.
-const ANSWER_WITHIN: Duration = Duration::from_millis(700);
+/// For what was said last, when the node stops.
+const FLUSH_WITHIN: Duration = Duration::from_millis(700);
 /// Before the subscription is made anew, should it ever end.
 const SUBSCRIBE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Longer than any hint. What is longer is not read.
@@ -115,7 +115,7 @@ impl Relay {
             () = self.hear(&bus, &metrics) => {}
         }
         // What was said last should be heard; if not, timers do it.
-        let _ = timeout(ANSWER_WITHIN, self.client.flush()).await;
+        let _ = timeout(FLUSH_WITHIN, self.client.flush()).await;
     }
 
     async fn tell(&self, bus: &Bus, mut outgoing: mpsc::Receiver<crate::bus::Hint>, metrics: &Metrics) {
@@ -168,13 +168,13 @@ impl Relay {
     }
 
     /// Whether each of these nodes says that it does not reach the database either. One that does not answer may well reach it.
-    pub(crate) async fn are_all_cut_off(&self, others: &[Peer]) -> bool {
+    pub(crate) async fn are_all_cut_off(&self, others: &[Peer], within: Duration) -> bool {
         if !self.is_connected.load(Ordering::Relaxed) {
             return false;
         }
         let asked = others.iter().map(|other| async {
             let asked = self.client.request(self.reach(&other.name), Bytes::new());
-            matches!(timeout(ANSWER_WITHIN, asked).await, Ok(Ok(answer)) if answer.payload == NO)
+            matches!(timeout(within, asked).await, Ok(Ok(answer)) if answer.payload == NO)
         });
         join_all(asked).await.into_iter().all(|is_cut_off| is_cut_off)
     }

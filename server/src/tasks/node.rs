@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::support::sweep_sessions;
 use crate::bus::Hint;
@@ -32,9 +32,8 @@ pub(super) async fn keep(links: Links, support: Support, lease: Arc<Lease>, shut
 }
 
 async fn renew(shared: &Shared, support: &Support, lease: &Lease) {
-    let mut ticks = lease.ticks();
     loop {
-        ticks.tick().await;
+        sleep(lease.pause()).await;
         match lease.renew().await {
             Kept::Yes => shared.registry.readmit(),
             Kept::Again => {
