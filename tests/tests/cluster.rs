@@ -77,7 +77,7 @@ async fn whichever_node_is_asked_it_is_done() -> anyhow::Result<()> {
     let mut terminal = fleet.shell(&fleet.operator, "gw-1").await?;
     let session = fleet.newest_session().await?;
     ensure!(session["node"] == "node-2" && session["state"] == "live", "{session}");
-    terminal.answers("echo $((6 * 7))", "42").await?;
+    terminal.answers("echo answer=$((6 * 7))", "answer=42").await?;
     // The customer watches through yet the other node.
     let customer = fleet.cli(fleet.tenant.token());
     let watching = Terminal::start(&customer, &["shell", "--watch", &text(&session, "id")?], 100, 30)?;

@@ -18,7 +18,9 @@ use uuid::Uuid;
 use super::Relay;
 use crate::config::Config;
 use crate::file;
-use crate::store::node::{Joined, NewNode, Peer, Renewed, node_expire, node_join, node_leave, node_renew};
+use crate::store::node::{
+    Joined, NewNode, Peer, Renewed, node_expire, node_join, node_leave, node_list_others, node_renew,
+};
 use crate::store::{Store, StoreError};
 
 /// How many times a lease is renewed while one lasts. One renewal's time before its end the node gives up what it has.
@@ -105,6 +107,19 @@ impl Lease {
     /// The other nodes, as of the last renewal.
     pub(crate) fn others(&self) -> Arc<Vec<Peer>> {
         self.others.load_full()
+    }
+
+    /// One of the other nodes. One that is not known yet may have come since the last renewal.
+    pub(crate) async fn other(&self, is_it: impl Fn(&str) -> bool) -> Option<Peer> {
+        let among = |others: &[Peer]| others.iter().find(|other| is_it(&other.name)).cloned();
+        if let Some(other) = among(&self.others()) {
+            return Some(other);
+        }
+        let listed = async { node_list_others(&mut *self.store.connection().await?, &self.node.name).await };
+        let others = self.store.within(listed).await.ok()?;
+        let other = among(&others);
+        self.others.store(Arc::new(others));
+        other
     }
 
     /// How long to wait before the next attempt to renew: to the next turn, or to the moment of giving up.

@@ -139,8 +139,8 @@ impl Peers {
     }
 
     /// Another node, by its name.
-    pub(crate) fn named(&self, is_it: impl Fn(&str) -> bool) -> Option<String> {
-        self.lease.others().iter().map(|other| other.name.clone()).find(|name| is_it(name))
+    pub(crate) async fn named(&self, is_it: impl Fn(&str) -> bool) -> Option<String> {
+        Some(self.lease.other(is_it).await?.name)
     }
 
     fn place(&self) -> Result<OwnedSemaphorePermit, PassError> {
@@ -151,8 +151,7 @@ impl Peers {
     where
         B: hyper::body::Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
     {
-        let others = self.lease.others();
-        let address = others.iter().find(|other| other.name == node).and_then(|other| other.address.clone());
+        let address = self.lease.other(|name| name == node).await.and_then(|other| other.address);
         let address = address.ok_or(PassError::NoNode)?;
         let name = ServerName::try_from(name_of(node)).expect("a hash is a DNS label");
         let connect = async {

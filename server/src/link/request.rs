@@ -182,7 +182,7 @@ async fn device(
 /// Brings a stream to the node that waits for it.
 async fn carry(shared: &Shared, peer: &Identified, token: &str, headers: &HeaderMap) -> Option<Admitted> {
     let (peers, maker) = (shared.peers.get()?, Maker::of_presented(token)?);
-    let node = peers.named(|node| Maker::named(node) == maker)?;
+    let node = peers.named(|node| Maker::named(node) == maker).await?;
     match peers.stream(&node, peer.device_id, stream_request(headers)).await {
         Ok(carriage) => carriage.map(Admitted::Carried),
         Err(error) => {

@@ -92,23 +92,25 @@ pub async fn node_renew(connection: &mut PgConnection, node: &NewNode) -> Result
                  from before b where n.name = b.name
                returning b.was_gone
            )
-           select was_gone as "was_gone!",
-                  (select array_agg(name order by name) from nodes
-                    where name <> $1 and leased_until >= clock_timestamp()) as others,
-                  (select array_agg(coalesce(address, '') order by name) from nodes
-                    where name <> $1 and leased_until >= clock_timestamp()) as addresses
-             from renewed"#,
+           select was_gone as "was_gone!" from renewed"#,
         node.name,
         node.life,
         interval(node.lease),
     )
-    .fetch_optional(connection)
+    .fetch_optional(&mut *connection)
     .await?;
-    Ok(row.map(|row| {
-        let others = row.others.unwrap_or_default().into_iter().zip(row.addresses.unwrap_or_default());
-        let others = others.map(|(name, address)| Peer { name, address: Some(address).filter(|one| !one.is_empty()) });
-        Renewed { was_gone: row.was_gone, others: others.collect() }
-    }))
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(Renewed { was_gone: row.was_gone, others: node_list_others(connection, &node.name).await? }))
+}
+
+/// The other nodes that hold a lease now.
+pub async fn node_list_others(connection: &mut PgConnection, name: &str) -> Result<Vec<Peer>, StoreError> {
+    let others = sqlx::query_as!(
+        Peer,
+        "select name, address from nodes where name <> $1 and leased_until >= clock_timestamp() order by name",
+        name,
+    );
+    Ok(others.fetch_all(connection).await?)
 }
 
 /// Says of other nodes that they are gone: their leases have ended, and this node has held its own for as long as theirs last.
