@@ -623,7 +623,7 @@ impl World {
     async fn crash(&self, back_at: i64) -> Result<Option<Uuid>, StoreError> {
         self.known.lock().unwrap().clear();
         clock::set(self.root(), back_at).await;
-        link_close_node(&mut *self.store().connection().await?, NODE).await?;
+        link_close_node(&mut *self.store().connection().await?, NODE, "node_restarted", 1_000).await?;
         self.sweep_sessions().await?;
         Ok(None)
     }
