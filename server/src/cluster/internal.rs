@@ -31,6 +31,7 @@ use crate::websocket;
 /// Nodes are few, but what they pass on holds a connection each.
 const BOUNDS: Bounds = Bounds {
     connections_max: 8_192,
+    per_address_max: 8_192,
     handshake: Duration::from_secs(5),
     header: Duration::from_secs(5),
     idle: Duration::from_secs(120),

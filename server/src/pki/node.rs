@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use aws_lc_rs::digest::{SHA256, digest};
 use cloudlink_certs::ca::Authority;
 use cloudlink_certs::issue::ServerName;
-use cloudlink_certs::profile::{NODE_LIFETIME, Validity};
+use cloudlink_certs::profile::{BACKDATE, NODE_LIFETIME, Validity};
 use data_encoding::HEXLOWER;
 use rustls::client::ResolvesClientCert;
 use rustls::pki_types::CertificateDer;
@@ -85,7 +85,8 @@ fn make(config: &Config, files: &Files, now: OffsetDateTime) -> Result<Authority
 
 fn issue(authority: &Authority, name: &ServerName, now: OffsetDateTime) -> Result<CertifiedKey, PkiError> {
     let key = generate_key()?;
-    let validity = Validity::starting_at(now, NODE_LIFETIME)?;
+    let until = (now + NODE_LIFETIME).min(authority.validity().not_after());
+    let validity = Validity::new(now - BACKDATE, until)?;
     let certificate = authority.issue_node(&key.public_key(), name, serial()?, validity)?;
     let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key.as_pkcs8_der().clone_key().into())
         .map_err(PkiError::Tls)?;
