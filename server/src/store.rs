@@ -55,6 +55,9 @@ const TRUST_IDLE_FOR: Duration = Duration::from_secs(1);
 const RELEASE_WITHIN: Duration = Duration::from_secs(2);
 /// How long an answer may take, unless it is said otherwise: more than Postgres gives a statement by default.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// When something ended is known as exactly as the answer was quick. A slower answer is asked for once more: the database may have
+/// stood still between the question and the answer, which would make the end seem that much earlier than it was.
+const TELLS_WHEN_WITHIN: Duration = Duration::from_millis(100);
 
 /// Why the database did not do what it was asked.
 #[derive(Debug, thiserror::Error)]

@@ -11,9 +11,9 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::StoreError;
 use super::command::{self, Missing, command_explain};
 use super::notice::notice_emit;
+use super::{StoreError, TELLS_WHEN_WITHIN};
 use crate::model::audit::Actor;
 use crate::model::notice::Event;
 use crate::model::support_session::{EndReason, Guest, Kind, SessionState, SupportSession, Target};
@@ -555,8 +555,38 @@ pub async fn support_session_watch(
     connection: &mut PgConnection,
     sessions: &[Uuid],
 ) -> Result<Vec<WatchedSession>, StoreError> {
-    let asked_at = Instant::now();
-    let rows = sqlx::query!(
+    let mut asked_at = Instant::now();
+    let mut rows = watched_rows(connection, sessions).await?;
+    if asked_at.elapsed() > TELLS_WHEN_WITHIN && rows.iter().any(|row| row.reason.is_some()) {
+        asked_at = Instant::now();
+        rows = watched_rows(connection, sessions).await?;
+    }
+    rows.into_iter()
+        .map(|row| {
+            let unreadable = || StoreError::Inconsistent { table: "support_sessions", column: "end_reason" };
+            let since = Duration::try_from_secs_f64(row.seconds_over).unwrap_or_default();
+            // A moment before the start of this machine is none.
+            let over_at = asked_at.checked_sub(since).unwrap_or(asked_at);
+            let reason = row.reason.map(|name| EndReason::named(&name).ok_or_else(unreadable)).transpose()?;
+            Ok(WatchedSession {
+                id: SupportSessionId::from_uuid(row.id),
+                deadline: deadline(asked_at, row.seconds_left),
+                over: reason.map(|reason| (reason, over_at)),
+            })
+        })
+        .collect()
+}
+
+struct WatchedRow {
+    id: Uuid,
+    seconds_left: f64,
+    reason: Option<String>,
+    seconds_over: f64,
+}
+
+async fn watched_rows(connection: &mut PgConnection, sessions: &[Uuid]) -> Result<Vec<WatchedRow>, StoreError> {
+    let rows = sqlx::query_as!(
+        WatchedRow,
         r#"with moved as (
                update support_sessions s set expires_at = m.ends_at
                  from (select s.id, g.ends_at
@@ -581,23 +611,8 @@ pub async fn support_session_watch(
                 select coalesce(s.end_reason, support_session_over(s, g, d, p, clock_timestamp())) as reason) v
             where s.id = any ($1)"#,
         sessions
-    )
-    .fetch_all(connection)
-    .await?;
-    rows.into_iter()
-        .map(|row| {
-            let unreadable = || StoreError::Inconsistent { table: "support_sessions", column: "end_reason" };
-            let since = Duration::try_from_secs_f64(row.seconds_over).unwrap_or_default();
-            // A moment before the start of this machine is none.
-            let over_at = asked_at.checked_sub(since).unwrap_or(asked_at);
-            let reason = row.reason.map(|name| EndReason::named(&name).ok_or_else(unreadable)).transpose()?;
-            Ok(WatchedSession {
-                id: SupportSessionId::from_uuid(row.id),
-                deadline: deadline(asked_at, row.seconds_left),
-                over: reason.map(|reason| (reason, over_at)),
-            })
-        })
-        .collect()
+    );
+    Ok(rows.fetch_all(connection).await?)
 }
 
 /// The sessions of a node that have not ended, by the database.

@@ -291,6 +291,24 @@ async fn when_the_token_is_revoked_with_which_it_was_opened_or_joined(_: PgPoolO
     measured(&desk, id, "token_ended").await;
 }
 
+/// The answer takes longer than it holds. Nothing passes meanwhile, and the end seems no earlier than it was.
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn measured_from_when_it_was_over_though_the_database_stood_still(_: PgPoolOptions, database: PgConnectOptions) {
+    let (desk, mut link) = Desk::new(database).await;
+    let grant = desk.grant("shell:open", 900.0, None).await;
+    let (id, client, device) = desk.terminal(&mut link).await;
+    // Each look at the session waits for this lock.
+    let stands_still = format!(
+        "do $$ begin
+             lock table devices in access exclusive mode;
+             update grants set revoked_at = clock_timestamp(), revoked_by = created_by where id = '{grant}';
+             perform pg_sleep(1.5);
+         end $$"
+    );
+    desk.port.run(&stands_still).await;
+    cut(&desk, id, client, device, "grant_revoked").await;
+}
+
 /// The operator's token ends while nobody can be asked.
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
 async fn when_the_token_expires_while_the_database_is_away(_: PgPoolOptions, database: PgConnectOptions) {
