@@ -237,6 +237,11 @@ impl Context {
         Self { statements: Some(Arc::new(statements)), ..self }
     }
 
+    /// What is encrypted at rest.
+    fn storage_key(&self) -> Result<&Arc<StorageKey>, Problem> {
+        self.storage_key.as_ref().ok_or_else(Problem::internal)
+    }
+
     /// The same, with what is encrypted at rest.
     #[must_use]
     pub fn with_storage_key(self, key: Arc<StorageKey>) -> Self {

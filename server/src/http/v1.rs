@@ -27,6 +27,7 @@ pub(super) mod auth {
     pub(crate) mod login;
     pub(crate) mod logout;
     pub(crate) mod session;
+    mod way_back;
 }
 pub(super) mod command {
     pub(crate) mod cancel;

@@ -1,5 +1,4 @@
-//! Sign-ins with the OpenID provider: those that browsers are away with, ID tokens that were traded, who somebody is here, and
-//! how often it went wrong.
+//! Sign-ins with the OpenID provider: ID tokens that were traded, who somebody is here, and how often it went wrong.
 
 use std::time::Duration;
 
@@ -11,63 +10,11 @@ use super::StoreError;
 use crate::model::person::Role;
 use crate::secret::TokenHash;
 
-/// Browsers that are away with a sign-in at a time. Beyond that, nobody is sent.
-pub const SIGN_INS_MAX: i64 = 10_000;
 /// Failing addresses and people that are counted apart. Beyond that, further ones are not: the limit of each node holds.
 pub const FAILURES_MAX: i64 = 100_000;
 /// Held by the transaction that brings a person up to date: two first sign-ins of one person do not make two people. Any number
 /// will do.
 const LOCK: i64 = 0x0073_6967_6e2d_696e;
-
-/// Notes that a browser was sent away. `false`: too many are.
-pub async fn sign_in_begin(
-    connection: &mut PgConnection,
-    state: TokenHash,
-    nonce: &str,
-    verifier: &str,
-    return_to: &str,
-    valid_for: Duration,
-) -> Result<bool, StoreError> {
-    sqlx::query!("delete from sign_ins where expires_at <= clock_timestamp()").execute(&mut *connection).await?;
-    let made = sqlx::query!(
-        "insert into sign_ins (state_hash, nonce, verifier, return_to, expires_at)
-         select $1, $2, $3, $4, clock_timestamp() + make_interval(secs => $5)
-          where (select count(*) from sign_ins) < $6",
-        state.as_bytes(),
-        nonce,
-        verifier,
-        return_to,
-        valid_for.as_secs_f64(),
-        SIGN_INS_MAX
-    )
-    .execute(connection)
-    .await?;
-    Ok(made.rows_affected() == 1)
-}
-
-/// What was noted of a browser that is back.
-#[derive(Debug)]
-pub struct Begun {
-    pub nonce: String,
-    pub verifier: String,
-    pub return_to: String,
-}
-
-/// Takes what was noted: a second time there is nothing.
-pub async fn sign_in_take(connection: &mut PgConnection, state: TokenHash) -> Result<Option<Begun>, StoreError> {
-    let taken = sqlx::query!(
-        r#"delete from sign_ins where state_hash = $1
-           returning nonce, verifier, return_to, expires_at > clock_timestamp() as "is_valid!""#,
-        state.as_bytes()
-    )
-    .fetch_optional(connection)
-    .await?;
-    Ok(taken.filter(|row| row.is_valid).map(|row| Begun {
-        nonce: row.nonce,
-        verifier: row.verifier,
-        return_to: row.return_to,
-    }))
-}
 
 /// Notes that an ID token was traded. `false`: it was before. Only those are kept that could come again.
 pub async fn id_token_spend(

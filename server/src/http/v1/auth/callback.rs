@@ -6,16 +6,15 @@ use http::header::{LOCATION, SET_COOKIE};
 use http::{Extensions, HeaderMap, StatusCode};
 use serde::Deserialize;
 
-use super::login::STATE_COOKIE;
+use super::way_back::{COOKIE as WAY_BACK, WayBack};
+use crate::clock;
 use crate::http::Context;
 use crate::http::auth::{COOKIE, cookie, counted_address};
 use crate::http::problem::{Kind, Problem};
 use crate::http::request::Query;
 use crate::http::sign_in::{Attempt, provider_unavailable, sign_in_off};
 use crate::model::token::Kind as TokenKind;
-use crate::secret::TokenHash;
 use crate::sign_in::{ExchangeError, SignIn};
-use crate::store::sign_in::{Begun, sign_in_take};
 
 /// The longest of each of the parameters, in bytes.
 const PARAMETER_BYTES_MAX: usize = 4096;
@@ -44,7 +43,7 @@ pub(crate) async fn handler(
 ) -> Result<impl IntoResponse, Problem> {
     let sign_in = context.sign_in.as_ref().ok_or_else(sign_in_off)?;
     let attempt = Attempt::begin(&context, counted_address(&extensions)).await?;
-    let (begun, code) = match came_back(&context, sign_in, &headers, query).await? {
+    let (begun, code) = match came_back(&context, sign_in, &headers, query)? {
         Ok(came_back) => came_back,
         Err(why) => return Err(attempt.failed(why).await?),
     };
@@ -67,28 +66,26 @@ pub(crate) async fn handler(
         AppendHeaders([
             (LOCATION, begun.return_to),
             (SET_COOKIE, format!("{COOKIE}={}; {attributes}; Max-Age={seconds}", secret.expose())),
-            (SET_COOKIE, format!("{STATE_COOKIE}=; {attributes}; Max-Age=0")),
+            (SET_COOKIE, format!("{WAY_BACK}=; {attributes}; Max-Age=0")),
         ]),
     ))
 }
 
 /// What the browser set out with, and the code; or why it is not believed.
-async fn came_back(
+fn came_back(
     context: &Context,
     sign_in: &SignIn,
     headers: &HeaderMap,
     query: CallbackQuery,
-) -> Result<Result<(Begun, String), &'static str>, Problem> {
+) -> Result<Result<(WayBack, String), &'static str>, Problem> {
     let CallbackQuery { code, state, iss, error } = query;
     if [&code, &state, &iss, &error].into_iter().flatten().any(|value| value.len() > PARAMETER_BYTES_MAX) {
         return Err(Problem::new(Kind::BadRequest, "What the provider sent is too long."));
     }
-    let begun = match &state {
-        // Somebody else's way back, which this browser was led to, has no cookie here.
-        Some(state) if cookie(headers, STATE_COOKIE) == Some(state) => {
-            sign_in_take(&mut *context.store.connection().await?, TokenHash::of_text(state)).await?
-        }
-        Some(_) | None => None,
+    // Somebody else's way back, which this browser was led to, has no cookie here.
+    let begun = match (&state, cookie(headers, WAY_BACK)) {
+        (Some(state), Some(sealed)) => WayBack::open(context.storage_key()?, sealed, state, clock::now()),
+        _ => None,
     };
     let Some(begun) = begun else {
         return Ok(Err("This sign-in was not begun in this browser, took too long, or is over. Begin again."));

@@ -1,7 +1,5 @@
 //! `GET /auth/login`: sends a browser to the OpenID provider. It comes back to `/auth/callback`.
 
-use std::time::Duration;
-
 use axum::extract::State;
 use axum::response::{AppendHeaders, IntoResponse};
 use http::header::{LOCATION, SET_COOKIE};
@@ -9,22 +7,16 @@ use http::{Extensions, StatusCode};
 use serde::Deserialize;
 use tokio::time::Instant;
 
+use super::way_back::{COOKIE, VALID_FOR, WayBack};
+use crate::clock;
 use crate::http::Context;
 use crate::http::auth::counted_address;
-use crate::http::problem::{Kind, Problem};
+use crate::http::problem::Problem;
 use crate::http::request::Query;
 use crate::http::sign_in::{locked_out, provider_unavailable, sign_in_off};
-use crate::secret::TokenHash;
-use crate::store::sign_in::sign_in_begin;
 
-/// The cookie that ties the way back to the browser that set out.
-pub(super) const STATE_COOKIE: &str = "__Host-cloudlink-sign-in";
-/// How long somebody may take at the provider.
-const VALID_FOR: Duration = Duration::from_secs(600);
 /// The longest path to return to, in bytes.
-const RETURN_TO_BYTES_MAX: usize = 1024;
-/// When to come back after too many sign-ins at once.
-const RETRY_AFTER: Duration = Duration::from_secs(30);
+pub(super) const RETURN_TO_BYTES_MAX: usize = 1024;
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -52,13 +44,15 @@ pub(crate) async fn handler(
     context.refuse_locked_out(&[address.to_string()]).await?;
     context.limits.sign_ins.take(address, Instant::now()).map_err(|exceeded| locked_out(exceeded.0))?;
     let begun = sign_in.provider.begin().await.map_err(provider_unavailable)?;
-    let (state, mut connection) = (TokenHash::of_text(&begun.state), context.store.connection().await?);
-    if !sign_in_begin(&mut connection, state, &begun.nonce, &begun.verifier, &return_to, VALID_FOR).await? {
-        let detail = "Too many people are signing in at once. Try again in a moment.";
-        return Err(Problem::new(Kind::TooManyRequests, detail).retry_after(RETRY_AFTER));
-    }
-    let (name, seconds) = (STATE_COOKIE, VALID_FOR.as_secs());
-    let cookie = format!("{name}={}; Path=/; Secure; HttpOnly; SameSite=Lax; Max-Age={seconds}", begun.state);
+    let way_back = WayBack {
+        state: begun.state,
+        nonce: begun.nonce,
+        verifier: begun.verifier,
+        return_to,
+        expires_at: clock::now() + VALID_FOR,
+    };
+    let (sealed, seconds) = (way_back.seal(context.storage_key()?), VALID_FOR.as_secs());
+    let cookie = format!("{COOKIE}={sealed}; Path=/; Secure; HttpOnly; SameSite=Lax; Max-Age={seconds}");
     Ok((StatusCode::SEE_OTHER, AppendHeaders([(LOCATION, begun.url), (SET_COOKIE, cookie)])))
 }
 

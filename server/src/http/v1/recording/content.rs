@@ -44,7 +44,7 @@ pub(crate) async fn handler(
     Id(id): Id,
     _: NoQuery,
 ) -> Result<Response, Problem> {
-    let key = Arc::clone(context.storage_key.as_ref().ok_or_else(Problem::internal)?);
+    let key = Arc::clone(context.storage_key()?);
     let session = SupportSessionId::from_uuid(id);
     let seen_by = caller.operator().map(PersonId::from_uuid);
     let mut transaction = context.store.begin(caller.visibility()).await?;
