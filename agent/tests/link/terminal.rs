@@ -79,13 +79,13 @@ async fn bytes_go_through_as_they_are() {
 async fn signals_and_ctrl_c_reach_what_runs_in_the_foreground() {
     let mut scene = Scene::new(TERMINAL).await;
     let mut stream = scene.terminal().await;
+    // The shell puts it into the foreground a moment after it has said so, and is itself there until then.
+    let slept = |scene: &Scene| scene.children().iter().any(|shell| is_sleeping_in(*shell));
     for (signal, status) in
         [(Signal::Int, 130), (Signal::Quit, 131), (Signal::Term, 143), (Signal::Kill, 137), (Signal::Hup, 129)]
     {
         stream.pass("echo re\"\"ady; sleep 600\n").await;
         stream.until("ready").await;
-        // The shell puts it into the foreground a moment later.
-        let slept = |scene: &Scene| scene.children().iter().any(|shell| is_sleeping_in(*shell));
         eventually("it sleeps", || slept(&scene)).await;
         stream.say(&Control::Signal { signal }).await;
         let said = answer(&mut stream, "echo \"st\"atus $?").await;
@@ -93,6 +93,7 @@ async fn signals_and_ctrl_c_reach_what_runs_in_the_foreground() {
     }
     stream.pass("echo re\"\"ady; sleep 600\n").await;
     stream.until("ready").await;
+    eventually("it sleeps", || slept(&scene)).await;
     stream.pass("\x03").await;
     let said = answer(&mut stream, "echo \"st\"atus $?").await;
     assert!(said.contains("status 130"), "{said}");
