@@ -160,8 +160,8 @@ mod tests {
 
     use super::*;
 
-    /// Long enough for a few statements, short enough to be waited for.
-    const LEASE: Duration = Duration::from_millis(400);
+    /// Long enough for a few statements of a machine that has much to do, short enough to be waited for.
+    const LEASE: Duration = Duration::from_secs(2);
     const LONG: Duration = Duration::from_secs(3600);
 
     fn node(name: &str, lease: Duration) -> NewNode {
@@ -208,9 +208,9 @@ mod tests {
         let renewed = node_renew(&mut connection, &one).await.unwrap().unwrap();
         assert_eq!(renewed, Renewed { was_gone: false, others: Vec::new() });
         assert!(node_expire(&mut connection, &one).await.unwrap().is_empty(), "the other has had no chance yet");
-        tokio::time::sleep(LEASE * 3 / 4).await;
+        tokio::time::sleep(LEASE * 5 / 8).await;
         node_renew(&mut connection, &one).await.unwrap().unwrap();
-        tokio::time::sleep(LEASE * 3 / 4).await;
+        tokio::time::sleep(LEASE * 5 / 8).await;
         node_renew(&mut connection, &one).await.unwrap().unwrap();
         assert_eq!(node_expire(&mut connection, &one).await.unwrap(), ["two"]);
         assert!(node_expire(&mut connection, &one).await.unwrap().is_empty(), "once");
