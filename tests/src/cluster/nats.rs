@@ -1,0 +1,46 @@
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use super::until_listening;
+use crate::fleet::directory;
+use crate::port;
+use crate::program::{Program, bound};
+
+/// A NATS server on the loopback interface.
+#[derive(Debug)]
+pub struct Nats {
+    program: Program,
+    pub address: SocketAddr,
+    directory: TempDir,
+}
+
+impl Nats {
+    pub async fn start() -> anyhow::Result<Self> {
+        let directory = directory()?;
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o700))?;
+        let address = port::free()?;
+        let program = Self::run(address, directory.path())?;
+        let mut nats = Self { program, address, directory };
+        until_listening(&mut nats.program, address).await?;
+        Ok(nats)
+    }
+
+    fn run(address: SocketAddr, directory: &Path) -> anyhow::Result<Program> {
+        let mut command = bound("nats-server");
+        command.arg("-a").arg(address.ip().to_string()).arg("-p").arg(address.port().to_string());
+        Program::start("nats-server", command, &directory.join("nats.log"))
+    }
+
+    #[must_use]
+    pub fn program(&mut self) -> &mut Program {
+        &mut self.program
+    }
+
+    pub async fn start_again(&mut self) -> anyhow::Result<()> {
+        self.program = Self::run(self.address, self.directory.path())?;
+        until_listening(&mut self.program, self.address).await
+    }
+}
