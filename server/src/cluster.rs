@@ -13,7 +13,9 @@ pub(crate) mod internal;
 pub(crate) mod lease;
 pub(crate) mod peer;
 pub(crate) mod relay;
+pub(crate) mod tenure;
 
-pub(crate) use lease::{Lease, Standing};
+pub(crate) use lease::Lease;
 pub(crate) use peer::Peers;
 pub(crate) use relay::Relay;
+pub(crate) use tenure::Standing;

@@ -91,7 +91,7 @@ impl Readiness {
     }
 
     fn is_fenced(&self) -> bool {
-        self.standing.get().is_some_and(|standing| *standing.borrow() == Standing::Fenced)
+        self.standing.get().is_some_and(|standing| *standing.borrow() != Standing::Held)
     }
 
     pub fn stopping(&self) {

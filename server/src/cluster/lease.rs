@@ -4,8 +4,7 @@
 //! does not reach the database either are they kept: then nobody can take over anything.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -16,6 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use super::Relay;
+use super::tenure::{Act, Renewal, Standing, Tenure};
 use crate::config::Config;
 use crate::file;
 use crate::store::node::{
@@ -23,40 +23,12 @@ use crate::store::node::{
 };
 use crate::store::{Store, StoreError};
 
-/// How many times a lease is renewed while one lasts. One renewal's time before its end the node gives up what it has.
-const RENEWALS: u32 = 5;
-/// What part of a lease other nodes have for saying whether they reach the database.
-const ASKS: u32 = 10;
 /// Before the name is asked for again that another node has.
 const JOIN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// For giving the lease back when the node stops.
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 /// What tells this data directory from another one of the same name.
 const INSTANCE: &str = "node.id";
-
-/// Whether this node may serve.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
-    /// It has its place.
-    Held,
-    /// It has not reached the database for so long that others may have taken over.
-    Fenced,
-}
-
-/// What one attempt to renew came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kept {
-    /// For another while.
-    Yes,
-    /// Again, after others had closed what this node had.
-    Again,
-    /// Not now. It lasts still, or nobody can take it.
-    NotYet,
-    /// Too late: what this node has may be somebody else's.
-    Fenced,
-    /// Another life of this node has it, for good.
-    Lost,
-}
 
 #[derive(Debug)]
 pub(crate) struct Lease {
@@ -65,9 +37,7 @@ pub(crate) struct Lease {
     relay: Option<Relay>,
     standing: watch::Sender<Standing>,
     others: ArcSwap<Vec<Peer>>,
-    started: Instant,
-    /// When the last renewal that succeeded was asked for, in milliseconds from the start.
-    renewed_ms: AtomicU64,
+    tenure: Mutex<Tenure>,
 }
 
 impl Lease {
@@ -81,7 +51,6 @@ impl Lease {
             address: config.cluster.nats.is_some().then(|| address(config)),
             lease: config.cluster.lease_seconds.duration(),
         };
-        let started = Instant::now();
         let mut told = None;
         let asked_at = loop {
             let asked_at = Instant::now();
@@ -95,9 +64,9 @@ impl Lease {
             }
             sleep(JOIN_AGAIN_AFTER).await;
         };
-        let renewed_ms = AtomicU64::new(since_ms(started, asked_at));
-        let standing = watch::Sender::new(Standing::Held);
-        Ok(Arc::new(Self { node, store, relay, standing, others: ArcSwap::default(), started, renewed_ms }))
+        let tenure = Tenure::new(node.lease, asked_at);
+        let standing = watch::Sender::new(tenure.standing());
+        Ok(Arc::new(Self { node, store, relay, standing, others: ArcSwap::default(), tenure: Mutex::new(tenure) }))
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<Standing> {
@@ -122,59 +91,53 @@ impl Lease {
         other
     }
 
-    /// How long to wait before the next attempt to renew: to the next turn, or to the moment of giving up.
+    /// How long to wait before the next attempt to renew.
     pub(crate) fn pause(&self) -> Duration {
-        let turn = self.node.lease / RENEWALS;
-        match self.before_fence() {
-            Some(left) => left.min(turn),
-            None => turn,
+        self.tenure().pause(Instant::now())
+    }
+
+    /// Renews the lease, or finds out that it cannot be. What is to be done then is not [`Act::Ask`]: that is done here.
+    pub(crate) async fn renew(&self) -> Act {
+        let renewal = self.attempt().await;
+        let mut act = self.tenure().renewal(renewal, Instant::now());
+        if act == Act::Ask {
+            let are_all_cut_off = self.are_all_cut_off().await;
+            act = self.tenure().asked(are_all_cut_off);
         }
+        self.tell();
+        act
     }
 
-    /// How long it can be waited still before it has to be decided whether others could take over.
-    fn before_fence(&self) -> Option<Duration> {
-        (self.node.lease / RENEWALS * (RENEWALS - 1)).checked_sub(self.since_renewed()).filter(|left| !left.is_zero())
-    }
-
-    /// Renews the lease, or finds out that it cannot be.
-    pub(crate) async fn renew(&self) -> Kept {
+    async fn attempt(&self) -> Renewal {
         let asked_at = Instant::now();
         let renewal = async { node_renew(&mut *self.store.connection().await?, &self.node).await };
         match timeout(self.pause(), renewal).await {
-            Ok(Ok(Some(renewed))) => self.renewed(asked_at, renewed),
-            Ok(Ok(None)) => {
-                self.standing.send_replace(Standing::Fenced);
-                Kept::Lost
+            Ok(Ok(Some(Renewed { was_gone, others }))) => {
+                self.others.store(Arc::new(others));
+                Renewal::Done { asked_at, was_gone }
             }
+            Ok(Ok(None)) => Renewal::Refused,
             Ok(Err(error)) => {
                 tracing::debug!(error = &error as &dyn std::error::Error, "cannot renew the node's lease");
-                self.hold_or_fence().await
+                Renewal::Unanswered
             }
-            Err(_) => self.hold_or_fence().await,
+            Err(_) => Renewal::Unanswered,
         }
     }
 
-    fn renewed(&self, asked_at: Instant, renewed: Renewed) -> Kept {
-        self.renewed_ms.store(since_ms(self.started, asked_at), Ordering::Relaxed);
-        self.others.store(Arc::new(renewed.others));
-        let was_fenced = self.standing.send_replace(Standing::Held) == Standing::Fenced;
-        if was_fenced {
+    /// Whether nobody could take over. A node alone has nobody who could.
+    async fn are_all_cut_off(&self) -> bool {
+        let Some(relay) = &self.relay else { return true };
+        let within = self.tenure().ask_within();
+        relay.are_all_cut_off(&self.others(), within).await
+    }
+
+    fn tell(&self) {
+        let standing = self.tenure().standing();
+        let before = self.standing.send_replace(standing);
+        if (before, standing) == (Standing::Fenced, Standing::Held) {
             tracing::info!("the node has its place again");
         }
-        if renewed.was_gone { Kept::Again } else { Kept::Yes }
-    }
-
-    /// Before the lease ends: whether others could take over.
-    async fn hold_or_fence(&self) -> Kept {
-        if self.before_fence().is_some() {
-            return Kept::NotYet;
-        }
-        let Some(relay) = &self.relay else { return Kept::NotYet };
-        if relay.are_all_cut_off(&self.others(), self.node.lease / ASKS).await {
-            return Kept::NotYet;
-        }
-        self.standing.send_replace(Standing::Fenced);
-        Kept::Fenced
     }
 
     /// Says which other nodes are gone.
@@ -182,19 +145,10 @@ impl Lease {
         node_expire(&mut *self.store.connection().await?, &self.node).await
     }
 
-    /// Whether this node has reached the database lately.
-    fn reaches_database(&self) -> bool {
-        self.since_renewed() < self.node.lease / RENEWALS * 2
-    }
-
-    fn since_renewed(&self) -> Duration {
-        self.started.elapsed().saturating_sub(Duration::from_millis(self.renewed_ms.load(Ordering::Relaxed)))
-    }
-
     /// Tells other nodes that ask whether this one reaches the database.
     pub(crate) async fn answer(&self) {
         match &self.relay {
-            Some(relay) => relay.answer(&self.node.name, || self.reaches_database()).await,
+            Some(relay) => relay.answer(&self.node.name, || self.tenure().reaches_database(Instant::now())).await,
             None => std::future::pending().await,
         }
     }
@@ -205,6 +159,11 @@ impl Lease {
         if !matches!(timeout(LEAVE_WITHIN, left).await, Ok(Ok(()))) {
             tracing::warn!("the node's lease is not given back: it ends by itself");
         }
+    }
+
+    fn tenure(&self) -> MutexGuard<'_, Tenure> {
+        // Consistent after each statement.
+        self.tenure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -234,8 +193,4 @@ fn instance(data_dir: &Path) -> anyhow::Result<Uuid> {
         }
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
-}
-
-fn since_ms(started: Instant, now: Instant) -> u64 {
-    u64::try_from(now.saturating_duration_since(started).as_millis()).unwrap_or(u64::MAX)
 }

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 use super::support::sweep_sessions;
 use crate::bus::Hint;
 use crate::cluster::Lease;
-use crate::cluster::lease::Kept;
+use crate::cluster::tenure::Act;
 use crate::lifecycle::Shutdown;
 use crate::link::{Links, Shared};
 use crate::model::support_session::EndReason;
@@ -35,22 +35,22 @@ async fn renew(shared: &Shared, support: &Support, lease: &Lease) {
     loop {
         sleep(lease.pause()).await;
         match lease.renew().await {
-            Kept::Yes => shared.registry.readmit(),
-            Kept::Again => {
+            Act::Serve => shared.registry.readmit(),
+            Act::BeginAnew => {
                 tracing::warn!("other nodes took this one to be gone: its links start anew");
                 give_up(shared, support);
                 shared.registry.readmit();
             }
-            Kept::NotYet => {
+            Act::Wait | Act::Ask => {
                 shared.metrics.task_failures.with_label_values(&[NAME]).inc();
                 continue;
             }
-            Kept::Fenced => {
+            Act::GiveUp => {
                 tracing::error!("the database cannot be reached, and others may reach it: links are given up");
                 give_up(shared, support);
                 continue;
             }
-            Kept::Lost => {
+            Act::Stop => {
                 tracing::error!("another node serves under this node's name");
                 return give_up(shared, support);
             }
