@@ -10,7 +10,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _};
 use tempfile::TempDir;
 
-use super::until_listening;
+use super::{START_LIMIT, until_listening};
 use crate::fleet::directory;
 use crate::poll::wait_for;
 use crate::port;
@@ -205,7 +205,9 @@ impl Host {
             command.arg("-c").arg(setting);
         }
         let program = self.program.insert(Program::start(&self.name, command, &self.directory.join("postgres.log"))?);
-        until_listening(program, self.address).await
+        until_listening(program, self.address).await?;
+        // It listens before it has looked at its log.
+        wait_for("a database that answers", START_LIMIT, async || Ok(self.connect().await?.close().await?)).await
     }
 
     /// All its processes at once: each is in a group of its own, and would go on for a moment without the first of them.
