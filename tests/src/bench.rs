@@ -8,6 +8,7 @@ pub mod connect;
 pub mod openvpn;
 pub mod peer;
 pub mod report;
+pub mod scale;
 pub mod seed;
 pub mod support;
 pub mod usage;

@@ -20,11 +20,10 @@ const TRUST_DOMAIN: &str = "cloudlink.internal";
 /// Devices in one statement.
 const BATCH: usize = 1000;
 
-/// Issues certificates for `count` devices of the tenant and stores both.
-pub async fn devices(people: &People, count: usize, now: OffsetDateTime) -> Result<Fleet> {
+/// Issues certificates for `count` devices of the tenant and stores both, as the owner of the database.
+pub async fn devices(people: &People, mut database: PgConnection, count: usize, now: OffsetDateTime) -> Result<Fleet> {
     let tenant: TenantId = people.tenant_id.parse().context("the tenant's id is no UUID")?;
     let fleet = Fleet::issue(people.server.authority()?, &TRUST_DOMAIN.parse()?, tenant, count, now)?;
-    let mut database = connect(&people.server).await?;
     for (number, batch) in (0..).zip(fleet.devices.chunks(BATCH)) {
         let column = || batch.iter();
         let ids: Vec<Uuid> = column().map(|device| device.id.as_uuid()).collect();
@@ -91,7 +90,7 @@ pub async fn operators(people: &People, count: usize) -> Result<Vec<Api>> {
 }
 
 /// The server's own Postgres, as its owner.
-async fn connect(server: &Server) -> Result<PgConnection> {
+pub async fn own_database(server: &Server) -> Result<PgConnection> {
     let socket = server.data_dir().join("postgres/run");
     let options = PgConnectOptions::new_without_pgpass().socket(socket).username("postgres").database("cloudlink");
     PgConnection::connect_with(&options).await.context("cannot connect to the server's Postgres")

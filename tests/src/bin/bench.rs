@@ -12,7 +12,7 @@ use cloudlink_tests::bench::openvpn::{self, Part};
 use cloudlink_tests::bench::peer::Peer;
 use cloudlink_tests::bench::report::{Line, Report};
 use cloudlink_tests::bench::usage::Process;
-use cloudlink_tests::bench::{command, connect, seed, support};
+use cloudlink_tests::bench::{command, connect, scale, seed, support};
 use cloudlink_tests::clock;
 use cloudlink_tests::fleet::Fleet as People;
 use cloudlink_tests::load::{Fleet, Protocol, Swarm};
@@ -72,6 +72,8 @@ enum Only {
     Support,
     SupportEcho,
     SupportForward,
+    /// What a fleet takes all the time, and what each thing that happens leaves.
+    Scale,
 }
 
 impl Arguments {
@@ -109,6 +111,10 @@ fn main() -> Result<ExitCode> {
         let forward = support::forward::measure(arguments.forward_mib, &mut report);
         tokio::runtime::Runtime::new()?.block_on(Box::pin(forward))?;
     }
+    if arguments.wants(Only::Scale) {
+        let scale = scale::measure(arguments.links, arguments.parallel_commands, &mut report);
+        tokio::runtime::Runtime::new()?.block_on(Box::pin(scale))?;
+    }
     let parts = arguments.openvpn_parts();
     match netns::lacking() {
         _ if parts.is_empty() => {}
@@ -127,7 +133,8 @@ fn skip(what: &str) {
 async fn measure_links(report: &mut Report, arguments: &Arguments) -> Result<()> {
     let now = clock::now();
     let mut people = People::start().await.context("cannot start cloudlinkd")?;
-    let fleet = Arc::new(seed::devices(&people, arguments.links, now).await?);
+    let database = seed::own_database(&people.server).await?;
+    let fleet = Arc::new(seed::devices(&people, database, arguments.links, now).await?);
     let target = connect::target(people.server.device, &fleet)?;
     let process = Process::new(people.server.program().pid());
     let (cost, mut swarm) = connect::measure(process, &target, &fleet, Protocol::Link).await?;

@@ -14,6 +14,8 @@ use crate::program::{Program, bound};
 pub struct Nats {
     program: Program,
     pub address: SocketAddr,
+    /// Where it says over HTTP what has passed.
+    pub monitor: SocketAddr,
     directory: TempDir,
 }
 
@@ -21,16 +23,17 @@ impl Nats {
     pub async fn start() -> anyhow::Result<Self> {
         let directory = directory()?;
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o700))?;
-        let address = port::free()?;
-        let program = Self::run(address, directory.path())?;
-        let mut nats = Self { program, address, directory };
+        let (address, monitor) = (port::free()?, port::free()?);
+        let program = Self::run(address, monitor, directory.path())?;
+        let mut nats = Self { program, address, monitor, directory };
         until_listening(&mut nats.program, address).await?;
         Ok(nats)
     }
 
-    fn run(address: SocketAddr, directory: &Path) -> anyhow::Result<Program> {
+    fn run(address: SocketAddr, monitor: SocketAddr, directory: &Path) -> anyhow::Result<Program> {
         let mut command = bound("nats-server");
         command.arg("-a").arg(address.ip().to_string()).arg("-p").arg(address.port().to_string());
+        command.arg("-m").arg(monitor.port().to_string());
         Program::start("nats-server", command, &directory.join("nats.log"))
     }
 
@@ -40,7 +43,7 @@ impl Nats {
     }
 
     pub async fn start_again(&mut self) -> anyhow::Result<()> {
-        self.program = Self::run(self.address, self.directory.path())?;
+        self.program = Self::run(self.address, self.monitor, self.directory.path())?;
         until_listening(&mut self.program, self.address).await
     }
 }

@@ -59,7 +59,8 @@ impl Server {
             ..Settings::default()
         };
         let mut people = Box::new(People::start_with(&settings).await.context("cannot start cloudlinkd")?);
-        let fleet = Arc::new(seed::devices(&people, devices, now).await?);
+        let database = seed::own_database(&people.server).await?;
+        let fleet = Arc::new(seed::devices(&people, database, devices, now).await?);
         let server = Self {
             name: "cloudlinkd",
             process: Process::new(people.server.program().pid()),
