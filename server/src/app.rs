@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -32,8 +32,8 @@ use crate::secret::{Purpose, Token};
 use crate::sign_in::SignIn;
 use crate::storage_key::StorageKey;
 use crate::store::first_admin::{first_admin_create, first_admin_reset};
-use crate::store::setup::{self, Address, Probe, SetupError};
-use crate::store::{Store, StoreError, Visibility};
+use crate::store::setup::{self, SetupError};
+use crate::store::{Hosts, Probe, Store, StoreError, Visibility};
 use crate::support::Support;
 use crate::tasks::notice::Outbox;
 use crate::tunnel::plane::Plane;
@@ -45,6 +45,8 @@ const DATABASE: &str = "cloudlink";
 /// Whoever can make this file in the data directory holds the keys of the fleet anyway: at the next start there is another
 /// token for the first administrator.
 const ADMIN_RESET: &str = "admin.reset";
+/// The newest history of the database that this node has met, in the data directory: what is older is refused.
+const DATABASE_HISTORY: &str = "database.history";
 /// Between two attempts to reach the database at the start; doubled with each, up to [`DATABASE_AGAIN_AFTER_MAX`].
 const DATABASE_AGAIN_AFTER: Duration = Duration::from_millis(250);
 const DATABASE_AGAIN_AFTER_MAX: Duration = Duration::from_secs(5);
@@ -85,15 +87,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 /// Where the database is, for whom.
 struct Addresses {
     /// Only in a cluster of our own: where our database can be made.
-    maintenance: Option<Address>,
-    owner: Address,
-    server: Address,
+    maintenance: Option<Hosts>,
+    owner: Hosts,
+    server: Hosts,
 }
 
 impl Addresses {
     fn of(config: &Database, postgres: Option<&Postgres>) -> Result<Self, SetupError> {
         let socket = |postgres: &Postgres, login, database| {
-            setup::socket_options(postgres.socket_dir(), postgres::PORT, login, database)
+            Hosts::from(setup::socket_options(postgres.socket_dir(), postgres::PORT, login, database))
         };
         if let Some(postgres) = postgres {
             return Ok(Self {
@@ -104,10 +106,10 @@ impl Addresses {
         }
         let url = config.url.as_ref().ok_or(SetupError::Url { key: "database.url" })?;
         let owner = match &config.migrate_url {
-            Some(url) => setup::url_options("database.migrate_url", url)?,
-            None => setup::url_options("database.url", url)?,
+            Some(url) => setup::url_hosts("database.migrate_url", url)?,
+            None => setup::url_hosts("database.url", url)?,
         };
-        Ok(Self { maintenance: None, owner, server: setup::url_options("database.url", url)? })
+        Ok(Self { maintenance: None, owner, server: setup::url_hosts("database.url", url)? })
     }
 }
 
@@ -141,7 +143,7 @@ impl Node {
         until_hard.spawn_vital("operations port", operations.run(ports.operations.listen()?, until_hard.clone()));
 
         let Some(store) = before_signal(signals, self.open_store(&addresses)).await? else { return Ok(()) };
-        let probe = Probe::new(addresses.server);
+        let probe = Probe::new(store.clone(), self.history_file());
         until_hard.spawn_vital("database watch", Arc::clone(&readiness).watch_database(probe, until_hard.soft.clone()));
         let bus = Bus::new();
         let relay = Relay::new(&self.config.cluster, &self.config.node, bus.clone(), &self.metrics)
@@ -393,17 +395,28 @@ impl Node {
         })
     }
 
+    /// Where the newest history of the database is kept. Our own Postgres has no other host.
+    fn history_file(&self) -> Option<PathBuf> {
+        self.config.database.url.is_some().then(|| self.config.data_dir.join(DATABASE_HISTORY))
+    }
+
     /// Brings the database to where this version needs it. Waits for one that is not there yet.
     async fn open_store(&self, addresses: &Addresses) -> anyhow::Result<Store> {
         let config = &self.config.database;
         let mut server = addresses.server.clone();
         if self.config.notice.mail_host.is_some() {
             // What notice_emit() writes mail by.
-            server = server.options([("cloudlink.mail", "on")]);
+            server = server.map(|host| host.options([("cloudlink.mail", "on")]));
         }
         let store = setup::store(config, &self.config.node, server);
+        if let Some(path) = self.history_file() {
+            store.recall(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        }
+        let mut probe = Probe::new(store.clone(), None);
         let mut pause = DATABASE_AGAIN_AFTER;
         loop {
+            // So that connections are made to the right one of several hosts.
+            probe.run().await;
             match prepare(config, addresses, &store).await {
                 Ok(()) => break,
                 Err(error) if error.is_retryable() => {

@@ -8,7 +8,7 @@ use std::hash::Hash;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::store::{Connection, Store, StoreError};
 
@@ -99,6 +99,7 @@ struct Asker<S> {
 /// A connection that has just done well.
 struct Kept {
     connection: Connection,
+    since: Instant,
     statements: u32,
 }
 
@@ -150,14 +151,14 @@ impl<S: Statement> Asker<S> {
     async fn ask(&mut self, questions: &[S::Question]) -> Result<Vec<S::Answer>, StoreError> {
         let Self { statement, store, kept } = self;
         let asking = async {
-            let Kept { mut connection, statements } = match kept.take() {
-                Some(kept) => kept,
-                None => Kept { connection: store.connection().await?, statements: 0 },
+            let Kept { mut connection, since, statements } = match kept.take() {
+                Some(kept) if !store.is_outdated(kept.since.elapsed()) => kept,
+                Some(_) | None => Kept { connection: store.connection().await?, since: Instant::now(), statements: 0 },
             };
             let answers = statement.ask(&mut connection, questions).await?;
             let statements = statements + 1;
             if statements < KEEP_STATEMENTS_MAX && store.has_spare_connections() {
-                *kept = Some(Kept { connection, statements });
+                *kept = Some(Kept { connection, since, statements });
             }
             Ok(answers)
         };

@@ -19,8 +19,7 @@ use crate::http_server::{Bounds, HttpServer};
 use crate::isolation;
 use crate::metrics::Metrics;
 use crate::proxy::Proxies;
-use crate::store::Store;
-use crate::store::setup::Probe;
+use crate::store::{Probe, Store};
 
 /// Monitoring systems are few.
 const BOUNDS: Bounds = Bounds {

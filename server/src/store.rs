@@ -21,6 +21,7 @@ pub mod node;
 pub mod notice;
 pub mod opening;
 pub mod person;
+mod primary;
 pub mod proof;
 pub mod quarantine;
 pub mod receipt;
@@ -37,14 +38,19 @@ pub mod transition;
 pub mod tunnel;
 pub mod webhook;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cloudlink_proto::ids::TenantId;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection as _, Executor, PgConnection, PgPool, Postgres};
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{AssertSqlSafe, Connection as _, Executor, PgConnection, PgPool, Postgres};
 use tokio::time::timeout;
+
+pub use self::primary::{Hosts, Probe};
+
+use self::primary::{History, Primary, QUESTION};
 
 /// The schema that this binary needs.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
@@ -142,25 +148,36 @@ pub struct Store {
     /// How long an answer may take, beyond which the connection is taken to be dead.
     patience: Duration,
     is_in_doubt: Arc<AtomicBool>,
+    primary: Arc<Primary>,
 }
 
 impl Store {
-    /// Prepares a pool whose every connection acts as the role `cloudlink_app`. Connects when first used.
+    /// Prepares a pool whose every connection acts as the role `cloudlink_app`, at the host that is the database. Connects when
+    /// first used, to the first host until [`Probe::run`] has found another one.
     #[must_use]
-    pub fn new(pool: PgPoolOptions, database: PgConnectOptions) -> Self {
+    pub fn new(pool: PgPoolOptions, hosts: impl Into<Hosts>) -> Self {
+        let primary = Arc::new(Primary::new(hosts.into()));
         let is_in_doubt = Arc::new(AtomicBool::new(false));
         let in_doubt = Arc::clone(&is_in_doubt);
+        let (admitting, dating) = (Arc::clone(&primary), Arc::clone(&primary));
         let pool = pool
-            .after_connect(|connection, _| {
+            .after_connect(move |connection, _| {
+                let primary = Arc::clone(&admitting);
                 Box::pin(async move {
-                    connection.execute("set role cloudlink_app").await?;
-                    Ok(())
+                    let answer =
+                        connection.fetch_one(AssertSqlSafe(format!("set role cloudlink_app; {QUESTION}"))).await?;
+                    primary.ask_others().await;
+                    Ok(primary.admit(History::of(&answer)?)?)
                 })
             })
             // A connection that was busy a moment ago works: asking it first would cost each request a round trip.
             .test_before_acquire(false)
-            .before_acquire(|connection, meta| {
+            .before_acquire(move |connection, meta| {
+                let is_outdated = dating.is_outdated(meta.age);
                 Box::pin(async move {
+                    if is_outdated {
+                        return Ok(false);
+                    }
                     if meta.idle_for > TRUST_IDLE_FOR {
                         connection.ping().await?;
                     }
@@ -177,7 +194,7 @@ impl Store {
                     Ok(true)
                 })
             });
-        Self { pool: pool.connect_lazy_with(database), patience: PATIENCE, is_in_doubt }
+        Self { pool: pool.connect_lazy_with(primary.chosen()), patience: PATIENCE, is_in_doubt, primary }
     }
 
     /// With another limit to how long an answer may take. Must be above the database's own limit for a statement.
@@ -189,6 +206,17 @@ impl Store {
     /// Says whether the database seems to be away: connections are then looked at more closely.
     pub fn doubt(&self, is_in_doubt: bool) {
         self.is_in_doubt.store(is_in_doubt, Ordering::Relaxed);
+    }
+
+    /// What earlier runs of this node have learned of where the database is, out of a file that [`Probe`] writes.
+    pub fn recall(&self, path: &Path) -> std::io::Result<()> {
+        self.primary.recall(path)
+    }
+
+    /// Whether a connection that was taken out of the pool so long ago may be one to a host that is not the database any more.
+    #[must_use]
+    pub fn is_outdated(&self, age: Duration) -> bool {
+        self.primary.is_outdated(age)
     }
 
     /// Waits for what the database does, but not for ever: one that is cut off, or whose host is gone, says nothing at all.

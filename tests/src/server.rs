@@ -260,8 +260,14 @@ impl Server {
 
     /// Starts it again on the same ports and data.
     pub async fn start_again(&mut self) -> anyhow::Result<()> {
-        self.program = run(&self.directory, &self.set, self.runner.as_ref())?;
+        self.launch()?;
         self.ready().await
+    }
+
+    /// The same, without waiting until it is ready.
+    pub fn launch(&mut self) -> anyhow::Result<()> {
+        self.program = run(&self.directory, &self.set, self.runner.as_ref())?;
+        Ok(())
     }
 }
 

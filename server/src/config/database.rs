@@ -17,7 +17,8 @@ section! {
     /// The database. Without `url`, the server runs its own Postgres in its data directory.
     pub struct Database in "database" {
         /// A Postgres 15 or newer, as `postgres://login@host/cloudlink`. The login must be a member of the role
-        /// `cloudlink_app`, which the server takes on each connection.
+        /// `cloudlink_app`, which the server takes on each connection. Of several hosts (`host-1:5432,host-2:5432`, at most 8) the
+        /// one with the newest history is the database, as docs/OPERATIONS.md tells.
         url: Option<Secret> = None;
         /// A file that holds `url`, instead of `url`.
         url_file: Option<PathBuf> = None;

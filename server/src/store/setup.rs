@@ -4,26 +4,26 @@ use std::path::Path;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tokio::time::timeout;
 
-use super::{MIGRATOR, Store, StoreError};
+use super::{Hosts, MIGRATOR, Store, StoreError};
 use crate::config;
 
-/// How long one attempt to reach the database may take.
+/// How long a database that was reached may take to answer, or to part.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// How long an answer may take beyond the time that Postgres gives a statement.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// A transaction in which nothing happens for so long is ended by Postgres, so that it cannot hold locks for ever.
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(60);
 
-/// Where a database is, and as whom to use it.
-pub type Address = PgConnectOptions;
-
 /// Why the database is not one that this server may run on.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    #[error("{key} is not the address of a Postgres: expected postgres://login:password@host:port/database")]
+    #[error(
+        "{key} is not the address of a Postgres: expected postgres://login:password@host:port/database, with up to {max} hosts as \
+         host:port,host:port", max = Hosts::COUNT_MAX
+    )]
     Url { key: &'static str },
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -77,16 +77,17 @@ pub fn socket_options(directory: &Path, port: u16, login: &str, database: &str) 
         .ssl_mode(PgSslMode::Disable)
 }
 
-/// A database of somebody else. The error does not repeat the address: it may hold a password.
-pub fn url_options(key: &'static str, url: &config::Secret) -> Result<PgConnectOptions, SetupError> {
-    url.expose().parse().map_err(|_| SetupError::Url { key })
+/// A database of somebody else, at one host or, separated by commas, at one of several. The error does not repeat the address: it
+/// may hold a password.
+pub fn url_hosts(key: &'static str, url: &config::Secret) -> Result<Hosts, SetupError> {
+    url.expose().parse().map_err(|()| SetupError::Url { key })
 }
 
 /// The pool of the running server.
 #[must_use]
-pub fn store(config: &config::Database, node: &str, options: PgConnectOptions) -> Store {
+pub fn store(config: &config::Database, node: &str, hosts: Hosts) -> Store {
     let milliseconds = |duration: Duration| duration.as_millis().to_string();
-    let options = options.application_name(&format!("cloudlinkd {node}")).options([
+    let settings = [
         ("statement_timeout", milliseconds(config.statement_timeout_seconds.duration())),
         ("lock_timeout", milliseconds(config.lock_timeout_seconds.duration())),
         ("idle_in_transaction_session_timeout", milliseconds(IDLE_IN_TRANSACTION)),
@@ -95,24 +96,27 @@ pub fn store(config: &config::Database, node: &str, options: PgConnectOptions) -
         ("random_page_cost", "1.1".to_owned()),
         // Compiling takes longer than any of the statements.
         ("jit", "off".to_owned()),
-    ]);
+    ];
+    let name = format!("cloudlinkd {node}");
+    let hosts = hosts.map(|host| host.application_name(&name).options(settings.clone()));
     let pool = PgPoolOptions::new()
         .max_connections(config.connections_max)
         .acquire_timeout(config.acquire_timeout_seconds.duration())
         .idle_timeout(config.idle_timeout_seconds.duration())
         .max_lifetime(config.lifetime_seconds.duration());
-    Store::new(pool, options).with_patience(config.statement_timeout_seconds.duration() + ANSWER_WITHIN)
+    Store::new(pool, hosts).with_patience(config.statement_timeout_seconds.duration() + ANSWER_WITHIN)
 }
 
 /// Whether a Postgres takes connections there.
 pub async fn answers(options: &PgConnectOptions) -> bool {
-    Probe::new(options.clone()).run().await
+    let Ok(mut connection) = connect(&options.clone().into()).await else { return false };
+    matches!(timeout(CONNECT_WITHIN, connection.ping()).await, Ok(Ok(())))
 }
 
 /// Makes the database and the server's login in a cluster of our own, if they are missing.
 pub async fn cluster_prepare(
-    maintenance: &PgConnectOptions,
-    owner: &PgConnectOptions,
+    maintenance: &Hosts,
+    owner: &Hosts,
     database: &str,
     login: &str,
 ) -> Result<(), SetupError> {
@@ -145,7 +149,7 @@ pub async fn cluster_prepare(
 }
 
 /// Applies the migrations that the database lacks, as its owner.
-pub async fn migrate(owner: &PgConnectOptions) -> Result<(), SetupError> {
+pub async fn migrate(owner: &Hosts) -> Result<(), SetupError> {
     let mut connection = connect(owner).await?;
     super::migrate(&mut connection).await?;
     close(connection).await;
@@ -153,7 +157,7 @@ pub async fn migrate(owner: &PgConnectOptions) -> Result<(), SetupError> {
 }
 
 /// Checks that exactly this version's migrations were applied.
-pub async fn schema_check(owner: &PgConnectOptions) -> Result<(), SetupError> {
+pub async fn schema_check(owner: &Hosts) -> Result<(), SetupError> {
     let mut connection = connect(owner).await?;
     let applied: Vec<(i64, Vec<u8>, bool)> =
         sqlx::query_as("select version, checksum, success from _sqlx_migrations order by version")
@@ -216,40 +220,8 @@ pub async fn privilege_check(store: &Store) -> Result<(), SetupError> {
     }
 }
 
-/// Asks the database now and then whether it is there, on a connection of its own: a pool that is busy is not a database that
-/// is away.
-#[derive(Debug)]
-pub struct Probe {
-    options: PgConnectOptions,
-    connection: Option<PgConnection>,
-}
-
-impl Probe {
-    #[must_use]
-    pub fn new(options: PgConnectOptions) -> Self {
-        Self { options, connection: None }
-    }
-
-    /// Whether it answers now.
-    pub async fn run(&mut self) -> bool {
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => match connect(&self.options).await {
-                Ok(connection) => connection,
-                Err(_) => return false,
-            },
-        };
-        let answered = matches!(timeout(CONNECT_WITHIN, connection.ping()).await, Ok(Ok(())));
-        if answered {
-            self.connection = Some(connection);
-        }
-        answered
-    }
-}
-
-async fn connect(options: &PgConnectOptions) -> Result<PgConnection, StoreError> {
-    let connecting = timeout(CONNECT_WITHIN, options.connect()).await;
-    Ok(connecting.map_err(|_| StoreError::Unavailable(sqlx::Error::PoolTimedOut))??)
+async fn connect(hosts: &Hosts) -> Result<PgConnection, StoreError> {
+    Ok(hosts.connect().await?)
 }
 
 /// Says good-bye, so that Postgres does not log a lost connection. That it cannot be said changes nothing.

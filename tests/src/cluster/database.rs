@@ -10,7 +10,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _};
 use tempfile::TempDir;
 
-use super::{START_LIMIT, until_listening};
+use super::START_LIMIT;
 use crate::fleet::directory;
 use crate::poll::wait_for;
 use crate::port;
@@ -204,10 +204,15 @@ impl Host {
         for setting in ["fsync=off", "full_page_writes=off", "max_connections=200"] {
             command.arg("-c").arg(setting);
         }
-        let program = self.program.insert(Program::start(&self.name, command, &self.directory.join("postgres.log"))?);
-        until_listening(program, self.address).await?;
-        // It listens before it has looked at its log.
-        wait_for("a database that answers", START_LIMIT, async || Ok(self.connect().await?.close().await?)).await
+        let mut program = Program::start(&self.name, command, &self.directory.join("postgres.log"))?;
+        // It listens some time before it is there.
+        wait_for("Postgres", START_LIMIT, async || {
+            program.ensure_running()?;
+            Ok(self.connect().await?.close().await?)
+        })
+        .await?;
+        self.program = Some(program);
+        Ok(())
     }
 
     /// All its processes at once: each is in a group of its own, and would go on for a moment without the first of them.
