@@ -273,6 +273,7 @@ impl Node {
             node: config.node.clone(),
             trust_domain: config.trust_domain.parse().context("trust_domain is not one")?,
             device: config.device.clone(),
+            admission: config.admission.clone(),
             link: config.link.clone(),
             certificate: config.certificate.clone(),
             store,

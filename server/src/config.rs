@@ -2,6 +2,7 @@
 //! (`--set table.key=value`). Everything has a default. Every fault is found and reported at once, before any port is bound.
 //! docs/CONFIG.md is made from what is declared here.
 
+mod admission;
 mod certificate;
 mod cluster;
 mod database;
@@ -28,6 +29,7 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+pub use admission::Admission;
 pub use certificate::Certificate;
 pub use cluster::Cluster;
 pub use database::Database;
@@ -63,6 +65,7 @@ pub struct Config {
     pub node: String,
     pub trust_domain: String,
     pub device: Device,
+    pub admission: Admission,
     pub people: People,
     pub operations: Operations,
     pub cluster: Cluster,
@@ -87,6 +90,7 @@ impl Default for Config {
             node: node::host_name(),
             trust_domain: node.trust_domain,
             device: Device::default(),
+            admission: Admission::default(),
             people: People::default(),
             operations: Operations::default(),
             cluster: Cluster::default(),
@@ -150,6 +154,7 @@ impl Config {
             node: node.node.unwrap_or_else(node::host_name),
             trust_domain: node.trust_domain,
             device: Device::read(given),
+            admission: Admission::read(given),
             people: People::read(given),
             operations: Operations::read(given),
             cluster: Cluster::read(given),

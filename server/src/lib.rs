@@ -3,6 +3,7 @@
 //! Directions: `http`, `link` and `tasks` use `store`, `store` uses `model`, `model` uses `proto`. Only `store` names sqlx.
 //! [`bus`] carries hints between them and never a fact: the database is the truth.
 
+mod admission;
 pub mod app;
 mod batch;
 pub mod bus;

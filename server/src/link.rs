@@ -53,6 +53,7 @@ pub(crate) use registry::{Ending, Handle, Order, Registry, Seat, StreamOrder, Tu
 use report::Reports;
 use statement::{Closes, Hellos, Standings, Transitions};
 
+use crate::admission::Admission;
 use crate::batch::Batch;
 use crate::bus::Bus;
 use crate::cluster::Peers;
@@ -77,6 +78,7 @@ pub struct Parts {
     pub node: String,
     pub trust_domain: TrustDomain,
     pub device: config::Device,
+    pub admission: config::Admission,
     pub link: config::Link,
     pub certificate: config::Certificate,
     pub store: Store,
@@ -106,6 +108,8 @@ pub(crate) struct Shared {
     authority: Arc<Authority>,
     tls: Tls,
     pub(crate) tunnels: Option<Arc<Tunnels>>,
+    /// Lets new connections in.
+    pub(crate) admission: Arc<Admission>,
     /// Whose word for who a device is, by its address, is taken.
     proxies: Proxies,
     strangers: Arc<Gate>,
@@ -128,8 +132,20 @@ impl Links {
     /// Starts what links share. To be called in a runtime.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { node, trust_domain, device, link, certificate, store, bus, metrics, authority, tls, tunnels } =
-            parts;
+        let Parts {
+            node,
+            trust_domain,
+            device,
+            admission,
+            link,
+            certificate,
+            store,
+            bus,
+            metrics,
+            authority,
+            tls,
+            tunnels,
+        } = parts;
         let strangers = Gate::new(Allowance {
             total_max: device.unauthenticated_max,
             per_address_max: device.unauthenticated_per_address_max,
@@ -148,6 +164,7 @@ impl Links {
             hellos: Batch::start(Hellos, store.clone()),
             transitions: Batch::start(Transitions, store.clone()),
             closes: Batch::start(Closes, store.clone()),
+            admission: Admission::start(&admission, Arc::clone(&metrics)),
             reports: Reports::default(),
             clones: opening::Clones::default(),
             refusals: Sampler::default(),

@@ -12,6 +12,7 @@ use prometheus::{
     TextEncoder,
 };
 
+use crate::admission::metrics::AdmissionMetrics;
 use crate::isolation::{DriftKind, policy};
 
 /// Handshakes and enrollments: from a tenth of a millisecond to the time limit.
@@ -255,6 +256,8 @@ pub struct Metrics {
     pub handshake_seconds: Histogram,
     /// `reason`: see [`Failure`].
     pub handshake_failures: IntCounterVec,
+    /// How fast new connections to the device port are let in.
+    pub admission: AdmissionMetrics,
     /// Devices that were enrolled.
     pub enrollments: IntCounter,
     /// `reason`: see [`Failure`].
@@ -412,6 +415,7 @@ impl Metrics {
                 "Connections to the device port that did not become a link.",
                 &["reason"],
             ),
+            admission: AdmissionMetrics::new(&registry),
             enrollments: counter(&registry, "cloudlink_enrollments_total", "Devices that were enrolled."),
             enrollment_failures: counters(
                 &registry,
@@ -767,7 +771,7 @@ struct Description {
 
 /// A registry that remembers what was registered: a family without a series yet is not in what it gathers.
 #[derive(Default)]
-struct Registering {
+pub(crate) struct Registering {
     registry: Registry,
     descriptions: RefCell<Vec<Description>>,
 }
@@ -776,11 +780,11 @@ fn counter(registry: &Registering, name: &str, help: &str) -> IntCounter {
     register(registry, "counter", IntCounter::new(name, help))
 }
 
-fn counters(registry: &Registering, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+pub(crate) fn counters(registry: &Registering, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
     register(registry, "counter", IntCounterVec::new(Opts::new(name, help), labels))
 }
 
-fn gauge(registry: &Registering, name: &str, help: &str) -> IntGauge {
+pub(crate) fn gauge(registry: &Registering, name: &str, help: &str) -> IntGauge {
     register(registry, "gauge", IntGauge::new(name, help))
 }
 
@@ -788,7 +792,7 @@ fn gauges(registry: &Registering, name: &str, help: &str, labels: &[&str]) -> In
     register(registry, "gauge", IntGaugeVec::new(Opts::new(name, help), labels))
 }
 
-fn histogram(registry: &Registering, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+pub(crate) fn histogram(registry: &Registering, name: &str, help: &str, buckets: &[f64]) -> Histogram {
     register(registry, "histogram", Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())))
 }
 
@@ -797,7 +801,7 @@ fn histograms(registry: &Registering, name: &str, help: &str, buckets: &[f64], l
     register(registry, "histogram", HistogramVec::new(options, labels))
 }
 
-fn register<C: Collector + Clone + 'static>(
+pub(crate) fn register<C: Collector + Clone + 'static>(
     registering: &Registering,
     kind: &'static str,
     collector: prometheus::Result<C>,

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use super::section::{Field, Section};
 use super::{
-    certificate, cluster, database, device, isolation, link, log, node, notice, operations, people, postgres, shutdown,
-    sign_in, support, tunnel,
+    admission, certificate, cluster, database, device, isolation, link, log, node, notice, operations, people,
+    postgres, shutdown, sign_in, support, tunnel,
 };
 
 const HEAD: &str = "\
@@ -33,10 +33,11 @@ pub fn reference() -> String {
     text
 }
 
-fn sections() -> [Section; 16] {
+fn sections() -> [Section; 17] {
     [
         node::Node::describe(),
         device::Device::describe(),
+        admission::Admission::describe(),
         people::People::describe(),
         operations::Operations::describe(),
         cluster::Cluster::describe(),

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ use super::request::{Caller, Upgraded};
 use super::stream::Stream;
 use super::tls::{self, Purpose};
 use super::{Ending, Links, Seat, Shared, conn, opening, request};
+use crate::admission::cost::Kind;
+use crate::admission::cpu::metered;
 use crate::lifecycle::Shutdown;
 use crate::metrics::Failure;
 use crate::proxy::{self, ProxyError};
@@ -185,13 +188,23 @@ async fn establish(shared: &Arc<Shared>, mut stream: TcpStream, newcomer: Newcom
         Newcomer::Behind { proxy, place } => Box::pin(introduce(shared, &mut stream, proxy, place, deadline)).await?,
     };
     let spoken = timeout_at(deadline, listen(&mut stream)).await.unwrap_or(Err(Failure::Timeout));
+    let is_served = matches!(spoken, Ok(Spoken::Tls)) || spoken.is_ok() && shared.tunnels.is_some();
+    if is_served && !shared.admission.turn(remote).await {
+        shared.refuse(Failure::Overload, remote);
+        return None;
+    }
     match (spoken, &shared.tunnels) {
         (Ok(Spoken::Tls), _) => {
-            establish_link(shared, stream, remote, pass, accepted_at, deadline).await.map(Established::Link)
+            // Apart: whoever waits for its turn needs no room for what comes after it.
+            let link = Box::pin(establish_link(shared, stream, remote, pass, accepted_at)).await;
+            link.map(Established::Link)
         }
         (Ok(Spoken::OpenVpn(first)), Some(tunnels)) => {
             let arrival = Arrival { stream, first, remote, accepted_at, pass };
-            Box::pin(tunnel::opening::open(shared, tunnels, arrival)).await.map(Established::Tunnel)
+            let (tunnel, spent) = metered(Box::pin(tunnel::opening::open(shared, tunnels, arrival)).as_mut()).await;
+            let tunnel = tunnel?;
+            shared.admission.note(Kind::OpenVpn, spent, Duration::ZERO);
+            Some(Established::Tunnel(tunnel))
         }
         (Ok(Spoken::OpenVpn(_)), None) => {
             shared.refuse(Failure::OpenvpnOff, remote);
@@ -240,10 +253,11 @@ async fn establish_link(
     remote: IpAddr,
     pass: Pass,
     begun: Instant,
-    deadline: Instant,
 ) -> Option<conn::Link> {
+    let deadline = Instant::now() + shared.device.handshake_timeout_seconds.duration();
     let shake = async { shake(shared, stream).await.map_err(|error| tls::failure(&error)) };
-    let shaken = timeout_at(deadline, shake).await.unwrap_or(Err(Failure::Timeout));
+    let (shaken, shaking) = metered(pin!(timeout_at(deadline, shake))).await;
+    let shaken = shaken.unwrap_or(Err(Failure::Timeout));
     let (purpose, stream) = match shaken {
         Ok(shaken) => shaken,
         Err(failure) => {
@@ -252,10 +266,10 @@ async fn establish_link(
         }
     };
     let kind = match stream.get_ref().1.handshake_kind() {
-        Some(rustls::HandshakeKind::Resumed) => "resumed",
-        _ => "full",
+        Some(rustls::HandshakeKind::Resumed) => Kind::Resumed,
+        _ => Kind::Full,
     };
-    shared.metrics.handshakes.with_label_values(&[kind]).inc();
+    shared.metrics.handshakes.with_label_values(&[kind.label()]).inc();
     shared.metrics.handshake_seconds.observe(begun.elapsed().as_secs_f64());
 
     let deadline = Instant::now() + shared.device.request_timeout_seconds.duration();
@@ -264,7 +278,8 @@ async fn establish_link(
         Purpose::Enrollment => Caller::Stranger,
     };
     let serve = request::serve(shared, Stream::Tls(stream), caller, remote);
-    let upgraded = match timeout_at(deadline, serve).await {
+    let (upgraded, serving) = metered(pin!(timeout_at(deadline, serve))).await;
+    let upgraded = match upgraded {
         Ok(upgraded) => upgraded?,
         Err(_) => {
             shared.refuse(Failure::Timeout, remote);
@@ -273,10 +288,13 @@ async fn establish_link(
     };
     // Authenticated: no stranger any more.
     drop(pass);
-    match upgraded {
-        Upgraded::Link(link) => opening::open(shared, link, remote).await,
-        Upgraded::Stream => None,
-    }
+    let Upgraded::Link(link) = upgraded else { return None };
+    let tenant = link.peer.tenant_id;
+    let (link, opening) = metered(pin!(opening::open(shared, link, remote))).await;
+    let link = link?;
+    shared.admission.learn(remote, tenant);
+    shared.admission.note(kind, shaking, serving + opening);
+    Some(link)
 }
 
 /// What a peer speaks.

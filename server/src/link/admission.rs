@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::problem::Problem;
+use crate::admission::Registration;
 use crate::clock;
 use crate::metrics::Failure;
 use crate::store::certificate::Standing;
@@ -65,10 +66,13 @@ pub(crate) fn check_room(shared: &Shared) -> Result<(), Problem> {
     if shared.registry.has_room() {
         return Ok(());
     }
-    let detail = "this node serves as many links as it may";
-    let status = StatusCode::SERVICE_UNAVAILABLE;
-    Err(Problem::new("overloaded", status, "Overloaded", detail, Failure::Overload)
-        .with_retry_after(shared.reconnect_spread_seconds()))
+    Err(Problem::overloaded("this node serves as many links as it may", shared.reconnect_spread_seconds()))
+}
+
+/// Whether the device may be asked about now, when many others are.
+pub(crate) fn register(shared: &Shared, peer: &Identified) -> Result<Registration, Problem> {
+    let busy = || Problem::overloaded("too many devices come back at once", shared.admission.retry_after_seconds());
+    shared.admission.register(peer.tenant_id).ok_or_else(busy)
 }
 
 /// Asks the database whether the device may open a link.

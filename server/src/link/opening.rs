@@ -40,7 +40,8 @@ const SUSPECTS_MAX: usize = 10_000;
 
 /// Opens a link on a WebSocket. `None`: it came to nothing, and is closed.
 pub(crate) async fn open(shared: &Arc<Shared>, upgraded: UpgradedLink, remote: IpAddr) -> Option<Link> {
-    let UpgradedLink { stream, tunnel_id, read_ahead, peer } = upgraded;
+    // Until this is over, with or without a link.
+    let UpgradedLink { stream, tunnel_id, read_ahead, peer, registration: _registration } = upgraded;
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(0)

@@ -67,6 +67,11 @@ impl Problem {
             .with_retry_after(UNAVAILABLE_RETRY_SECONDS)
     }
 
+    pub(crate) fn overloaded(detail: &'static str, retry_after_seconds: u32) -> Self {
+        Self::new("overloaded", StatusCode::SERVICE_UNAVAILABLE, "Overloaded", detail, Failure::Overload)
+            .with_retry_after(retry_after_seconds)
+    }
+
     /// A device that was revoked after it was admitted.
     pub(crate) fn revoked() -> Self {
         let detail = "the device or its certificate was revoked";

@@ -19,10 +19,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
-use super::admission::{Identified, admit, check_standing};
+use super::admission::{Identified, admit, check_standing, register};
 use super::problem::{Answer, Problem};
 use super::stream::Stream;
 use super::{Shared, enroll};
+use crate::admission::Registration;
 use crate::cluster::peer::{Carriage, stream_request};
 use crate::metrics::Failure;
 use crate::support::expect::{Maker, Ticket};
@@ -64,11 +65,13 @@ pub(crate) struct UpgradedLink {
     /// What the peer sent right after its request.
     pub(super) read_ahead: Bytes,
     pub(super) peer: Identified,
+    /// `None` inside a tunnel.
+    pub(super) registration: Option<Registration>,
 }
 
 /// What a request is let in for.
 enum Admitted {
-    Link(Identified),
+    Link(Identified, Option<Registration>),
     Stream(Ticket),
     /// Another node waits for it.
     Carried(Carriage),
@@ -125,7 +128,9 @@ pub(crate) async fn serve(shared: &Arc<Shared>, stream: Stream, caller: Caller, 
     let (mut stream, read_ahead) = (parts.io.into_inner(), parts.read_buf);
     let admitted = admitted.lock().unwrap_or_else(PoisonError::into_inner).take();
     match admitted {
-        Some(Admitted::Link(peer)) => Some(Upgraded::Link(UpgradedLink { stream, tunnel_id, read_ahead, peer })),
+        Some(Admitted::Link(peer, registration)) => {
+            Some(Upgraded::Link(UpgradedLink { stream, tunnel_id, read_ahead, peer, registration }))
+        }
         Some(Admitted::Stream(ticket)) => {
             ticket.arrive(stream, read_ahead);
             Some(Upgraded::Stream)
@@ -153,11 +158,13 @@ async fn device(
         (LINK_PATH, &Method::GET) => {
             let answer = upgrade(request.headers(), SUBPROTOCOL)?;
             let peer = peer?;
-            // With its tunnel the device was admitted, and has a place.
-            if tunnel_id.is_none() {
-                admit(shared, &peer).await?;
+            if tunnel_id.is_some() {
+                // With its tunnel the device was admitted, and has a place.
+                return Ok((Admitted::Link(peer, None), answer));
             }
-            Ok((Admitted::Link(peer), answer))
+            let registration = register(shared, &peer)?;
+            admit(shared, &peer).await?;
+            Ok((Admitted::Link(peer, Some(registration)), answer))
         }
         (STREAM_PATH, &Method::GET) => {
             let answer = upgrade(request.headers(), stream::SUBPROTOCOL)?;

@@ -1,5 +1,6 @@
 //! The device port over real sockets, with real certificates, a real database and the device's end of `proto::link`.
 
+mod admission;
 mod command;
 mod connect;
 mod database;
@@ -29,7 +30,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{Links, Parts, Tls, accept};
 use crate::bus::Bus;
-use crate::config::{self, Certificate, Device, Link};
+use crate::config::{self, Admission, Certificate, Device, Link};
 use crate::isolation::Isolation;
 use crate::lifecycle::Shutdown;
 use crate::metrics::Metrics;
@@ -73,6 +74,7 @@ impl Drop for Port {
 /// What a test may set otherwise.
 struct Settings {
     device: Device,
+    admission: Admission,
     link: Link,
     certificate: Certificate,
     /// Served if it is enabled, without an interface.
@@ -95,6 +97,7 @@ impl Port {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let mut settings = Settings {
             device: Device::default(),
+            admission: Admission::default(),
             link: Link::default(),
             certificate: Certificate::default(),
             tunnel: config::Tunnel::default(),
@@ -140,6 +143,7 @@ impl Port {
             node: "node-1".to_owned(),
             trust_domain: trust_domain(),
             device: settings.device,
+            admission: settings.admission,
             link: settings.link,
             certificate: settings.certificate,
             store,

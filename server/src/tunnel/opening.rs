@@ -18,7 +18,7 @@ use super::handshake::Handshake;
 use super::slice::{Addresses, IPV6_PREFIX};
 use super::wrapping;
 use crate::isolation::State;
-use crate::link::admission::{Identified, admit, check_room, identify};
+use crate::link::admission::{Identified, admit, check_room, identify, register};
 use crate::link::limit::Pass;
 use crate::link::opening::tell_other_node;
 use crate::link::problem::Problem;
@@ -118,6 +118,7 @@ async fn establish(shared: &Arc<Shared>, tunnels: &Arc<Tunnels>, arrival: Arriva
     let opened = take_in(shared, tunnels, &mut handshake, &client, pass, remote).await;
     match opened {
         Ok(opened) => {
+            shared.admission.learn(remote, opened.peer.tenant_id);
             let (stream, session) = handshake.into_parts();
             live(shared, tunnels, opened, remote, move |port, handle, expires_at| Tunnel {
                 session,
@@ -174,6 +175,7 @@ async fn take_in(
     if !is_probe(peer.device_id) && !tunnels.isolation.is_enforced_within(ENFORCED_WITHIN).await {
         return Err(Refusal::Failed(Failure::Isolation));
     }
+    let _registration = register(shared, &peer)?;
     let (host, addresses) = address(shared, tunnels, &peer).await?;
     // Authenticated: no stranger any more.
     drop(pass);
@@ -231,10 +233,7 @@ async fn address(shared: &Shared, tunnels: &Tunnels, peer: &Identified) -> Resul
         return Ok((host, addresses));
     }
     admit(shared, peer).await?;
-    let detail = "all tunnel addresses of this node are in use";
-    let status = StatusCode::SERVICE_UNAVAILABLE;
-    Err(Problem::new("overloaded", status, "Overloaded", detail, Failure::Overload)
-        .with_retry_after(NO_ADDRESS_BACKOFF_SECONDS))
+    Err(Problem::overloaded("all tunnel addresses of this node are in use", NO_ADDRESS_BACKOFF_SECONDS))
 }
 
 fn admission(tunnels: &Tunnels, addresses: Addresses) -> Admission {

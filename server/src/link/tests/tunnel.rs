@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cloudlink_certs::Validity;
-use cloudlink_proto::ids::DeviceId;
+use cloudlink_proto::ids::{DeviceId, TenantId};
 use cloudlink_proto::link::LINK_PATH;
 use cloudlink_proto::link::SUBPROTOCOL;
 use cloudlink_proto::link::message::command_status::State;
@@ -270,6 +270,28 @@ async fn whoever_may_not_link_gets_no_tunnel_and_no_word_that_ends_a_client(
     }
     assert_eq!(port.ask("select count(*)::text from links").await.as_deref(), Some("0"));
     assert_eq!(port.metric("cloudlink_tunnels_opened_total"), 0);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_client_that_comes_with_too_many_others_is_told_when_to_come_back(
+    _: PgPoolOptions,
+    database: PgConnectOptions,
+) {
+    let port = start_with(database, |settings| settings.admission.registrations_max = 1).await;
+    let fleet = Fleet::new(&port).await;
+    let (device, other) = (fleet.device(&port).await, fleet.device(&port).await);
+    let registration = port.links.0.admission.register(TenantId::from_uuid(fleet.tenant)).unwrap();
+    let refused = Client::dial(&port, &device.credentials).await.up().await.err().unwrap();
+    let CloseReason::AuthFailed(text) = &refused else { panic!("{refused:?}") };
+    assert!(text.as_str().starts_with("TEMP[backoff 5]:too many devices"), "{text}");
+    failed(&port, "overload", 1).await;
+    assert_eq!(port.ask("select count(*)::text from links").await.as_deref(), Some("0"));
+
+    drop(registration);
+    // Not only one of them: each makes room again.
+    for device in [&device, &other] {
+        Client::live(&port, &device.credentials).await;
+    }
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
