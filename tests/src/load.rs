@@ -7,6 +7,7 @@
 pub mod device;
 pub mod dial;
 pub mod fleet;
+pub mod link;
 pub mod mqtt;
 pub mod nats;
 pub mod openvpn;

@@ -8,28 +8,17 @@ use bytes::Bytes;
 use cloudlink_proto::ids::{CommandId, DeviceId};
 use cloudlink_proto::link::message::goodbye::Code;
 use cloudlink_proto::link::message::{Command, CommandStatus, Hello, MetricsReport, command, command_status};
-use cloudlink_proto::link::{Device, FromServer, LINK_PATH, MESSAGE_BYTES_MAX, SUBPROTOCOL, Session, State, Violation};
-use futures_util::{SinkExt, StreamExt};
-use http::header::SEC_WEBSOCKET_PROTOCOL;
+use cloudlink_proto::link::{FromServer, State};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 use tokio_util::sync::CancellationToken;
 
-use super::fleet::SERVER_NAME;
+use super::link::{self, Next, sleep_until};
 use super::swarm::{Event, Reporter};
-
-/// Ten thousand of them have to fit into one process.
-const READ_BUFFER_BYTES: usize = 1024;
 
 /// The link of one device, from its WebSocket handshake to its end.
 pub(super) struct Link<S> {
-    socket: WebSocketStream<S>,
-    session: Session<Device>,
+    link: link::Link<S>,
     /// When the next report is due; `None` before the welcome, or if the server wants none.
     report_at: Option<Instant>,
     report_interval: Duration,
@@ -40,17 +29,9 @@ pub(super) struct Link<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     /// Opens a link and waits until it is welcomed.
     pub(super) async fn open(stream: S, id: DeviceId, index: usize, reporter: Reporter) -> Result<Self> {
-        let mut request = format!("wss://{SERVER_NAME}{LINK_PATH}").into_client_request()?;
-        request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL.parse()?);
-        let config = WebSocketConfig::default()
-            .read_buffer_size(READ_BUFFER_BYTES)
-            .write_buffer_size(0)
-            .max_message_size(Some(MESSAGE_BYTES_MAX))
-            .max_frame_size(Some(MESSAGE_BYTES_MAX));
-        let (socket, _) = tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await?;
-        let session = Session::device(now(), hello(id, index))?;
-        let mut link = Self { socket, session, report_at: None, report_interval: Duration::ZERO, index, reporter };
-        while link.session.state() == State::AwaitWelcome {
+        let link = link::Link::open(stream, hello(id, index)).await?;
+        let mut link = Self { link, report_at: None, report_interval: Duration::ZERO, index, reporter };
+        while link.link.state() == State::AwaitWelcome {
             link.step().await?;
         }
         Ok(link)
@@ -59,7 +40,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     /// Serves the link until `stop` asks for a goodbye. An error is an end that nobody asked for.
     pub(super) async fn run(&mut self, stop: &CancellationToken) -> Result<()> {
         loop {
-            if let Some(close) = self.session.close() {
+            if let Some(close) = self.link.close() {
                 bail!("{:?} ended the link with {:?}, {:?}", close.by, close.code, close.message);
             }
             tokio::select! {
@@ -67,8 +48,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
                 () = stop.cancelled() => break,
             }
         }
-        self.session.goodbye(now(), Code::ShuttingDown, "the load test is over", Duration::ZERO);
-        while self.session.state() != State::Closed {
+        self.link.goodbye(Code::ShuttingDown, "the load test is over");
+        while self.link.state() != State::Closed {
             self.step().await?;
         }
         Ok(())
@@ -76,43 +57,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
 
     /// Sends what is due, then waits for one thing and deals with it. To be cancelled only when the link is to end.
     async fn step(&mut self) -> Result<()> {
-        self.transmit().await?;
-        let timeout = self.session.poll_timeout().map(Instant::from_std).into_iter().chain(self.report_at).min();
-        tokio::select! {
-            message = self.socket.next() => self.receive(message).await,
-            () = sleep_until(timeout) => self.handle_timeout(),
+        match self.link.next(sleep_until(self.report_at)).await? {
+            Next::Said(incoming) => self.act(*incoming).await,
+            Next::Woken(()) => self.report(),
+            Next::Nothing => Ok(()),
         }
-    }
-
-    async fn transmit(&mut self) -> Result<(), SocketError> {
-        while let Some(message) = self.session.poll_transmit() {
-            self.socket.feed(Message::Binary(message)).await?;
-        }
-        self.socket.flush().await?;
-        if self.session.state() == State::Closing
-            && let Some(close) = self.session.close()
-        {
-            let frame =
-                CloseFrame { code: CloseCode::from(close.close_code()), reason: close.close_text().to_owned().into() };
-            self.socket.close(Some(frame)).await?;
-        }
-        Ok(())
-    }
-
-    async fn receive(&mut self, message: Option<Result<Message, SocketError>>) -> Result<()> {
-        match message {
-            Some(Ok(Message::Binary(message))) => {
-                if let Some(incoming) = self.session.handle_message(now(), &message)? {
-                    self.act(incoming).await?;
-                }
-            }
-            Some(Ok(Message::Text(_))) => self.session.violated(now(), &Violation::Text),
-            Some(Ok(Message::Close(frame))) => self.session.transport_lost(frame.map(|frame| frame.code.into())),
-            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
-            Some(Err(error)) => return Err(error.into()),
-            None => self.session.transport_lost(None),
-        }
-        Ok(())
     }
 
     async fn act(&mut self, incoming: FromServer) -> Result<()> {
@@ -145,42 +94,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             state: state.into(),
             ..CommandStatus::default()
         };
-        let now = now();
         match &command.kind {
             Some(command::Kind::CollectMetrics(_)) => {
-                self.session.send(now, status(command_status::State::Accepted))?;
-                self.session.send(now, status(command_status::State::Running))?;
+                self.link.send(status(command_status::State::Accepted))?;
+                self.link.send(status(command_status::State::Running))?;
                 let data_json = Bytes::from(serde_json::to_vec(&report_json(self.index))?);
                 let succeeded = status(command_status::State::Succeeded);
-                self.session.send(now, CommandStatus { data_json, ..succeeded })?;
+                self.link.send(CommandStatus { data_json, ..succeeded })?;
             }
             Some(command::Kind::RestartService(_) | command::Kind::Reboot(_) | command::Kind::Shutdown(_)) | None => {
                 let refused = status(command_status::State::Refused);
                 let code = if command.kind.is_none() { "unknown_kind" } else { "not_allowed" };
-                self.session.send(now, CommandStatus { code: code.to_owned(), ..refused })?;
+                self.link.send(CommandStatus { code: code.to_owned(), ..refused })?;
             }
         }
         Ok(())
     }
 
-    fn handle_timeout(&mut self) -> Result<()> {
-        self.session.handle_timeout(now());
-        if self.report_at.is_some_and(|at| at <= Instant::now()) && self.session.state() == State::Live {
-            self.session.send(now(), report(self.index))?;
-            self.report_at = Some(Instant::now() + self.report_interval);
+    fn report(&mut self) -> Result<()> {
+        if self.link.state() == State::Live {
+            self.link.send(report(self.index))?;
         }
+        self.report_at = Some(Instant::now() + self.report_interval);
         Ok(())
-    }
-}
-
-fn now() -> std::time::Instant {
-    Instant::now().into_std()
-}
-
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use aws_lc_rs::digest;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use cloudlink_certs::{
@@ -10,6 +10,7 @@ use cloudlink_certs::{
     create_request, profile,
 };
 use cloudlink_proto::ids::{DeviceId, TenantId};
+use data_encoding::BASE64;
 use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
@@ -87,6 +88,35 @@ impl Credential {
         let mut key_hash = [0; 32];
         key_hash.copy_from_slice(digest::digest(&digest::SHA256, &request.public_key_der()).as_ref());
         Ok(Self { id, serial, certificate, not_after: validity.not_after(), key_hash, key: Arc::new(key) })
+    }
+
+    /// For another process: one line, which [`Self::from_line`] reads.
+    #[must_use]
+    pub fn to_line(&self) -> String {
+        let parts = [
+            self.id.to_string(),
+            BASE64.encode(self.serial.as_bytes()),
+            BASE64.encode(&self.certificate),
+            self.not_after.unix_timestamp().to_string(),
+            BASE64.encode(&self.key_hash),
+            BASE64.encode(self.key.as_pkcs8_der().secret_pkcs8_der()),
+        ];
+        parts.join(" ")
+    }
+
+    pub fn from_line(line: &str) -> Result<Self> {
+        let parts: Vec<_> = line.split(' ').collect();
+        let [id, serial, certificate, not_after, key_hash, key] = parts[..] else { bail!("it is no credential") };
+        let bytes = |part: &str| BASE64.decode(part.as_bytes()).context("it is no base64");
+        let wrong = |_| anyhow!("it is of another length");
+        Ok(Self {
+            id: id.parse().map_err(|_| anyhow!("it is no id"))?,
+            serial: Serial::from_random(bytes(serial)?.try_into().map_err(wrong)?),
+            certificate: bytes(certificate)?.into(),
+            not_after: OffsetDateTime::from_unix_timestamp(not_after.parse()?)?,
+            key_hash: bytes(key_hash)?.try_into().map_err(wrong)?,
+            key: Arc::new(PrivateKey::from_pkcs8_der(&bytes(key)?)?),
+        })
     }
 
     /// What it shows to be let in, for other clients than those of the load generator.

@@ -21,7 +21,7 @@ const READ_BYTES: usize = 4096;
 
 /// What a client with this certificate is configured with. It verifies that the server has this name. Keys are exchanged as
 /// stock clients do it with OpenSSL 3.0, which does not know the post-quantum groups.
-pub(super) fn config(
+pub(crate) fn config(
     credential: &Credential,
     roots: &Arc<RootCertStore>,
     server_name: &ServerName<'static>,
@@ -37,7 +37,7 @@ pub(super) fn config(
 }
 
 /// A client from its first packet to its end.
-pub(super) struct Tunnel {
+pub(crate) struct Tunnel {
     stream: TcpStream,
     session: Box<Session>,
     is_connected: bool,
@@ -45,7 +45,7 @@ pub(super) struct Tunnel {
 
 impl Tunnel {
     /// Does a full handshake, and waits until the server has pushed addresses.
-    pub(super) async fn open(stream: TcpStream, config: Arc<ClientConfig>) -> Result<Self> {
+    pub(crate) async fn open(stream: TcpStream, config: Arc<ClientConfig>) -> Result<Self> {
         let session = Box::new(Session::client(now(), config, start()?));
         let mut tunnel = Self { stream, session, is_connected: false };
         while !tunnel.is_connected {
@@ -55,7 +55,7 @@ impl Tunnel {
     }
 
     /// Keeps the tunnel up until `stop`, then says goodbye. An error is an end that nobody asked for.
-    pub(super) async fn hold(&mut self, stop: &CancellationToken) -> Result<()> {
+    pub(crate) async fn hold(&mut self, stop: &CancellationToken) -> Result<()> {
         loop {
             tokio::select! {
                 step = self.step() => step?,
