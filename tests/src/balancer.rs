@@ -45,9 +45,9 @@ pub struct Seen {
 
 impl Balancer {
     /// Debian's `haproxy`, with `docker/haproxy.cfg`, on the host that is a site of the nodes' network.
-    pub fn haproxy(site: &Arc<Site>, directory: &Path, nodes: [Ipv4Addr; 2]) -> anyhow::Result<Self> {
+    pub fn haproxy(site: &Arc<Site>, directory: &Path, nodes: impl AsRef<[Ipv4Addr]>) -> anyhow::Result<Self> {
         let socket = directory.join("haproxy.sock");
-        let configuration = configured("haproxy.cfg", directory, nodes)?;
+        let configuration = configured("haproxy.cfg", directory, nodes.as_ref())?;
         let more = directory.join("socket.cfg");
         // On a machine with fewer open files than a hundred thousand connections take, it may have as many as there are.
         std::fs::write(
@@ -61,8 +61,8 @@ impl Balancer {
     }
 
     /// Debian's `nginx`, with `docker/nginx-stream.conf`.
-    pub fn nginx(site: &Arc<Site>, directory: &Path, nodes: [Ipv4Addr; 2]) -> anyhow::Result<Self> {
-        let configuration = configured("nginx-stream.conf", directory, nodes)?;
+    pub fn nginx(site: &Arc<Site>, directory: &Path, nodes: impl AsRef<[Ipv4Addr]>) -> anyhow::Result<Self> {
+        let configuration = configured("nginx-stream.conf", directory, nodes.as_ref())?;
         let text = std::fs::read_to_string(&configuration)?;
         let pid = directory.join("nginx.pid");
         std::fs::write(&configuration, text.replace("/run/nginx.pid", &pid.to_string_lossy()))?;
@@ -115,14 +115,26 @@ impl Balancer {
     }
 }
 
-/// Writes a configuration of `docker/`, with other nodes in it and nothing else changed.
-fn configured(name: &str, directory: &Path, nodes: [Ipv4Addr; 2]) -> anyhow::Result<PathBuf> {
-    let mut text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docker").join(name))?;
-    for (example, node) in NODES.iter().zip(nodes) {
-        anyhow::ensure!(text.matches(example).count() == 2, "{name}: not two of {example}");
-        text = text.replace(example, &node.to_string());
+/// Writes a configuration of `docker/`, with other nodes in it, more of them if there are more, and nothing else changed.
+fn configured(name: &str, directory: &Path, nodes: &[Ipv4Addr]) -> anyhow::Result<PathBuf> {
+    let example = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docker").join(name))?;
+    anyhow::ensure!(nodes.len() >= NODES.len(), "fewer nodes than in {name}");
+    let (mut lines, mut found) = (Vec::new(), 0);
+    for line in example.lines() {
+        let Some(place) = NODES.iter().position(|node| line.contains(node)) else {
+            lines.push(line.to_owned());
+            continue;
+        };
+        found += 1;
+        // The last one of the examples stands for all others, too.
+        let last = if place + 1 == NODES.len() { nodes.len() } else { place + 1 };
+        for (number, node) in nodes.iter().enumerate().take(last).skip(place) {
+            let named = line.replace(&format!("node-{}", place + 1), &format!("node-{}", number + 1));
+            lines.push(named.replace(NODES[place], &node.to_string()));
+        }
     }
+    anyhow::ensure!(found == 2 * NODES.len(), "{name}: {found} lines have examples of nodes");
     let path = directory.join(name);
-    std::fs::write(&path, text)?;
+    std::fs::write(&path, lines.join("\n") + "\n")?;
     Ok(path)
 }

@@ -1,6 +1,7 @@
 //! Several nodes: one NATS server and one Postgres, or two that follow one another, all started here, and as many servers as a
 //! test wants.
 
+mod centre;
 mod database;
 mod nats;
 mod switch;
@@ -11,7 +12,8 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
-pub use self::database::Database;
+pub use self::centre::{Centre, Peer};
+pub use self::database::{Database, Place};
 pub use self::nats::Nats;
 pub use self::switch::Switch;
 

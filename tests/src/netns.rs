@@ -175,6 +175,12 @@ impl Site {
         command
     }
 
+    /// What is put before a program's own command to have it run there.
+    #[must_use]
+    pub fn entry(&self) -> Vec<String> {
+        ["nsenter".to_owned(), format!("--net={}", self.path()), "--".to_owned()].into()
+    }
+
     /// Runs something there that must succeed, and gives back its standard output.
     pub fn sh(&self, line: &str) -> anyhow::Result<String> {
         let mut command = self.command("sh");

@@ -1,4 +1,6 @@
-use std::net::SocketAddr;
+use std::fs::File;
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -22,6 +24,23 @@ const NAME: &str = "postgres";
 /// For a standby to have all that its primary has, or to be one.
 const FOLLOW_LIMIT: Duration = Duration::from_secs(30);
 
+/// Of the sites that a test may have: [`crate::netns::Site`].
+const NETWORKS: &str = "198.18.0.0/15";
+
+/// Where a database runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    pub ip: IpAddr,
+    /// Whether what is committed is on the disk, so that a slow disk is felt.
+    pub is_durable: bool,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self { ip: Ipv4Addr::LOCALHOST.into(), is_durable: false }
+    }
+}
+
 /// A Postgres that a test may kill; on request one with a standby, which has all that was committed: nothing is committed
 /// before the standby has it.
 #[derive(Debug)]
@@ -35,24 +54,37 @@ pub struct Database {
 impl Database {
     /// A single one.
     pub async fn start() -> anyhow::Result<Self> {
+        Self::start_at(Place::default()).await
+    }
+
+    /// A single one, elsewhere.
+    pub async fn start_at(place: Place) -> anyhow::Result<Self> {
         let directory = directory()?;
         // Postgres does not run as root.
         if Uid::effective().is_root() {
             let owner = User::from_name(OWNER)?.context("there is no user postgres")?;
             chown(directory.path(), Some(owner.uid), Some(owner.gid))?;
         }
-        let mut host = Host::new(directory.path(), 1)?;
+        let mut host = Host::new(directory.path(), 1, place)?;
         let mut initdb = as_postgres(&postgres_program("initdb")?);
         initdb.args(["-U", OWNER, "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync", "-D"]).arg(host.data());
         done("initdb", &mut initdb)?;
+        // Whoever is in the same network may come, as others do on the loopback interface.
+        let mut who = File::options().append(true).open(host.data().join("pg_hba.conf"))?;
+        writeln!(who, "host all,replication all samenet trust\nhost all all {NETWORKS} trust")?;
         host.start().await?;
         Ok(Self { hosts: vec![host], primary: 0, directory })
     }
 
     /// Two, the first of which begins as the primary.
     pub async fn start_with_standby() -> anyhow::Result<Self> {
-        let mut database = Self::start().await?;
-        database.hosts.push(Host::new(database.directory.path(), 2)?);
+        Self::start_with_standby_at(Place::default()).await
+    }
+
+    /// Two, elsewhere.
+    pub async fn start_with_standby_at(place: Place) -> anyhow::Result<Self> {
+        let mut database = Self::start_at(place).await?;
+        database.hosts.push(Host::new(database.directory.path(), 2, place)?);
         database.follow(1).await?;
         Ok(database)
     }
@@ -62,6 +94,12 @@ impl Database {
     pub fn url(&self) -> String {
         let hosts: Vec<_> = self.hosts.iter().map(|host| host.address.to_string()).collect();
         format!("postgres://{OWNER}@{}/{NAME}", hosts.join(","))
+    }
+
+    /// Where all of its hosts listen.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.hosts.iter().map(|host| host.address).collect()
     }
 
     /// Where the primary listens.
@@ -78,6 +116,12 @@ impl Database {
     /// Of the primary.
     pub fn program(&mut self) -> anyhow::Result<&mut Program> {
         self.hosts[self.primary].program.as_mut().context("the database was killed")
+    }
+
+    /// The process ids of all hosts' first processes.
+    #[must_use]
+    pub fn pids(&self) -> Vec<Pid> {
+        self.hosts.iter().filter_map(|host| Some(host.program.as_ref()?.pid())).collect()
     }
 
     /// The primary, as a power cut would.
@@ -170,18 +214,20 @@ struct Host {
     name: String,
     program: Option<Program>,
     address: SocketAddr,
+    is_durable: bool,
     directory: PathBuf,
 }
 
 impl Host {
-    fn new(directory: &Path, number: usize) -> anyhow::Result<Self> {
+    fn new(directory: &Path, number: usize, place: Place) -> anyhow::Result<Self> {
         let directory = directory.join(format!("host-{number}"));
         std::fs::create_dir(&directory)?;
         if Uid::effective().is_root() {
             let owner = User::from_name(OWNER)?.context("there is no user postgres")?;
             chown(&directory, Some(owner.uid), Some(owner.gid))?;
         }
-        Ok(Self { name: format!("host-{number}"), program: None, address: port::free()?, directory })
+        let address = SocketAddr::new(place.ip, port::free()?.port());
+        Ok(Self { name: format!("host-{number}"), program: None, address, is_durable: place.is_durable, directory })
     }
 
     fn data(&self) -> PathBuf {
@@ -200,9 +246,10 @@ impl Host {
         let mut command = as_postgres(&postgres_program("postgres")?);
         command.arg("-D").arg(self.data()).arg("-h").arg(self.address.ip().to_string());
         command.arg("-p").arg(self.address.port().to_string()).arg("-k").arg(&self.directory);
-        // What is committed outlives its processes, but not the machine.
-        for setting in ["fsync=off", "full_page_writes=off", "max_connections=200"] {
-            command.arg("-c").arg(setting);
+        command.args(["-c", "max_connections=200"]);
+        if !self.is_durable {
+            // What is committed outlives its processes, but not the machine.
+            command.args(["-c", "fsync=off", "-c", "full_page_writes=off"]);
         }
         let mut program = Program::start(&self.name, command, &self.directory.join("postgres.log"))?;
         // It listens some time before it is there.

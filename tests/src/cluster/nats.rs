@@ -1,4 +1,4 @@
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::fleet::directory;
 use crate::port;
 use crate::program::{Program, bound};
 
-/// A NATS server on the loopback interface.
+/// A NATS server, by default on the loopback interface.
 #[derive(Debug)]
 pub struct Nats {
     program: Program,
@@ -21,9 +21,14 @@ pub struct Nats {
 
 impl Nats {
     pub async fn start() -> anyhow::Result<Self> {
+        Self::start_at(Ipv4Addr::LOCALHOST.into()).await
+    }
+
+    pub async fn start_at(ip: IpAddr) -> anyhow::Result<Self> {
         let directory = directory()?;
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o700))?;
-        let (address, monitor) = (port::free()?, port::free()?);
+        let at = |free: SocketAddr| SocketAddr::new(ip, free.port());
+        let (address, monitor) = (at(port::free()?), at(port::free()?));
         let program = Self::run(address, monitor, directory.path())?;
         let mut nats = Self { program, address, monitor, directory };
         until_listening(&mut nats.program, address).await?;
