@@ -1,7 +1,7 @@
 # What there is to do with a checkout. Everything lacking on a Debian machine is installed on the way (tests/scripts/prepare.sh).
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo up bench fmt
+.PHONY: help test demo up bench chaos fmt
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -17,6 +17,9 @@ up: ## a server with one demo device, until Ctrl-C; writes target/up.env
 
 bench: ## the benchmarks, one JSON object a line, also under target/bench/
 	@tests/scripts/bench.sh
+
+chaos: ## half an hour of harm to a cluster of three nodes with 10,000 devices; CHAOS_SEED plays one again
+	@tests/scripts/chaos.sh
 
 fmt: ## format the code
 	@cargo fmt --all

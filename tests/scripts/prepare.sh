@@ -34,6 +34,8 @@ main() {
         # What reads the unit and the alerts in docker/.
         have systemd-analyze || lacking+=(systemd)
         have promtool || lacking+=(prometheus)
+        # Another wall clock for one program.
+        have faketime || lacking+=(faketime)
         # A player of recordings that is not ours.
         have asciinema || lacking+=(asciinema)
         have_aiosmtpd || lacking+=(python3-aiosmtpd)

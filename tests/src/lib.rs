@@ -28,6 +28,7 @@ pub mod machine;
 pub mod netns;
 pub mod oidc;
 pub mod openvpn;
+pub mod ordeal;
 pub mod poll;
 pub mod port;
 pub mod program;

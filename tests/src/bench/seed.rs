@@ -66,6 +66,12 @@ pub async fn devices(people: &People, mut database: PgConnection, count: usize, 
     Ok(fleet)
 }
 
+/// Selects all of them.
+#[must_use]
+pub fn selector() -> serde_json::Value {
+    json!({ LABEL.0: LABEL.1 })
+}
+
 /// The tenant lets the operator read the metrics of all of them.
 pub async fn grant(people: &People) -> Result<String> {
     let grant = json!({

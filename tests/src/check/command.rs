@@ -65,7 +65,7 @@ fn told(entries: &[Entry]) -> HashMap<Uuid, Told<'_>> {
                 told.was_sent_after_receipt |= told.receipted.is_some_and(|receipted| receipted < *epoch);
             }
             What::Begun { command, grant, .. } => {
-                all.entry(*command).or_default().begun.push((*device, *at_us, *grant))
+                all.entry(*command).or_default().begun.push((*device, *at_us, *grant));
             }
             What::Ended { command, state } => all.entry(*command).or_default().ended = Some(state),
             What::Receipted { command, epoch } => all.entry(*command).or_default().receipted = Some(*epoch),

@@ -219,7 +219,7 @@ fn what_is_begun_after_its_grant_was_taken_back_is_found() {
         })
     };
     let late = Fault::AfterRevocation { command: DONE, late_ms: 1_500 };
-    assert_eq!(sent(8 * S), [late.clone()]);
+    assert_eq!(sent(8 * S), std::slice::from_ref(&late));
     assert_eq!(sent(9 * S), [Fault::SentAfterRevocation(DONE), late]);
     // On its way when that happened.
     let at_once = faults(|it| {
@@ -260,9 +260,9 @@ fn an_epoch_that_does_not_grow_is_found() {
 
 /// Who is told to be shown wrongly, and until when in seconds at the first time.
 fn wrong(break_it: impl FnOnce(&mut Evidence)) -> Vec<(Uuid, i64)> {
-    let wrong = faults(break_it).into_iter().map(|fault| match fault {
-        Fault::PresenceWrong { device, until_us, .. } => (device, until_us / S),
-        other => panic!("{other:?}"),
+    let wrong = faults(break_it).into_iter().map(|fault| {
+        let Fault::PresenceWrong { device, until_us, .. } = fault else { panic!("{fault:?}") };
+        (device, until_us / S)
     });
     wrong.collect()
 }
