@@ -12,9 +12,12 @@ use std::time::Duration;
 
 use cloudlink_proto::ids::CommandId;
 use cloudlink_proto::link::message::{Command, CommandStatus, command_status};
+use cloudlink_proto::trace_parent::TraceParent;
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tracing::Value;
+use tracing::field::display;
 
 use crate::access::{Denied, Leave};
 use crate::chain;
@@ -43,12 +46,14 @@ struct Waiting {
     id: CommandId,
     instruction: Instruction,
     start_by: Instant,
+    trace: Option<TraceParent>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Running {
     id: CommandId,
     kind: Kind,
+    trace: Option<TraceParent>,
 }
 
 /// A command that is to be told as running, and then to be given to [`Desk::execute`].
@@ -124,10 +129,11 @@ impl Desk {
         }
         match self.take(now, id, command, leave, server_unix_ms) {
             Ok(()) => {
-                tracing::info!(command.id = %id, requested_by = ?command.requested_by, reason = ?command.reason, "accepted a command");
+                let trace_id = shown(trace_of(command));
+                tracing::info!(command.id = %id, trace.id = trace_id, requested_by = ?command.requested_by, reason = ?command.reason, "accepted a command");
                 status(id, &Progress::Accepted)
             }
-            Err(refusal) => self.refuse(id, refusal, server_unix_ms),
+            Err(refusal) => self.refuse(id, refusal, trace_of(command), server_unix_ms),
         }
     }
 
@@ -168,13 +174,19 @@ impl Desk {
         }
         let intent = Intent { id, kind: instruction.kind(), boot_id: self.boot_id.clone(), server_unix_ms };
         self.ledger.accept(intent).map_err(Refusal::Ledger)?;
-        self.waiting.push_back(Waiting { id, instruction, start_by });
+        self.waiting.push_back(Waiting { id, instruction, start_by, trace: trace_of(command) });
         Ok(())
     }
 
-    fn refuse(&mut self, id: CommandId, refusal: Refusal, server_unix_ms: u64) -> CommandStatus {
+    fn refuse(
+        &mut self,
+        id: CommandId,
+        refusal: Refusal,
+        trace: Option<TraceParent>,
+        server_unix_ms: u64,
+    ) -> CommandStatus {
         let report = refusal.report();
-        tracing::warn!(command.id = %id, code = report.code, reason = report.message, "refused a command");
+        tracing::warn!(command.id = %id, trace.id = shown(trace), code = report.code, reason = report.message, "refused a command");
         let progress = Progress::Reported(report.clone());
         match refusal.memory() {
             Memory::Disk => {
@@ -194,7 +206,7 @@ impl Desk {
             return self.finish(id, Report::without_data(FinalState::Cancelled, "cancelled", "called back in time"));
         }
         // What has not come yet may still come: then it is known as cancelled.
-        self.known(id).unwrap_or_else(|| self.refuse(id, Refusal::Cancelled, server_unix_ms))
+        self.known(id).unwrap_or_else(|| self.refuse(id, Refusal::Cancelled, None, server_unix_ms))
     }
 
     /// The server has stored the final status.
@@ -226,13 +238,13 @@ impl Desk {
         if self.waiting[position].start_by <= now {
             return None;
         }
-        let Waiting { id, instruction, .. } = self.waiting.remove(position)?;
+        let Waiting { id, instruction, trace, .. } = self.waiting.remove(position)?;
         if let Err(error) = self.ledger.begin(id) {
             // The intent is on the disk, which is what counts.
             tracing::warn!(error = chain(&error), command.id = %id, "the ledger did not take that a command was begun");
         }
-        self.running.push(Running { id, kind: instruction.kind() });
-        tracing::info!(command.id = %id, kind = instruction.kind().name(), "beginning a command");
+        self.running.push(Running { id, kind: instruction.kind(), trace });
+        tracing::info!(command.id = %id, trace.id = shown(trace), kind = instruction.kind().name(), "beginning a command");
         Some((Begun { id, instruction }, status(id, &Progress::Running)))
     }
 
@@ -283,8 +295,9 @@ impl Desk {
 
     /// Takes what became of a command. The answer is to be told.
     pub fn handle_done(&mut self, id: CommandId, report: Report) -> CommandStatus {
-        self.running.retain(|running| running.id != id);
-        tracing::info!(command.id = %id, state = ?report.state, code = report.code, reason = ?report.message, "a command ended");
+        let position = self.running.iter().position(|running| running.id == id);
+        let trace = position.and_then(|position| self.running.remove(position).trace);
+        tracing::info!(command.id = %id, trace.id = shown(trace), state = ?report.state, code = report.code, reason = ?report.message, "a command ended");
         self.finish(id, report)
     }
 
@@ -311,6 +324,16 @@ impl Desk {
     fn known(&self, id: CommandId) -> Option<CommandStatus> {
         self.ledger.entry(id).map(|entry| status(id, &entry.progress))
     }
+}
+
+/// Whose doing a command is. What cannot be read is nobody's.
+fn trace_of(command: &Command) -> Option<TraceParent> {
+    command.trace_parent.parse().ok()
+}
+
+/// For the log, by which a command is found in the server's traces.
+fn shown(trace: Option<TraceParent>) -> Option<impl Value> {
+    trace.map(|place| display(place.shown_trace_id()))
 }
 
 /// A bound for what cannot be added to a clock.

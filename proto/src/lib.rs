@@ -9,6 +9,7 @@
 //! * [`link`]: the control link between a device and a node. Start reading there.
 //! * [`stream`]: what is said on one stream of a support session.
 //! * [`openvpn`]: OpenVPN over TCP, server and client.
+//! * [`trace_parent`]: whose doing something is, across programs.
 //! * [`proxy_header`]: what a load balancer says before it passes a connection on.
 
 #![warn(missing_docs)]
@@ -19,3 +20,4 @@ pub mod link;
 pub mod openvpn;
 pub mod proxy_header;
 pub mod stream;
+pub mod trace_parent;

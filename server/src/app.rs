@@ -36,6 +36,7 @@ use crate::store::setup::{self, SetupError};
 use crate::store::{Hosts, Probe, Store, StoreError, Visibility};
 use crate::support::Support;
 use crate::tasks::notice::Outbox;
+use crate::trace::{Exporting, Tracer};
 use crate::tunnel::plane::Plane;
 use crate::tunnel::{self, Tunnels};
 use crate::{clock, cluster, file, http, link, operations, people, pki, tasks};
@@ -157,6 +158,11 @@ impl Node {
             let relay = relay.run(bus.clone(), Arc::clone(&self.metrics), shutdown.hard.clone());
             until_hard.spawn_vital("hints between nodes", relay);
         }
+        let exporting =
+            Exporting::start(&self.config.trace, &self.config.node, &self.config.trust_domain, &self.metrics.traces)
+                .context("traces cannot be told")?;
+        let (tracer, exporting) = exporting.unzip();
+        let tracer = tracer.unwrap_or_default();
         let mut api = http::Context::new(
             store.clone(),
             bus.clone(),
@@ -164,6 +170,7 @@ impl Node {
             people::settings(&self.config.people, &self.config.sign_in),
             shutdown.soft.clone(),
         );
+        api = api.with_tracer(tracer.clone());
         api = api.with_storage_key(Arc::clone(&self.storage_key));
         api = api.with_statements(Statements {
             signer: Arc::clone(&self.pki.statements),
@@ -195,7 +202,7 @@ impl Node {
         }
         let wrapping = tunnels.as_ref().map(|(_, wrapping)| wrapping.clone());
         let tunnels = tunnels.map(|(tunnels, _)| tunnels);
-        let links = self.links(store.clone(), bus, tunnels.clone())?;
+        let links = self.links(store.clone(), bus, tunnels.clone(), tracer)?;
         let key = Arc::clone(&self.storage_key);
         let support = Support::new(&links, self.config.support.clone(), key, shutdown.clone());
         tasks::start_support(&support, &shutdown);
@@ -252,6 +259,9 @@ impl Node {
             tracing::error!(tasks = shutdown.tasks.len(), "some tasks did not end in time");
         }
         lease.leave().await;
+        if let Some(exporting) = exporting {
+            exporting.finish().await;
+        }
         if timeout(POOL_CLOSE_WITHIN, store.pool().close()).await.is_err() {
             tracing::warn!("connections to the database were still in use");
         }
@@ -259,7 +269,7 @@ impl Node {
         failure.map_or(Ok(()), Err)
     }
 
-    fn links(&self, store: Store, bus: Bus, tunnels: Option<Arc<Tunnels>>) -> anyhow::Result<Links> {
+    fn links(&self, store: Store, bus: Bus, tunnels: Option<Arc<Tunnels>>, tracer: Tracer) -> anyhow::Result<Links> {
         let config = &self.config;
         let enroll_name = config.device.enroll_name().to_string();
         let tls = Tls::new(
@@ -279,6 +289,7 @@ impl Node {
             store,
             bus,
             metrics: Arc::clone(&self.metrics),
+            tracer,
             authority: Arc::clone(&self.pki.authority),
             tls,
             tunnels,

@@ -21,6 +21,7 @@ mod section;
 mod shutdown;
 mod sign_in;
 mod support;
+mod trace;
 mod tunnel;
 mod value;
 
@@ -47,6 +48,7 @@ pub use section::Shown;
 pub use shutdown::Shutdown;
 pub use sign_in::SignIn;
 pub use support::Support;
+pub use trace::{Collector, Trace};
 pub use tunnel::{Tunnel, Wrapping};
 pub use value::{HostName, InterfaceName, Seconds, Secret, Warnings};
 
@@ -79,6 +81,7 @@ pub struct Config {
     pub database: Database,
     pub postgres: Postgres,
     pub log: Log,
+    pub trace: Trace,
     pub shutdown: Shutdown,
 }
 
@@ -104,6 +107,7 @@ impl Default for Config {
             database: Database::default(),
             postgres: Postgres::default(),
             log: Log::default(),
+            trace: Trace::default(),
             shutdown: Shutdown::default(),
         }
     }
@@ -168,11 +172,13 @@ impl Config {
             database: Database::read(given),
             postgres: Postgres::read(given),
             log: Log::read(given),
+            trace: Trace::read(given),
             shutdown: Shutdown::read(given),
         };
         config.database.read_secrets(given);
         config.cluster.read_secrets(given);
         config.notice.read_secrets(given);
+        config.trace.read_secrets(given);
         config.check(given);
         config
     }

@@ -19,6 +19,7 @@ pub(crate) mod sign_in;
 #[cfg(test)]
 pub(crate) mod testing;
 mod token_watch;
+mod traced;
 mod v1;
 
 use std::collections::BTreeSet;
@@ -51,6 +52,7 @@ use crate::store::Store;
 use crate::store::command::CalledBack;
 use crate::store::support_session::EndedSession;
 use crate::support::Support;
+use crate::trace::Tracer;
 
 /// The largest body of a request.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -139,6 +141,7 @@ pub struct Context {
     support: Option<Support>,
     /// None: there are no other nodes.
     peers: Option<Arc<Peers>>,
+    tracer: Tracer,
 }
 
 /// What statements are made with.
@@ -194,7 +197,14 @@ impl Context {
             notices: None,
             support: None,
             peers: None,
+            tracer: Tracer::default(),
         }
+    }
+
+    /// The same, with traces.
+    #[must_use]
+    pub(crate) fn with_tracer(self, tracer: Tracer) -> Self {
+        Self { tracer, ..self }
     }
 
     /// The same, with other nodes that have links of their own.

@@ -37,5 +37,6 @@ pub mod store;
 pub mod support;
 pub mod tasks;
 pub mod telemetry;
+mod trace;
 pub mod tunnel;
 mod websocket;

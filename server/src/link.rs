@@ -19,6 +19,7 @@
 //! Start reading at [`accept`], then `request`, `opening`, `conn`.
 
 pub mod accept;
+mod account;
 pub(crate) mod admission;
 pub(crate) mod conn;
 pub(crate) mod dispatch;
@@ -45,7 +46,8 @@ use cloudlink_certs::{Authority, TrustDomain};
 use cloudlink_proto::link::Timing;
 use tokio::time::Instant;
 
-pub(crate) use conn::{applied_to_metrics, close_row};
+pub(crate) use account::account;
+pub(crate) use conn::close_row;
 pub use tls::{Tls, TlsError};
 
 use limit::{Allowance, Gate};
@@ -63,6 +65,7 @@ use crate::proxy::{Proxies, ProxyError};
 use crate::sampler::Sampler;
 use crate::store::Store;
 use crate::support::expect::Expectations;
+use crate::trace::Tracer;
 use crate::tunnel::Tunnels;
 
 /// `links.transport` and the metrics' label of links over a connection of their own.
@@ -84,6 +87,7 @@ pub struct Parts {
     pub store: Store,
     pub bus: Bus,
     pub metrics: Arc<Metrics>,
+    pub tracer: Tracer,
     pub authority: Arc<Authority>,
     pub tls: Tls,
     /// Where OpenVPN clients are served.
@@ -105,6 +109,7 @@ pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) bus: Bus,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) tracer: Tracer,
     authority: Arc<Authority>,
     tls: Tls,
     pub(crate) tunnels: Option<Arc<Tunnels>>,
@@ -142,6 +147,7 @@ impl Links {
             store,
             bus,
             metrics,
+            tracer,
             authority,
             tls,
             tunnels,
@@ -179,6 +185,7 @@ impl Links {
             store,
             bus,
             metrics,
+            tracer,
             authority,
             tls,
             tunnels,

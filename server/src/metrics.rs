@@ -14,6 +14,7 @@ use prometheus::{
 
 use crate::admission::metrics::AdmissionMetrics;
 use crate::isolation::{DriftKind, policy};
+use crate::trace::figure::Figures as TraceFigures;
 
 /// Handshakes and enrollments: from a tenth of a millisecond to the time limit.
 const HANDSHAKE_BUCKETS_SECONDS: &[f64] =
@@ -362,6 +363,7 @@ pub struct Metrics {
     pub cluster_bus_up: IntGauge,
     /// `direction`: hints to (`out`) and from (`in`) other nodes.
     pub cluster_hints: IntCounterVec,
+    pub traces: TraceFigures,
     /// 1 while this node has lost its place among nodes, and serves nobody.
     pub node_fenced: IntGauge,
     /// How often the embedded Postgres had to be started again.
@@ -638,6 +640,7 @@ impl Metrics {
                 "Hints to (out) and from (in) other nodes.",
                 &["direction"],
             ),
+            traces: TraceFigures::new(&registry),
             node_fenced: gauge(
                 &registry,
                 "cloudlink_node_fenced",
@@ -776,7 +779,7 @@ pub(crate) struct Registering {
     descriptions: RefCell<Vec<Description>>,
 }
 
-fn counter(registry: &Registering, name: &str, help: &str) -> IntCounter {
+pub(crate) fn counter(registry: &Registering, name: &str, help: &str) -> IntCounter {
     register(registry, "counter", IntCounter::new(name, help))
 }
 
@@ -788,7 +791,7 @@ pub(crate) fn gauge(registry: &Registering, name: &str, help: &str) -> IntGauge 
     register(registry, "gauge", IntGauge::new(name, help))
 }
 
-fn gauges(registry: &Registering, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+pub(crate) fn gauges(registry: &Registering, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
     register(registry, "gauge", IntGaugeVec::new(Opts::new(name, help), labels))
 }
 

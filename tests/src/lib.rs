@@ -19,6 +19,7 @@ pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod cluster;
+pub mod collector;
 pub mod dial;
 pub mod enroll;
 pub mod fleet;

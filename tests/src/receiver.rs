@@ -132,7 +132,7 @@ impl Shared {
     }
 }
 
-async fn read(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> anyhow::Result<Request> {
+pub(crate) async fn read(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> anyhow::Result<Request> {
     let (mut bytes, mut buffer) = (Vec::new(), [0; 4096]);
     loop {
         if let Some(request) = parse(&bytes)? {

@@ -128,6 +128,7 @@ impl Check for Command {
         text("Command.requested_by", &self.requested_by)?;
         length("Command.reason", self.reason.len(), REASON_BYTES_MAX)?;
         length("Command.grant_statement", self.grant_statement.len(), GRANT_STATEMENT_BYTES_MAX)?;
+        text("Command.trace_parent", &self.trace_parent)?;
         match &self.kind {
             Some(command::Kind::RestartService(restart)) => {
                 filled("RestartService.service", restart.service.as_bytes(), SERVICE_BYTES_MAX)

@@ -83,6 +83,7 @@ pub(crate) fn command(kind: Option<command::Kind>) -> Command {
         grant_id: GrantId::from_uuid(uuid(4)).to_wire(),
         sent_after_ms: 0,
         grant_statement: String::new(),
+        trace_parent: String::new(),
         kind,
     }
 }

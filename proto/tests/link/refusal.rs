@@ -76,6 +76,7 @@ fn certificate_request_over_a_limit_is_refused(#[case] csr_der: Bytes, #[case] f
 #[case::grant(Command { grant_id: vec![0; 17].into(), ..any_command(None) }, "Command.grant_id is not an identifier")]
 #[case::requested_by(Command { requested_by: "a".repeat(257), ..any_command(None) }, "Command.requested_by is longer than 256 bytes")]
 #[case::reason(Command { reason: "a".repeat(1025), ..any_command(None) }, "Command.reason is longer than 1024 bytes")]
+#[case::trace_parent(Command { trace_parent: "0".repeat(257), ..any_command(None) }, "Command.trace_parent is longer than 256 bytes")]
 #[case::service(any_command(Some(restart("a".repeat(129)))), "RestartService.service is longer than 128 bytes")]
 #[case::no_service(any_command(Some(restart(String::new()))), "RestartService.service is empty")]
 fn command_over_a_limit_is_refused(#[case] command: Command, #[case] fault: &str) {

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::section::{Field, Section};
 use super::{
     admission, certificate, cluster, database, device, isolation, link, log, node, notice, operations, people,
-    postgres, shutdown, sign_in, support, tunnel,
+    postgres, shutdown, sign_in, support, trace, tunnel,
 };
 
 const HEAD: &str = "\
@@ -33,7 +33,7 @@ pub fn reference() -> String {
     text
 }
 
-fn sections() -> [Section; 17] {
+fn sections() -> [Section; 18] {
     [
         node::Node::describe(),
         device::Device::describe(),
@@ -51,6 +51,7 @@ fn sections() -> [Section; 17] {
         database::Database::describe(),
         postgres::Postgres::describe(),
         log::Log::describe(),
+        trace::Trace::describe(),
         shutdown::Shutdown::describe(),
     ]
 }

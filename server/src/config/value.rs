@@ -14,6 +14,7 @@ use toml::de::DeValue;
 
 use super::isolation::Scope;
 use super::notice::MailTls;
+use super::trace::Collector;
 use super::tunnel::Wrapping;
 
 /// The most bytes of a string in the configuration.
@@ -217,6 +218,18 @@ impl Value for MailFrom {
 
     fn show(&self) -> Option<String> {
         Some(quoted(&self.0.to_string()))
+    }
+}
+
+impl Value for Collector {
+    const EXPECTED: &'static str = "an address of HTTP, as \"http://collector:4318\"";
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(quoted(&self.to_string()))
     }
 }
 

@@ -23,6 +23,7 @@ use utoipa_axum::routes;
 
 use super::auth::Admission;
 use super::problem::{Problem, ProblemDetails};
+use super::traced::Traced;
 use super::{BODY_BYTES_MAX, Context, auth, v1};
 use crate::model::api_scope::ApiScope;
 use crate::model::new_id;
@@ -30,6 +31,8 @@ use crate::model::person::Role::{self, Admin, Operator, Tenant};
 
 /// The longest request id that is taken from a caller, in characters.
 const REQUEST_ID_CHARS_MAX: usize = 64;
+/// The route of a request that is for none.
+pub(super) const UNMATCHED: &str = "unmatched";
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Who may call what. A tenant's user sees its own tenant only; what an operator sees is up to the handler.
@@ -249,12 +252,13 @@ async fn limit_time(State(context): State<Context>, request: Request, next: Next
 async fn finish(State(context): State<Context>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request_id(request.headers());
-    let route = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map_or_else(|| "unmatched".to_owned(), |path| path.as_str().to_owned());
-    let span = tracing::info_span!("http.request", method = %request.method(), route, request_id = id);
+    let route =
+        request.extensions().get::<MatchedPath>().map_or_else(|| UNMATCHED.to_owned(), |path| path.as_str().to_owned());
+    let (traced, request) = Traced::begin(&context.tracer, request, &route);
+    let trace_id = traced.trace_id();
+    let span = tracing::info_span!("http.request", method = %request.method(), route, request_id = id, trace_id);
     let mut response = async { Problem::render(next.run(request).await, &id) }.instrument(span).await;
+    traced.end(&response, &id);
     set_headers(response.headers_mut(), &id);
     let class = format!("{}xx", response.status().as_u16() / 100);
     context.metrics.requests.with_label_values(&[route.as_str(), &class]).inc();

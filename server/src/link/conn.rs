@@ -27,11 +27,11 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_util::sync::CancellationToken;
 
-use super::Shared;
 use super::admission::Identified;
 use super::registry::{Ending, Handle, Order, Seat, StreamOrder};
 use super::renew::{self, Renewed};
 use super::stream::Stream;
+use super::{Shared, account};
 use crate::batch::Unanswered;
 use crate::bus::Hint;
 use crate::model::command::State;
@@ -253,6 +253,7 @@ impl Link {
             reason: cut_to(command.reason, REASON_BYTES_MAX),
             grant_id: command.grant_id.to_wire(),
             grant_statement: command.grant_statement.unwrap_or_default(),
+            trace_parent: command.trace.map(|trace| trace.to_string()).unwrap_or_default(),
             kind: Some(command.instruction.to_wire()),
         });
     }
@@ -374,7 +375,7 @@ impl Link {
     }
 
     fn applied(&mut self, command_id: CommandId, target: State, applied: Applied) {
-        applied_to_metrics(&self.shared, applied);
+        account(&self.shared, command_id, applied);
         match applied.outcome {
             Outcome::Moved(_) | Outcome::Unproven => self.shared.bus.send(Hint::CommandChanged(command_id)),
             Outcome::Repeated | Outcome::Late | Outcome::Unknown => {}
@@ -563,7 +564,7 @@ async fn prove_boot(shared: &Shared, handle: &Handle, boot_id: &str) {
         match shared.store.within(proven).await {
             Ok(ended) => {
                 for (command_id, applied) in ended {
-                    applied_to_metrics(shared, applied);
+                    account(shared, command_id, applied);
                     shared.bus.send(Hint::CommandChanged(command_id));
                 }
                 return;
@@ -583,15 +584,6 @@ pub(crate) async fn close_row(shared: &Shared, mut link: ClosedLink) {
     while shared.closes.ask(link).await == Err(Unanswered::Unavailable) {
         link.is_loss = false;
         sleep(STORE_RETRY).await;
-    }
-}
-
-/// Counts what a transition did.
-pub(crate) fn applied_to_metrics(shared: &Shared, applied: Applied) {
-    let (Outcome::Moved(state), Some(kind)) = (applied.outcome, applied.kind) else { return };
-    shared.metrics.commands.with_label_values(&[kind.name, state.name()]).inc();
-    if state.is_final() {
-        shared.metrics.command_seconds.with_label_values(&[kind.name]).observe(applied.age.as_secs_f64());
     }
 }
 

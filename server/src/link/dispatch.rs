@@ -7,15 +7,19 @@ use std::time::Duration;
 use cloudlink_proto::ids::DeviceId;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
+use opentelemetry::trace::SpanKind;
 use tokio::time::{Instant, sleep};
 
-use super::{Links, Order, Shared, applied_to_metrics};
+use super::{Links, Order, Shared, account};
 use crate::bus::{Heard, Hint, Listener};
 use crate::lifecycle::Shutdown;
 use crate::model::command::State;
 use crate::store::StoreError;
-use crate::store::dispatch::{CLAIM_MAX, Dispatch, LinkKey, UnreadableCommand, dispatch_claim, dispatch_list};
+use crate::store::dispatch::{
+    CLAIM_MAX, ClaimedCommand, Dispatch, LinkKey, UnreadableCommand, dispatch_claim, dispatch_list,
+};
 use crate::store::transition::{Source, Transition};
+use crate::trace::{Span, place};
 
 /// Links that one statement looks at.
 const LINKS_PER_CLAIM: usize = 256;
@@ -97,6 +101,7 @@ impl Due {
     }
 
     async fn serve(&mut self, shared: &Shared) -> Result<(), StoreError> {
+        let woken_by = if self.everything { "timer" } else { "hint" };
         let mut links: HashSet<LinkKey> =
             self.devices.drain().filter_map(|device| Some(shared.registry.find(device)?.key)).collect();
         if std::mem::take(&mut self.everything) {
@@ -107,23 +112,32 @@ impl Due {
         let links: Vec<LinkKey> = links.into_iter().collect();
         for links in links.chunks(LINKS_PER_CLAIM) {
             let store = &shared.store;
+            let asked_at = Instant::now();
             let dispatch = store.within(async { dispatch_claim(&mut *store.connection().await?, links).await }).await?;
             let claimed = dispatch.commands.len() + dispatch.unreadable.len();
             if i64::try_from(claimed).is_ok_and(|claimed| claimed >= CLAIM_MAX) {
                 self.devices.extend(links.iter().map(|link| link.device_id));
             }
-            let unreadable = deliver(shared, dispatch);
+            let unreadable = deliver(shared, dispatch, Waking { woken_by, asked_at });
             give_up(shared, unreadable).await;
         }
         Ok(())
     }
 }
 
+/// How it came that commands are sent, for their traces.
+#[derive(Clone, Copy)]
+struct Waking {
+    woken_by: &'static str,
+    asked_at: Instant,
+}
+
 /// Hands out what was claimed, and gives what cannot be. A link that is gone by now gets nothing: the device's next one does.
-fn deliver(shared: &Shared, dispatch: Dispatch) -> Vec<UnreadableCommand> {
+fn deliver(shared: &Shared, dispatch: Dispatch, waking: Waking) -> Vec<UnreadableCommand> {
     let find = |link: LinkKey| shared.registry.find(link.device_id).filter(|handle| handle.key == link);
-    for command in dispatch.commands {
+    for mut command in dispatch.commands {
         let (link, id, kind) = (command.link, command.command_id, command.instruction.kind());
+        let _span = trace(shared, &mut command, waking);
         if let Some(handle) = find(link) {
             handle.order(Order::Command(Box::new(command)));
         }
@@ -136,6 +150,22 @@ fn deliver(shared: &Shared, dispatch: Dispatch) -> Vec<UnreadableCommand> {
         }
     }
     dispatch.unreadable
+}
+
+/// The command is its sending's doing from here on.
+fn trace(shared: &Shared, command: &mut ClaimedCommand, waking: Waking) -> Option<Span> {
+    let (link, id) = (command.link, command.command_id);
+    let cause = command.trace?;
+    let own = place::dispatch_span(id, link.epoch);
+    let mut span = shared.tracer.child_named(SpanKind::Consumer, "command.dispatch", cause, own)?;
+    command.trace = Some(span.place());
+    span.began_ago(waking.asked_at.elapsed());
+    span.set("cloudlink.command.id", id.to_string());
+    span.set("cloudlink.device.id", link.device_id.to_string());
+    span.set("cloudlink.link.epoch", link.epoch.cast_signed());
+    span.set("cloudlink.dispatch.woken_by", waking.woken_by);
+    span.set("cloudlink.dispatch.is_resent", command.is_resent);
+    Some(span)
 }
 
 /// Ends commands that this binary cannot read. What cannot be written now, its deadline does.
@@ -154,7 +184,7 @@ async fn give_up(shared: &Shared, unreadable: Vec<UnreadableCommand>) {
             data: None,
         };
         if let Ok(applied) = shared.transitions.ask(transition).await {
-            applied_to_metrics(shared, applied);
+            account(shared, command_id, applied);
         }
         shared.bus.send(Hint::CommandChanged(command_id));
     }))

@@ -35,6 +35,7 @@ use crate::isolation::Isolation;
 use crate::lifecycle::Shutdown;
 use crate::metrics::Metrics;
 use crate::store::Store;
+use crate::trace::Tracer;
 use crate::tunnel::plane::Plane;
 use crate::tunnel::{self as tunnels, Tunnels};
 use crate::{clock, tasks};
@@ -149,6 +150,7 @@ impl Port {
             store,
             bus: bus.clone(),
             metrics: Arc::clone(&metrics),
+            tracer: Tracer::default(),
             authority: Arc::clone(&authority),
             tls,
             tunnels,

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use cloudlink_proto::ids::{CommandId, DeviceId, GrantId, PersonId, TenantId};
+use cloudlink_proto::trace_parent::TraceParent;
 use data_encoding::HEXLOWER;
 use serde::Serialize;
 use serde_json::Value;
@@ -109,6 +110,8 @@ pub struct NewCommand {
     pub may_queue: bool,
     pub idempotency_key: Option<String>,
     pub request_hash: [u8; 32],
+    /// Whose doing it is.
+    pub trace: Option<TraceParent>,
 }
 
 #[derive(Serialize)]
@@ -127,6 +130,8 @@ struct Asked<'a> {
     may_queue: bool,
     idempotency_key: Option<&'a str>,
     request_hash: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_parent: Option<String>,
 }
 
 impl<'a> Asked<'a> {
@@ -147,6 +152,7 @@ impl<'a> Asked<'a> {
             may_queue: command.may_queue,
             idempotency_key: command.idempotency_key.as_deref(),
             request_hash: HEXLOWER.encode(&command.request_hash),
+            trace_parent: command.trace.map(|trace| trace.to_string()),
         }
     }
 }
@@ -167,7 +173,7 @@ pub async fn command_create(
              select a.* from jsonb_to_recordset($1) as a(
                  id uuid, operator_id uuid, actor jsonb, device_id uuid, grant_id uuid, scope text, kind text, arguments jsonb,
                  reason text, start_within_seconds float8, run_seconds integer, may_queue boolean, idempotency_key text,
-                 request_hash text)
+                 request_hash text, trace_parent text)
               where (select k.id from commands k
                       where k.requested_by = a.operator_id and k.idempotency_key = a.idempotency_key) is null
          ),
@@ -177,7 +183,7 @@ pub async fn command_create(
               cross join lateral command_create(
                         a.id, a.operator_id, a.device_id, a.grant_id, a.scope, a.kind, a.arguments, a.reason,
                         make_interval(secs => a.start_within_seconds), a.run_seconds, a.may_queue, a.idempotency_key,
-                        decode(a.request_hash, 'hex')) c
+                        decode(a.request_hash, 'hex'), a.trace_parent) c
          )
          select",
         "from (

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cloudlink_proto::ids::{CommandId, DeviceId, GrantId};
+use cloudlink_proto::trace_parent::TraceParent;
 use serde_json::json;
 use sqlx::PgConnection;
 use tokio::time::Instant;
@@ -11,6 +12,7 @@ use uuid::Uuid;
 use super::StoreError;
 use super::transition::kinds_proven_by_boot;
 use crate::model::command::{Instruction, SENT_GRACE};
+use crate::trace::place;
 
 /// Commands that one call claims, over all its links. Whoever gets as many asks again.
 pub const CLAIM_MAX: i64 = 512;
@@ -35,6 +37,8 @@ pub struct ClaimedCommand {
     pub reason: String,
     /// The grant as the tenant signed it, if it did.
     pub grant_statement: Option<String>,
+    /// Whose doing it is.
+    pub trace: Option<TraceParent>,
     /// Whether an earlier link may have delivered it already.
     pub is_resent: bool,
 }
@@ -115,16 +119,16 @@ pub async fn dispatch_claim(connection: &mut PgConnection, links: &[LinkKey]) ->
                returning c.id, c.device_id, due.epoch, c.grant_id, c.kind, c.arguments, c.reason, due.name, due.before,
                          due.statement,
                          (extract(epoch from c.expires_at - clock_timestamp()) * 1000)::bigint as start_within_ms,
-                         c.created_at
+                         c.created_at, c.trace_parent
            )
            select false as "is_callback!", id as "id!", device_id as "device_id!", epoch as "epoch!", grant_id as "grant_id!",
                   kind as "kind!", arguments as "arguments!", reason as "reason!", name as "name!",
                   start_within_ms as "start_within_ms!", before = 'sent' as "is_resent!", created_at as "created_at!",
-                  false as "is_asked!", statement as "statement?"
+                  false as "is_asked!", statement as "statement?", trace_parent as "trace_parent?"
              from claimed
            union all
            select true, c.id, c.device_id, t.epoch, c.grant_id, c.kind, c.arguments, c.reason, '', 0, false, c.created_at,
-                  c.cancel_requested_at is not null, null
+                  c.cancel_requested_at is not null, null, null
              from target t
              join commands c on c.device_id = t.device_id and c.finished_at is null and c.state in ('sent', 'accepted')
              join grants g on g.id = c.grant_id
@@ -160,6 +164,7 @@ pub async fn dispatch_claim(connection: &mut PgConnection, links: &[LinkKey]) ->
             requested_by: row.name,
             reason: row.reason,
             grant_statement: row.statement,
+            trace: place::of_text(row.trace_parent.as_deref()),
             is_resent: row.is_resent,
         });
     }

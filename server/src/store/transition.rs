@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use cloudlink_proto::ids::{CommandId, DeviceId};
+use cloudlink_proto::trace_parent::TraceParent;
 use serde::Serialize;
 use serde_json::Value;
 use sqlx::PgConnection;
@@ -12,6 +13,7 @@ use uuid::Uuid;
 
 use super::StoreError;
 use crate::model::command::{Instruction, Kind, Proof, State};
+use crate::trace::place;
 
 /// What is to become of a command. In one call, at most one a command.
 #[derive(Clone, Debug)]
@@ -64,6 +66,19 @@ pub struct Applied {
     pub kind: Option<&'static Kind>,
     /// From the insert of the command to now.
     pub age: Duration,
+    /// Of a command that has ended now, and is in a trace.
+    pub traced: Option<Traced>,
+}
+
+/// The course of a command, for its trace.
+#[derive(Clone, Copy, Debug)]
+pub struct Traced {
+    /// Whose doing the command is.
+    pub place: TraceParent,
+    /// Over the link of this epoch it was sent last, and how long ago.
+    pub sent: Option<(u64, Duration)>,
+    /// How long ago its device said that it has it.
+    pub accepted: Option<Duration>,
 }
 
 /// How soon a change must survive a crash of the database.
@@ -141,6 +156,8 @@ pub async fn transition_apply(
                           (select l.epoch from links l where l.device_id = c.device_id) = a.epoch, false) as is_current,
                       a.target as asked, unproven, a.is_final as asked_final,
                       extract(epoch from clock_timestamp() - c.created_at)::float8 as age_seconds,
+                      c.trace_parent, c.sent_epoch, extract(epoch from clock_timestamp() - c.sent_at)::float8 as sent_seconds,
+                      extract(epoch from clock_timestamp() - c.accepted_at)::float8 as accepted_seconds,
                       case when unproven then 'running' else a.target end as target,
                       a.is_final and not unproven as is_final,
                       case when not a.is_final or unproven then null
@@ -185,6 +202,7 @@ pub async fn transition_apply(
            )
            select x.id, x.before, x.kind, x.age_seconds as "age_seconds!", x.unproven as "is_unproven!", x.was_final as "was_final!", x.is_own as "is_own!",
                   x.is_current as "is_current!", x.moved as "moved!",
+                  x.trace_parent, x.sent_epoch, x.sent_seconds, x.accepted_seconds,
                   case when x.moved and x.is_final then
                       audit_append(x.tenant_id, x.actor, 'command.finished', x.subject, x.details)
                   when x.is_late then
@@ -210,7 +228,7 @@ pub async fn transition_apply(
         .iter()
         .map(|transition| {
             let Some(row) = rows.iter().find(|row| row.id == transition.command_id.as_uuid()) else {
-                return Applied { outcome: Outcome::Unknown, kind: None, age: Duration::ZERO };
+                return Applied { outcome: Outcome::Unknown, kind: None, age: Duration::ZERO, traced: None };
             };
             let outcome = if !row.is_own {
                 Outcome::Foreign
@@ -227,13 +245,20 @@ pub async fn transition_apply(
             } else {
                 Outcome::Illegal
             };
-            Applied {
-                outcome,
-                kind: Instruction::kind_named(&row.kind),
-                age: Duration::try_from_secs_f64(row.age_seconds).unwrap_or_default(),
-            }
+            let has_ended = matches!(outcome, Outcome::Moved(state) if state.is_final());
+            let traced = place::of_text(row.trace_parent.as_deref()).filter(|_| has_ended).map(|place| Traced {
+                place,
+                sent: row.sent_epoch.map(i64::unsigned_abs).zip(row.sent_seconds.map(duration)),
+                accepted: row.accepted_seconds.map(duration),
+            });
+            Applied { outcome, kind: Instruction::kind_named(&row.kind), age: duration(row.age_seconds), traced }
         })
         .collect())
+}
+
+/// Of the database's clock, which may have been put back.
+fn duration(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or_default()
 }
 
 /// Kinds that a device's word alone does not prove: another boot must report.

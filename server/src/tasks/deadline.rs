@@ -6,7 +6,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::bus::Hint;
 use crate::lifecycle::Shutdown;
-use crate::link::{Links, Shared, applied_to_metrics};
+use crate::link::{Links, Shared, account};
 use crate::store::deadline::{SWEEP_MAX, Watch, deadline_sweep_in_txn};
 use crate::store::{StoreError, Visibility};
 
@@ -76,7 +76,7 @@ async fn sweep(shared: &Shared, watched_for: Duration) -> Option<i64> {
     match shared.store.within(swept).await {
         Ok(ended) => {
             for (command_id, applied) in &ended {
-                applied_to_metrics(shared, *applied);
+                account(shared, *command_id, *applied);
                 shared.bus.send(Hint::CommandChanged(*command_id));
             }
             i64::try_from(ended.len()).ok()

@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use cloudlink_proto::ids::{CommandId, DeviceId, GrantId, PersonId, TenantId};
 use http::{HeaderName, StatusCode, header};
+use opentelemetry::trace::SpanKind;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
@@ -19,6 +20,7 @@ use crate::http::auth::Caller;
 use crate::http::field::{check_reason, check_seconds};
 use crate::http::problem::{Kind, Problem, respond_as_problem};
 use crate::http::request::{Id, IdempotencyKey, Json, NoQuery};
+use crate::http::traced::Place;
 use crate::model::audit::Subject;
 use crate::model::command::{
     Command, Instruction, InstructionError, QUEUE_FOR_MAX, START_WITHIN_DEFAULT, State as CommandState,
@@ -27,6 +29,7 @@ use crate::model::new_id;
 use crate::store::audit::audit_append;
 use crate::store::command::{KEY_USED, Missing, NewCommand, Obstacle, command_create, command_explain, command_of_key};
 use crate::store::{Connection, StoreError};
+use crate::trace::Span;
 
 /// Says that the command was made by an earlier request with the same key.
 static REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
@@ -143,6 +146,7 @@ pub(crate) const fn explain(missing: Missing) -> &'static str {
 pub(crate) async fn handler(
     State(context): State<Context>,
     caller: Caller,
+    Place(place): Place,
     Id(id): Id,
     _: NoQuery,
     IdempotencyKey(key): IdempotencyKey,
@@ -152,8 +156,14 @@ pub(crate) async fn handler(
     let request_hash = request.hash(device);
     let start_within = request.check()?;
     let instruction = Instruction::parse(&request.kind, request.arguments)?;
+    let id = CommandId::from_uuid(new_id());
+    let mut span = place.and_then(|place| context.tracer.child(SpanKind::Producer, "command.insert", place));
+    if let Some(span) = &mut span {
+        span.set("cloudlink.command.id", id.to_string());
+        span.set("cloudlink.device.id", device.to_string());
+    }
     let new = NewCommand {
-        id: CommandId::from_uuid(new_id()),
+        id,
         operator: caller.person(),
         actor: caller.actor().to_json(),
         device,
@@ -164,8 +174,10 @@ pub(crate) async fn handler(
         may_queue: request.queue_for_seconds.is_some(),
         idempotency_key: key,
         request_hash,
+        trace: span.as_ref().map(Span::place).or(place),
     };
     let made = create(&context, &caller, &new).await?;
+    drop(span);
     Ok(match made {
         Made::New(command) => {
             let kind = new.instruction.kind().name;
