@@ -59,6 +59,8 @@ pub enum Fault {
     NotGranted(Uuid),
     #[error("the device was told that command {command} is stored as {told}, and it is {stored}")]
     ResultLost { command: Uuid, told: String, stored: String },
+    #[error("the device told the end of command {0}, again and again, and was never told that it is stored")]
+    NotReceipted(Uuid),
     #[error("command {0} was sent again over a newer link than that which brought its receipt")]
     SentAfterReceipt(Uuid),
     #[error("device {device} was welcomed with epoch {next} after {before}")]

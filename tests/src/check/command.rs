@@ -15,7 +15,7 @@ struct Told<'a> {
     /// The device, when, and under which grant it was told to be.
     begun: Vec<(Uuid, i64, Uuid)>,
     delivered: usize,
-    ended: Option<&'a str>,
+    ended: Option<(i64, &'a str)>,
     receipted: Option<u64>,
     was_sent_after_receipt: bool,
 }
@@ -40,6 +40,11 @@ pub(super) fn check(evidence: &Evidence, limits: &Limits, faults: &mut Vec<Fault
     unknown.sort_unstable();
     faults.extend(unknown.into_iter().map(Fault::Unknown));
 
+    // Whatever ended before has been told on a link that lasted, since all devices are there at the end of a run.
+    let settled_us = evidence
+        .samples
+        .last()
+        .map_or(i64::MIN, |sample| sample.from_us - i64::try_from(limits.presence.as_micros()).unwrap_or(i64::MAX));
     let nothing = Told::default();
     for command in &evidence.commands {
         let told = told.get(&command.id).unwrap_or(&nothing);
@@ -47,6 +52,9 @@ pub(super) fn check(evidence: &Evidence, limits: &Limits, faults: &mut Vec<Fault
         let grant = grants.get(&command.grant).copied();
         count(command, grant, told, figures);
         check_end(command, told, audited, faults);
+        if told.receipted.is_none() && told.ended.is_some_and(|(at_us, _)| at_us < settled_us) {
+            faults.push(Fault::NotReceipted(command.id));
+        }
         check_begin(command, told, faults);
         match grant {
             Some(grant) => check_grant(command, grant, told, limits, faults, figures),
@@ -67,7 +75,7 @@ fn told(entries: &[Entry]) -> HashMap<Uuid, Told<'_>> {
             What::Begun { command, grant, .. } => {
                 all.entry(*command).or_default().begun.push((*device, *at_us, *grant));
             }
-            What::Ended { command, state } => all.entry(*command).or_default().ended = Some(state),
+            What::Ended { command, state } => all.entry(*command).or_default().ended = Some((*at_us, state)),
             What::Receipted { command, epoch } => all.entry(*command).or_default().receipted = Some(*epoch),
             What::Up { .. } | What::Down { .. } => {}
         }
@@ -116,7 +124,7 @@ fn check_end(command: &CommandRow, told: &Told<'_>, audited: Audited, faults: &m
     if audited.finals != 1 {
         faults.push(Fault::NotOneEnd { command: command.id, finals: audited.finals });
     }
-    if let (Some(ended), Some(_)) = (told.ended, told.receipted)
+    if let (Some((_, ended)), Some(_)) = (told.ended, told.receipted)
         && ended != state
         && !audited.has_late_result
     {

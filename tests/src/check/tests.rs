@@ -192,6 +192,18 @@ fn a_result_that_is_lost_after_its_receipt_is_found() {
 }
 
 #[test]
+fn a_result_that_is_never_receipted_is_found() {
+    assert_eq!(faults(|it| drop(it.entries.remove(5))), [Fault::NotReceipted(DONE)]);
+    // It may still come.
+    let late = faults(|it| {
+        let Entry { at_us, .. } = &mut it.entries[4];
+        *at_us = 90 * S;
+        it.entries.remove(5);
+    });
+    assert_eq!(late, []);
+}
+
+#[test]
 fn a_command_that_is_sent_after_its_end_is_found() {
     let again = |epoch| faults(|it| it.entries.push(at(60, ONE, What::Delivered { command: DONE, epoch })));
     assert_eq!(again(2), [Fault::SentAfterReceipt(DONE)]);

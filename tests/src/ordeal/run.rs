@@ -25,7 +25,7 @@ use crate::{clock, netns};
 
 pub const NODES: usize = 3;
 /// Whether the database can be switched over.
-const HAS_STANDBY: bool = false;
+const HAS_STANDBY: bool = true;
 /// Of one process, which has 20,000 open files on many a machine.
 const DEVICES_PER_PROCESS: usize = 4_000;
 /// One device of so many is in a tunnel.
