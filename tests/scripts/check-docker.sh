@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The unit of systemd, the alerts of Prometheus and the load balancers' configuration, as far as the programs that judge them are here.
+# The unit of systemd, the alerts of Prometheus, Grafana's dashboard and the load balancers' configuration, as far as the programs that judge them are here.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -15,6 +15,7 @@ main() {
     check_unit "$directory"
     check_metrics
     check_alerts
+    check_dashboard "$directory"
     check_haproxy
     check_nginx "$directory"
 }
@@ -42,21 +43,37 @@ check_unit() {
     tail -1 "$1/exposure"
 }
 
-# METRICS.md is what the server says of itself.
+# METRICS.md is what the server says of itself. A histogram has series of three names.
 check_metrics() {
-    local name
-    for name in $(grep -oh 'cloudlink_[a-z_]*' docker/alerts.yaml docker/alerts.test.yaml | sort -u); do
-        grep -q "^| \`$name\`" docs/METRICS.md || fail "docker/alerts.yaml: there is no metric $name in docs/METRICS.md"
+    local file name
+    for file in docker/prometheus/*.yaml docker/grafana/*.json; do
+        for name in $(grep -oh 'cloudlink_[a-z_]*' "$file" | sed -E 's/_(bucket|count|sum)$//' | sort -u); do
+            grep -q "^| \`$name\`" docs/METRICS.md || fail "$file: there is no metric $name in docs/METRICS.md"
+        done
     done
 }
 
 check_alerts() {
+    local name
+    for name in $(grep -oh 'alert: [A-Za-z]*' docker/prometheus/*.yaml | cut -d' ' -f2); do
+        grep -q "^| .*\`$name\`" docs/OPERATIONS.md || fail "docs/OPERATIONS.md: it does not say what to do about $name"
+    done
     if ! have promtool; then
-        echo "skipped: the alerts: there is no promtool (Debian's package prometheus)"
+        echo "skipped: the alerts and the dashboard: there is no promtool (Debian's package prometheus)"
         return
     fi
-    promtool check rules docker/alerts.yaml
-    promtool test rules docker/alerts.test.yaml
+    local rules=(docker/prometheus/*[!t].yaml)
+    promtool check rules "${rules[@]}"
+    promtool test rules docker/prometheus/*.test.yaml
+}
+
+# That each query of the dashboard can be read, as if it were a rule.
+check_dashboard() {
+    have promtool || return 0
+    jq '[.panels[] | select(.targets) | .targets[].expr | gsub("\\$__rate_interval"; "5m")]
+        | {groups: [{name: "dashboard", rules: to_entries | map({record: "query:\(.key)", expr: .value})}]}' \
+        docker/grafana/cloudlink.json >"$1/dashboard.yaml"
+    promtool check rules "$1/dashboard.yaml"
 }
 
 check_haproxy() {
