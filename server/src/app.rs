@@ -415,12 +415,8 @@ impl Node {
     /// Brings the database to where this version needs it. Waits for one that is not there yet.
     async fn open_store(&self, addresses: &Addresses) -> anyhow::Result<Store> {
         let config = &self.config.database;
-        let mut server = addresses.server.clone();
-        if self.config.notice.mail_host.is_some() {
-            // What notice_emit() writes mail by.
-            server = server.map(|host| host.options([("cloudlink.mail", "on")]));
-        }
-        let store = setup::store(config, &self.config.node, server);
+        let has_mail = self.config.notice.mail_host.is_some();
+        let store = setup::store(config, &self.config.node, addresses.server.clone(), has_mail);
         if let Some(path) = self.history_file() {
             store.recall(&path).with_context(|| format!("cannot read {}", path.display()))?;
         }

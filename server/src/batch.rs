@@ -153,12 +153,14 @@ impl<S: Statement> Asker<S> {
         let asking = async {
             let Kept { mut connection, since, statements } = match kept.take() {
                 Some(kept) if !store.is_outdated(kept.since.elapsed()) => kept,
-                Some(_) | None => Kept { connection: store.connection().await?, since: Instant::now(), statements: 0 },
+                Some(_) | None => Kept { connection: store.take().await?, since: Instant::now(), statements: 0 },
             };
             let answers = statement.ask(&mut connection, questions).await?;
             let statements = statements + 1;
-            if statements < KEEP_STATEMENTS_MAX && store.has_spare_connections() {
+            if connection.is_for_many() && statements < KEEP_STATEMENTS_MAX && store.has_spare_connections() {
                 *kept = Some(Kept { connection, since, statements });
+            } else {
+                connection.finish().await?;
             }
             Ok(answers)
         };

@@ -33,7 +33,7 @@ use std::path::{Path, PathBuf};
 pub use admission::Admission;
 pub use certificate::Certificate;
 pub use cluster::Cluster;
-pub use database::Database;
+pub use database::{Database, Pooler};
 pub use device::Device;
 pub use fault::{Fault, Faults, Origin, Problem};
 pub use isolation::{Isolation, Scope};

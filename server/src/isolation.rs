@@ -34,7 +34,7 @@ use crate::config::Config;
 use crate::lifecycle::Shutdown;
 use crate::metrics::Metrics;
 use crate::store::proof::proof_is_leaking;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, single};
 use crate::tunnel::slice::{Addresses, Slice};
 use drift::{Recorder, Recording, recorder};
 use element::{Element, Elements, OPENINGS_MAX, lifetime_seconds};
@@ -408,7 +408,7 @@ impl std::fmt::Debug for Isolation {
 
 /// A leak is over when a round has proven that, not when the node starts again.
 async fn was_leaking(store: &Store, node: &str) -> Result<bool, StoreError> {
-    store.within(async { proof_is_leaking(&mut *store.connection().await?, node).await }).await
+    store.within(async { single!(store, |connection| proof_is_leaking(connection, node)) }).await
 }
 
 /// Runs to its end even if nobody waits for it any more: half of it would leave the kernel with what nobody remembers.

@@ -38,6 +38,7 @@ pub mod transition;
 pub mod tunnel;
 pub mod webhook;
 
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -138,8 +139,68 @@ pub enum Visibility {
 /// A transaction of the pool; let go of, it has never been.
 pub type Transaction = sqlx::Transaction<'static, Postgres>;
 
-/// A connection of the pool.
-pub type Connection = sqlx::pool::PoolConnection<Postgres>;
+/// A connection of the pool that was taken for a single statement. Sees every tenant.
+#[derive(Debug)]
+pub struct Connection(Taken);
+
+#[derive(Debug)]
+enum Taken {
+    Whole(sqlx::pool::PoolConnection<Postgres>),
+    /// Of a pooler: only in a transaction do two messages reach the same session.
+    ForTransaction(Transaction),
+}
+
+impl Connection {
+    /// Whether it may be used for one statement after another.
+    #[must_use]
+    pub fn is_for_many(&self) -> bool {
+        matches!(self.0, Taken::Whole(_))
+    }
+
+    /// Makes what the statement did last. Without it nothing may have been.
+    pub async fn finish(self) -> Result<(), StoreError> {
+        match self.0 {
+            Taken::Whole(_) => Ok(()),
+            Taken::ForTransaction(transaction) => Ok(transaction.commit().await?),
+        }
+    }
+}
+
+impl Deref for Connection {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        match &self.0 {
+            Taken::Whole(connection) => connection,
+            Taken::ForTransaction(transaction) => transaction,
+        }
+    }
+}
+
+impl DerefMut for Connection {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        match &mut self.0 {
+            Taken::Whole(connection) => connection,
+            Taken::ForTransaction(transaction) => transaction,
+        }
+    }
+}
+
+/// What a single statement gives that needs no transaction of several: `single!(store, |connection| node_leave(connection, &node))`.
+/// A function would take a closure whose future cannot be shown to be `Send`.
+macro_rules! single {
+    ($store:expr, |$connection:ident| $statement:expr) => {
+        async {
+            let mut taken = $store.take().await?;
+            let $connection = &mut *taken;
+            let done = $statement.await?;
+            taken.finish().await?;
+            Ok::<_, $crate::store::StoreError>(done)
+        }
+        .await
+    };
+}
+pub(crate) use single;
 
 /// The database.
 #[derive(Clone, Debug)]
@@ -149,6 +210,8 @@ pub struct Store {
     patience: Duration,
     is_in_doubt: Arc<AtomicBool>,
     primary: Arc<Primary>,
+    /// What each transaction sets for itself, where a session is nobody's own.
+    settings: Option<Arc<str>>,
 }
 
 impl Store {
@@ -156,16 +219,34 @@ impl Store {
     /// first used, to the first host until [`Probe::run`] has found another one.
     #[must_use]
     pub fn new(pool: PgPoolOptions, hosts: impl Into<Hosts>) -> Self {
-        let primary = Arc::new(Primary::new(hosts.into()));
+        Self::prepare(pool, hosts.into(), None)
+    }
+
+    /// The same, through a pooler that gives a session of the database for one transaction, and another one for the next. Nothing
+    /// is left in a session: not the role, not a setting (`settings` are names and values of ours), not a prepared statement. What
+    /// an earlier transaction of anybody has prepared there, would meet our names.
+    #[must_use]
+    pub fn through_pooler(pool: PgPoolOptions, hosts: Hosts, settings: &[(&str, String)]) -> Self {
+        // Poolers know some of what a client may ask for at the start of a session, and refuse all else.
+        let hosts = hosts.map(|host| host.extra_float_digits(None).statement_cache_capacity(0));
+        let set = settings.iter().map(|(name, value)| format!("; set local {name} = '{value}'"));
+        let settings = std::iter::once("begin; deallocate all".to_owned()).chain(set).collect::<String>();
+        Self::prepare(pool, hosts, Some(settings.into()))
+    }
+
+    fn prepare(pool: PgPoolOptions, hosts: Hosts, settings: Option<Arc<str>>) -> Self {
+        let primary = Arc::new(Primary::new(hosts));
+        let first =
+            if settings.is_some() { QUESTION.to_owned() } else { format!("set role cloudlink_app; {QUESTION}") };
+        let first: Arc<str> = first.into();
         let is_in_doubt = Arc::new(AtomicBool::new(false));
         let in_doubt = Arc::clone(&is_in_doubt);
         let (admitting, dating) = (Arc::clone(&primary), Arc::clone(&primary));
         let pool = pool
             .after_connect(move |connection, _| {
-                let primary = Arc::clone(&admitting);
+                let (primary, first) = (Arc::clone(&admitting), Arc::clone(&first));
                 Box::pin(async move {
-                    let answer =
-                        connection.fetch_one(AssertSqlSafe(format!("set role cloudlink_app; {QUESTION}"))).await?;
+                    let answer = connection.fetch_one(AssertSqlSafe(first)).await?;
                     primary.ask_others().await;
                     Ok(primary.admit(History::of(&answer)?)?)
                 })
@@ -194,7 +275,7 @@ impl Store {
                     Ok(true)
                 })
             });
-        Self { pool: pool.connect_lazy_with(primary.chosen()), patience: PATIENCE, is_in_doubt, primary }
+        Self { pool: pool.connect_lazy_with(primary.chosen()), patience: PATIENCE, is_in_doubt, primary, settings }
     }
 
     /// With another limit to how long an answer may take. Must be above the database's own limit for a statement.
@@ -227,6 +308,15 @@ impl Store {
 
     /// Begins a transaction that sees what `visibility` says.
     pub async fn begin(&self, visibility: Visibility) -> Result<Transaction, StoreError> {
+        if let Some(settings) = &self.settings {
+            let visibility = match visibility {
+                Visibility::All => "; set local role cloudlink_app".to_owned(),
+                Visibility::Tenant(tenant) => {
+                    format!("; set local role cloudlink_tenant; set local cloudlink.tenant = '{tenant}'")
+                }
+            };
+            return Ok(self.pool.begin_with(AssertSqlSafe(format!("{settings}{visibility}"))).await?);
+        }
         let mut transaction = self.pool.begin().await?;
         if let Visibility::Tenant(tenant) = visibility {
             // The same as `set local role`, without a second round trip.
@@ -240,8 +330,17 @@ impl Store {
         Ok(transaction)
     }
 
-    /// A connection for a single statement that needs no transaction. Sees every tenant.
-    pub async fn connection(&self) -> Result<Connection, StoreError> {
+    /// A connection for a single statement that needs no transaction of several. See [`single!`].
+    pub async fn take(&self) -> Result<Connection, StoreError> {
+        Ok(Connection(match self.settings {
+            None => Taken::Whole(self.pool.acquire().await?),
+            Some(_) => Taken::ForTransaction(self.begin(Visibility::All).await?),
+        }))
+    }
+
+    /// A connection for a test that does what it likes.
+    #[cfg(test)]
+    pub async fn connection(&self) -> Result<sqlx::pool::PoolConnection<Postgres>, StoreError> {
         Ok(self.pool.acquire().await?)
     }
 

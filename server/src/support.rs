@@ -41,6 +41,7 @@ use crate::config;
 use crate::lifecycle::Shutdown;
 use crate::link::{Links, Shared};
 use crate::storage_key::StorageKey;
+use crate::store::single;
 use crate::store::support_session::support_guest_leave;
 
 /// How often it is tried to note that a guest has left. In vain: the end of the session notes it, too.
@@ -162,7 +163,7 @@ impl Support {
         self.0.shutdown.tasks.spawn(async move {
             let store = &support.0.links.store;
             for _ in 0..LEAVE_ATTEMPTS_MAX {
-                let left = async { support_guest_leave(&mut *store.connection().await?, &[id]).await };
+                let left = async { single!(store, |connection| support_guest_leave(connection, &[id])) };
                 if store.within(left).await.is_ok() {
                     return;
                 }

@@ -30,6 +30,8 @@ main() {
         # The load balancers of docker/.
         have haproxy || lacking+=(haproxy)
         have_nginx || lacking+=(nginx libnginx-mod-stream)
+        # What stands in front of databases.
+        have pgbouncer || lacking+=(pgbouncer)
         have tcpdump || lacking+=(tcpdump)
         # What reads the unit and the alerts in docker/.
         have systemd-analyze || lacking+=(systemd)
@@ -93,6 +95,7 @@ install() {
             openssh-server) disable ssh.service ;;
             haproxy) disable haproxy.service ;;
             nginx) disable nginx.service ;;
+            pgbouncer) disable pgbouncer.service ;;
         esac
     done
 }

@@ -4,6 +4,7 @@
 mod centre;
 mod database;
 mod nats;
+mod pgbouncer;
 mod switch;
 
 use std::net::SocketAddr;
@@ -15,13 +16,14 @@ use tokio::net::TcpStream;
 pub use self::centre::{Centre, Peer};
 pub use self::database::{Database, Place};
 pub use self::nats::Nats;
+pub use self::pgbouncer::PgBouncer;
 pub use self::switch::Switch;
 
 use crate::fleet::Fleet;
 use crate::poll::wait_for;
 use crate::port;
 use crate::program::Program;
-use crate::server::{Plan, Server, Settings};
+use crate::server::{Plan, Runner, Server, Settings};
 
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// Short, so that a test sees its end.
@@ -46,6 +48,16 @@ impl Cluster {
 
     /// The same on a database that is there, with more of the configuration.
     pub async fn start_on(database: Database, nodes: usize, set: &[String]) -> anyhow::Result<Self> {
+        Self::start_with(database, nodes, set, None).await
+    }
+
+    /// The same, and the first node is run in another way.
+    pub async fn start_with(
+        database: Database,
+        nodes: usize,
+        set: &[String],
+        first: Option<Runner>,
+    ) -> anyhow::Result<Self> {
         let nats = Nats::start().await?;
         let settings = |number: usize| -> anyhow::Result<Settings> {
             let internal = port::free()?;
@@ -59,7 +71,7 @@ impl Cluster {
             ];
             Ok(Settings { set: own.into_iter().chain(set.iter().cloned()).collect(), ..Settings::default() })
         };
-        let fleet = Fleet::start_with(&settings(1)?).await?;
+        let fleet = Fleet::start_with(&Settings { runner: first, ..settings(1)? }).await?;
         let mut others = Vec::new();
         for number in 2..=nodes {
             let plan = Plan::new(&fleet.path(&format!("node-{number}")), &settings(number)?)?;

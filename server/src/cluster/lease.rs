@@ -21,7 +21,7 @@ use crate::file;
 use crate::store::node::{
     Joined, NewNode, Peer, Renewed, node_expire, node_join, node_leave, node_list_others, node_renew,
 };
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, single};
 
 /// Before the name is asked for again that another node has.
 const JOIN_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -54,7 +54,7 @@ impl Lease {
         let mut told = None;
         let asked_at = loop {
             let asked_at = Instant::now();
-            match store.within(async { node_join(&mut *store.connection().await?, &node).await }).await {
+            match store.within(async { single!(store, |connection| node_join(connection, &node)) }).await {
                 Ok(Joined::Yes) => break asked_at,
                 Ok(Joined::Taken { until }) => wait_for_name(&node.name, until, &mut told),
                 Err(error) if error.is_retryable() => {
@@ -84,7 +84,7 @@ impl Lease {
         if let Some(other) = among(&self.others()) {
             return Some(other);
         }
-        let listed = async { node_list_others(&mut *self.store.connection().await?, &self.node.name).await };
+        let listed = async { single!(self.store, |connection| node_list_others(connection, &self.node.name)) };
         let others = self.store.within(listed).await.ok()?;
         let other = among(&others);
         self.others.store(Arc::new(others));
@@ -110,7 +110,7 @@ impl Lease {
 
     async fn attempt(&self) -> Renewal {
         let asked_at = Instant::now();
-        let renewal = async { node_renew(&mut *self.store.connection().await?, &self.node).await };
+        let renewal = async { single!(self.store, |connection| node_renew(connection, &self.node)) };
         match timeout(self.pause(), renewal).await {
             Ok(Ok(Some(Renewed { was_gone, others }))) => {
                 self.others.store(Arc::new(others));
@@ -142,7 +142,7 @@ impl Lease {
 
     /// Says which other nodes are gone.
     pub(crate) async fn expire(&self) -> Result<Vec<String>, StoreError> {
-        node_expire(&mut *self.store.connection().await?, &self.node).await
+        single!(self.store, |connection| node_expire(connection, &self.node))
     }
 
     /// Tells other nodes that ask whether this one reaches the database.
@@ -155,7 +155,7 @@ impl Lease {
 
     /// Gives the lease back. What cannot be written now, ends by itself.
     pub(crate) async fn leave(&self) {
-        let left = async { node_leave(&mut *self.store.connection().await?, &self.node).await };
+        let left = async { single!(self.store, |connection| node_leave(connection, &self.node)) };
         if !matches!(timeout(LEAVE_WITHIN, left).await, Ok(Ok(()))) {
             tracing::warn!("the node's lease is not given back: it ends by itself");
         }

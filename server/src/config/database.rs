@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::fault::{Fault, Origin, Problem};
 use super::section::{Given, section};
-use super::value::{Seconds, Secret};
+use super::value::{Seconds, Secret, Value, quoted};
 
 const CONNECTIONS_MAX: u32 = 16;
 const ACQUIRE_TIMEOUT: Seconds = Seconds(3);
@@ -12,6 +12,33 @@ const STATEMENT_TIMEOUT: Seconds = Seconds(10);
 const LOCK_TIMEOUT: Seconds = Seconds(5);
 const IDLE_TIMEOUT: Seconds = Seconds(600);
 const LIFETIME: Seconds = Seconds(1_800);
+
+/// What shares connections between nodes and the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooler {
+    None,
+    /// It gives a connection for a transaction, and another one for the next.
+    Transaction,
+}
+
+impl Value for Pooler {
+    const EXPECTED: &'static str = "\"none\" or \"transaction\"";
+
+    fn from_text(text: &str) -> Option<Self> {
+        match text {
+            "none" => Some(Self::None),
+            "transaction" => Some(Self::Transaction),
+            _ => None,
+        }
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(quoted(match self {
+            Self::None => "none",
+            Self::Transaction => "transaction",
+        }))
+    }
+}
 
 section! {
     /// The database. Without `url`, the server runs its own Postgres in its data directory.
@@ -28,6 +55,9 @@ section! {
         migrate_url_file: Option<PathBuf> = None;
         /// Whether to apply migrations at start. When not, a schema that is not this version's is refused.
         migrate: bool = true;
+        /// What shares connections between nodes and the database. `none`: nothing does, or by whole sessions. `transaction`:
+        /// PgBouncer in this mode, which migrations go past (docs/OPERATIONS.md).
+        pooler: Pooler = Pooler::None;
         /// The most connections of this node. All nodes together must stay below Postgres' `max_connections`.
         connections_max: u32 = CONNECTIONS_MAX, in 2..=1_000;
         /// How long a request waits for a free connection before it is answered with 503. Bounds the queue while the
@@ -64,6 +94,11 @@ impl Database {
                 "migrate_url",
                 Problem::Needs { other: "database.url" },
             ));
+        }
+        // Migrations take a lock that is the session's.
+        if self.pooler == Pooler::Transaction && self.migrate && self.migrate_url.is_none() {
+            let needs = Problem::Needs { other: "database.migrate_url, or database.migrate = false" };
+            given.faults.add(fault(given.origin("database", "pooler"), "pooler", needs));
         }
     }
 }

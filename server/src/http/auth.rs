@@ -21,8 +21,8 @@ use crate::model::audit::{Actor, PLATFORM};
 use crate::model::person::Role;
 use crate::model::token::{Kind as TokenKind, Session};
 use crate::secret::{Purpose, TokenHash};
-use crate::store::Visibility;
 use crate::store::token::{Reign, token_authenticate};
+use crate::store::{Visibility, single};
 
 /// The cookie that a browser signs in with. The prefix has browsers keep it to this host, and to https.
 pub(crate) const COOKIE: &str = "__Host-cloudlink";
@@ -164,7 +164,7 @@ impl Presented {
 
     /// What was made for a browser comes in its cookie, and nothing else does.
     async fn look_up(self, context: &Context) -> Result<Option<Session>, Problem> {
-        let session = token_authenticate(&mut *context.store.connection().await?, self.secret).await?;
+        let session = single!(context.store, |connection| token_authenticate(connection, self.secret))?;
         Ok(session.filter(|session| (session.kind == TokenKind::Browser) == self.is_cookie))
     }
 }

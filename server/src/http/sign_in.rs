@@ -20,7 +20,7 @@ use crate::sign_in::admit::{Admission, Refusal, admit};
 use crate::sign_in::{Identity, SignIn, VerifyError};
 use crate::store::audit::audit_append;
 use crate::store::sign_in::{sign_in_fail, sign_in_forgive, sign_in_locked_for};
-use crate::store::{StoreError, Visibility};
+use crate::store::{StoreError, Visibility, single};
 
 /// Somebody at an address who is not locked out.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ impl<'a> Attempt<'a> {
         }
         match outcome {
             Ok(admitted) => {
-                sign_in_forgive(&mut *self.context.store.connection().await?, &key).await?;
+                single!(self.context.store, |connection| sign_in_forgive(connection, &key))?;
                 self.context.metrics.sign_ins.with_label_values(&["succeeded"]).inc();
                 Ok(admitted)
             }
@@ -106,7 +106,7 @@ impl<'a> Attempt<'a> {
 
 impl Context {
     pub(crate) async fn refuse_locked_out(&self, keys: &[String]) -> Result<(), Problem> {
-        match sign_in_locked_for(&mut *self.store.connection().await?, keys).await? {
+        match single!(self.store, |connection| sign_in_locked_for(connection, keys))? {
             None => Ok(()),
             Some(wait) => {
                 self.metrics.sign_ins.with_label_values(&["locked_out"]).inc();

@@ -14,7 +14,7 @@ use crate::bus::{Heard, Hint, Listener};
 use crate::clock;
 use crate::model::token::Session;
 use crate::store::token::token_list_over;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, single};
 use crate::support::freshness::Freshness;
 
 /// Between two looks without a hint: what another node did is seen in time.
@@ -100,7 +100,7 @@ impl TokenWatch {
             self.freshness.heard(asked_at);
             return Ok(());
         }
-        let over = store.within(async { token_list_over(&mut *store.connection().await?, &ids).await }).await?;
+        let over = store.within(async { single!(store, |connection| token_list_over(connection, &ids)) }).await?;
         let silent_since = self.freshness.silent_since(Instant::now());
         let tokens = self.lock();
         let mut has_news = false;

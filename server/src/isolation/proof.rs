@@ -49,7 +49,7 @@ use crate::model::proof::{Outcome, Trigger};
 use crate::proxy::Proxies;
 use crate::store::audit::audit_append;
 use crate::store::proof::{NewProof, proof_insert};
-use crate::store::{Store, StoreError, Visibility};
+use crate::store::{Store, StoreError, Visibility, single};
 use crate::tunnel::plane::Plane;
 use credential::Issuer;
 use lookout::{Lookout, Place};
@@ -364,7 +364,7 @@ fn stored_time() -> OffsetDateTime {
 async fn insert(store: &Store, record: &Record) -> Result<(), StoreError> {
     let Record { proof, action } = record;
     let Some(action) = action else {
-        return proof_insert(&mut *store.connection().await?, proof).await;
+        return single!(store, |connection| proof_insert(connection, proof));
     };
     let mut transaction = store.begin(Visibility::All).await?;
     proof_insert(&mut transaction, proof).await?;

@@ -28,6 +28,7 @@ use crate::lifecycle::Shutdown;
 use crate::metrics::Failure;
 use crate::proxy::{self, ProxyError};
 use crate::store::link::link_close_node;
+use crate::store::single;
 use crate::tunnel;
 use crate::tunnel::opening::Arrival;
 
@@ -88,7 +89,7 @@ pub async fn run(links: Links, listener: TcpListener, soft: Duration, shutdown: 
 async fn close_earlier_life(shared: &Shared) {
     loop {
         let closed = async {
-            link_close_node(&mut *shared.store.connection().await?, &shared.node, "node_restarted", ROWS_MAX).await
+            single!(shared.store, |connection| link_close_node(connection, &shared.node, "node_restarted", ROWS_MAX))
         };
         match shared.store.within(closed).await {
             Ok(0) => return,

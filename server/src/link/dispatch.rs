@@ -14,11 +14,11 @@ use super::{Links, Order, Shared, account};
 use crate::bus::{Heard, Hint, Listener};
 use crate::lifecycle::Shutdown;
 use crate::model::command::State;
-use crate::store::StoreError;
 use crate::store::dispatch::{
     CLAIM_MAX, ClaimedCommand, Dispatch, LinkKey, UnreadableCommand, dispatch_claim, dispatch_list,
 };
 use crate::store::transition::{Source, Transition};
+use crate::store::{StoreError, single};
 use crate::trace::{Span, place};
 
 /// Links that one statement looks at.
@@ -106,14 +106,15 @@ impl Due {
             self.devices.drain().filter_map(|device| Some(shared.registry.find(device)?.key)).collect();
         if std::mem::take(&mut self.everything) {
             let store = &shared.store;
-            let due = async { dispatch_list(&mut *store.connection().await?, &shared.node).await };
+            let due = async { single!(store, |connection| dispatch_list(connection, &shared.node)) };
             links.extend(store.within(due).await?);
         }
         let links: Vec<LinkKey> = links.into_iter().collect();
         for links in links.chunks(LINKS_PER_CLAIM) {
             let store = &shared.store;
             let asked_at = Instant::now();
-            let dispatch = store.within(async { dispatch_claim(&mut *store.connection().await?, links).await }).await?;
+            let dispatch =
+                store.within(async { single!(store, |connection| dispatch_claim(connection, links)) }).await?;
             let claimed = dispatch.commands.len() + dispatch.unreadable.len();
             if i64::try_from(claimed).is_ok_and(|claimed| claimed >= CLAIM_MAX) {
                 self.devices.extend(links.iter().map(|link| link.device_id));

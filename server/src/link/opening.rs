@@ -26,6 +26,7 @@ use crate::bus::Hint;
 use crate::metrics::Failure;
 use crate::store::dispatch::LinkKey;
 use crate::store::link::{NewLink, OpenedLink, link_suspect_clone};
+use crate::store::single;
 use crate::{clock, tunnel};
 
 /// What a WebSocket takes from TLS at once. A link is idle most of its life, and keeps this much all the time; a message
@@ -197,7 +198,7 @@ async fn suspect_clone(shared: &Shared, opened: &OpenedLink, boot_id: &str, host
         "serials": [HEXLOWER.encode(&previous.certificate_serial)],
         "was_live": previous.was_live,
     });
-    let written = async { link_suspect_clone(&mut *shared.store.connection().await?, opened, &details).await };
+    let written = async { single!(shared.store, |connection| link_suspect_clone(connection, opened, &details)) };
     if let Err(error) = shared.store.within(written).await {
         shared.clones.forget(opened.device_id);
         tracing::warn!(error = &error as &dyn std::error::Error, "cannot record the suspicion of a clone");

@@ -10,8 +10,8 @@ use rustls_pki_types::CertificateDer;
 
 use super::Shared;
 use super::enroll::{identity, new_certificate};
-use crate::store::StoreError;
 use crate::store::certificate::{NewCertificate, Renewal, certificate_renew};
+use crate::store::{StoreError, single};
 
 /// How long a device waits that renews too often.
 const TOO_MANY_RETRY: Duration = Duration::from_secs(3600);
@@ -59,7 +59,7 @@ pub(super) async fn renew(shared: &Shared, tenant: TenantId, device: DeviceId, c
             der: &certificate,
             not_after: validity.not_after(),
         };
-        certificate_renew(&mut *shared.store.connection().await?, record).await
+        single!(shared.store, |connection| certificate_renew(connection, record))
     };
     match shared.store.within(recorded).await {
         Ok(Renewal::Recorded) => {

@@ -13,7 +13,7 @@ use super::{FINISH_WITHIN, Health, RecordError, Recorded};
 use crate::metrics::Metrics;
 use crate::storage_key::RecordingKey;
 use crate::store::recording::{recording_append, recording_finish};
-use crate::store::{Store, StoreError, Visibility};
+use crate::store::{Store, StoreError, Visibility, single};
 
 /// What a crash loses at most.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
@@ -94,8 +94,7 @@ impl Writer {
         let mut refusals = 0;
         loop {
             let attempt = async {
-                let mut connection = self.store.connection().await?;
-                recording_append(&mut connection, self.session, self.seq, sealed).await
+                single!(self.store, |connection| recording_append(connection, self.session, self.seq, sealed))
             };
             match timeout(ATTEMPT_WITHIN, attempt).await {
                 Ok(Ok(true)) => return Ok(()),

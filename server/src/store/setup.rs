@@ -85,9 +85,9 @@ pub fn url_hosts(key: &'static str, url: &config::Secret) -> Result<Hosts, Setup
 
 /// The pool of the running server.
 #[must_use]
-pub fn store(config: &config::Database, node: &str, hosts: Hosts) -> Store {
+pub fn store(config: &config::Database, node: &str, hosts: Hosts, has_mail: bool) -> Store {
     let milliseconds = |duration: Duration| duration.as_millis().to_string();
-    let settings = [
+    let mut settings = vec![
         ("statement_timeout", milliseconds(config.statement_timeout_seconds.duration())),
         ("lock_timeout", milliseconds(config.lock_timeout_seconds.duration())),
         ("idle_in_transaction_session_timeout", milliseconds(IDLE_IN_TRANSACTION)),
@@ -97,14 +97,22 @@ pub fn store(config: &config::Database, node: &str, hosts: Hosts) -> Store {
         // Compiling takes longer than any of the statements.
         ("jit", "off".to_owned()),
     ];
+    if has_mail {
+        // What notice_emit() writes mail by.
+        settings.push(("cloudlink.mail", "on".to_owned()));
+    }
     let name = format!("cloudlinkd {node}");
-    let hosts = hosts.map(|host| host.application_name(&name).options(settings.clone()));
+    let hosts = hosts.map(|host| host.application_name(&name));
     let pool = PgPoolOptions::new()
         .max_connections(config.connections_max)
         .acquire_timeout(config.acquire_timeout_seconds.duration())
         .idle_timeout(config.idle_timeout_seconds.duration())
         .max_lifetime(config.lifetime_seconds.duration());
-    Store::new(pool, hosts).with_patience(config.statement_timeout_seconds.duration() + ANSWER_WITHIN)
+    let store = match config.pooler {
+        config::Pooler::None => Store::new(pool, hosts.map(|host| host.options(settings.clone()))),
+        config::Pooler::Transaction => Store::through_pooler(pool, hosts, &settings),
+    };
+    store.with_patience(config.statement_timeout_seconds.duration() + ANSWER_WITHIN)
 }
 
 /// Whether a Postgres takes connections there.
@@ -159,11 +167,15 @@ pub async fn migrate(owner: &Hosts) -> Result<(), SetupError> {
 /// Checks that exactly this version's migrations were applied.
 pub async fn schema_check(owner: &Hosts) -> Result<(), SetupError> {
     let mut connection = connect(owner).await?;
+    // A pooler may give the next transaction another connection, and this one to somebody else: nothing is left behind in it.
+    let mut transaction = connection.begin().await.map_err(StoreError::from)?;
     let applied: Vec<(i64, Vec<u8>, bool)> =
         sqlx::query_as("select version, checksum, success from _sqlx_migrations order by version")
-            .fetch_all(&mut connection)
+            .persistent(false)
+            .fetch_all(&mut *transaction)
             .await
             .map_err(StoreError::from)?;
+    transaction.commit().await.map_err(StoreError::from)?;
     close(connection).await;
     for needed in MIGRATOR.iter() {
         let version = needed.version;
@@ -185,7 +197,7 @@ pub async fn schema_check(owner: &Hosts) -> Result<(), SetupError> {
 /// Checks that no role of the server may rewrite what must not be rewritten: the audit log, and the ways around the grant; and
 /// that the server's own role decides nothing for a tenant.
 pub async fn privilege_check(store: &Store) -> Result<(), SetupError> {
-    let mut connection = store.connection().await?;
+    let mut connection = store.take().await?;
     let excess = sqlx::query!(
         r#"select role as "role!", relation as "relation!", privilege as "privilege!",
                   pg_has_role('cloudlink_app', 'cloudlink_tenant', 'usage') as "inherits!"
@@ -213,6 +225,7 @@ pub async fn privilege_check(store: &Store) -> Result<(), SetupError> {
     .fetch_optional(&mut *connection)
     .await
     .map_err(StoreError::from)?;
+    connection.finish().await?;
     match excess {
         Some(row) if row.inherits && row.role == "cloudlink_app" => Err(SetupError::Inherits),
         Some(row) => Err(SetupError::Privilege { role: row.role, table: row.relation, privilege: row.privilege }),

@@ -17,7 +17,7 @@ use crate::model::opening::{EndReason, Endpoint, OPEN_FOR_MAX, OpeningState};
 use crate::store::opening::{
     Closing, NewOpening, opening_create, opening_end_in_txn, opening_lock_in_txn, opening_show,
 };
-use crate::store::{StoreError, Visibility};
+use crate::store::{StoreError, Visibility, single};
 
 /// Between two looks whether the port is open by now.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -51,7 +51,7 @@ async fn open(support: &Support, session: &Session, port: u16) -> Result<Endpoin
             let found = support
                 .links()
                 .store
-                .within(async { opening_show(&mut *support.links().store.connection().await?, id).await });
+                .within(async { single!(support.links().store, |connection| opening_show(connection, id)) });
             match found.await? {
                 Some(found) if found.state == OpeningState::Requested => {
                     sleep(LOOK_EVERY).await;
@@ -86,7 +86,7 @@ async fn create(support: &Support, session: &Session, port: u16) -> Result<Openi
         open_for: OPEN_FOR_MAX,
     };
     let store = &support.links().store;
-    let made = async { opening_create(&mut *store.connection().await?, &new).await };
+    let made = async { single!(store, |connection| opening_create(connection, &new)) };
     // It stands in the way what stands in the way of the session: its tunnel is gone, or it has as many openings as it may.
     store.within(made).await?.map(|_| id).ok_or(AttachError::NoOpening)
 }

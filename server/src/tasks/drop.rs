@@ -14,7 +14,7 @@ use crate::model::audit::Actor;
 use crate::model::device::is_probe;
 use crate::store::drop::{NewDrop, drop_add};
 use crate::store::quarantine::{NewQuarantine, quarantine_begin_in_txn};
-use crate::store::{StoreError, Visibility};
+use crate::store::{StoreError, Visibility, single};
 use crate::tunnel::Tunnels;
 use crate::tunnel::plane::Drops;
 
@@ -103,7 +103,7 @@ impl Book {
                 }));
             }
             let (store, actor) = (&self.shared.store, self.actor());
-            store.within(async { drop_add(&mut *store.connection().await?, actor.to_json(), &rows).await }).await?;
+            store.within(async { single!(store, |connection| drop_add(connection, actor.to_json(), &rows)) }).await?;
             for device in devices {
                 self.waiting.remove(&device);
             }

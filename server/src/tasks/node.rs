@@ -11,9 +11,9 @@ use crate::cluster::tenure::Act;
 use crate::lifecycle::Shutdown;
 use crate::link::{Links, Shared};
 use crate::model::support_session::EndReason;
-use crate::store::StoreError;
 use crate::store::link::link_close_node;
 use crate::store::node::node_list_unsettled;
+use crate::store::{StoreError, single};
 use crate::support::Support;
 
 /// Rows that one statement closes.
@@ -84,11 +84,11 @@ async fn settle(shared: &Shared, lease: &Lease) -> Result<(), StoreError> {
     for name in lease.expire().await? {
         tracing::warn!(node = ?name, "a node is gone");
     }
-    let names = node_list_unsettled(&mut *shared.store.connection().await?).await?;
+    let names = single!(shared.store, |connection| node_list_unsettled(connection))?;
     for name in names {
         let mut closed = 0;
         loop {
-            let some = link_close_node(&mut *shared.store.connection().await?, &name, "node_lost", ROWS_MAX).await?;
+            let some = single!(shared.store, |connection| link_close_node(connection, &name, "node_lost", ROWS_MAX))?;
             closed += some;
             if some < ROWS_MAX.unsigned_abs() {
                 break;

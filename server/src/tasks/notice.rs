@@ -21,7 +21,7 @@ use crate::store::notice::{
     DueNotice, Lane, Names, Room, Settled, notice_claim, notice_names, notice_settle_in_txn, notice_trim,
     webhook_give_up_in_txn,
 };
-use crate::store::{Store, StoreError, Visibility};
+use crate::store::{Store, StoreError, Visibility, single};
 
 /// What another node has put into the outbox, or has to be tried again, is seen within this time; what this one has, at once.
 const EVERY: Duration = Duration::from_secs(1);
@@ -96,8 +96,8 @@ impl Outbox {
             let lease = self.notices.within() + SETTLE_WITHIN;
             let lanes = flying.lanes();
             let claimed = async {
-                let connection = &mut *self.store.connection().await?;
-                notice_claim(connection, room, &lanes, self.notices.has_mail(), lease).await
+                let has_mail = self.notices.has_mail();
+                single!(self.store, |connection| notice_claim(connection, room, &lanes, has_mail, lease))
             };
             match self.store.within(claimed).await {
                 Ok(due) if due.is_empty() => return,
@@ -157,12 +157,12 @@ impl Outbox {
         if notice.webhook().is_some() {
             return Ok(Names::default());
         }
-        self.store.within(async { notice_names(&mut *self.store.connection().await?, tenant, &ids).await }).await
+        self.store.within(async { single!(self.store, |connection| notice_names(connection, tenant, &ids)) }).await
     }
 
     async fn trim(&self) {
         let keep_days = self.notices.keep_days();
-        let trimmed = async { notice_trim(&mut *self.store.connection().await?, keep_days).await };
+        let trimmed = async { single!(self.store, |connection| notice_trim(connection, keep_days)) };
         if let Err(error) = self.store.within(trimmed).await {
             self.failed(&error, "cannot forget what was told long ago");
         }

@@ -19,8 +19,8 @@ use crate::bus::{Heard, Hint};
 use crate::isolation::IsolationError;
 use crate::lifecycle::Shutdown;
 use crate::link::{Links, Shared};
-use crate::store::StoreError;
 use crate::store::opening::{DueOpening, opening_list_due, opening_opened, opening_sweep};
+use crate::store::{StoreError, single};
 use crate::tunnel::Tunnels;
 use crate::tunnel::plane::Owner;
 use crate::tunnel::slice::Addresses;
@@ -47,7 +47,7 @@ pub(super) async fn sweep(links: Links, shutdown: Shutdown) {
             () = shutdown.soft.cancelled() => return,
             _ = tick.tick() => {}
         }
-        let swept = async { opening_sweep(&mut *shared.store.connection().await?).await };
+        let swept = async { single!(shared.store, |connection| opening_sweep(connection)) };
         match shared.store.within(swept).await {
             Ok(devices) => devices.into_iter().for_each(|device| shared.bus.send(Hint::OpeningsDue(device))),
             Err(error) => {
@@ -138,7 +138,7 @@ impl Keeper {
     /// Compares what is open with what the database says, and makes it so.
     async fn look(&mut self) {
         let shared = Arc::clone(&self.shared);
-        let listed = async { opening_list_due(&mut *shared.store.connection().await?, &shared.node).await };
+        let listed = async { single!(shared.store, |connection| opening_list_due(connection, &shared.node)) };
         let due = timeout(LIST_WITHIN, listed).await;
         let due = due.unwrap_or(Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)));
         let due = match due {
@@ -160,7 +160,7 @@ impl Keeper {
         }
         self.count();
         if !opened.is_empty() {
-            let noted = async { opening_opened(&mut *shared.store.connection().await?, &opened).await };
+            let noted = async { single!(shared.store, |connection| opening_opened(connection, &opened)) };
             if let Err(error) = shared.store.within(noted).await {
                 self.fail(&error, "cannot note which ports are open");
             }

@@ -8,9 +8,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::lifecycle::Shutdown;
 use crate::link::{Links, Shared, Unproven};
-use crate::store::StoreError;
 use crate::store::link::{ClosedLink, Ended, LiveLink, link_close, link_list_silent, link_prove};
 use crate::store::report::report_upsert;
+use crate::store::{StoreError, single};
 
 /// How long a report or a sign of life waits at most.
 const EVERY: Duration = Duration::from_secs(2);
@@ -59,7 +59,7 @@ fn note(shared: &Shared, done: Result<(), StoreError>, message: &'static str) {
 async fn store_reports(shared: &Shared) -> Result<(), StoreError> {
     while let Some(taken) = shared.reports.take(ROWS_MAX) {
         let rows = taken.rows(Instant::now());
-        let stored = async { report_upsert(&mut *shared.store.connection().await?, &rows).await };
+        let stored = async { single!(shared.store, |connection| report_upsert(connection, &rows)) };
         if let Err(error) = shared.store.within(stored).await {
             if error.is_retryable() {
                 shared.reports.put_back(taken);
@@ -75,7 +75,7 @@ async fn store_proofs(shared: &Shared) -> Result<(), StoreError> {
     for links in shared.registry.unproven(Instant::now()).chunks(ROWS_MAX) {
         let rows: Vec<_> = links.iter().map(Unproven::row).collect();
         let store = &shared.store;
-        store.within(async { link_prove(&mut *store.connection().await?, &rows).await }).await?;
+        store.within(async { single!(store, |connection| link_prove(connection, &rows)) }).await?;
         links.iter().for_each(Unproven::written);
     }
     Ok(())
@@ -93,7 +93,7 @@ impl Orphans {
     /// Closes what this look and the one before it found.
     pub(crate) async fn close(&mut self, shared: &Shared, grace: Duration) -> Result<(), StoreError> {
         let store = &shared.store;
-        let listed = async { link_list_silent(&mut *store.connection().await?, &shared.node, grace).await };
+        let listed = async { single!(store, |connection| link_list_silent(connection, &shared.node, grace)) };
         let mut found = store.within(listed).await?;
         found.retain(|link| orphan(shared, link).is_some());
         let (orphans, suspected): (Vec<_>, Vec<_>) = found.into_iter().partition(|link| self.suspected.contains(link));
@@ -104,7 +104,7 @@ impl Orphans {
                 Some(ClosedLink { device_id: link.key.device_id, ended, reason: "orphaned", is_loss: false })
             };
             let rows: Vec<_> = orphans.iter().filter_map(close).collect();
-            let closed = store.within(async { link_close(&mut *store.connection().await?, &rows).await }).await?;
+            let closed = store.within(async { single!(store, |connection| link_close(connection, &rows)) }).await?;
             tracing::warn!(links = closed, "closed links that this node does not have");
         }
         self.suspected = suspected.into_iter().collect();

@@ -9,8 +9,8 @@ use crate::bus::{Heard, Hint};
 use crate::isolation::IsolationError;
 use crate::lifecycle::Shutdown;
 use crate::link::{Links, Shared};
-use crate::store::StoreError;
 use crate::store::quarantine::quarantine_list;
+use crate::store::{StoreError, single};
 use crate::tunnel::Tunnels;
 
 const EVERY: Duration = Duration::from_millis(500);
@@ -62,7 +62,7 @@ pub(super) async fn run(links: Links, tunnels: Arc<Tunnels>, shutdown: Shutdown)
 
 async fn look(shared: &Shared, tunnels: &Tunnels) -> Result<(), LookError> {
     let look = tunnels.plane.look_at_quarantine();
-    let listed = async { quarantine_list(&mut *shared.store.connection().await?).await };
+    let listed = async { single!(shared.store, |connection| quarantine_list(connection)) };
     let devices = shared.store.within(listed).await?;
     shared.metrics.devices_quarantined.set(i64::try_from(devices.len()).unwrap_or(i64::MAX));
     Ok(tunnels.quarantine(look, &devices).await?)

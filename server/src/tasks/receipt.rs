@@ -15,10 +15,10 @@ use crate::link::{Links, Shared};
 use crate::model::audit::{Actor, Subject};
 use crate::model::notice::Event;
 use crate::pki::StatementSigner;
-use crate::store::StoreError;
 use crate::store::audit::audit_append;
 use crate::store::notice::notice_emit;
 use crate::store::receipt::{Draft, DueReceipt, receipt_list_due};
+use crate::store::{StoreError, single};
 
 const EVERY: Duration = Duration::from_secs(2);
 /// Grants that are looked at in one go: the rest follows.
@@ -36,7 +36,7 @@ pub(super) async fn run(links: Links, signer: Arc<StatementSigner>, shutdown: Sh
             () = shutdown.soft.cancelled() => return,
             _ = tick.tick() => {}
         }
-        let due = async { receipt_list_due(&mut *shared.store.connection().await?, BATCH).await };
+        let due = async { single!(shared.store, |connection| receipt_list_due(connection, BATCH)) };
         let due = match shared.store.within(due).await {
             Ok(due) => due,
             Err(error) => {

@@ -12,7 +12,7 @@ use crate::recording::reader::{ReadError, Reader};
 use crate::recording::{FINISH_WITHIN, Recorded};
 use crate::storage_key::StorageKey;
 use crate::store::recording::{DELETE_MAX, recording_abandoned_lock, recording_cut_short_in_txn, recording_trim};
-use crate::store::{Store, StoreError, Visibility};
+use crate::store::{Store, StoreError, Visibility, single};
 
 /// How often it is looked for those that nobody will finish; at the start at once.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -92,7 +92,7 @@ impl Keeper {
 
     async fn trim(&self) -> Result<(), StoreError> {
         loop {
-            let trim = async { recording_trim(&mut *self.store.connection().await?).await };
+            let trim = async { single!(self.store, |connection| recording_trim(connection)) };
             let deleted = self.store.within(trim).await?;
             if deleted > 0 {
                 tracing::info!(deleted, "deleted recordings that their tenants do not keep for longer");

@@ -7,6 +7,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::lifecycle::Shutdown;
 use crate::link::Links;
 use crate::store::retention::isolation_trim;
+use crate::store::single;
 
 const EVERY: Duration = Duration::from_secs(3600);
 /// For the metrics of failed tasks.
@@ -22,7 +23,7 @@ pub(super) async fn run(links: Links, keep_days: u32, shutdown: Shutdown) {
             () = shutdown.soft.cancelled() => return,
             _ = tick.tick() => {}
         }
-        let trimmed = async { isolation_trim(&mut *shared.store.connection().await?, keep_days).await };
+        let trimmed = async { single!(shared.store, |connection| isolation_trim(connection, keep_days)) };
         if let Err(error) = shared.store.within(trimmed).await {
             shared.metrics.task_failures.with_label_values(&[NAME]).inc();
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot forget old records of isolation");

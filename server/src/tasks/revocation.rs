@@ -8,8 +8,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::bus::{Heard, Hint};
 use crate::lifecycle::Shutdown;
 use crate::link::{Ending, Links, Shared};
-use crate::store::StoreError;
 use crate::store::certificate::{revocation_list, revocation_list_live};
+use crate::store::{StoreError, single};
 
 const EVERY: Duration = Duration::from_millis(700);
 /// How far each look reaches back behind the last one that succeeded: a revocation gets its time when it is made, and is seen when it is
@@ -55,13 +55,11 @@ pub(super) async fn run(links: Links, shutdown: Shutdown) {
 
 /// Ends the links of what was revoked since the last look that succeeded. The first one looks at all live links.
 pub(crate) async fn cut(shared: &Shared, seen_at: &mut Option<OffsetDateTime>) -> Result<(), StoreError> {
-    let mut connection = shared.store.connection().await?;
     let revocations = match *seen_at {
-        Some(at) => revocation_list(&mut connection, at - OVERLAP).await?,
+        Some(at) => single!(shared.store, |connection| revocation_list(connection, at - OVERLAP))?,
         // Until the first look succeeds, links may have come up, and their devices been revoked, at any time.
-        None => revocation_list_live(&mut connection, &shared.node).await?,
+        None => single!(shared.store, |connection| revocation_list_live(connection, &shared.node))?,
     };
-    drop(connection);
     for device in revocations.devices {
         shared.registry.end(device, None, Ending::REVOKED);
     }

@@ -10,9 +10,9 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::bus::{Heard, Hint};
 use crate::lifecycle::Shutdown;
 use crate::link::{Links, Shared};
-use crate::store::StoreError;
 use crate::store::dispatch::LinkKey;
 use crate::store::link::link_list_superseded;
+use crate::store::{StoreError, single};
 
 /// How often all links are compared.
 const EVERY: Duration = Duration::from_secs(15);
@@ -63,7 +63,7 @@ async fn end(shared: &Shared, devices: Option<HashSet<DeviceId>>) -> Result<(), 
     };
     for keys in keys.chunks(ROWS_MAX) {
         let store = &shared.store;
-        let listed = async { link_list_superseded(&mut *store.connection().await?, &shared.node, keys).await };
+        let listed = async { single!(store, |connection| link_list_superseded(connection, &shared.node, keys)) };
         for newer in store.within(listed).await? {
             shared.registry.end_older(newer.device_id, newer.epoch);
         }

@@ -17,7 +17,7 @@ use crate::store::support_session::{
     support_session_list_open, support_session_lock_some_in_txn, support_session_sweep_in_txn,
     support_session_tell_in_txn, support_session_watch,
 };
-use crate::store::{Store, StoreError, Visibility};
+use crate::store::{Store, StoreError, Visibility, single};
 use crate::support::Support;
 use crate::support::session::Session;
 
@@ -83,9 +83,9 @@ async fn look(support: &Support) -> Result<(), StoreError> {
     let asked_at = Instant::now();
     let sessions = support.live();
     if !sessions.is_empty() {
-        let mut connection = support.links().store.connection().await?;
+        let store = &support.links().store;
         let ids: Vec<Uuid> = sessions.iter().map(|session| session.facts.id.as_uuid()).collect();
-        let watched = support_session_watch(&mut connection, &ids).await?;
+        let watched = single!(store, |connection| support_session_watch(connection, &ids))?;
         let mut extended = Vec::new();
         let seen: HashSet<SupportSessionId> = watched.iter().map(|session| session.id).collect();
         for watched in watched {
@@ -103,9 +103,10 @@ async fn look(support: &Support) -> Result<(), StoreError> {
         for session in sessions.iter().filter(|session| !seen.contains(&session.facts.id)) {
             session.end(EndReason::NodeLost, Instant::now());
         }
-        part_guests(&mut connection, &sessions).await?;
+        single!(store, |connection| part_guests(connection, &sessions))?;
         for session in extended {
-            if let Some(facts) = support_session_facts(&mut connection, session.facts.id).await? {
+            let facts = single!(store, |connection| support_session_facts(connection, session.facts.id))?;
+            if let Some(facts) = facts {
                 let support = support.clone();
                 tokio::spawn(async move { support.extend(&session, facts).await });
             }
@@ -154,7 +155,7 @@ pub(crate) async fn sweep_sessions(
     node: &str,
     knows: impl Fn(SupportSessionId) -> bool,
 ) -> Result<bool, StoreError> {
-    let open = support_session_list_open(&mut *store.connection().await?, node).await?;
+    let open = single!(store, |connection| support_session_list_open(connection, node))?;
     // After the question: a session has its place before it has its row.
     let lost: Vec<_> = open.into_iter().filter(|id| !knows(*id)).collect();
     let mut transaction = store.begin(Visibility::All).await?;

@@ -9,8 +9,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::lifecycle::Shutdown;
 use crate::link::{Links, Shared};
-use crate::store::StoreError;
 use crate::store::tunnel::{CarriedTunnels, TunnelTraffic, slice_renew, tunnel_count, tunnel_day_note};
+use crate::store::{StoreError, single};
 use crate::tunnel::day::Extent;
 use crate::tunnel::{SLICE_LEASE, Tunnels};
 
@@ -38,8 +38,8 @@ pub(super) async fn lease(links: Links, tunnels: Arc<Tunnels>, shutdown: Shutdow
             _ = tick.tick() => {}
         }
         let renewed = async {
-            let mut connection = shared.store.connection().await?;
-            slice_renew(&mut connection, &shared.node, tunnels.slice_number, SLICE_LEASE).await
+            let number = tunnels.slice_number;
+            single!(shared.store, |connection| slice_renew(connection, &shared.node, number, SLICE_LEASE))
         };
         match shared.store.within(renewed).await {
             Ok(true) => {}
@@ -79,7 +79,7 @@ async fn write(shared: &Shared, tunnels: &Tunnels, written: &mut HashMap<TunnelI
     written.extend(unchanged.iter().map(|row| (row.tunnel_id, sum(row))));
     for rows in changed.chunks(ROWS_MAX) {
         let store = &shared.store;
-        store.within(async { tunnel_count(&mut *store.connection().await?, rows).await }).await?;
+        store.within(async { single!(store, |connection| tunnel_count(connection, rows)) }).await?;
         written.extend(rows.iter().map(|row| (row.tunnel_id, sum(row))));
     }
     Ok(())
@@ -117,7 +117,7 @@ async fn write_days(shared: &Shared, tunnels: &Tunnels, extent: Extent) -> bool 
             })
             .collect();
         let store = &shared.store;
-        let written = async { tunnel_day_note(&mut *store.connection().await?, &shared.node, &carried).await };
+        let written = async { single!(store, |connection| tunnel_day_note(connection, &shared.node, &carried)) };
         if let Err(error) = store.within(written).await {
             note(shared, DAYS, &error, "cannot store that there are tunnels");
             return false;

@@ -276,6 +276,13 @@ impl Host {
     }
 }
 
+impl Drop for Host {
+    /// Nothing of it is wanted any more, whoever is connected still.
+    fn drop(&mut self) {
+        let _ = self.kill();
+    }
+}
+
 fn done(name: &str, command: &mut Command) -> anyhow::Result<()> {
     let output = command.output()?;
     if !output.status.success() {

@@ -28,7 +28,7 @@ use crate::model::command::{
 use crate::model::new_id;
 use crate::store::audit::audit_append;
 use crate::store::command::{KEY_USED, Missing, NewCommand, Obstacle, command_create, command_explain, command_of_key};
-use crate::store::{Connection, StoreError};
+use crate::store::{Connection, StoreError, single};
 use crate::trace::Span;
 
 /// Says that the command was made by an earlier request with the same key.
@@ -240,26 +240,28 @@ async fn create(context: &Context, caller: &Caller, new: &NewCommand) -> Result<
         if let Some(command) = context.creates.ask(new.clone()).await? {
             return Ok(Made::New(command));
         }
-        let mut connection = context.store.connection().await?;
+        let store = &context.store;
         if let Some(key) = new.idempotency_key.as_deref()
-            && let Some((command, hash)) = command_of_key(&mut connection, new.operator, key).await?
+            && let Some((command, hash)) = single!(store, |connection| command_of_key(connection, new.operator, key))?
         {
             let is_same = hash == new.request_hash;
             return if is_same { Ok(Made::Before(command)) } else { Err(RouteError::KeyConflict) };
         }
         let scope = new.instruction.kind().scope;
-        match command_explain(&mut connection, new.operator, new.device, new.grant, scope).await? {
+        let explained =
+            single!(store, |connection| command_explain(connection, new.operator, new.device, new.grant, scope));
+        match explained? {
             Obstacle::DeviceUnknown => return Err(RouteError::DeviceUnknown),
             Obstacle::DeviceRevoked => return Err(RouteError::DeviceRevoked),
             // What may wait needs neither link nor agent: something else was in the way, and has gone.
             Obstacle::NotLinked | Obstacle::NoAgent { .. } if new.may_queue => {}
             Obstacle::NotLinked => return Err(RouteError::NotLinked),
             Obstacle::NoAgent { tenant } => {
-                audit_refused(&mut connection, caller, new, tenant, "agent").await?;
+                single!(store, |connection| audit_refused(connection, caller, new, tenant, "agent"))?;
                 return Err(RouteError::NoAgent);
             }
             Obstacle::Grant { tenant, missing } => {
-                audit_refused(&mut connection, caller, new, tenant, missing.name()).await?;
+                single!(store, |connection| audit_refused(connection, caller, new, tenant, missing.name()))?;
                 return Err(RouteError::GrantRequired(missing));
             }
             Obstacle::Gone => {}

@@ -9,9 +9,9 @@ use crate::http::problem::{Kind, Problem, respond_as_problem};
 use crate::http::request::{Id, Json, NoQuery};
 use crate::model::device::DeviceMetrics;
 use crate::model::person::Role;
-use crate::store::StoreError;
 use crate::store::command::{Missing, Obstacle, command_explain};
 use crate::store::device::{device_metrics_read_under_grant, device_metrics_show};
+use crate::store::{StoreError, single};
 
 const SCOPE: &str = "metrics:read";
 
@@ -74,13 +74,13 @@ async fn read_under_grant(
     caller: &Caller,
     id: DeviceId,
 ) -> Result<Option<DeviceMetrics>, RouteError> {
-    let mut connection = context.store.connection().await?;
+    let (store, person) = (&context.store, caller.person());
     let actor = caller.actor().to_json();
-    let metrics = device_metrics_read_under_grant(&mut connection, id, caller.person(), actor, SCOPE).await?;
+    let metrics = single!(store, |connection| device_metrics_read_under_grant(connection, id, person, actor, SCOPE))?;
     if metrics.is_some() {
         return Ok(metrics);
     }
-    match command_explain(&mut connection, caller.person(), id, None, SCOPE).await? {
+    match single!(store, |connection| command_explain(connection, person, id, None, SCOPE))? {
         Obstacle::DeviceUnknown => Err(RouteError::DeviceUnknown),
         Obstacle::Grant { missing, .. } => Err(RouteError::GrantRequired(missing)),
         // A grant is there, and what a revoked device measured last may still be read.

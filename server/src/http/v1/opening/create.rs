@@ -24,10 +24,10 @@ use crate::http::v1::command::create::explain;
 use crate::model::audit::Subject;
 use crate::model::new_id;
 use crate::model::opening::{OPEN_FOR_DEFAULT, OPEN_FOR_MAX, OPENINGS_MAX, Opening, OpeningState};
-use crate::store::StoreError;
 use crate::store::audit::audit_append;
 use crate::store::command::Missing;
 use crate::store::opening::{NewOpening, Obstacle, opening_create, opening_explain, opening_show};
+use crate::store::{StoreError, single};
 
 /// How often an opening is tried when what was in the way has gone meanwhile.
 const ATTEMPTS_MAX: usize = 2;
@@ -149,22 +149,22 @@ impl OpeningCreate {
 }
 
 async fn create(context: &Context, caller: &Caller, new: &NewOpening<'_>) -> Result<Opening, RouteError> {
-    let mut connection = context.store.connection().await?;
+    let store = &context.store;
     for _ in 0..ATTEMPTS_MAX {
-        if let Some(opening) = opening_create(&mut connection, new).await? {
+        if let Some(opening) = single!(store, |connection| opening_create(connection, new))? {
             return Ok(opening);
         }
-        let (tenant, missing, refused) =
-            match opening_explain(&mut connection, new.operator, new.device, new.grant).await? {
-                Obstacle::DeviceUnknown => return Err(RouteError::DeviceUnknown),
-                Obstacle::DeviceRevoked => return Err(RouteError::DeviceRevoked),
-                Obstacle::Grant { tenant, missing } => (tenant, missing.name(), RouteError::GrantRequired(missing)),
-                Obstacle::Quarantined { tenant } => (tenant, "quarantine", RouteError::Quarantined),
-                Obstacle::NoTunnel { tenant } => (tenant, "tunnel", RouteError::NoTunnel),
-                Obstacle::TooMany { tenant } => (tenant, "room", RouteError::TooMany),
-                Obstacle::Gone => continue,
-            };
-        audit_refused(&mut connection, caller, new, tenant, missing).await?;
+        let explained = single!(store, |connection| opening_explain(connection, new.operator, new.device, new.grant));
+        let (tenant, missing, refused) = match explained? {
+            Obstacle::DeviceUnknown => return Err(RouteError::DeviceUnknown),
+            Obstacle::DeviceRevoked => return Err(RouteError::DeviceRevoked),
+            Obstacle::Grant { tenant, missing } => (tenant, missing.name(), RouteError::GrantRequired(missing)),
+            Obstacle::Quarantined { tenant } => (tenant, "quarantine", RouteError::Quarantined),
+            Obstacle::NoTunnel { tenant } => (tenant, "tunnel", RouteError::NoTunnel),
+            Obstacle::TooMany { tenant } => (tenant, "room", RouteError::TooMany),
+            Obstacle::Gone => continue,
+        };
+        single!(store, |connection| audit_refused(connection, caller, new, tenant, missing))?;
         return Err(refused);
     }
     Err(RouteError::Unsettled)
@@ -190,7 +190,7 @@ async fn done(context: &Context, made: Opening) -> Opening {
     while opening.state == OpeningState::Requested && Instant::now() < until {
         sleep(LOOK_EVERY).await;
         let look =
-            async { opening_show(&mut *context.store.connection().await?, OpeningId::from_uuid(opening.id)).await };
+            async { single!(context.store, |connection| opening_show(connection, OpeningId::from_uuid(opening.id))) };
         match look.await {
             Ok(Some(now)) => opening = now,
             Ok(None) | Err(_) => break,

@@ -27,7 +27,7 @@ use crate::store::support_session::{
     LinkFacts, NewSession, Obstacle, SessionFacts, support_session_create, support_session_explain,
     support_session_facts,
 };
-use crate::store::{StoreError, Visibility};
+use crate::store::{StoreError, Visibility, single};
 use crate::support::Support;
 use crate::support::session::Facts;
 
@@ -214,7 +214,7 @@ async fn create(
         };
         // With everything that was done in it.
         drop(transaction);
-        audit_refused(&mut *context.store.connection().await?, caller, new, tenant, missing).await?;
+        single!(context.store, |connection| audit_refused(connection, caller, new, tenant, missing))?;
         return Err(refused);
     }
     Err(RouteError::Unsettled)

@@ -23,9 +23,9 @@ use crate::http::v1::command::create::explain;
 use crate::model::new_id;
 use crate::model::person::Role;
 use crate::model::support_session::{EndReason, SessionState, Target};
-use crate::store::StoreError;
 use crate::store::command::{Missing, Obstacle, command_explain};
 use crate::store::support_session::{NewGuest, support_guest_join, support_session_show};
+use crate::store::{StoreError, single};
 use crate::support::attach::{AttachError, Window};
 use crate::support::session::Cause;
 use crate::websocket::{self, HandshakeError};
@@ -213,7 +213,7 @@ pub(crate) async fn handler(
         scope: session.facts.target.scope(),
         operates: mode == Mode::Operate,
     };
-    if !support_guest_join(&mut *context.store.connection().await?, &new).await? {
+    if !single!(context.store, |connection| support_guest_join(connection, &new))? {
         return Err(refused(&context, &caller, session.facts.device, new.scope).await);
     }
     let size = (query.columns.is_some() || query.rows.is_some()).then_some(window.size);
@@ -223,8 +223,9 @@ pub(crate) async fn handler(
 
 /// Why somebody may not join.
 async fn refused(context: &Context, caller: &Caller, device: DeviceId, scope: &str) -> RouteError {
-    let explained =
-        async { command_explain(&mut *context.store.connection().await?, caller.person(), device, None, scope).await };
+    let explained = async {
+        single!(context.store, |connection| command_explain(connection, caller.person(), device, None, scope))
+    };
     match explained.await {
         Ok(Obstacle::Grant { missing, .. }) => RouteError::GrantRequired(missing),
         Ok(
