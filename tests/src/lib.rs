@@ -40,3 +40,4 @@ pub mod smtp;
 pub mod support;
 pub mod terminal;
 pub mod traffic;
+pub mod upgrade;
