@@ -61,6 +61,8 @@ pub struct Agent {
     config: Config,
     _state_dir: StateDir,
     anchor: TrustAnchor,
+    /// What links and streams are secured by.
+    tls: tls::Kept,
     known_time: KnownTime,
     /// What this device wants of grants.
     access: Access,
@@ -131,6 +133,7 @@ impl Agent {
             config,
             _state_dir: state_dir,
             anchor,
+            tls: tls::Kept::default(),
             identity,
             boot_id,
             sampler,
@@ -362,15 +365,15 @@ impl Agent {
         self.dialling = Dialling::Now(slot, Box::pin(opening));
     }
 
-    fn direct_route(&self, slot: Slot) -> Result<Route, DialError> {
+    fn direct_route(&mut self, slot: Slot) -> Result<Route, DialError> {
         let credential = self.identity.slot(slot).ok_or(DialError::NotEnrolled)?;
         let bounds = Bounds { earliest: self.known_time.earliest(), own_end: self.identity.ends_at() };
-        let tls = tls::client_config(&self.anchor, Some(credential), bounds).map_err(DialError::Setup)?;
-        Ok(Route::Direct { server: Box::new(self.config.server.clone()), tls: Box::new(tls) })
+        let tls = self.tls.client(&self.anchor, credential, bounds).map_err(DialError::Setup)?;
+        Ok(Route::Direct { server: Box::new(self.config.server.clone()), tls })
     }
 
     /// Streams go the way of the link that they were asked for on.
-    fn stream_route(&self) -> Result<Route, DialError> {
+    fn stream_route(&mut self) -> Result<Route, DialError> {
         match self.link.as_ref().and_then(|link| link.tunnel.clone()) {
             Some(tunnel) => Ok(Route::Inside(tunnel)),
             // The certificate that a link was welcomed with is the current one by then.

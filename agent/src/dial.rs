@@ -5,7 +5,6 @@ mod wire;
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use cloudlink_proto::link::message::goodbye::Code;
@@ -13,7 +12,7 @@ use cloudlink_proto::link::{Close, LINK_PATH, MESSAGE_BYTES_MAX, SUBPROTOCOL};
 use cloudlink_proto::stream;
 use data_encoding::BASE64URL_NOPAD;
 use http::{HeaderValue, Request, header};
-use rustls::{AlertDescription, ClientConfig};
+use rustls::{AlertDescription, HandshakeKind};
 use rustls_pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use time::OffsetDateTime;
@@ -57,7 +56,7 @@ pub type Socket = WebSocketStream<Wire>;
 /// How the server is reached.
 #[derive(Debug)]
 pub enum Route {
-    Direct { server: Box<Server>, tls: Box<ClientConfig> },
+    Direct { server: Box<Server>, tls: tls::Client },
     Inside(Interface),
 }
 
@@ -210,7 +209,7 @@ impl Route {
     pub async fn go(self, traffic: Traffic) -> Result<Way, DialError> {
         match self {
             Self::Direct { server, tls } => {
-                let stream = secure(&server, &server.server_name, *tls, traffic).await?;
+                let stream = secure(&server, &server.server_name, &tls, traffic).await?;
                 let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
                 let ends = leaf.and_then(tls::validity).map_or(OffsetDateTime::UNIX_EPOCH, |(_, ends)| ends);
                 Ok(Way {
@@ -308,14 +307,21 @@ pub async fn connect(addresses: &[SocketAddr]) -> Result<TcpStream, DialError> {
 pub async fn handshake(
     stream: TcpStream,
     name: &ServerName<'static>,
-    config: Arc<ClientConfig>,
+    client: &tls::Client,
     traffic: Traffic,
 ) -> Result<TlsStream<BufReader<TcpStream>>, DialError> {
     let stream = BufReader::with_capacity(traffic.read_ahead_bytes(), stream);
-    timeout(TLS_WITHIN, TlsConnector::from(config).connect(name.clone(), stream))
+    let failed = |source| DialError::Tls { name: name.to_str().into_owned(), source };
+    let stream = timeout(TLS_WITHIN, TlsConnector::from(client.config()).connect(name.clone(), stream))
         .await
         .map_err(|_| DialError::TimedOut { step: "the TLS handshake", within: TLS_WITHIN })?
-        .map_err(|source| DialError::Tls { name: name.to_str().into_owned(), source })
+        .map_err(failed)?;
+    let connection = stream.get_ref().1;
+    if connection.handshake_kind() == Some(HandshakeKind::Resumed) {
+        let chain = connection.peer_certificates().unwrap_or_default();
+        client.verify_again(chain, name).map_err(|error| failed(io::Error::other(error)))?;
+    }
+    Ok(stream)
 }
 
 /// All steps up to TLS.
@@ -325,12 +331,12 @@ pub async fn handshake(
 pub async fn secure(
     server: &Server,
     name: &ServerName<'static>,
-    config: ClientConfig,
+    client: &tls::Client,
     traffic: Traffic,
 ) -> Result<TlsStream<BufReader<TcpStream>>, DialError> {
     let addresses = resolve(server).await?;
     let stream = connect(&addresses).await?;
-    handshake(stream, name, Arc::new(config), traffic).await
+    handshake(stream, name, client, traffic).await
 }
 
 /// Connects to the gateway inside a tunnel, and by no other way.

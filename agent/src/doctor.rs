@@ -5,7 +5,6 @@ mod tunnel;
 
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 
 use cloudlink_certs::{KeyId, TrustAnchor};
 use nix::sys::statvfs::statvfs;
@@ -240,8 +239,8 @@ async fn network(
     let credential = identity.and_then(|identity| identity.slot(Slot::Next).or(identity.slot(Slot::Current)));
     let name = if credential.is_some() { &server.server_name } else { &server.enroll_name };
     let bounds = Bounds { earliest: known_time.earliest(), own_end: identity.and_then(Identity::ends_at) };
-    let secured = match tls::client_config(anchor, credential, bounds) {
-        Ok(tls) => dial::handshake(stream, name, Arc::new(tls), Traffic::Sparse).await,
+    let secured = match tls::Client::new(anchor, credential, bounds) {
+        Ok(client) => dial::handshake(stream, name, &client, Traffic::Sparse).await,
         Err(error) => Err(DialError::Setup(error)),
     };
     match secured {

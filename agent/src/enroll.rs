@@ -161,9 +161,9 @@ pub async fn enroll(
 }
 
 async fn post(server: &Server, anchor: &TrustAnchor, bounds: Bounds, body: Bytes) -> Result<Bytes, EnrollError> {
-    let config =
-        tls::client_config(anchor, None, bounds).map_err(|error| EnrollError::Dial(DialError::Setup(error)))?;
-    let stream = dial::secure(server, &server.enroll_name, config, Traffic::Sparse).await.map_err(EnrollError::Dial)?;
+    let client = tls::Client::new(anchor, None, bounds).map_err(|error| EnrollError::Dial(DialError::Setup(error)))?;
+    let stream =
+        dial::secure(server, &server.enroll_name, &client, Traffic::Sparse).await.map_err(EnrollError::Dial)?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(EnrollError::Request)?;
     let connection = tokio::spawn(connection);

@@ -1,9 +1,9 @@
 //! TLS 1.3 towards the server: what is trusted, at what time, and what the device proves itself with.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, VerifierBuilderError, WebPkiServerVerifier};
+use rustls::client::{Resumption, Tls12Resumption, VerifierBuilderError, WebPkiServerVerifier};
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
@@ -13,7 +13,11 @@ use x509_parser::prelude::FromDer;
 
 use cloudlink_certs::TrustAnchor;
 
+use crate::clock;
 use crate::identity::Credential;
+
+/// Names of the server for which tickets are kept. There is one.
+const SESSIONS_MAX: usize = 2;
 
 /// What the device's clock is measured against.
 #[derive(Clone, Copy, Debug)]
@@ -31,19 +35,87 @@ pub enum TlsSetupError {
     Roots(#[source] rustls::Error),
     #[error("cannot check against the root certificates")]
     Verifier(#[source] VerifierBuilderError),
+    #[error("the device's certificate cannot be read")]
+    Credential(#[source] rustls::Error),
     #[error("cannot set up TLS 1.3")]
     Versions(#[source] rustls::Error),
 }
 
-/// A client of the server; without a credential only good for enrollment.
-///
-/// # Errors
-/// When the roots cannot be used.
-pub fn client_config(
+/// A client of the server, with what is needed to resume its sessions.
+#[derive(Clone, Debug)]
+pub struct Client {
+    config: Arc<ClientConfig>,
+    verifier: Arc<TimedVerifier>,
+}
+
+impl Client {
+    /// Without a credential it is only good for enrollment.
+    ///
+    /// # Errors
+    /// When the roots cannot be used.
+    pub fn new(anchor: &TrustAnchor, credential: Option<&Credential>, bounds: Bounds) -> Result<Self, TlsSetupError> {
+        let (config, verifier) = client_config(anchor, credential, bounds)?;
+        Ok(Self { config: Arc::new(config), verifier })
+    }
+
+    #[must_use]
+    pub fn config(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.config)
+    }
+
+    /// From now on the device's clock is measured against these.
+    pub fn judge_by(&self, bounds: Bounds) {
+        *self.verifier.bounds.lock().unwrap_or_else(PoisonError::into_inner) = bounds;
+    }
+
+    /// Judges the server's certificates of a resumed session as a full handshake does, at this moment.
+    ///
+    /// # Errors
+    /// When they do not hold any more.
+    pub fn verify_again(
+        &self,
+        chain: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+    ) -> Result<(), rustls::Error> {
+        let (leaf, intermediates) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+        let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(
+            u64::try_from(clock::wall_clock().unix_timestamp()).unwrap_or(0),
+        ));
+        self.verifier.verify_server_cert(leaf, intermediates, server_name, &[], now).map(|_| ())
+    }
+}
+
+/// The client of the links, kept from one to the next: a session can only be resumed by the client that began it.
+#[derive(Debug, Default)]
+pub struct Kept(Option<(CertificateDer<'static>, Client)>);
+
+impl Kept {
+    /// The client of before, if it proves the device with the same certificate.
+    ///
+    /// # Errors
+    /// When the roots cannot be used.
+    pub fn client(
+        &mut self,
+        anchor: &TrustAnchor,
+        credential: &Credential,
+        bounds: Bounds,
+    ) -> Result<Client, TlsSetupError> {
+        let leaf = credential.certified_key.end_entity_cert().map_err(TlsSetupError::Credential)?;
+        if let Some((_, client)) = self.0.as_ref().filter(|(of, _)| of == leaf) {
+            client.judge_by(bounds);
+            return Ok(client.clone());
+        }
+        let client = Client::new(anchor, Some(credential), bounds)?;
+        self.0 = Some((leaf.clone().into_owned(), client.clone()));
+        Ok(client)
+    }
+}
+
+fn client_config(
     anchor: &TrustAnchor,
     credential: Option<&Credential>,
     bounds: Bounds,
-) -> Result<ClientConfig, TlsSetupError> {
+) -> Result<(ClientConfig, Arc<TimedVerifier>), TlsSetupError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut roots = RootCertStore::empty();
     for root in anchor.roots() {
@@ -52,29 +124,36 @@ pub fn client_config(
     let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
         .build()
         .map_err(TlsSetupError::Verifier)?;
+    let verifier = Arc::new(TimedVerifier { chain, bounds: Mutex::new(bounds) });
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsSetupError::Versions)?
         // Nothing is weakened: the verifier below hands everything on, with another time.
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(TimedVerifier { chain, bounds }));
+        .with_custom_certificate_verifier(Arc::clone(&verifier) as _);
     let mut config = match credential {
         Some(credential) => {
             builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&credential.certified_key))))
         }
         None => builder.with_no_client_auth(),
     };
-    // Each link proves everything anew: a resumed session would not look at revocation or time.
-    config.resumption = Resumption::disabled();
+    // Whoever resumes a session judges the server's certificates again.
+    config.resumption = Resumption::in_memory_sessions(SESSIONS_MAX).tls12_resumption(Tls12Resumption::Disabled);
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(config)
+    Ok((config, verifier))
 }
 
 /// Checks chain, name, usage and life as always, but not by a clock that is proven wrong.
 #[derive(Debug)]
 struct TimedVerifier {
     chain: Arc<WebPkiServerVerifier>,
-    bounds: Bounds,
+    bounds: Mutex<Bounds>,
+}
+
+impl TimedVerifier {
+    fn bounds(&self) -> Bounds {
+        *self.bounds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl ServerCertVerifier for TimedVerifier {
@@ -87,7 +166,7 @@ impl ServerCertVerifier for TimedVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let begins = validity(end_entity).map(|(begins, _)| begins);
-        let at = judged_at(now, self.bounds, begins);
+        let at = judged_at(now, self.bounds(), begins);
         self.chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, at)
     }
 

@@ -19,7 +19,7 @@ use crate::http::Statements;
 use crate::isolation::Isolation;
 use crate::isolation::proof::{self, Prover, Proving};
 use crate::lifecycle::{Shutdown, StopSignals};
-use crate::link::{Links, Tls};
+use crate::link::{Links, Tickets, Tls};
 use crate::metrics::Metrics;
 use crate::model::openvpn_profile::Remote;
 use crate::notice::Notices;
@@ -272,16 +272,15 @@ impl Node {
     fn links(&self, store: Store, bus: Bus, tunnels: Option<Arc<Tunnels>>, tracer: Tracer) -> anyhow::Result<Links> {
         let config = &self.config;
         let enroll_name = config.device.enroll_name().to_string();
-        let tls = Tls::new(
-            self.pki.authority.certificate_der().clone(),
-            Arc::clone(&self.pki.server) as _,
-            &enroll_name,
-            config.device.resumption_seconds.duration(),
-        )
-        .context("the device port cannot speak TLS")?;
+        let trust_domain = config.trust_domain.parse().context("trust_domain is not one")?;
+        let root = self.pki.authority.certificate_der();
+        let resumption = config.device.resumption_seconds.duration();
+        let tickets = Tickets::new(Arc::clone(&self.storage_key), root, &trust_domain, resumption);
+        let tls = Tls::new(root.clone(), Arc::clone(&self.pki.server) as _, &enroll_name, tickets)
+            .context("the device port cannot speak TLS")?;
         Ok(Links::new(link::Parts {
             node: config.node.clone(),
-            trust_domain: config.trust_domain.parse().context("trust_domain is not one")?,
+            trust_domain,
             device: config.device.clone(),
             admission: config.admission.clone(),
             link: config.link.clone(),

@@ -36,6 +36,7 @@ pub(crate) mod statement;
 pub(crate) mod stream;
 #[cfg(test)]
 mod tests;
+mod ticket;
 pub(crate) mod tls;
 
 use std::net::IpAddr;
@@ -48,6 +49,7 @@ use tokio::time::Instant;
 
 pub(crate) use account::account;
 pub(crate) use conn::close_row;
+pub use ticket::Tickets;
 pub use tls::{Tls, TlsError};
 
 use limit::{Allowance, Gate};
@@ -111,7 +113,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tracer: Tracer,
     authority: Arc<Authority>,
-    tls: Tls,
+    pub(crate) tls: Tls,
     pub(crate) tunnels: Option<Arc<Tunnels>>,
     /// Lets new connections in.
     pub(crate) admission: Arc<Admission>,

@@ -33,6 +33,7 @@ pub mod sign_in;
 pub mod signing_key;
 pub mod support_session;
 pub mod tenant;
+pub(crate) mod ticket;
 pub mod token;
 pub mod transition;
 pub mod tunnel;

@@ -16,6 +16,7 @@ mod retention;
 pub(crate) mod revocation;
 mod superseded;
 pub(crate) mod support;
+mod ticket;
 mod tunnel;
 
 use std::sync::Arc;
@@ -35,6 +36,9 @@ pub fn start(links: &Links, shutdown: &Shutdown) {
     shutdown.spawn_vital("superseded links", superseded::run(links.clone(), shutdown.clone()));
     shutdown.spawn_vital("revocation", revocation::run(links.clone(), shutdown.clone()));
     shutdown.spawn_vital("opening ends", opening::sweep(links.clone(), shutdown.clone()));
+    if let Some(tickets) = links.0.tls.tickets() {
+        shutdown.spawn_vital("session tickets", ticket::run(links.clone(), Arc::clone(tickets), shutdown.clone()));
+    }
     if let Some(tunnels) = &links.0.tunnels {
         shutdown.spawn_vital("openings", opening::keep(links.clone(), Arc::clone(tunnels), shutdown.clone()));
         shutdown.spawn_vital("quarantine", quarantine::run(links.clone(), Arc::clone(tunnels), shutdown.clone()));

@@ -7,15 +7,17 @@ use cloudlink_agent::dial::{self, DialError, Traffic};
 use cloudlink_agent::tls::{self, Bounds};
 use cloudlink_certs::Validity;
 use rstest::rstest;
+use rustls::HandshakeKind;
 use time::OffsetDateTime;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::server::{Device, Fleet, NEVER, TestServer, in_days};
 
 async fn secured(server: &TestServer, device: &Device, bounds: Bounds) -> Result<(), DialError> {
     let anchor = load_anchor(&device.config).unwrap();
-    let config = tls::client_config(&anchor, None, bounds).unwrap();
+    let client = tls::Client::new(&anchor, None, bounds).unwrap();
     assert_eq!(device.config.server.address, Some(server.address));
-    dial::secure(&device.config.server, &device.config.server.enroll_name, config, Traffic::Sparse).await.map(|_| ())
+    dial::secure(&device.config.server, &device.config.server.enroll_name, &client, Traffic::Sparse).await.map(|_| ())
 }
 
 fn no_bounds() -> Bounds {
@@ -88,4 +90,30 @@ async fn a_clock_beyond_the_devices_own_certificate_is_not_believed() {
     secured(&server, &device, bounds).await.expect("the clock is ahead: the certificate was valid when last proven");
     let bounds = Bounds { earliest: in_days(-60), own_end: Some(in_days(30)) };
     assert!(tls_fault(secured(&server, &device, bounds).await).contains("expired"), "the clock is plausible");
+}
+
+#[tokio::test]
+async fn the_server_of_a_resumed_session_is_judged_again() {
+    let validity = Validity::new(in_days(-1), in_days(30)).unwrap();
+    let server = TestServer::start_with(Arc::new(Fleet::new()), NEVER, validity).await;
+    let device = Device::new(&server);
+    let (server, name) = (&device.config.server, &device.config.server.enroll_name);
+    let client = tls::Client::new(&load_anchor(&device.config).unwrap(), None, no_bounds()).unwrap();
+    let mut first = dial::secure(server, name, &client, Traffic::Sparse).await.unwrap();
+    assert_eq!(first.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
+    // The tickets are before the server's answer, whatever that is.
+    first.write_all(b"no request\r\n\r\n").await.unwrap();
+    let _ = first.read_to_end(&mut Vec::new()).await;
+
+    let second = dial::secure(server, name, &client, Traffic::Sparse).await.unwrap();
+    assert_eq!(second.get_ref().1.handshake_kind(), Some(HandshakeKind::Resumed));
+    let chain = second.get_ref().1.peer_certificates().unwrap();
+    client.verify_again(chain, name).unwrap();
+    let other = "other.test".try_into().unwrap();
+    assert!(client.verify_again(chain, &other).unwrap_err().to_string().contains("not valid for name"));
+    // Two months later.
+    client.judge_by(Bounds { earliest: in_days(60), own_end: None });
+    assert!(client.verify_again(chain, name).unwrap_err().to_string().contains("expired"));
+    let secured = dial::secure(server, name, &client, Traffic::Sparse).await.map(|_| ());
+    assert!(tls_fault(secured).contains("expired"));
 }

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::admission::identify;
+use super::admission::{identify, identify_resumed};
 use super::intake::Intake;
 use super::limit::{Pass, Unnamed};
 use super::request::{Caller, Upgraded};
@@ -275,7 +275,13 @@ async fn establish_link(
 
     let deadline = Instant::now() + shared.device.request_timeout_seconds.duration();
     let caller = match purpose {
-        Purpose::Link => Caller::Device(identify(stream.get_ref().1.peer_certificates(), &shared.trust_domain)),
+        Purpose::Link => {
+            let chain = stream.get_ref().1.peer_certificates();
+            Caller::Device(match kind {
+                Kind::Resumed => identify_resumed(shared, chain),
+                Kind::Full | Kind::OpenVpn => identify(chain, &shared.trust_domain),
+            })
+        }
         Purpose::Enrollment => Caller::Stranger,
     };
     let serve = request::serve(shared, Stream::Tls(stream), caller, remote);

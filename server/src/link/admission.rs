@@ -49,6 +49,14 @@ pub(crate) fn identify(
     })
 }
 
+/// Who the peer of a resumed session is. Its certificates are those of the session's first handshake, and are judged anew: as
+/// that one did, and by what holds now.
+pub(crate) fn identify_resumed(shared: &Shared, chain: Option<&[CertificateDer<'_>]>) -> Result<Identified, Problem> {
+    let peer = identify(chain, &shared.trust_domain)?;
+    shared.tls.verify(chain.unwrap_or_default()).map_err(|error| certificate_invalid(error.to_string()))?;
+    Ok(peer)
+}
+
 /// The handshake checked this too, but the one that a session resumes may have been long ago.
 fn check_validity(certificate: &DeviceCertificate, now: OffsetDateTime) -> Result<(), Problem> {
     if now > certificate.not_after {

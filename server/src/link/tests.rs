@@ -10,6 +10,7 @@ mod input;
 mod peer;
 mod proxy;
 mod renew;
+mod resume;
 mod revoke;
 mod stop;
 mod support;
@@ -22,18 +23,19 @@ use std::time::Duration;
 use cloudlink_certs::{Authority, DeviceIdentity, Serial, TrustDomain, Validity};
 use cloudlink_proto::openvpn::ServerWrapping;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls_pki_types::PrivateKeyDer;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 
-use super::{Links, Parts, Tls, accept};
+use super::{Links, Parts, Tickets, Tls, accept};
 use crate::bus::Bus;
 use crate::config::{self, Admission, Certificate, Device, Link};
 use crate::isolation::Isolation;
 use crate::lifecycle::Shutdown;
 use crate::metrics::Metrics;
+use crate::storage_key::StorageKey;
 use crate::store::Store;
 use crate::trace::Tracer;
 use crate::tunnel::plane::Plane;
@@ -87,6 +89,14 @@ struct Settings {
     /// How long it waits for an answer of the database.
     statement_within: Duration,
     quarantine_after_packets: u32,
+    node: String,
+    authority: Arc<Authority>,
+    trust_domain: TrustDomain,
+    /// What session tickets are kept under.
+    storage_key: [u8; 32],
+    /// What devices' certificates go back to, and what tickets are made for: the authority's, if nothing else is said.
+    device_root: Option<CertificateDer<'static>>,
+    ticket_root: Option<CertificateDer<'static>>,
 }
 
 impl Port {
@@ -106,24 +116,31 @@ impl Port {
             database: database.clone(),
             statement_within: Duration::from_secs(15),
             quarantine_after_packets: 0,
+            node: "node-1".to_owned(),
+            authority: Arc::new(new_authority()),
+            trust_domain: trust_domain(),
+            storage_key: [7; 32],
+            device_root: None,
+            ticket_root: None,
         };
         change(&mut settings);
 
-        let authority = Arc::new(new_authority());
+        let authority = settings.authority;
         let (chain, key) = server_certificate(&authority);
         let server = CertifiedKey::new(chain, rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).unwrap());
         let server = Arc::new(SingleCertAndKey::from(server));
-        let tls = Tls::new(
-            authority.certificate_der().clone(),
-            Arc::clone(&server) as _,
-            ENROLL_NAME,
-            settings.device.resumption_seconds.duration(),
-        )
-        .unwrap();
+        let root = settings.device_root.as_ref().unwrap_or(authority.certificate_der());
+        let ticket_root = settings.ticket_root.as_ref().unwrap_or(root);
+        let storage_key = Arc::new(StorageKey::from_bytes(settings.storage_key));
+        let resumption = settings.device.resumption_seconds.duration();
+        let tickets = Tickets::new(storage_key, ticket_root, &settings.trust_domain, resumption);
+        let tls = Tls::new(root.clone(), Arc::clone(&server) as _, ENROLL_NAME, tickets.clone()).unwrap();
         let pool = PgPoolOptions::new().max_connections(6).acquire_timeout(Duration::from_secs(2));
         let (bus, metrics, shutdown) = (Bus::new(), Arc::new(Metrics::new()), Shutdown::new());
         let store = Store::new(pool, settings.database).with_patience(settings.statement_within);
-        let root = authority.certificate_der();
+        if let Some(tickets) = tickets {
+            tickets.refresh(&store).await.unwrap();
+        }
         let tunnels = if settings.tunnel.enabled {
             let leased = tunnels::lease(&settings.tunnel, root, "node-1", &store).await.unwrap();
             Some(Tunnels::new(tunnels::Parts {
@@ -141,8 +158,8 @@ impl Port {
             None
         };
         let links = Links::new(Parts {
-            node: "node-1".to_owned(),
-            trust_domain: trust_domain(),
+            node: settings.node,
+            trust_domain: settings.trust_domain,
             device: settings.device,
             admission: settings.admission,
             link: settings.link,
@@ -215,9 +232,7 @@ fn new_serial() -> Serial {
     Serial::from_random(*uuid::Uuid::new_v4().as_bytes())
 }
 
-fn server_certificate(
-    authority: &Authority,
-) -> (Vec<rustls_pki_types::CertificateDer<'static>>, PrivateKeyDer<'static>) {
+fn server_certificate(authority: &Authority) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
     let key = peer::new_key();
     let names = [SERVER_NAME.parse().unwrap(), ENROLL_NAME.parse().unwrap()];
     let validity = Validity::starting_at(clock::now(), time::Duration::days(90)).unwrap();

@@ -1,26 +1,29 @@
 //! TLS on the device port. The name that a client asks for decides: under the enrollment name nobody is asked for a
 //! certificate, under any other name nobody gets in without one.
 //!
-//! Sessions may be resumed, which spares both sides three signatures. What rustls does not look at again then, the caller
-//! does for every connection: who the device is, when its certificate ends, and what the database says about both. Tickets
-//! are stateless: an idle device costs no memory for them.
+//! Sessions may be resumed, which spares both sides signatures. What rustls does not look at again then, [`Tls::verify`] and the
+//! caller do for every connection: the device's certificate and when it ends, who the device is, and what the database says
+//! about both. Tickets are stateless: an idle device costs no memory for them.
 
-use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
-use rustls::crypto::GetRandomFailed;
-use rustls::pki_types::CertificateDer;
-use rustls::server::{ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::{AlertDescription, CertificateError, RootCertStore, ServerConfig};
 
+use super::ticket::Tickets;
+use crate::clock;
 use crate::metrics::Failure;
 
 /// The TLS configurations of the device port.
 #[derive(Debug)]
 pub struct Tls {
     enroll_name: String,
+    /// What judges devices' certificates.
+    verifier: Arc<dyn ClientCertVerifier>,
+    tickets: Option<Arc<Tickets>>,
     link: Arc<ServerConfig>,
     enrollment: Arc<ServerConfig>,
 }
@@ -39,24 +42,22 @@ pub enum TlsError {
     Root(#[source] rustls::Error),
     #[error("the fleet's root certificate cannot verify devices")]
     Verifier(#[source] rustls::server::VerifierBuilderError),
-    #[error("no keys for session tickets")]
-    Tickets(#[source] rustls::Error),
 }
 
 impl Tls {
-    /// `root`: what device certificates go back to. `server`: what devices see. `resumption`: how long a session may be
-    /// resumed; zero for never.
+    /// `root`: what device certificates go back to. `server`: what devices see. `tickets`: how sessions are resumed, if they
+    /// may be.
     pub fn new(
         root: CertificateDer<'static>,
         server: Arc<dyn ResolvesServerCert>,
         enroll_name: &str,
-        resumption: Duration,
+        tickets: Option<Arc<Tickets>>,
     ) -> Result<Self, TlsError> {
         let mut roots = RootCertStore::empty();
         roots.add(root).map_err(TlsError::Root)?;
         let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).build().map_err(TlsError::Verifier)?;
         let mut link = ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
-            .with_client_cert_verifier(verifier)
+            .with_client_cert_verifier(Arc::clone(&verifier))
             .with_cert_resolver(Arc::clone(&server));
         let mut enrollment = ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
             .with_no_client_auth()
@@ -66,12 +67,25 @@ impl Tls {
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
         }
-        if !resumption.is_zero() {
-            link.ticketer = tickets(resumption).map_err(TlsError::Tickets)?;
+        if let Some(tickets) = &tickets {
+            link.ticketer = Arc::clone(tickets) as _;
             link.send_tls13_tickets = 1;
         }
         let enroll_name = enroll_name.to_ascii_lowercase();
-        Ok(Self { enroll_name, link: Arc::new(link), enrollment: Arc::new(enrollment) })
+        Ok(Self { enroll_name, verifier, tickets, link: Arc::new(link), enrollment: Arc::new(enrollment) })
+    }
+
+    /// How sessions are resumed, if they may be.
+    pub(crate) fn tickets(&self) -> Option<&Arc<Tickets>> {
+        self.tickets.as_ref()
+    }
+
+    /// Judges a device's certificates as a full handshake does, at this moment.
+    pub(super) fn verify(&self, chain: &[CertificateDer<'_>]) -> Result<(), rustls::Error> {
+        let (leaf, intermediates) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+        let now = u64::try_from(clock::now().unix_timestamp()).unwrap_or(0);
+        let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now));
+        self.verifier.verify_client_cert(leaf, intermediates, now).map(|_| ())
     }
 
     pub(super) fn choose(&self, hello: &ClientHello<'_>) -> (Purpose, Arc<ServerConfig>) {
@@ -81,44 +95,6 @@ impl Tls {
         } else {
             (Purpose::Link, Arc::clone(&self.link))
         }
-    }
-}
-
-/// Tickets whose keys are gone after `lifetime`: two sets of keys, each made for half of it. A device is told the half, for
-/// which any ticket is good.
-fn tickets(lifetime: Duration) -> Result<Arc<dyn ProducesTickets>, rustls::Error> {
-    let half_seconds = u32::try_from(lifetime.as_secs() / 2).unwrap_or(u32::MAX).max(1);
-    let rotator = rustls::ticketer::TicketRotator::new(half_seconds, || {
-        let keys = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(|_| GetRandomFailed)?;
-        Ok(Box::new(Keys(keys)))
-    })?;
-    Ok(Arc::new(rotator))
-}
-
-/// One set of ticket keys, in the box that the rotator wants.
-struct Keys(Arc<dyn ProducesTickets>);
-
-impl ProducesTickets for Keys {
-    fn enabled(&self) -> bool {
-        self.0.enabled()
-    }
-
-    fn lifetime(&self) -> u32 {
-        self.0.lifetime()
-    }
-
-    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
-        self.0.encrypt(plain)
-    }
-
-    fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
-        self.0.decrypt(cipher)
-    }
-}
-
-impl fmt::Debug for Keys {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Keys(redacted)")
     }
 }
 
