@@ -5,6 +5,7 @@ mod sse;
 mod transport;
 
 use std::collections::VecDeque;
+use std::fmt::Write as _;
 
 use anyhow::Context;
 use cloudlink_proto::stream::SUBPROTOCOL;
@@ -24,7 +25,7 @@ use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::model::{
     AccessPolicy, AccessRequest, AuditEntry, Command, Delivery, Device, DeviceDrops, Email, EnrollmentToken, Grant,
-    Granted, Me, Opening, Person, Proof, Recording, SignInConfig, SignedReceipt, SignedStatement, SigningKey,
+    Granted, Me, Node, Opening, Person, Proof, Recording, SignInConfig, SignedReceipt, SignedStatement, SigningKey,
     SupportSession, Tenant, Token, Webhook,
 };
 use transport::{Reply, Transport};
@@ -448,6 +449,23 @@ impl Client {
     }
 
     /// A round at once, or where it will be found.
+    pub(crate) async fn nodes(&self) -> Result<List<Node>, Failure> {
+        let page = self.transport.call(Call::get("/nodes")).await?.json;
+        Ok(List { items: items(&page)?, has_more: false })
+    }
+
+    pub(crate) async fn node(&self, name: &str) -> Result<Answer<Node>, Failure> {
+        self.one(Call::get(node_path(name))).await
+    }
+
+    pub(crate) async fn node_drain(&self, name: &str, body: Value) -> Result<Answer<Node>, Failure> {
+        self.one(Call::post(format!("{}/drain", node_path(name)), body).repeatable()).await
+    }
+
+    pub(crate) async fn node_resume(&self, name: &str) -> Result<Answer<Node>, Failure> {
+        self.one(Call::post(format!("{}/resume", node_path(name)), json!({}))).await
+    }
+
     pub(crate) async fn proof_create(&self, all_ports: bool) -> Result<Answer<Proof>, Failure> {
         self.one(Call::post("/isolation/proofs", json!({ "all_ports": all_ports }))).await
     }
@@ -570,14 +588,10 @@ impl Client {
             let ask = (limit - items.len()).min(PAGE_ITEMS);
             let call = with(call().query("limit", ask.to_string()), "cursor", cursor.as_ref());
             let page = self.transport.call(call).await?.json;
-            let Value::Array(values) = page["items"].clone() else {
-                return Err(anyhow::anyhow!("the server's answer is no list: is the address right?").into());
-            };
+            let new = self::items(&page)?;
             // A page that brings nothing new would be asked for for ever.
-            let is_empty = values.is_empty();
-            for value in values {
-                items.push(Answer::new(value, None)?);
-            }
+            let is_empty = new.is_empty();
+            items.extend(new);
             cursor = page["next_cursor"].as_str().map(str::to_owned);
             let has_more = cursor.is_some() && !is_empty;
             if !has_more || items.len() >= limit {
@@ -585,6 +599,27 @@ impl Client {
             }
         }
     }
+}
+
+/// The things on a page.
+fn items<T: DeserializeOwned>(page: &Value) -> Result<Vec<Answer<T>>, Failure> {
+    let Value::Array(values) = page["items"].clone() else {
+        return Err(anyhow::anyhow!("the server's answer is no list: is the address right?").into());
+    };
+    values.into_iter().map(|value| Answer::new(value, None)).collect()
+}
+
+/// Names of nodes may have anything in them.
+fn node_path(name: &str) -> String {
+    let mut path = "/nodes/".to_owned();
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            path.push(byte.into());
+        } else {
+            let _ = write!(path, "%{byte:02X}");
+        }
+    }
+    path
 }
 
 /// The call with this query parameter, if it has a value.
@@ -685,6 +720,12 @@ mod tests {
         assert_eq!(all(lines(&["a\nb", "c", "\n", "\nd\ne"]), 10).await.unwrap(), ["a", "bc", "", "d", "e"]);
         assert_eq!(all(lines(&["a\n"]), 10).await.unwrap(), ["a"]);
         assert!(all(lines(&[]), 10).await.unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_name_of_a_node_is_one_part_of_a_path() {
+        assert_eq!(node_path("node-1"), "/nodes/node-1");
+        assert_eq!(node_path("../a b?"), "/nodes/..%2Fa%20b%3F");
     }
 
     #[tokio::test]

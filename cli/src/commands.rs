@@ -13,6 +13,7 @@ mod grant;
 mod instruction;
 mod isolation;
 mod key;
+mod node;
 mod opening;
 mod openvpn_profile;
 mod person;
@@ -164,6 +165,9 @@ enum Verb {
     /// API tokens
     #[command(subcommand)]
     Token(token::Token),
+    /// Nodes of the cluster: how they are, and sending their devices to other nodes
+    #[command(subcommand)]
+    Node(node::NodeVerb),
     /// Where other systems are told of events
     #[command(subcommand)]
     Webhook(webhook::Webhook),
@@ -214,6 +218,7 @@ impl Line {
             Verb::People(list) => list.run(context).await,
             Verb::Person(verb) => verb.run(context).await,
             Verb::Token(verb) => verb.run(context).await,
+            Verb::Node(verb) => Box::pin(verb.run(context)).await,
             Verb::Webhook(verb) => verb.run(context).await,
             Verb::Completion(completion) => completion.run(),
             Verb::Version => version(context),

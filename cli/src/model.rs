@@ -479,6 +479,24 @@ pub(crate) struct AuditEntry {
     pub(crate) hash: String,
 }
 
+/// A node of the cluster.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) state: String,
+    pub(crate) version: String,
+    pub(crate) links: u64,
+    pub(crate) tunnels: u64,
+    pub(crate) support_sessions: u64,
+    pub(crate) started_at: Timestamp,
+    pub(crate) renewed_ago_seconds: f64,
+    pub(crate) draining_since: Option<Timestamp>,
+    pub(crate) drain_by: Option<Timestamp>,
+    pub(crate) handshake_us: Option<u32>,
+    pub(crate) handshakes_per_second: Option<f64>,
+    pub(crate) is_asked: bool,
+}
+
 /// A round of attempts of a node's own devices to get around its isolation. Of one that is not over there is nothing but the id.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Proof {

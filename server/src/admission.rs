@@ -37,6 +37,7 @@ use self::turnstile::{Arrival, Class, Limits, Turn, Turnstile};
 use crate::config;
 use crate::link::limit::Source;
 use crate::metrics::Metrics;
+use crate::store::node::Offer;
 
 /// How often the process' processor time is compared with that of new connections.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
@@ -182,6 +183,22 @@ impl Admission {
         let rate = rate(self.fixed_rate, self.processors, &costs);
         drop(costs);
         self.set_rate(rate);
+    }
+
+    /// New connections a second that it lets in.
+    pub(crate) fn rate(&self) -> f64 {
+        rate(self.fixed_rate, self.processors, &lock(&self.costs))
+    }
+
+    /// What other nodes are told of it, which may have devices for this one.
+    pub(crate) fn offer(&self) -> Offer {
+        let cost = lock(&self.costs).measured();
+        #[expect(clippy::cast_possible_truncation, reason = "an estimate, and far from the largest")]
+        let handshakes_per_second = self.rate() as f32;
+        Offer {
+            handshake_us: cost.map(|cost| i32::try_from(cost.as_micros()).unwrap_or(i32::MAX).max(1)),
+            handshakes_per_second,
+        }
     }
 
     fn sample(&self, spent: Duration, time: Duration) {

@@ -10,12 +10,13 @@ use anyhow::Context as _;
 use cloudlink_proto::openvpn::ServerWrapping;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::bus::Bus;
 use crate::cluster::{Lease, Peers, Relay};
 use crate::config::{Config, Database};
-use crate::http::Statements;
+use crate::http::{LocalNode, Statements};
 use crate::isolation::Isolation;
 use crate::isolation::proof::{self, Prover, Proving};
 use crate::lifecycle::{Shutdown, StopSignals};
@@ -39,7 +40,7 @@ use crate::tasks::notice::Outbox;
 use crate::trace::{Exporting, Tracer};
 use crate::tunnel::plane::Plane;
 use crate::tunnel::{self, Tunnels};
-use crate::{clock, cluster, file, http, link, operations, people, pki, tasks};
+use crate::{clock, cluster, drain, file, http, link, operations, people, pki, tasks};
 
 /// The name of the database in a cluster of our own.
 const DATABASE: &str = "cloudlink";
@@ -203,6 +204,12 @@ impl Node {
         let wrapping = tunnels.as_ref().map(|(_, wrapping)| wrapping.clone());
         let tunnels = tunnels.map(|(tunnels, _)| tunnels);
         let links = self.links(store.clone(), bus, tunnels.clone(), tracer)?;
+        lease.offer(Arc::clone(&links.0.admission));
+        links.0.drain.join(Arc::clone(&lease));
+        readiness.drainable(links.0.drain.subscribe());
+        api = api.with_node(LocalNode { name: self.config.node.clone(), drain: Arc::clone(&links.0.drain) });
+        let notice = self.config.shutdown.notice_seconds.duration();
+        shutdown.spawn_vital("drain", drain::run(links.clone(), notice, shutdown.clone()));
         let key = Arc::clone(&self.storage_key);
         let support = Support::new(&links, self.config.support.clone(), key, shutdown.clone());
         tasks::start_support(&support, &shutdown);
@@ -239,7 +246,7 @@ impl Node {
                 shutdown.spawn_vital("proof of isolation", proving.run(asks, shutdown.clone()));
             }
         }
-        shutdown.spawn_vital("device port", link::accept::run(links, device_port, soft, shutdown.clone()));
+        shutdown.spawn_vital("device port", link::accept::run(links.clone(), device_port, soft, shutdown.clone()));
         readiness.running(store.clone());
         tracing::info!(node = %self.config.node, version = env!("CARGO_PKG_VERSION"), "the node is up");
 
@@ -251,6 +258,9 @@ impl Node {
             () = shutdown.failed.cancelled() => Some(anyhow::anyhow!("a part that it cannot do without has ended")),
         };
         readiness.stopping();
+        if failure.is_none() {
+            self.drain(&links, &lease, signals, &shutdown.failed).await;
+        }
         let limits = &self.config.shutdown;
         let again = async {
             signals.next().await;
@@ -267,6 +277,24 @@ impl Node {
         }
         tracing::info!("the node has stopped");
         failure.map_or(Ok(()), Err)
+    }
+
+    /// Lets devices connect to other nodes first, if there are any, and if there is time for it.
+    async fn drain(&self, links: &Links, lease: &Lease, signals: &mut StopSignals, failed: &CancellationToken) {
+        let limits = &self.config.shutdown;
+        let within = limits.drain_seconds.duration();
+        if within.is_zero() || !links.0.drain.has_others() {
+            return;
+        }
+        links.0.drain.begin(within);
+        let drained = async {
+            tokio::join!(lease.announce_drain(within), drain::finished(&links.0, limits.notice_seconds.duration()),);
+        };
+        tokio::select! {
+            () = drained => {}
+            signal = signals.next() => tracing::warn!(signal, devices = links.live(), "asked again to stop"),
+            () = failed.cancelled() => {}
+        }
     }
 
     fn links(&self, store: Store, bus: Bus, tunnels: Option<Arc<Tunnels>>, tracer: Tracer) -> anyhow::Result<Links> {

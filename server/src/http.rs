@@ -40,6 +40,7 @@ use self::v1::command::create::Creates;
 use crate::batch::Batch;
 use crate::bus::{Bus, Hint};
 use crate::cluster::Peers;
+use crate::drain::Drain;
 use crate::isolation::proof::Prover;
 use crate::metrics::Metrics;
 use crate::model::command::State;
@@ -142,6 +143,15 @@ pub struct Context {
     /// None: there are no other nodes.
     peers: Option<Arc<Peers>>,
     tracer: Tracer,
+    /// None: nobody can drain it.
+    node: Option<LocalNode>,
+}
+
+/// The node that answers.
+#[derive(Clone, Debug)]
+pub(crate) struct LocalNode {
+    pub(crate) name: String,
+    pub(crate) drain: Arc<Drain>,
 }
 
 /// What statements are made with.
@@ -198,6 +208,7 @@ impl Context {
             support: None,
             peers: None,
             tracer: Tracer::default(),
+            node: None,
         }
     }
 
@@ -207,10 +218,21 @@ impl Context {
         Self { tracer, ..self }
     }
 
+    /// The same, of a node that can be drained.
+    #[must_use]
+    pub(crate) fn with_node(self, node: LocalNode) -> Self {
+        Self { node: Some(node), ..self }
+    }
+
     /// The same, with other nodes that have links of their own.
     #[must_use]
     pub(crate) fn with_peers(self, peers: Arc<Peers>) -> Self {
         Self { peers: Some(peers), ..self }
+    }
+
+    /// Whether it is the node that answers.
+    fn is_node(&self, name: &str) -> bool {
+        self.node.as_ref().is_some_and(|node| node.name == name)
     }
 
     /// The same, with profiles for OpenVPN clients.

@@ -10,6 +10,7 @@ pub mod bus;
 pub mod clock;
 mod cluster;
 pub mod config;
+pub mod drain;
 pub mod file;
 pub mod http;
 pub mod http_server;

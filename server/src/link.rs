@@ -62,6 +62,7 @@ use crate::batch::Batch;
 use crate::bus::Bus;
 use crate::cluster::Peers;
 use crate::config;
+use crate::drain::Drain;
 use crate::metrics::{Failure, Metrics};
 use crate::proxy::{Proxies, ProxyError};
 use crate::sampler::Sampler;
@@ -133,6 +134,8 @@ pub(crate) struct Shared {
     pub(crate) expectations: Arc<Expectations>,
     /// Where there are other nodes.
     pub(crate) peers: OnceLock<Arc<Peers>>,
+    /// Whether devices are to go elsewhere.
+    pub(crate) drain: Arc<Drain>,
 }
 
 impl Links {
@@ -179,6 +182,7 @@ impl Links {
             proxies: Proxies::new("device.proxy_from", &device.proxy_from),
             expectations: Arc::new(Expectations::of(&node)),
             peers: OnceLock::new(),
+            drain: Arc::default(),
             node,
             trust_domain,
             device,
@@ -219,6 +223,10 @@ impl Shared {
 
     fn reconnect_spread_seconds(&self) -> u32 {
         self.link.reconnect_spread_seconds.0
+    }
+
+    pub(crate) fn reconnect_spread(&self) -> Duration {
+        self.link.reconnect_spread_seconds.duration()
     }
 
     pub(crate) fn reconcile_interval(&self) -> Duration {

@@ -13,6 +13,7 @@ use prometheus::{
 };
 
 use crate::admission::metrics::AdmissionMetrics;
+use crate::drain::metrics::DrainMetrics;
 use crate::isolation::{DriftKind, policy};
 use crate::trace::figure::Figures as TraceFigures;
 
@@ -77,13 +78,15 @@ pub enum Failure {
     Csr,
     /// The database cannot be reached.
     Unavailable,
+    /// This node is drained, or stops.
+    Draining,
     /// It went away.
     Closed,
 }
 
 impl Failure {
     /// Every reason there is.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Overload,
         Self::Timeout,
         Self::ProxyUntrusted,
@@ -101,6 +104,7 @@ impl Failure {
         Self::Token,
         Self::Csr,
         Self::Unavailable,
+        Self::Draining,
         Self::Closed,
     ];
 
@@ -124,6 +128,7 @@ impl Failure {
             Self::Token => "token",
             Self::Csr => "csr",
             Self::Unavailable => "unavailable",
+            Self::Draining => "draining",
             Self::Closed => "closed",
         }
     }
@@ -366,6 +371,7 @@ pub struct Metrics {
     pub traces: TraceFigures,
     /// 1 while this node has lost its place among nodes, and serves nobody.
     pub node_fenced: IntGauge,
+    pub drain: DrainMetrics,
     /// How often the embedded Postgres had to be started again.
     pub postgres_restarts: IntCounter,
     /// `task`: runs of a background task that failed.
@@ -646,6 +652,7 @@ impl Metrics {
                 "cloudlink_node_fenced",
                 "1 while this node has lost its place among nodes, and serves nobody.",
             ),
+            drain: DrainMetrics::new(&registry),
             postgres_restarts: counter(
                 &registry,
                 "cloudlink_postgres_restarts_total",

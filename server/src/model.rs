@@ -11,6 +11,7 @@ pub mod drop;
 pub mod enrollment_token;
 pub mod grant;
 pub mod isolation_statement;
+pub mod node;
 pub mod notice;
 pub mod opening;
 pub mod openvpn_profile;

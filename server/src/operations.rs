@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Standing;
+use crate::drain::Wish;
 use crate::http_server::{Bounds, HttpServer};
 use crate::isolation;
 use crate::metrics::Metrics;
@@ -57,6 +58,8 @@ pub struct Readiness {
     isolation: OnceLock<watch::Receiver<isolation::State>>,
     /// Once the node has a place among nodes.
     standing: OnceLock<watch::Receiver<Standing>>,
+    /// Once it has devices that could be sent to other nodes.
+    drain: OnceLock<watch::Receiver<Option<Wish>>>,
 }
 
 impl Readiness {
@@ -70,6 +73,7 @@ impl Readiness {
             store: OnceLock::new(),
             isolation: OnceLock::new(),
             standing: OnceLock::new(),
+            drain: OnceLock::new(),
         }
     }
 
@@ -91,6 +95,15 @@ impl Readiness {
 
     fn is_fenced(&self) -> bool {
         self.standing.get().is_some_and(|standing| *standing.borrow() != Standing::Held)
+    }
+
+    /// The node can be drained: meanwhile nobody new is wanted.
+    pub(crate) fn drainable(&self, drain: watch::Receiver<Option<Wish>>) {
+        let _ = self.drain.set(drain);
+    }
+
+    fn is_draining(&self) -> bool {
+        self.drain.get().is_some_and(|drain| drain.borrow().is_some())
     }
 
     pub fn stopping(&self) {
@@ -133,6 +146,7 @@ impl Readiness {
     fn refresh_metrics(&self) {
         self.metrics.uptime_seconds.set(self.begun.elapsed().as_secs_f64());
         self.metrics.node_fenced.set(self.is_fenced().into());
+        self.metrics.drain.draining.set(self.is_draining().into());
         if let Some(store) = self.store.get() {
             let pool = store.pool();
             self.metrics.pool_connections.set(pool.size().into());
@@ -177,9 +191,11 @@ async fn readyz(State(readiness): State<Arc<Readiness>>) -> impl IntoResponse {
         database: readiness.metrics.database_up.get() == 1,
         isolation: isolation.map_or("off", isolation::State::label),
         fenced: readiness.is_fenced(),
+        draining: readiness.is_draining(),
     };
     let is_isolated = isolation.is_none_or(|state| state == isolation::State::Enforced);
-    let ready = report.stage == Stage::Running && report.database && is_isolated && !report.fenced;
+    let is_wanted = report.stage == Stage::Running && !report.fenced && !report.draining;
+    let ready = is_wanted && report.database && is_isolated;
     (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(report))
 }
 
@@ -191,4 +207,6 @@ struct Report {
     isolation: &'static str,
     /// Whether other nodes may have taken over what this one had.
     fenced: bool,
+    /// Whether its devices are sent to other nodes.
+    draining: bool,
 }

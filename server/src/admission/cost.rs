@@ -81,10 +81,12 @@ impl Costs {
 
     /// Of one connection, whatever its kind, all in all.
     pub(crate) fn per_connection(&self) -> Duration {
-        if self.connection.is_empty() {
-            return PRIOR;
-        }
-        Duration::from_secs_f64(self.connection.mean * self.overhead())
+        self.measured().unwrap_or(PRIOR)
+    }
+
+    /// The same; `None` if there was none.
+    pub(crate) fn measured(&self) -> Option<Duration> {
+        (!self.connection.is_empty()).then(|| Duration::from_secs_f64(self.connection.mean * self.overhead()))
     }
 
     /// Of one connection of this kind, all in all; `None` if there was none.

@@ -4,7 +4,7 @@
 //! does not reach the database either are they kept: then nobody can take over anything.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -16,10 +16,11 @@ use uuid::Uuid;
 
 use super::Relay;
 use super::tenure::{Act, Renewal, Standing, Tenure};
+use crate::admission::Admission;
 use crate::config::Config;
 use crate::file;
 use crate::store::node::{
-    Joined, NewNode, Peer, Renewed, node_expire, node_join, node_leave, node_list_others, node_renew,
+    Joined, NewNode, Peer, Renewed, node_drain, node_expire, node_join, node_leave, node_list_others, node_renew,
 };
 use crate::store::{Store, StoreError, single};
 
@@ -37,6 +38,8 @@ pub(crate) struct Lease {
     relay: Option<Relay>,
     standing: watch::Sender<Standing>,
     others: ArcSwap<Vec<Peer>>,
+    /// What this node tells others that it can take.
+    admission: OnceLock<Arc<Admission>>,
     tenure: Mutex<Tenure>,
 }
 
@@ -66,11 +69,17 @@ impl Lease {
         };
         let tenure = Tenure::new(node.lease, asked_at);
         let standing = watch::Sender::new(tenure.standing());
-        Ok(Arc::new(Self { node, store, relay, standing, others: ArcSwap::default(), tenure: Mutex::new(tenure) }))
+        let (others, admission, tenure) = (ArcSwap::default(), OnceLock::new(), Mutex::new(tenure));
+        Ok(Arc::new(Self { node, store, relay, standing, others, admission, tenure }))
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<Standing> {
         self.standing.subscribe()
+    }
+
+    /// From now on other nodes are told what this one can take. Once.
+    pub(crate) fn offer(&self, admission: Arc<Admission>) {
+        let _ = self.admission.set(admission);
     }
 
     /// The other nodes, as of the last renewal.
@@ -110,7 +119,8 @@ impl Lease {
 
     async fn attempt(&self) -> Renewal {
         let asked_at = Instant::now();
-        let renewal = async { single!(self.store, |connection| node_renew(connection, &self.node)) };
+        let offer = self.admission.get().map(|admission| admission.offer());
+        let renewal = async { single!(self.store, |connection| node_renew(connection, &self.node, offer)) };
         match timeout(self.pause(), renewal).await {
             Ok(Ok(Some(Renewed { was_gone, others }))) => {
                 self.others.store(Arc::new(others));
@@ -150,6 +160,15 @@ impl Lease {
         match &self.relay {
             Some(relay) => relay.answer(&self.node.name, || self.tenure().reaches_database(Instant::now())).await,
             None => std::future::pending().await,
+        }
+    }
+
+    /// Says in the database that this node sends its devices away. What cannot be written now, others do not learn: they share the
+    /// devices of a node that they think stays, and those go on.
+    pub(crate) async fn announce_drain(&self, within: Duration) {
+        let said = async { single!(self.store, |connection| node_drain(connection, &self.node.name, within)) };
+        if !matches!(timeout(LEAVE_WITHIN, said).await, Ok(Ok(Some(_)))) {
+            tracing::warn!("other nodes are not told that this one is drained");
         }
     }
 

@@ -34,6 +34,19 @@ pub(crate) fn uuid_in_path(text: &str) -> Result<Uuid, Problem> {
     id.ok_or_else(|| Problem::bad_request("The id in the path is not a UUID."))
 }
 
+/// The one name in the path.
+#[derive(Clone, Debug)]
+pub(crate) struct Name(pub(crate) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Name {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let path = axum::extract::Path::<String>::from_request_parts(parts, state);
+        path.await.map(|path| Self(path.0)).map_err(|_| Problem::bad_request("The path is not UTF-8."))
+    }
+}
+
 /// The query. Unknown parameters are an error where `T` says so.
 #[derive(Debug)]
 pub(crate) struct Query<T>(pub(crate) T);

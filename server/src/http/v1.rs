@@ -68,6 +68,12 @@ pub(super) mod isolation_proof {
 pub(super) mod me {
     pub(crate) mod show;
 }
+pub(super) mod node {
+    pub(crate) mod drain;
+    pub(crate) mod list;
+    pub(crate) mod resume;
+    pub(crate) mod show;
+}
 pub(super) mod opening {
     pub(crate) mod close;
     pub(crate) mod create;

@@ -6,12 +6,11 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cloudlink_proto::link::message::goodbye::Code;
 use cloudlink_proto::openvpn::sniff::SNIFF_BYTES_MAX;
 use cloudlink_proto::openvpn::{Sniffed, sniff};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -21,9 +20,10 @@ use super::limit::{Pass, Unnamed};
 use super::request::{Caller, Upgraded};
 use super::stream::Stream;
 use super::tls::{self, Purpose};
-use super::{Ending, Links, Seat, Shared, conn, opening, request};
+use super::{Ending, Links, Shared, conn, opening, request};
 use crate::admission::cost::Kind;
 use crate::admission::cpu::metered;
+use crate::drain::send_away;
 use crate::lifecycle::Shutdown;
 use crate::metrics::Failure;
 use crate::proxy::{self, ProxyError};
@@ -36,8 +36,13 @@ use crate::tunnel::opening::Arrival;
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// How much of the soft stop the tunnels' clients are sent away in: the last ones have to hear it, too.
 const TUNNELS_SHARE_OF_SOFT: f64 = 0.7;
-/// How long after its end a tunnel is up again, as a rule.
-const TUNNEL_BACK_WITHIN: Duration = Duration::from_secs(5);
+/// A load balancer, or the system, may hold connections that were made before it was known that nobody new is wanted. When none
+/// comes for so long there are none left.
+const BACKLOG_QUIET_FOR: Duration = Duration::from_millis(50);
+/// The longest that is waited for that: somebody may not know better.
+const BACKLOG_WITHIN: Duration = Duration::from_secs(1);
+/// How long whoever is in the middle of a handshake when the node stops may take to come to its end, and to hear what to do.
+const UNDER_WAY_WITHIN: Duration = Duration::from_secs(2);
 /// Rows of an earlier life that one statement closes.
 const ROWS_MAX: i64 = 1_000;
 /// How long to wait for the database at the start.
@@ -70,8 +75,9 @@ pub async fn run(links: Links, listener: TcpListener, soft: Duration, shutdown: 
             }
         }
     }
-    drop(listener);
-    send_away(&shared, soft);
+    let there = shared.registry.stop();
+    send_away(&shared, &there, soft.mul_f64(TUNNELS_SHARE_OF_SOFT));
+    take_backlog(&shared, listener, &shutdown).await;
     let hard = shutdown.hard.clone();
     shutdown.tasks.spawn(async move {
         // Links that end meanwhile are gone from the registry; the last of them ends this wait by the end of all tasks.
@@ -83,6 +89,19 @@ pub async fn run(links: Links, listener: TcpListener, soft: Duration, shutdown: 
             handle.end(Ending::Cut);
         }
     });
+}
+
+/// Takes in who is connected already, to be told to come back, and listens no more.
+async fn take_backlog(shared: &Arc<Shared>, listener: TcpListener, shutdown: &Shutdown) {
+    let all = async {
+        while let Ok(Ok((stream, peer))) = timeout(BACKLOG_QUIET_FOR, listener.accept()).await {
+            admit(shared, stream, peer, shutdown);
+        }
+    };
+    tokio::select! {
+        () = shutdown.hard.cancelled() => {}
+        _ = timeout(BACKLOG_WITHIN, all) => {}
+    }
 }
 
 /// Nothing of this node's is live before it has accepted anything.
@@ -100,32 +119,6 @@ async fn close_earlier_life(shared: &Shared) {
             }
         }
     }
-}
-
-/// Links are told when to come back. Clients of tunnels come back at once when they are told, so each tunnel tells its own in
-/// its time, while this node still serves it; the agent inside one comes back when the tunnel is there again.
-fn send_away(shared: &Shared, soft: Duration) {
-    let mut handles = shared.registry.all();
-    // Both of a device have one place.
-    handles.sort_unstable_by_key(|handle| handle.key.device_id);
-    handles.dedup_by_key(|handle| handle.key.device_id);
-    let spread = shared.link.reconnect_spread_seconds.duration();
-    let spread_tunnels = spread.min(soft.mul_f64(TUNNELS_SHARE_OF_SOFT));
-    let count = u32::try_from(handles.len()).unwrap_or(u32::MAX).max(1);
-    for (place, handle) in (0..).zip(&handles) {
-        let device = handle.key.device_id;
-        let away = |retry_after| Ending::Polite { code: Code::ShuttingDown, message: "this node stops", retry_after };
-        let Some(tunnel) = shared.registry.find_tunnel(device) else {
-            handle.end(away(spread / count * place));
-            continue;
-        };
-        let retry_after = spread_tunnels / count * place;
-        tunnel.end(away(retry_after));
-        if let Some(agent) = shared.registry.find(device).filter(|link| matches!(link.seat, Seat::Inside(_))) {
-            agent.end(away(retry_after + TUNNEL_BACK_WITHIN));
-        }
-    }
-    tracing::info!(devices = handles.len(), ?spread, "told the devices to come back later");
 }
 
 /// Somebody who was let in.
@@ -159,7 +152,7 @@ fn admit(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr, shutdown: &S
 async fn serve(shared: Arc<Shared>, stream: TcpStream, newcomer: Newcomer, shutdown: Shutdown) {
     shared.metrics.connections_unauthenticated.inc();
     let established = tokio::select! {
-        () = shutdown.soft.cancelled() => None,
+        () = cut_off(&shutdown) => None,
         established = establish(&shared, stream, newcomer) => established,
     };
     shared.metrics.connections_unauthenticated.dec();
@@ -171,6 +164,15 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, newcomer: Newcomer, shutd
             shutdown.tasks.spawn(tunnel::life::run(shared, tunnel, shutdown.hard.clone()));
         }
         None => {}
+    }
+}
+
+/// Waits until the node stops, and then for what is under way.
+async fn cut_off(shutdown: &Shutdown) {
+    shutdown.soft.cancelled().await;
+    tokio::select! {
+        () = shutdown.hard.cancelled() => {}
+        () = sleep(UNDER_WAY_WITHIN) => {}
     }
 }
 
@@ -189,6 +191,11 @@ async fn establish(shared: &Arc<Shared>, mut stream: TcpStream, newcomer: Newcom
         Newcomer::Behind { proxy, place } => Box::pin(introduce(shared, &mut stream, proxy, place, deadline)).await?,
     };
     let spoken = timeout_at(deadline, listen(&mut stream)).await.unwrap_or(Err(Failure::Timeout));
+    if matches!(spoken, Ok(Spoken::OpenVpn(_))) && shared.registry.are_doors_closed() {
+        // A stock client comes again by itself within a second or two, and is served elsewhere.
+        shared.refuse(Failure::Draining, remote);
+        return None;
+    }
     let is_served = matches!(spoken, Ok(Spoken::Tls)) || spoken.is_ok() && shared.tunnels.is_some();
     if is_served && !shared.admission.turn(remote).await {
         shared.refuse(Failure::Overload, remote);

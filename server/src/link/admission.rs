@@ -69,8 +69,17 @@ fn check_validity(certificate: &DeviceCertificate, now: OffsetDateTime) -> Resul
     Ok(())
 }
 
+/// When a device comes back that came to a node which wants nobody new: by then another one is asked.
+const DRAINING_RETRY_SECONDS: u32 = 1;
+
 /// Whether this node serves one more device.
 pub(crate) fn check_room(shared: &Shared) -> Result<(), Problem> {
+    if shared.registry.are_doors_closed() {
+        let detail = "this node sends its devices to others; dial again";
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        return Err(Problem::new("draining", status, "Draining", detail, Failure::Draining)
+            .with_retry_after(DRAINING_RETRY_SECONDS));
+    }
     if shared.registry.has_room() {
         return Ok(());
     }

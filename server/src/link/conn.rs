@@ -12,8 +12,8 @@ use bytes::Bytes;
 use cloudlink_proto::ids::{CommandId, TenantId};
 use cloudlink_proto::link::message::goodbye::Code;
 use cloudlink_proto::link::message::{
-    CertificateIssued, CertificateRefused, Command, CommandCancel, CommandReceipt, CommandStatus, StreamRefused,
-    StreamRequest, command_status,
+    CertificateIssued, CertificateRefused, Command, CommandCancel, CommandReceipt, CommandStatus, Reconnect,
+    StreamRefused, StreamRequest, command_status,
 };
 use cloudlink_proto::link::{
     CLOSE_WITHIN, FromDevice, Party, REASON_BYTES_MAX, STRING_BYTES_MAX, SendError, Server, Session, ToDevice,
@@ -235,6 +235,7 @@ impl Link {
                     self.send(CommandCancel { id: id.to_wire(), reason: reason.to_owned() });
                 }
                 Order::Stream(order) => self.ask_for_stream(*order),
+                Order::Reconnect(after) => self.ask_to_reconnect(after),
             }
         }
         if let Some(ending) = self.handle.ending() {
@@ -270,6 +271,11 @@ impl Link {
             reason: cut_to(request.reason, REASON_BYTES_MAX),
             ..request
         });
+    }
+
+    fn ask_to_reconnect(&mut self, after: Duration) {
+        let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+        self.send(Reconnect { after_ms, reason: "this node sends its devices to others".to_owned() });
     }
 
     fn send(&mut self, message: impl Into<ToDevice>) {

@@ -33,6 +33,8 @@ pub(crate) enum Order {
     Callback(CommandId, &'static str),
     /// Ask for a stream of a support session.
     Stream(Box<StreamOrder>),
+    /// Ask it to connect elsewhere, after so long.
+    Reconnect(Duration),
 }
 
 /// A stream that a device is asked for.
@@ -238,6 +240,10 @@ pub(crate) struct Registry {
     places: Mutex<HashMap<DeviceId, Place>>,
     /// Whether this node has lost its own place among nodes. Changed and looked at with the places locked.
     is_fenced: AtomicBool,
+    /// Whether it stops. In the same way.
+    is_stopping: AtomicBool,
+    /// Whether it wants nobody new.
+    are_doors_closed: AtomicBool,
 }
 
 /// Where a device is. If it has both, the link is inside the tunnel.
@@ -260,6 +266,11 @@ impl Place {
         self.handles().for_each(|handle| handle.end(ending));
     }
 
+    /// What carries the rest.
+    fn outermost(&self) -> Option<&Arc<Handle>> {
+        self.handles().next()
+    }
+
     fn is_empty(&self) -> bool {
         self.tunnel.is_none() && self.link.is_none()
     }
@@ -278,7 +289,30 @@ impl Registry {
             orders_max,
             places: Mutex::new(HashMap::new()),
             is_fenced: AtomicBool::new(false),
+            is_stopping: AtomicBool::new(false),
+            are_doors_closed: AtomicBool::new(false),
         }
+    }
+
+    /// From now on no new device is let in, but for those that are on their way.
+    pub(crate) fn close_doors(&self) {
+        self.are_doors_closed.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn open_doors(&self) {
+        self.are_doors_closed.store(false, Ordering::Relaxed);
+    }
+
+    pub(crate) fn are_doors_closed(&self) -> bool {
+        self.are_doors_closed.load(Ordering::Relaxed)
+    }
+
+    /// Closes the doors for good, and ends what is entered nevertheless. Gives back what is there, as [`Self::outermost`].
+    pub(crate) fn stop(&self) -> Vec<Arc<Handle>> {
+        self.close_doors();
+        let places = self.places();
+        self.is_stopping.store(true, Ordering::Relaxed);
+        places.values().filter_map(Place::outermost).cloned().collect()
     }
 
     /// Whether one more device may link.
@@ -360,7 +394,7 @@ impl Registry {
                 }
             }
         }
-        if self.is_fenced.load(Ordering::Relaxed) {
+        if self.is_fenced.load(Ordering::Relaxed) || self.is_stopping.load(Ordering::Relaxed) {
             handle.end(Ending::SHUTTING_DOWN);
         }
         drop(places);
@@ -414,6 +448,18 @@ impl Registry {
         self.places().values().flat_map(Place::handles).cloned().collect()
     }
 
+    /// One a device: its tunnel, or the link over a connection of its own.
+    pub(crate) fn outermost(&self) -> Vec<Arc<Handle>> {
+        self.places().values().filter_map(Place::outermost).cloned().collect()
+    }
+
+    /// Whether this link or tunnel is still there.
+    pub(crate) fn has(&self, handle: &Arc<Handle>) -> bool {
+        let places = self.places();
+        let mut there = places.get(&handle.key.device_id).into_iter().flat_map(Place::handles);
+        there.any(|entered| Arc::ptr_eq(entered, handle))
+    }
+
     /// Devices that are here.
     pub(crate) fn len(&self) -> usize {
         self.places().len()
@@ -433,7 +479,7 @@ impl Registry {
         let places = self.places();
         places
             .values()
-            .filter_map(|place| place.handles().next())
+            .filter_map(Place::outermost)
             .filter_map(|handle| {
                 let heard_ms = handle.heard_ms.load(Ordering::Relaxed);
                 let heard_ms_ago = now_ms.saturating_sub(heard_ms);
@@ -569,6 +615,22 @@ mod tests {
         assert_eq!((older.ending(), newer.ending()), (Some(Ending::REPLACED), None));
         registry.leave(&older);
         assert!(Arc::ptr_eq(&registry.find(key(1, 2).device_id).unwrap(), &newer));
+    }
+
+    #[test]
+    fn what_comes_up_while_the_node_stops_is_told_so() {
+        let registry = Registry::new(10, 8);
+        let (tunnel, inside) = (enter_tunnel(&registry, key(1, 1), 7), enter_inside(&registry, key(1, 2), 7));
+        let direct = enter(&registry, key(2, 1));
+        registry.close_doors();
+        let late = enter(&registry, key(3, 1));
+        assert_eq!(late.ending(), None, "it was on its way, and is served");
+        let there = registry.stop();
+        assert_eq!(there.len(), 3);
+        assert!(there.iter().any(|handle| Arc::ptr_eq(handle, &tunnel)) && registry.has(&inside));
+        assert_eq!(enter(&registry, key(4, 1)).ending(), Some(Ending::SHUTTING_DOWN));
+        registry.leave(&direct);
+        assert!(!registry.has(&direct));
     }
 
     #[test]

@@ -16,12 +16,15 @@ pub enum ApiScope {
     Grants,
     /// Reach into devices, and look at what was recorded.
     Support,
+    /// Drain nodes, and have them take devices again.
+    Nodes,
     /// Everything else: people, tokens, tenants, settings.
     Admin,
 }
 
 impl ApiScope {
-    pub const ALL: [Self; 6] = [Self::Read, Self::Devices, Self::Commands, Self::Grants, Self::Support, Self::Admin];
+    pub const ALL: [Self; 7] =
+        [Self::Read, Self::Devices, Self::Commands, Self::Grants, Self::Support, Self::Nodes, Self::Admin];
 
     /// Name in the API and the database.
     #[must_use]
@@ -32,6 +35,7 @@ impl ApiScope {
             Self::Commands => "commands",
             Self::Grants => "grants",
             Self::Support => "support",
+            Self::Nodes => "nodes",
             Self::Admin => "admin",
         }
     }

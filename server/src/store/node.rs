@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::StoreError;
+use crate::model::node::{Node, State as NodeState};
 
 /// A node that wants its place.
 #[derive(Clone, Debug)]
@@ -40,7 +41,8 @@ pub async fn node_join(connection: &mut PgConnection, node: &NewNode) -> Result<
              on conflict (name) do update
             set instance = excluded.instance, life = excluded.life, version = excluded.version, address = excluded.address,
                 lease = excluded.lease, leased_until = excluded.leased_until, started_at = clock_timestamp(),
-                renewed_at = clock_timestamp(), steady_since = clock_timestamp(), gone_at = null
+                renewed_at = clock_timestamp(), steady_since = clock_timestamp(), gone_at = null,
+                draining_since = null, drain_by = null, handshake_us = null, handshakes_per_second = null
           where n.instance = excluded.instance or n.leased_until < clock_timestamp()",
         node.name,
         node.instance,
@@ -63,7 +65,7 @@ fn interval(duration: Duration) -> PgInterval {
 }
 
 /// A renewed lease.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Renewed {
     /// Others have closed what this node had: it was away for too long.
     pub was_gone: bool,
@@ -72,15 +74,31 @@ pub struct Renewed {
 }
 
 /// Another node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Peer {
     pub name: String,
     /// Where it can be reached by nodes.
     pub address: Option<String>,
+    /// It sends its own devices away.
+    pub is_draining: bool,
+    /// New links that it takes, if it says so.
+    pub handshakes_per_second: Option<f32>,
+}
+
+/// What a node says that it can take.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Offer {
+    /// Processor time of one handshake, once one was measured.
+    pub handshake_us: Option<i32>,
+    pub handshakes_per_second: f32,
 }
 
 /// Renews the lease of this life of the node. `None`: another life has the name.
-pub async fn node_renew(connection: &mut PgConnection, node: &NewNode) -> Result<Option<Renewed>, StoreError> {
+pub async fn node_renew(
+    connection: &mut PgConnection,
+    node: &NewNode,
+    offer: Option<Offer>,
+) -> Result<Option<Renewed>, StoreError> {
     let row = sqlx::query!(
         r#"with before as materialized (
                select name, gone_at is not null as was_gone from nodes where name = $1 and life = $2 for no key update
@@ -88,7 +106,8 @@ pub async fn node_renew(connection: &mut PgConnection, node: &NewNode) -> Result
                update nodes n
                   set steady_since = case when n.leased_until >= clock_timestamp() and not b.was_gone
                                           then least(n.steady_since, clock_timestamp()) else clock_timestamp() end,
-                      renewed_at = clock_timestamp(), leased_until = clock_timestamp() + $3, lease = $3, gone_at = null
+                      renewed_at = clock_timestamp(), leased_until = clock_timestamp() + $3, lease = $3, gone_at = null,
+                      handshake_us = $4, handshakes_per_second = $5
                  from before b where n.name = b.name
                returning b.was_gone
            )
@@ -96,6 +115,8 @@ pub async fn node_renew(connection: &mut PgConnection, node: &NewNode) -> Result
         node.name,
         node.life,
         interval(node.lease),
+        offer.and_then(|offer| offer.handshake_us),
+        offer.map(|offer| offer.handshakes_per_second),
     )
     .fetch_optional(&mut *connection)
     .await?;
@@ -107,7 +128,8 @@ pub async fn node_renew(connection: &mut PgConnection, node: &NewNode) -> Result
 pub async fn node_list_others(connection: &mut PgConnection, name: &str) -> Result<Vec<Peer>, StoreError> {
     let others = sqlx::query_as!(
         Peer,
-        "select name, address from nodes where name <> $1 and leased_until >= clock_timestamp() order by name",
+        r#"select name, address, coalesce(draining_since >= started_at, false) as "is_draining!", handshakes_per_second
+             from nodes where name <> $1 and leased_until >= clock_timestamp() order by name"#,
         name,
     );
     Ok(others.fetch_all(connection).await?)
@@ -142,6 +164,92 @@ pub async fn node_leave(connection: &mut PgConnection, node: &NewNode) -> Result
     Ok(())
 }
 
+/// Says that a node which holds its lease sends its devices away from now on, for at most so long. Gives back what it is known by;
+/// `None`: it does not hold it.
+pub async fn node_drain(
+    connection: &mut PgConnection,
+    name: &str,
+    within: Duration,
+) -> Result<Option<Uuid>, StoreError> {
+    let drained = sqlx::query_scalar!(
+        "update nodes set draining_since = case when draining_since >= started_at then draining_since else clock_timestamp() end,
+                          drain_by = clock_timestamp() + $2
+          where name = $1 and leased_until >= clock_timestamp()
+         returning instance",
+        name,
+        interval(within),
+    );
+    Ok(drained.fetch_optional(connection).await?)
+}
+
+/// Says that a node takes devices again. `None`: it was not drained.
+pub async fn node_resume(connection: &mut PgConnection, name: &str) -> Result<Option<Uuid>, StoreError> {
+    let resumed = sqlx::query_scalar!(
+        "update nodes set draining_since = null, drain_by = null
+          where name = $1 and draining_since >= started_at and leased_until >= clock_timestamp()
+         returning instance",
+        name,
+    );
+    Ok(resumed.fetch_optional(connection).await?)
+}
+
+/// Nodes by name: all but those that left or died longer ago than `gone_within`, or one, whatever became of it.
+pub async fn node_list(
+    connection: &mut PgConnection,
+    name: Option<&str>,
+    gone_within: Duration,
+) -> Result<Vec<Node>, StoreError> {
+    let rows = sqlx::query!(
+        r#"select n.name, n.version, n.started_at, n.renewed_at, n.leased_until, n.gone_at,
+                  n.leased_until >= clock_timestamp() as "is_leased!",
+                  extract(epoch from clock_timestamp() - n.renewed_at)::float8 as "renewed_ago!",
+                  coalesce(n.draining_since >= n.started_at, false) as "is_draining!",
+                  n.draining_since, n.drain_by, n.handshake_us, n.handshakes_per_second,
+                  (select count(*) from links l where l.node = n.name and l.closed_at is null) as "links!",
+                  (select count(*) from links l where l.node = n.name and l.closed_at is null and l.tunnel_id is not null)
+                      as "tunnels!",
+                  (select count(*) from support_sessions s where s.node = n.name and s.ended_at is null)
+                      as "support_sessions!"
+             from nodes n
+            where ($1::text is null or n.name = $1)
+              and ($1 is not null or n.leased_until >= clock_timestamp() - $2::interval)
+            order by n.name"#,
+        name,
+        interval(gone_within),
+    )
+    .fetch_all(connection)
+    .await?;
+    let node = rows.into_iter().map(|row| Node {
+        state: match (row.is_leased, row.is_draining) {
+            (false, _) => NodeState::Gone,
+            (true, true) if row.links == 0 => NodeState::Drained,
+            (true, true) => NodeState::Draining,
+            (true, false) => NodeState::Serving,
+        },
+        name: row.name,
+        version: row.version,
+        started_at: row.started_at,
+        renewed_at: row.renewed_at,
+        renewed_ago_seconds: row.renewed_ago.max(0.0),
+        leased_until: row.leased_until,
+        gone_at: row.gone_at,
+        draining_since: row.draining_since.filter(|_| row.is_draining),
+        drain_by: row.drain_by.filter(|_| row.is_draining),
+        links: row.links,
+        tunnels: row.tunnels,
+        support_sessions: row.support_sessions,
+        handshake_us: row.handshake_us,
+        handshakes_per_second: row.handshakes_per_second,
+        is_asked: false,
+    });
+    Ok(node.collect())
+}
+
+/// One node, whatever became of it.
+pub async fn node_show(connection: &mut PgConnection, name: &str) -> Result<Option<Node>, StoreError> {
+    Ok(node_list(connection, Some(name), Duration::ZERO).await?.pop())
+}
+
 /// The nodes that are gone and whose rows say otherwise still: of links, or of support sessions.
 pub async fn node_list_unsettled(connection: &mut PgConnection) -> Result<Vec<String>, StoreError> {
     let names = sqlx::query_scalar!(
@@ -163,6 +271,7 @@ mod tests {
     /// Long enough for a few statements of a machine that has much to do, short enough to be waited for.
     const LEASE: Duration = Duration::from_secs(2);
     const LONG: Duration = Duration::from_secs(3600);
+    const OFFER: Option<Offer> = Some(Offer { handshake_us: Some(800), handshakes_per_second: 50.0 });
 
     fn node(name: &str, lease: Duration) -> NewNode {
         let (instance, life) = (Uuid::new_v4(), Uuid::new_v4());
@@ -190,10 +299,10 @@ mod tests {
         assert!(matches!(node_join(&mut connection, &other).await.unwrap(), Joined::Taken { .. }));
         let again = NewNode { life: Uuid::new_v4(), ..first.clone() };
         assert_eq!(node_join(&mut connection, &again).await.unwrap(), Joined::Yes, "the same machine, restarted");
-        assert_eq!(node_renew(&mut connection, &first).await.unwrap(), None, "its life of before");
+        assert_eq!(node_renew(&mut connection, &first, OFFER).await.unwrap(), None, "its life of before");
         age(&pool, "one", "2 hours").await;
         assert_eq!(node_join(&mut connection, &other).await.unwrap(), Joined::Yes);
-        assert_eq!(node_renew(&mut connection, &again).await.unwrap(), None);
+        assert_eq!(node_renew(&mut connection, &again, OFFER).await.unwrap(), None);
     }
 
     #[sqlx::test(migrations = "../migrations")]
@@ -205,18 +314,18 @@ mod tests {
         // Both were away: nobody renewed for an hour, as when the database itself is down, or its clock jumps.
         age(&pool, "one", "1 hour").await;
         age(&pool, "two", "1 hour").await;
-        let renewed = node_renew(&mut connection, &one).await.unwrap().unwrap();
+        let renewed = node_renew(&mut connection, &one, OFFER).await.unwrap().unwrap();
         assert_eq!(renewed, Renewed { was_gone: false, others: Vec::new() });
         assert!(node_expire(&mut connection, &one).await.unwrap().is_empty(), "the other has had no chance yet");
         tokio::time::sleep(LEASE * 5 / 8).await;
-        node_renew(&mut connection, &one).await.unwrap().unwrap();
+        node_renew(&mut connection, &one, OFFER).await.unwrap().unwrap();
         tokio::time::sleep(LEASE * 5 / 8).await;
-        node_renew(&mut connection, &one).await.unwrap().unwrap();
+        node_renew(&mut connection, &one, OFFER).await.unwrap().unwrap();
         assert_eq!(node_expire(&mut connection, &one).await.unwrap(), ["two"]);
         assert!(node_expire(&mut connection, &one).await.unwrap().is_empty(), "once");
-        let back = node_renew(&mut connection, &two).await.unwrap().unwrap();
+        let back = node_renew(&mut connection, &two, OFFER).await.unwrap().unwrap();
         assert!(back.was_gone, "it is told that it was missed");
-        assert!(!node_renew(&mut connection, &two).await.unwrap().unwrap().was_gone, "once");
+        assert!(!node_renew(&mut connection, &two, OFFER).await.unwrap().unwrap().was_gone, "once");
         assert!(node_expire(&mut connection, &two).await.unwrap().is_empty());
     }
 
@@ -252,10 +361,48 @@ mod tests {
         let two = NewNode { address: Some("10.0.0.2:7443".to_owned()), ..node("two", LONG) };
         node_join(&mut connection, &one).await.unwrap();
         node_join(&mut connection, &two).await.unwrap();
-        let others = node_renew(&mut connection, &one).await.unwrap().unwrap().others;
-        assert_eq!(others, [Peer { name: "two".to_owned(), address: two.address.clone() }]);
+        let others = node_renew(&mut connection, &one, OFFER).await.unwrap().unwrap().others;
+        let (name, address) = ("two".to_owned(), two.address.clone());
+        let silent = Peer { name, address, is_draining: false, handshakes_per_second: None };
+        assert_eq!(others, std::slice::from_ref(&silent));
+        node_renew(&mut connection, &two, OFFER).await.unwrap().unwrap();
+        let others = node_renew(&mut connection, &one, OFFER).await.unwrap().unwrap().others;
+        assert_eq!(others, [Peer { handshakes_per_second: Some(50.0), ..silent }]);
         node_leave(&mut connection, &two).await.unwrap();
         tokio::time::sleep(Duration::from_millis(2)).await;
-        assert!(node_renew(&mut connection, &one).await.unwrap().unwrap().others.is_empty());
+        assert!(node_renew(&mut connection, &one, OFFER).await.unwrap().unwrap().others.is_empty());
+    }
+
+    async fn states(connection: &mut PgConnection) -> Vec<NodeState> {
+        node_list(connection, None, Duration::ZERO).await.unwrap().iter().map(|node| node.state).collect()
+    }
+
+    #[sqlx::test(migrations = "../migrations")]
+    async fn a_node_is_drained_until_it_resumes_or_begins_anew(pool: PgPool) {
+        let mut connection = pool.acquire().await.unwrap();
+        let (one, two) = (node("one", LONG), node("two", LONG));
+        node_join(&mut connection, &one).await.unwrap();
+        node_join(&mut connection, &two).await.unwrap();
+        assert_eq!(states(&mut connection).await, [NodeState::Serving, NodeState::Serving]);
+        assert_eq!(node_drain(&mut connection, "three", LONG).await.unwrap(), None, "nobody of that name");
+        assert_eq!(node_resume(&mut connection, "two").await.unwrap(), None, "it is not drained");
+        assert_eq!(node_drain(&mut connection, "two", LONG).await.unwrap(), Some(two.instance));
+        let since = node_list(&mut connection, Some("two"), LONG).await.unwrap()[0].draining_since;
+        assert!(since.is_some() && node_drain(&mut connection, "two", LONG * 2).await.unwrap().is_some());
+        let again = node_list(&mut connection, Some("two"), LONG).await.unwrap().remove(0);
+        assert_eq!((again.draining_since, again.state), (since, NodeState::Drained), "it has no links");
+        let others = node_renew(&mut connection, &one, OFFER).await.unwrap().unwrap().others;
+        assert!(others[0].is_draining);
+        assert_eq!(node_resume(&mut connection, "two").await.unwrap(), Some(two.instance));
+        assert_eq!(states(&mut connection).await, [NodeState::Serving, NodeState::Serving]);
+        node_drain(&mut connection, "two", LONG).await.unwrap();
+        // As an older version begins anew, which knows nothing of it.
+        sqlx::query("update nodes set started_at = clock_timestamp() where name = 'two'").execute(&pool).await.unwrap();
+        assert_eq!(states(&mut connection).await, [NodeState::Serving, NodeState::Serving]);
+        node_leave(&mut connection, &two).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        assert_eq!(states(&mut connection).await, [NodeState::Serving]);
+        assert_eq!(node_drain(&mut connection, "two", LONG).await.unwrap(), None, "it is gone");
+        assert_eq!(node_list(&mut connection, Some("two"), LONG).await.unwrap()[0].state, NodeState::Gone);
     }
 }

@@ -21,11 +21,12 @@ const ROWS_MAX: i64 = 1_000;
 /// For the metrics of failed tasks.
 const NAME: &str = "node";
 
-/// Until the hard stop: the node has its place until its last link is gone. Ends early when another has taken it.
+/// Until the hard stop: the node has its place until its last link and support session are gone. Ends early when another has taken
+/// it.
 pub(super) async fn keep(links: Links, support: Support, lease: Arc<Lease>, shutdown: Shutdown) {
     let Links(shared) = links;
     tokio::select! {
-        () = stopped(&shared, &shutdown) => {}
+        () = stopped(&shared, &support, &shutdown) => {}
         () = lease.answer() => {}
         () = renew(&shared, &support, &lease) => {}
     }
@@ -62,11 +63,11 @@ async fn renew(shared: &Shared, support: &Support, lease: &Lease) {
     }
 }
 
-async fn stopped(shared: &Shared, shutdown: &Shutdown) {
+async fn stopped(shared: &Shared, support: &Support, shutdown: &Shutdown) {
     shutdown.soft.cancelled().await;
     tokio::select! {
         () = shutdown.hard.cancelled() => {}
-        () = shared.registry.emptied() => {}
+        ((), ()) = async { tokio::join!(shared.registry.emptied(), support.finished()) } => {}
     }
 }
 

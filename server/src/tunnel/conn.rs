@@ -31,8 +31,8 @@ use outbound::Outbox;
 /// Reads and writes of one tunnel before others get their turn: about a quarter of a millisecond.
 const ROUNDS_MAX: u32 = 4;
 
-/// What a client shows its user when the node stops.
-const RESTART_TEXT: &str = "this node stops";
+/// What a client logs when it is to connect to another node. `[N]`: if its profile names several servers, to the next one.
+const RESTART_TEXT: &str = "[N]this node sends its devices to others";
 
 /// A session that is up, and everything that it needs to go on.
 #[derive(Debug)]

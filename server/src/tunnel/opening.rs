@@ -91,6 +91,7 @@ fn is_refusal(failure: Failure) -> bool {
         | Failure::Token
         | Failure::Csr
         | Failure::Unavailable
+        | Failure::Draining
         | Failure::OpenvpnOff
         | Failure::ProxyUntrusted
         | Failure::ProxyHeader

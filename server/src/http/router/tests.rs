@@ -58,7 +58,10 @@ impl Route {
     /// A well-formed request for the thing with this id.
     fn call(&self, scene: &Scene, id: &str) -> Call {
         let call = scene
-            .call_raw(self.method.clone(), &self.path.replace("{id}", id).replace("{day}", "2026-11-21"))
+            .call_raw(
+                self.method.clone(),
+                &self.path.replace("{id}", id).replace("{name}", id).replace("{day}", "2026-11-21"),
+            )
             .header("if-match", "*");
         if self.operation["requestBody"].is_null() { call } else { call.json(body_of(&self.id)) }
     }
@@ -124,7 +127,7 @@ fn body_of(operation: &str) -> Value {
         "access_request_create" => json!({
             "device_ids": [new_id()], "scopes": ["device:reboot"], "reason": "r", "access_seconds": 60,
         }),
-        "access_request_approve" | "access_request_deny" => json!({}),
+        "access_request_approve" | "access_request_deny" | "node_drain" | "node_resume" => json!({}),
         "access_policy_create" => json!({"name": "n", "scopes": ["device:reboot"], "max_seconds": 600}),
         "command_create" => json!({"kind": "device.reboot", "reason": "r"}),
         "isolation_proof_create" => json!({}),

@@ -109,7 +109,7 @@ impl Things {
             "support-sessions" => "support_session_id",
             "signing-keys" => "signing_key_id",
             // A node's, and no tenant's.
-            "isolation" => "tenant_id",
+            "isolation" | "nodes" => "tenant_id",
             other if !path.contains('{') => {
                 assert!(!other.is_empty());
                 "tenant_id"
