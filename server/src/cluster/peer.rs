@@ -10,13 +10,15 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::Bytes;
 use cloudlink_proto::ids::DeviceId;
+use cloudlink_proto::link::message::{StreamRefused, StreamRequest};
 use http::header::{AUTHORIZATION, HOST, HeaderName};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use prost::Message as _;
 use rustls::version::TLS13;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy_bidirectional_with_sizes};
@@ -39,6 +41,10 @@ pub(crate) static CLIENT: HeaderName = HeaderName::from_static("x-cloudlink-clie
 pub(crate) static DEVICE: HeaderName = HeaderName::from_static("x-cloudlink-device");
 /// Where a node takes in streams of devices that came to another.
 pub(crate) const STREAM_PATH: &str = "/internal/v1/stream";
+/// Where a node orders a stream of a device that has its link to another one.
+pub(crate) const ASK_PATH: &str = "/internal/v1/ask";
+/// Of a device's refusal.
+const REFUSAL_BYTES_MAX: usize = 4_096;
 /// Streams that this node carries for others. Each is two sockets and two buffers.
 const CARRIED_MAX: usize = 4_096;
 /// Of what is carried, each way.
@@ -129,13 +135,32 @@ impl Peers {
         mut request: Request<Empty<Bytes>>,
     ) -> Result<Option<Carriage>, PassError> {
         let place = self.place()?;
-        let id = HeaderValue::from_str(&device.as_uuid().to_string()).expect("a UUID is a header value");
-        request.headers_mut().insert(DEVICE.clone(), id);
+        request.headers_mut().insert(DEVICE.clone(), device_value(device));
         let mut answer = self.send(node, request).await?;
         let is_taken = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
         let other = answer.extensions_mut().remove::<OnUpgrade>().filter(|_| is_taken);
         let (stop, tasks) = (self.stop.clone(), self.tasks.clone());
         Ok(other.map(|other| Carriage { other, stop, tasks, place }))
+    }
+
+    /// Has the node that has the device's link ask it for a stream, and waits until the device refuses, or its time is up.
+    pub(crate) async fn ask(&self, node: &str, device: DeviceId, request: &StreamRequest) -> Result<Asked, PassError> {
+        let _place = self.place()?;
+        let mut asking = Request::new(Full::from(request.encode_to_vec()));
+        *asking.method_mut() = Method::POST;
+        *asking.uri_mut() = Uri::from_static(ASK_PATH);
+        asking.headers_mut().insert(HOST, HeaderValue::from_static("node"));
+        asking.headers_mut().insert(DEVICE.clone(), device_value(device));
+        let answer = self.send(node, asking).await?;
+        match answer.status() {
+            StatusCode::NO_CONTENT => Ok(Asked::Unrefused),
+            StatusCode::OK => {
+                let body = Limited::new(answer.into_body(), REFUSAL_BYTES_MAX).collect().await;
+                let refused = body.ok().and_then(|body| StreamRefused::decode(body.to_bytes()).ok());
+                refused.map(Asked::Refused).ok_or(PassError::Silent)
+            }
+            _ => Ok(Asked::NotLinked),
+        }
     }
 
     /// Another node, by its name.
@@ -173,6 +198,20 @@ impl Peers {
         let answer = timeout(ANSWER_WITHIN, sender.send_request(request)).await.map_err(|_| PassError::Silent)?;
         answer.map_err(PassError::Broken)
     }
+}
+
+fn device_value(device: DeviceId) -> HeaderValue {
+    HeaderValue::from_str(&device.as_uuid().to_string()).expect("a UUID is a header value")
+}
+
+/// What came of asking another node for a device's stream.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Asked {
+    /// The device has been asked, and has not refused: it comes, or it does not.
+    Unrefused,
+    Refused(StreamRefused),
+    /// That node has no link of the device either.
+    NotLinked,
 }
 
 /// A stream of a device that is to be carried to another node.

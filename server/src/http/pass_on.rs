@@ -2,16 +2,18 @@
 
 use std::net::SocketAddr;
 
-use axum::body::Body;
+use axum::body::{Body, to_bytes};
 use axum::extract::{ConnectInfo, OriginalUri, Request};
 use axum::response::Response;
+use bytes::Bytes;
 use http::header::{CONNECTION, HOST, TRANSFER_ENCODING};
+use http::request::Parts;
 use http::{HeaderValue, Uri, Version};
 use opentelemetry::trace::SpanKind;
 
-use super::Context;
-use super::problem::{Kind, Problem};
+use super::problem::{Kind, Problem, Rendered};
 use super::traced::place_of;
+use super::{BODY_BYTES_MAX, Context};
 use crate::cluster::internal::PassedOn;
 use crate::trace::place;
 
@@ -27,6 +29,7 @@ pub(crate) async fn pass_on(context: &Context, node: &str, mut request: Request)
     }
     Some(match peers.pass_on(node, client, request).await {
         Ok(mut answer) => {
+            answer.extensions_mut().insert(Rendered);
             if answer.status() != http::StatusCode::SWITCHING_PROTOCOLS {
                 answer.headers_mut().remove(CONNECTION);
                 answer.headers_mut().remove(TRANSFER_ENCODING);
@@ -42,6 +45,37 @@ pub(crate) async fn pass_on(context: &Context, node: &str, mut request: Request)
             Err(Problem::new(Kind::Unavailable, detail))
         }
     })
+}
+
+/// A request that may have to be passed on twice.
+#[derive(Debug)]
+pub(crate) struct Repeatable {
+    parts: Parts,
+    body: Bytes,
+}
+
+impl Repeatable {
+    pub(crate) async fn of(request: Request) -> Result<Self, Problem> {
+        let (parts, body) = request.into_parts();
+        let body = to_bytes(body, BODY_BYTES_MAX).await.map_err(|_| Problem::too_large())?;
+        Ok(Self { parts, body })
+    }
+
+    pub(crate) fn request(&self) -> Request {
+        Request::from_parts(self.parts.clone(), self.body.clone().into())
+    }
+}
+
+/// Which problem another node has answered, if it is one; and the answer, whole.
+pub(crate) async fn kind_of(answer: Response) -> Result<(Response, Option<String>), Problem> {
+    if !answer.status().is_client_error() {
+        return Ok((answer, None));
+    }
+    let (parts, body) = answer.into_parts();
+    let body = to_bytes(body, BODY_BYTES_MAX).await.map_err(|_| Problem::unavailable())?;
+    let details: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
+    let kind = details.as_ref().and_then(|details| details["type"].as_str()?.rsplit(':').next()).map(str::to_owned);
+    Ok((Response::from_parts(parts, body.into()), kind))
 }
 
 /// However it came: nodes speak HTTP/1.1, which has the host in a header.

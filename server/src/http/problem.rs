@@ -118,7 +118,6 @@ impl Kind {
         self.facts().0
     }
 
-    #[cfg(test)]
     pub(crate) const fn name(self) -> &'static str {
         self.facts().1
     }
@@ -201,6 +200,9 @@ impl Problem {
     /// Turns any answer that reports an error into problem details, and logs what is ours to mend: the one place.
     pub(crate) fn render(response: Response, request_id: &str) -> Response {
         let (mut parts, body) = response.into_parts();
+        if parts.extensions.get::<Rendered>().is_some() {
+            return Response::from_parts(parts, body);
+        }
         let problem = match parts.extensions.remove::<Self>() {
             Some(problem) => problem,
             None if parts.status.is_client_error() || parts.status.is_server_error() => Self::of_status(parts.status),
@@ -287,6 +289,10 @@ impl From<StoreError> for Problem {
         Self { cause: Some(Arc::new(error)), ..problem }
     }
 }
+
+/// Another node's answer: it has its problem in it already.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rendered;
 
 /// Makes a route's errors answers, by their `From<…> for Problem`.
 macro_rules! respond_as_problem {

@@ -261,11 +261,8 @@ impl Link {
 
     fn ask_for_stream(&mut self, order: StreamOrder) {
         let now = Instant::now();
-        let ms_until = |at: Instant| u64::try_from(at.saturating_duration_since(now).as_millis()).unwrap_or(u64::MAX);
-        let StreamOrder { request, open_by, ends_at } = order;
+        let request = order.into_request(now);
         self.send(StreamRequest {
-            open_within_ms: ms_until(open_by),
-            ends_after_ms: ms_until(ends_at),
             sent_after_ms: self.session.sent_after_ms(now.into_std()),
             requested_by: cut_to(request.requested_by, STRING_BYTES_MAX),
             reason: cut_to(request.reason, REASON_BYTES_MAX),

@@ -48,6 +48,22 @@ pub(crate) struct StreamOrder {
     pub(crate) ends_at: Instant,
 }
 
+impl StreamOrder {
+    /// The request as it goes over a link, or to the node that has the link: with its times from now on.
+    pub(crate) fn into_request(self, now: Instant) -> StreamRequest {
+        let ms_until = |at: Instant| u64::try_from(at.saturating_duration_since(now).as_millis()).unwrap_or(u64::MAX);
+        let Self { request, open_by, ends_at } = self;
+        StreamRequest { open_within_ms: ms_until(open_by), ends_after_ms: ms_until(ends_at), ..request }
+    }
+
+    /// As another node has asked for it. `None`: its times are none.
+    pub(crate) fn of_request(request: StreamRequest, now: Instant) -> Option<Self> {
+        let open_by = now.checked_add(Duration::from_millis(request.open_within_ms))?;
+        let ends_at = now.checked_add(Duration::from_millis(request.ends_after_ms))?;
+        Some(Self { request, open_by, ends_at })
+    }
+}
+
 /// How a link is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {

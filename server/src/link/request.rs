@@ -204,7 +204,7 @@ async fn carry(shared: &Shared, peer: &Identified, token: &str, headers: &Header
 }
 
 /// The token, if there is exactly one.
-fn bearer_token(headers: &HeaderMap) -> Option<&str> {
+pub(crate) fn bearer_token(headers: &HeaderMap) -> Option<&str> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return None };
     let (scheme, token) = value.to_str().ok()?.split_once(' ')?;

@@ -426,6 +426,15 @@ pub async fn link_list_superseded(
         .collect()
 }
 
+/// The node on whose link an agent of the device answers.
+pub async fn link_node(connection: &mut PgConnection, device: DeviceId) -> Result<Option<String>, StoreError> {
+    let node = sqlx::query_scalar!(
+        "select node from links where device_id = $1 and closed_at is null and has_agent",
+        device.as_uuid(),
+    );
+    Ok(node.fetch_optional(connection).await?)
+}
+
 /// A live link or tunnel, heard of this long ago.
 #[derive(Clone, Copy, Debug)]
 pub struct ProvenLink {

@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use cloudlink_proto::ids::StreamId;
+use cloudlink_proto::ids::{DeviceId, StreamId};
 use cloudlink_proto::link::STREAM_TOKEN_BYTES;
-use cloudlink_proto::link::message::{FileGet, FilePut, Forward, StreamRequest, Terminal, stream_request};
+use cloudlink_proto::link::message::{
+    FileGet, FilePut, Forward, StreamRefused, StreamRequest, Terminal, stream_request,
+};
 use cloudlink_proto::stream::{Control, Mode, Party};
+use futures_util::future::join_all;
 use hyper::upgrade::OnUpgrade;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -24,17 +27,25 @@ use super::opening;
 use super::pump::{End, Parts, Pump, closed};
 use super::session::{Cause, NoPlace, Place, Session};
 use crate::bus::Hint;
+use crate::cluster::peer::Asked;
 use crate::http_server::take_over;
 use crate::link::{Order, StreamOrder};
 use crate::model::support_session::{Direction, EndReason, FileTarget, ForwardTarget, Target};
 use crate::recording::{self, Recorder, Subject};
+use crate::store::link::link_node;
 use crate::store::support_session::{SessionFacts, support_session_start_in_txn, support_session_tell_start_in_txn};
-use crate::store::{StoreError, Visibility};
+use crate::store::{StoreError, Visibility, single};
 
 /// How long the client may take for its upgrade, once it is answered.
 const UPGRADE_WITHIN: Duration = Duration::from_secs(5);
 /// A request has no longer: the device must have come before.
 const OPEN_WITHIN_MAX: Duration = Duration::from_secs(18);
+/// How often another node is looked for that has the device's link, which may be on its way between two,
+const ASK_ATTEMPTS: u32 = 3;
+/// and after how long again.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(250);
+/// Until when a device is to have heard that a session may go on for longer.
+const EXTEND_WITHIN: Duration = Duration::from_secs(5);
 /// Between two attempts to send a guest away.
 const PART_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
@@ -203,7 +214,6 @@ impl Support {
     async fn ask_device(&self, session: &Session, number: u32, window: &Window) -> Result<Leg, AttachError> {
         let facts = &session.facts;
         let links = self.links();
-        let link = links.registry.find(facts.device).ok_or(AttachError::NotLinked)?;
         let id = StreamId::from_uuid(Uuid::new_v4());
         let (token, mut awaited) = links.expectations.expect(facts.device, id).ok_or(AttachError::Full)?;
         let open_within = self.open_within();
@@ -220,15 +230,59 @@ impl Support {
         };
         let again = StreamRequest { token: Bytes::from_static(&[0; STREAM_TOKEN_BYTES]), ..request.clone() };
         let (open_by, ends_at) = (Instant::now() + open_within, *session.deadline().borrow());
-        link.order(Order::Stream(Box::new(StreamOrder { request, open_by, ends_at })));
-        match timeout(open_within, awaited.answer()).await {
-            Ok(Some(Answer::Arrived { stream, read_ahead })) => {
+        let asking = Box::pin(self.ask(facts.device, StreamOrder { request, open_by, ends_at }));
+        let answered = async {
+            tokio::select! {
+                biased;
+                answer = awaited.answer() => Ok::<_, AttachError>(answer),
+                asked = asking => match asked? {
+                    Some(StreamRefused { code, message, .. }) => Ok(Some(Answer::Refused { code, message })),
+                    None => Ok(awaited.answer().await),
+                }
+            }
+        };
+        match timeout(open_within, answered).await.unwrap_or(Ok(None))? {
+            Some(Answer::Arrived { stream, read_ahead }) => {
                 session.note_asked(number, again);
                 Ok(Leg::web_socket(*stream, read_ahead, Party::Device, gait(&facts.target)).await)
             }
-            Ok(Some(Answer::Refused { code, message })) => Err(AttachError::Refused { code, message }),
-            Ok(None) | Err(_) => Err(AttachError::Silent),
+            Some(Answer::Refused { code, message }) => Err(AttachError::Refused { code, message }),
+            None => Err(AttachError::Silent),
         }
+    }
+
+    /// Asks a device for a stream, over the link that it has here, or on another node to which it has gone since the session was
+    /// opened. That one tells if the device refuses; a link here does by itself.
+    async fn ask(&self, device: DeviceId, order: StreamOrder) -> Result<Option<StreamRefused>, AttachError> {
+        let links = self.links();
+        if let Some(link) = links.registry.find(device) {
+            link.order(Order::Stream(Box::new(order)));
+            return Ok(None);
+        }
+        let peers = links.peers.get().ok_or(AttachError::NotLinked)?;
+        let request = order.into_request(Instant::now());
+        for attempt in 0..ASK_ATTEMPTS {
+            if attempt > 0 {
+                sleep(ASK_AGAIN_AFTER).await;
+            }
+            let node =
+                links.store.within(async { single!(links.store, |connection| link_node(connection, device)) }).await?;
+            let Some(node) = node.filter(|node| *node != links.node) else { continue };
+            match peers.ask(&node, device, &request).await {
+                Ok(Asked::Refused(refused)) => return Ok(Some(refused)),
+                Ok(Asked::Unrefused) => return Ok(None),
+                // It is on its way to yet another one.
+                Ok(Asked::NotLinked) => {}
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        node,
+                        "cannot ask for a stream over another node"
+                    );
+                }
+            }
+        }
+        Err(AttachError::NotLinked)
     }
 
     /// The grant ends later than before: the device, which cuts by itself, is asked again, for longer.
@@ -238,12 +292,16 @@ impl Support {
         {
             tracing::warn!(session = %session.facts.id, %error, "the port of a support session is not open for longer");
         }
-        let Some(link) = self.links().registry.find(session.facts.device) else { return };
-        for request in session.asked() {
+        let asking = session.asked().into_iter().map(|request| {
             let grant_statement = facts.grant_statement.clone().unwrap_or_default();
             let request = StreamRequest { grant_statement, ..request };
-            let (open_by, ends_at) = (Instant::now() + self.open_within(), facts.deadline);
-            link.order(Order::Stream(Box::new(StreamOrder { request, open_by, ends_at })));
+            let (open_by, ends_at) = (Instant::now() + EXTEND_WITHIN, facts.deadline);
+            Box::pin(self.ask(session.facts.device, StreamOrder { request, open_by, ends_at }))
+        });
+        for asked in join_all(asking).await {
+            if let Err(error) = asked {
+                tracing::warn!(session = %session.facts.id, %error, "a device does not know that a session may go on for longer");
+            }
         }
     }
 

@@ -2,6 +2,8 @@
 //! statement of the database, with its clock; everything else here explains why nothing came of it. What is to be done in the
 //! session comes over `GET /support-sessions/{id}/stream`.
 
+use std::time::Duration;
+
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use cloudlink_proto::ids::{DeviceId, GrantId, PersonId, SupportSessionId, TenantId};
@@ -9,12 +11,13 @@ use http::{StatusCode, header};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sqlx::PgConnection;
+use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::http::Context;
 use crate::http::auth::Caller;
 use crate::http::field::check_reason;
-use crate::http::pass_on::pass_on;
+use crate::http::pass_on::{Repeatable, kind_of, pass_on};
 use crate::http::problem::{Kind as Problems, Problem, respond_as_problem};
 use crate::http::request::{Id, Json, Kept, NoQuery};
 use crate::http::v1::command::create::explain;
@@ -33,6 +36,8 @@ use crate::support::session::Facts;
 
 /// How often a session is tried when what was in the way has gone meanwhile.
 const ATTEMPTS_MAX: usize = 2;
+/// Before it is looked for anew where the device's link is, which was on its way to another node.
+const MOVED_AGAIN_AFTER: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -168,12 +173,22 @@ pub(crate) async fn handler(
         node: support.node(),
         sessions_max: support.per_device_max(),
     };
-    let session = match create(&context, support, &caller, &new).await {
-        Err(RouteError::OtherNode(node)) => match pass_on(&context, &node, whole).await {
-            Some(answer) => return Ok(answer?),
-            None => return Err(RouteError::OtherNode(node)),
-        },
-        made => made?,
+    let whole = Repeatable::of(whole).await?;
+    let mut is_again = false;
+    let session = loop {
+        match create(&context, support, &caller, &new).await {
+            Err(RouteError::OtherNode(node)) => {
+                let answer = pass_on(&context, &node, whole.request()).await.ok_or(RouteError::OtherNode(node))??;
+                let (answer, kind) = kind_of(answer).await?;
+                if is_again || kind.as_deref() != Some(Problems::NotLinked.name()) {
+                    return Ok(answer);
+                }
+                // The link has moved on while that node was asked.
+                is_again = true;
+                sleep(MOVED_AGAIN_AFTER).await;
+            }
+            made => break made?,
+        }
     };
     let location = format!("/api/v1/support-sessions/{}", session.id);
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(session)).into_response())
