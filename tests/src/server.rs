@@ -112,6 +112,10 @@ listen = "{people}"
 [operations]
 listen = "{operations}"
 
+# A node of several that a test stops is to be gone, unless the test is about its devices.
+[shutdown]
+drain_seconds = 0
+
 [log]
 format = "human"
 filter = "info,cloudlink_server=debug"

@@ -255,6 +255,7 @@ fn settings() -> Vec<String> {
         format!("tunnel.ping_interval_seconds={}", PING_INTERVAL.as_secs()),
         format!("tunnel.dead_after_seconds={}", (PING_INTERVAL * MISSED_PINGS).as_secs()),
         "link.reconnect_spread_seconds=5".to_owned(),
+        "shutdown.drain_seconds=15".to_owned(),
         "shutdown.soft_seconds=5".to_owned(),
         "log.filter=info".to_owned(),
     ];
