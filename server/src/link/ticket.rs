@@ -77,7 +77,7 @@ impl Tickets {
     pub(crate) async fn refresh(&self, store: &Store) -> Result<(), StoreError> {
         let period_seconds = i32::try_from(self.period_seconds).unwrap_or(i32::MAX);
         let read = async {
-            let mut connection = store.connection().await?;
+            let mut connection = store.take().await?;
             let mut at = Instant::now();
             let mut there = ticket_keys(&mut connection, period_seconds).await?;
             if self.lacking(&there).count() > 0 {
@@ -87,6 +87,7 @@ impl Tickets {
                 at = Instant::now();
                 there = ticket_keys(&mut connection, period_seconds).await?;
             }
+            connection.finish().await?;
             Ok((at, there))
         };
         let (at, there) = store.within(read).await?;
