@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::support::sweep_sessions;
@@ -25,14 +26,16 @@ const NAME: &str = "node";
 /// it.
 pub(super) async fn keep(links: Links, support: Support, lease: Arc<Lease>, shutdown: Shutdown) {
     let Links(shared) = links;
+    let renewed = Notify::new();
     tokio::select! {
         () = stopped(&shared, &support, &shutdown) => {}
         () = lease.answer() => {}
-        () = renew(&shared, &support, &lease) => {}
+        () = renew(&shared, &support, &lease, &renewed) => {}
+        () = settle_always(&shared, &lease, &renewed) => {}
     }
 }
 
-async fn renew(shared: &Shared, support: &Support, lease: &Lease) {
+async fn renew(shared: &Shared, support: &Support, lease: &Lease, renewed: &Notify) {
     loop {
         sleep(lease.pause()).await;
         match lease.renew().await {
@@ -56,6 +59,15 @@ async fn renew(shared: &Shared, support: &Support, lease: &Lease) {
                 return give_up(shared, support);
             }
         }
+        renewed.notify_one();
+    }
+}
+
+/// After each renewal, and beside the next ones: closing ten thousand links of a dead node takes longer than a lease lasts, and whoever
+/// let its own run out meanwhile would be the next to be closed.
+async fn settle_always(shared: &Shared, lease: &Lease, renewed: &Notify) {
+    loop {
+        renewed.notified().await;
         if let Err(error) = shared.store.within(settle(shared, lease)).await {
             shared.metrics.task_failures.with_label_values(&[NAME]).inc();
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot look for nodes that are gone");
