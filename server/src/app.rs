@@ -151,7 +151,7 @@ impl Node {
         let relay = Relay::new(&self.config.cluster, &self.config.node, bus.clone(), &self.metrics)
             .await
             .context("this node cannot be one of several")?;
-        let take = Box::pin(Lease::take(&self.config, store.clone(), relay.clone()));
+        let take = Box::pin(Lease::take(&self.config, store.reserved(), relay.clone()));
         let Some(lease) = before_signal(signals, take).await? else { return Ok(()) };
         readiness.placed(lease.subscribe());
         if let Some(relay) = relay {

@@ -57,6 +57,8 @@ use self::primary::{History, Primary, QUESTION};
 /// The schema that this binary needs.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
 
+/// For a lease's renewal, and for looking at others' leases meanwhile, which may wait for a row.
+const RESERVED_CONNECTIONS: u32 = 2;
 /// A pooled connection that was idle for longer is tried before it is used.
 const TRUST_IDLE_FOR: Duration = Duration::from_secs(1);
 /// How long a connection may take to answer that comes back to the pool while the database seems to be away.
@@ -207,6 +209,8 @@ pub(crate) use single;
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: PgPool,
+    /// See [`Self::reserved`].
+    reserved: PgPool,
     /// How long an answer may take, beyond which the connection is taken to be dead.
     patience: Duration,
     is_in_doubt: Arc<AtomicBool>,
@@ -276,13 +280,28 @@ impl Store {
                     Ok(true)
                 })
             });
-        Self { pool: pool.connect_lazy_with(primary.chosen()), patience: PATIENCE, is_in_doubt, primary, settings }
+        let reserved = pool.clone().max_connections(RESERVED_CONNECTIONS).connect_lazy_with(primary.chosen());
+        let pool = pool.connect_lazy_with(primary.chosen());
+        Self { pool, reserved, patience: PATIENCE, is_in_doubt, primary, settings }
     }
 
     /// With another limit to how long an answer may take. Must be above the database's own limit for a statement.
     #[must_use]
     pub fn with_patience(self, patience: Duration) -> Self {
         Self { patience, ..self }
+    }
+
+    /// The same on connections that are kept for what must not wait behind everything else: a node whose devices all come at once
+    /// still has its place.
+    #[must_use]
+    pub fn reserved(&self) -> Self {
+        Self { pool: self.reserved.clone(), ..self.clone() }
+    }
+
+    /// New connections are made to where the database is now.
+    fn turn(&self) {
+        self.pool.set_connect_options(self.primary.chosen());
+        self.reserved.set_connect_options(self.primary.chosen());
     }
 
     /// Says whether the database seems to be away: connections are then looked at more closely.

@@ -58,7 +58,8 @@ section! {
         /// What shares connections between nodes and the database. `none`: nothing does, or by whole sessions. `transaction`:
         /// PgBouncer in this mode, which migrations go past (docs/OPERATIONS.md).
         pooler: Pooler = Pooler::None;
-        /// The most connections of this node. All nodes together must stay below Postgres' `max_connections`.
+        /// The most connections of this node, and three more that it keeps for its place among nodes. All nodes together must
+        /// stay below Postgres' `max_connections`.
         connections_max: u32 = CONNECTIONS_MAX, in 2..=1_000;
         /// How long a request waits for a free connection before it is answered with 503. Bounds the queue while the
         /// database is away.

@@ -339,7 +339,7 @@ impl Probe {
         let chosen = decide(&histories(&asked), |history| primary.is_fit(history), before);
         if let Some(chosen) = chosen.filter(|chosen| *chosen != before) {
             primary.state().chosen = chosen;
-            self.store.pool.set_connect_options(primary.chosen());
+            self.store.turn();
             tracing::info!(host = %name(&primary.hosts.0[chosen]), "this host is the database now");
         }
         // It first: what it says may make another one an old one.

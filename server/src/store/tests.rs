@@ -407,3 +407,13 @@ async fn a_tenants_transaction_without_its_tenant_writes_no_history(pool: PgPool
     let error = sqlx::raw_sql(AssertSqlSafe(append)).execute(&mut *transaction).await.unwrap_err();
     assert_eq!(code(&error), "42501");
 }
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn what_is_reserved_waits_for_nobody(pool: PgPoolOptions, database: PgConnectOptions) {
+    let pool = pool.max_connections(1).acquire_timeout(Duration::from_millis(200));
+    let store = Store::new(pool, database);
+    let _all = store.connection().await.unwrap();
+    let waiting = store.connection().await;
+    assert!(matches!(waiting, Err(StoreError::Unavailable(_))), "{waiting:?}");
+    store.reserved().connection().await.unwrap();
+}
