@@ -136,6 +136,15 @@ impl Centre {
         self.directory.path().join(name)
     }
 
+    /// Copies what the nodes have said.
+    pub fn keep_logs(&self, directory: &Path) -> anyhow::Result<()> {
+        let nodes = std::iter::once(&self.fleet.server).chain(&self.others);
+        for (number, node) in nodes.enumerate() {
+            std::fs::write(directory.join(format!("node-{}.log", number + 1)), node.log_text()?)?;
+        }
+        Ok(())
+    }
+
     /// Nothing passes any longer between a node and these, and nobody is told: what was sent is lost, and sent again by TCP.
     pub fn cut(&self, node: usize, peers: &[Peer]) -> anyhow::Result<()> {
         let own = &self.sites[node].interface;

@@ -35,12 +35,18 @@ const COME_PER_SECOND: u64 = 150;
 /// A link on which nothing came for so long is dead.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 const MISSED_PINGS: u32 = 3;
-/// Until presence is right: a dead link, or a dead node's lease, and the reconcilers that look every few seconds.
-const PRESENCE_LIMIT: Duration = Duration::from_secs(25);
+/// Short, so that nodes are taken to be gone within a harm; the default where a storm of thousands keeps two processors busy for
+/// longer than that.
+const LEASE: Duration = Duration::from_secs(5);
+const LEASE_OF_MANY: Duration = Duration::from_secs(15);
+const MANY: usize = 2_000;
+/// Until presence is right, beside a dead link and a dead node's lease: reconcilers look every few seconds.
+const LOOKS: Duration = Duration::from_secs(5);
 /// A command that is under way when its grant is taken back can be begun as long as its link lives.
 const REVOCATION_LIMIT: Duration = Duration::from_secs(16);
 /// Until all devices have come.
-const COME_LIMIT: Duration = Duration::from_secs(240);
+const COME_LIMIT: Duration = Duration::from_secs(120);
+const COME_LIMIT_PER_DEVICE: Duration = Duration::from_millis(30);
 /// Until nobody waits for anything after the last harm: a command that was sent is given up a minute after it has expired.
 const SETTLED_LIMIT: Duration = Duration::from_secs(200);
 /// So many commands of hundred that were asked for must have been made, or little was tried.
@@ -59,7 +65,14 @@ pub struct Scale {
 
 /// Runs all of it, in a network of its own. An error is a promise that was not kept, or a run that says nothing.
 pub fn run(scale: &Scale) -> anyhow::Result<()> {
-    netns::run(async || Run::start(scale).await?.finish(scale).await)
+    netns::run(async || {
+        let mut run = Run::start(scale).await?;
+        let finished = run.finish(scale).await;
+        if let Some(directory) = &scale.directory {
+            run.centre.keep_logs(directory)?;
+        }
+        finished
+    })
 }
 
 struct Run {
@@ -70,18 +83,27 @@ struct Run {
     begun: Instant,
 }
 
+impl Scale {
+    fn lease(&self) -> Duration {
+        if self.devices > MANY { LEASE_OF_MANY } else { LEASE }
+    }
+
+    /// For how long presence may be wrong.
+    fn presence_limit(&self) -> Duration {
+        PING_INTERVAL * MISSED_PINGS + self.lease() + LOOKS
+    }
+}
+
 impl Run {
     async fn start(scale: &Scale) -> anyhow::Result<Self> {
         let begun = Instant::now();
         say(&format!("CHAOS_SEED={} CHAOS_SECONDS={} DEVICES={}", scale.seed, scale.length.as_secs(), scale.devices));
-        let centre = Centre::start(NODES, scale.devices, HAS_STANDBY, &settings()).await?;
+        let centre = Centre::start(NODES, scale.devices, HAS_STANDBY, &settings(scale)).await?;
         let directory = scale.directory.clone().unwrap_or_else(|| centre.path("histories"));
         std::fs::create_dir_all(&directory)?;
         let fleet = seed::devices(&centre.fleet, centre.database.look().await?, scale.devices, clock::now()).await?;
         let mut run = Self { centre, fleet, directory, swarms: Vec::new(), begun };
         run.start_devices(scale)?;
-        run.all_are_there(scale.devices, COME_LIMIT).await?;
-        say(&format!("{} devices are linked after {:?}", scale.devices, begun.elapsed()));
         Ok(run)
     }
 
@@ -124,7 +146,10 @@ impl Run {
         .await?
     }
 
-    async fn finish(mut self, scale: &Scale) -> anyhow::Result<()> {
+    async fn finish(&mut self, scale: &Scale) -> anyhow::Result<()> {
+        let limit = COME_LIMIT + COME_LIMIT_PER_DEVICE * u32::try_from(scale.devices)?;
+        self.all_are_there(scale.devices, limit).await?;
+        say(&format!("{} devices are linked after {:?}", scale.devices, self.begun.elapsed()));
         let stop_watching = CancellationToken::new();
         let watching = tokio::spawn({
             let (hosts, directory, stop) = (self.hosts(), self.directory.clone(), stop_watching.clone());
@@ -139,7 +164,7 @@ impl Run {
         stop_working.cancel();
         let answers = working.await??;
         say(&format!("{answers:?}"));
-        self.settled(scale.devices).await?;
+        self.settled(scale).await?;
         stop_watching.cancel();
         watching.await??;
         for swarm in &mut self.swarms {
@@ -147,7 +172,7 @@ impl Run {
             ensure!(status.success(), "the devices ended with {status}: {}", swarm.log_text()?);
         }
         self.audit_holds().await?;
-        self.verdict()?;
+        self.verdict(scale)?;
         say(&format!("done after {:?}", self.begun.elapsed()));
         enough_was_tried(&answers)
     }
@@ -170,12 +195,13 @@ impl Run {
     }
 
     /// Waits until every device is there again, and no command is open.
-    async fn settled(&mut self, devices: usize) -> anyhow::Result<()> {
+    async fn settled(&mut self, scale: &Scale) -> anyhow::Result<()> {
         let begun = Instant::now();
         for number in 0..self.centre.nodes() {
             self.centre.node(number).ready().await?;
         }
-        self.all_are_there(devices, SETTLED_LIMIT).await?;
+        self.all_are_there(scale.devices, SETTLED_LIMIT + COME_LIMIT_PER_DEVICE * u32::try_from(scale.devices)?)
+            .await?;
         say(&format!("all devices are back {:?} after the end of the run", begun.elapsed()));
         let mut database = self.centre.database.look().await?;
         wait_for("the end of all commands", SETTLED_LIMIT, async || {
@@ -188,7 +214,7 @@ impl Run {
         let unconfirmed = states(&mut database).await?;
         say(&format!("{unconfirmed:?}"));
         // Whoever is wrong now has to be wrong for the limit before it counts.
-        sleep_until(begun.max(Instant::now()) + PRESENCE_LIMIT + Duration::from_secs(2)).await;
+        sleep_until(Instant::now() + scale.presence_limit() + Duration::from_secs(2)).await;
         Ok(())
     }
 
@@ -230,11 +256,11 @@ impl Run {
     }
 
     /// What the checker says, which knows nothing but files and the database.
-    fn verdict(&self) -> anyhow::Result<()> {
+    fn verdict(&self, scale: &Scale) -> anyhow::Result<()> {
         let mut check = Command::new(binary("ordeal")?);
         check.arg("check").arg(&self.directory);
         check.arg("--database").arg(format!("postgres://postgres@{}/postgres", self.centre.database.address()));
-        check.args(["--presence-seconds", &PRESENCE_LIMIT.as_secs().to_string()]);
+        check.args(["--presence-seconds", &scale.presence_limit().as_secs().to_string()]);
         check.args(["--revocation-ms", &REVOCATION_LIMIT.as_millis().to_string()]);
         let output = check.output()?;
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
@@ -245,8 +271,9 @@ impl Run {
 }
 
 /// So that what time-outs bound is seen in a run of minutes.
-fn settings() -> Vec<String> {
+fn settings(scale: &Scale) -> Vec<String> {
     let set = [
+        format!("cluster.lease_seconds={}", scale.lease().as_secs()),
         "tunnel.enabled=true".to_owned(),
         // Devices of the nodes' own would be counted among the others.
         "isolation.proofs=false".to_owned(),
