@@ -26,7 +26,7 @@ use crate::failure::Failure;
 use crate::model::{
     AccessPolicy, AccessRequest, AuditEntry, Command, Delivery, Device, DeviceDrops, Email, EnrollmentToken, Grant,
     Granted, Me, Node, Opening, Person, Proof, Recording, SignInConfig, SignedReceipt, SignedStatement, SigningKey,
-    SupportSession, Tenant, Token, Webhook,
+    StormPlan, SupportSession, Tenant, Token, Webhook,
 };
 use transport::{Reply, Transport};
 
@@ -446,6 +446,11 @@ impl Client {
     pub(crate) async fn command_events(&self, id: Uuid) -> Result<CommandEvents, Failure> {
         let pieces = self.transport.stream(Call::get(format!("/commands/{id}/events")), "text/event-stream").await?;
         Ok(CommandEvents { pieces, parser: sse::Parser::default() })
+    }
+
+    pub(crate) async fn storm_plan(&self, devices: u32, nodes: u32) -> Result<Answer<StormPlan>, Failure> {
+        let call = with(Call::get("/storm-plan"), "devices", Some(&devices));
+        self.one(with(call, "nodes", Some(&nodes))).await
     }
 
     /// A round at once, or where it will be found.

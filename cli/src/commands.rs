@@ -17,6 +17,7 @@ mod node;
 mod opening;
 mod openvpn_profile;
 mod person;
+mod plan_storm;
 mod receipt;
 mod recording;
 mod session;

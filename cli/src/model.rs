@@ -497,6 +497,33 @@ pub(crate) struct Node {
     pub(crate) is_asked: bool,
 }
 
+/// How long it takes until a whole fleet is back.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct StormPlan {
+    pub(crate) devices: u32,
+    pub(crate) nodes: u32,
+    pub(crate) costs: StormCosts,
+    pub(crate) per_node_per_second: f64,
+    pub(crate) bottleneck: String,
+    pub(crate) half_back_seconds: f64,
+    pub(crate) nine_tenths_back_seconds: f64,
+    pub(crate) most_back_seconds: f64,
+    pub(crate) all_back_seconds: f64,
+    pub(crate) attempts_per_device: f64,
+    pub(crate) cpu_seconds_per_node: f64,
+}
+
+/// What one new connection costs a node.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct StormCosts {
+    pub(crate) connections_measured: u64,
+    pub(crate) connection_cpu_ms: f64,
+    pub(crate) full_cpu_ms: Option<f64>,
+    pub(crate) resumed_cpu_ms: Option<f64>,
+    pub(crate) openvpn_cpu_ms: Option<f64>,
+    pub(crate) database_ms: Option<f64>,
+}
+
 /// A round of attempts of a node's own devices to get around its isolation. Of one that is not over there is nothing but the id.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Proof {

@@ -15,6 +15,7 @@
 pub(crate) mod cost;
 pub(crate) mod cpu;
 pub(crate) mod metrics;
+pub(crate) mod plan;
 mod recall;
 mod registration;
 pub(crate) mod turnstile;
@@ -51,7 +52,7 @@ pub(crate) struct Admission {
     processors: f64,
     /// Instead, so many a second.
     fixed_rate: Option<f64>,
-    wait_max: Duration,
+    limits: Limits,
     retry_after_seconds: u32,
     turnstile: Mutex<Turnstile<oneshot::Sender<()>>>,
     recall: Mutex<Recall>,
@@ -80,8 +81,7 @@ impl Admission {
     pub(crate) fn start(config: &config::Admission, metrics: Arc<Metrics>) -> Arc<Self> {
         let processors = available_parallelism().map_or(1, NonZero::get);
         let processors = f64::from(u32::try_from(processors).unwrap_or(u32::MAX));
-        let wait_max = config.wait_seconds.duration();
-        let limits = Limits { waiting_max: config.waiting_max as usize, wait_max };
+        let limits = Limits { waiting_max: config.waiting_max as usize, wait_max: config.wait_seconds.duration() };
         let costs = Costs::default();
         let processors = processors * f64::from(config.cpu_share_percent) / 100.0;
         let fixed_rate = config.handshakes_per_second.map(f64::from);
@@ -90,7 +90,7 @@ impl Admission {
         let admission = Arc::new(Self {
             processors,
             fixed_rate,
-            wait_max,
+            limits,
             retry_after_seconds: config.retry_after_seconds.0,
             turnstile: Mutex::new(Turnstile::new(limits, rate, Instant::now())),
             recall: Mutex::default(),
@@ -108,7 +108,7 @@ impl Admission {
         let come_at = Instant::now();
         let has_turn = match self.ask(remote, come_at) {
             Asked::Answered(has_turn) => has_turn,
-            Asked::Waits(turn) => matches!(timeout(self.wait_max + GIVE_UP_AFTER, turn).await, Ok(Ok(()))),
+            Asked::Waits(turn) => matches!(timeout(self.limits.wait_max + GIVE_UP_AFTER, turn).await, Ok(Ok(()))),
         };
         if has_turn {
             self.figures().wait_seconds.observe(come_at.elapsed().as_secs_f64());
@@ -154,6 +154,20 @@ impl Admission {
             self.figures().turned_away(TurnedAway::Registrations);
         }
         is_let_in.then(|| Registration { admission: Arc::clone(self), tenant })
+    }
+
+    /// Whether that is what the configuration says, whatever a connection costs.
+    pub(crate) const fn is_fixed(&self) -> bool {
+        self.fixed_rate.is_some()
+    }
+
+    /// What was measured so far.
+    pub(crate) fn costs(&self) -> Costs {
+        lock(&self.costs).clone()
+    }
+
+    pub(crate) const fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// When whoever could not be registered is to come back.

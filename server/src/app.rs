@@ -210,6 +210,7 @@ impl Node {
         api = api.with_node(LocalNode { name: self.config.node.clone(), drain: Arc::clone(&links.0.drain) });
         let notice = self.config.shutdown.notice_seconds.duration();
         shutdown.spawn_vital("drain", drain::run(links.clone(), notice, shutdown.clone()));
+        api = api.with_links(links.clone());
         let key = Arc::clone(&self.storage_key);
         let support = Support::new(&links, self.config.support.clone(), key, shutdown.clone());
         tasks::start_support(&support, &shutdown);

@@ -5,6 +5,8 @@
 
 use std::collections::HashSet;
 use std::hash::Hash;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -14,6 +16,8 @@ use crate::store::{Connection, Store, StoreError};
 
 /// Questions in one statement.
 const BATCH_MAX: usize = 256;
+/// Questions in one statement from which on it says what a question takes when many are asked.
+const CROWD: u64 = 16;
 /// Questions that wait for the statement before theirs. Whoever asks more waits for a place.
 const WAITING_MAX: usize = 4096;
 /// How long a connection is kept for the next questions. The pool tries each one that comes back, which costs as much again as
@@ -58,6 +62,39 @@ pub(crate) enum Unanswered {
 #[derive(Debug)]
 pub(crate) struct Batch<S: Statement> {
     waiting: mpsc::Sender<Waiting<S>>,
+    tally: Arc<Tally>,
+}
+
+/// What was asked since the start.
+#[derive(Debug, Default)]
+struct Tally {
+    statements: AtomicU64,
+    questions: AtomicU64,
+    /// Of statements with at least [`CROWD`] questions.
+    crowd_questions: AtomicU64,
+    crowd_micros: AtomicU64,
+}
+
+/// What a batch was asked, and what it took.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tallied {
+    pub(crate) statements: u64,
+    pub(crate) questions: u64,
+    /// How long a question takes when many are asked at once; `None`: they never were.
+    pub(crate) crowded: Option<Duration>,
+}
+
+impl Tally {
+    fn add(&self, questions: usize, took: Duration) {
+        let questions = questions as u64;
+        self.statements.fetch_add(1, Ordering::Relaxed);
+        self.questions.fetch_add(questions, Ordering::Relaxed);
+        if questions >= CROWD {
+            let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            self.crowd_questions.fetch_add(questions, Ordering::Relaxed);
+            self.crowd_micros.fetch_add(micros, Ordering::Relaxed);
+        }
+    }
 }
 
 type Waiting<S> = (<S as Statement>::Question, Reply<S>);
@@ -67,8 +104,19 @@ impl<S: Statement> Batch<S> {
     /// Starts the task that asks. It ends with the last clone of what this gives.
     pub(crate) fn start(statement: S, store: Store) -> Self {
         let (waiting, questions) = mpsc::channel(WAITING_MAX);
-        tokio::spawn(run(statement, store, questions));
-        Self { waiting }
+        let tally = Arc::<Tally>::default();
+        tokio::spawn(run(statement, store, questions, Arc::clone(&tally)));
+        Self { waiting, tally }
+    }
+
+    pub(crate) fn tallied(&self) -> Tallied {
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let crowded = of(&self.tally.crowd_micros).checked_div(of(&self.tally.crowd_questions));
+        Tallied {
+            statements: of(&self.tally.statements),
+            questions: of(&self.tally.questions),
+            crowded: crowded.map(Duration::from_micros),
+        }
     }
 
     pub(crate) async fn ask(&self, question: S::Question) -> Result<S::Answer, Unanswered> {
@@ -78,8 +126,8 @@ impl<S: Statement> Batch<S> {
     }
 }
 
-async fn run<S: Statement>(statement: S, store: Store, mut waiting: mpsc::Receiver<Waiting<S>>) {
-    let mut asker = Asker { statement, store, kept: None };
+async fn run<S: Statement>(statement: S, store: Store, mut waiting: mpsc::Receiver<Waiting<S>>, tally: Arc<Tally>) {
+    let mut asker = Asker { statement, store, kept: None, tally };
     let mut next: Vec<Waiting<S>> = Vec::new();
     while !next.is_empty() || asker.wait(&mut waiting, &mut next).await {
         let mut keys = HashSet::with_capacity(next.len());
@@ -94,6 +142,7 @@ struct Asker<S> {
     statement: S,
     store: Store,
     kept: Option<Kept>,
+    tally: Arc<Tally>,
 }
 
 /// A connection that has just done well.
@@ -149,13 +198,15 @@ impl<S: Statement> Asker<S> {
 
     /// A connection on which something failed is not kept.
     async fn ask(&mut self, questions: &[S::Question]) -> Result<Vec<S::Answer>, StoreError> {
-        let Self { statement, store, kept } = self;
+        let Self { statement, store, kept, tally } = self;
         let asking = async {
             let Kept { mut connection, since, statements } = match kept.take() {
                 Some(kept) if !store.is_outdated(kept.since.elapsed()) => kept,
                 Some(_) | None => Kept { connection: store.take().await?, since: Instant::now(), statements: 0 },
             };
+            let begun = Instant::now();
             let answers = statement.ask(&mut connection, questions).await?;
+            tally.add(questions.len(), begun.elapsed());
             let statements = statements + 1;
             if connection.is_for_many() && statements < KEEP_STATEMENTS_MAX && store.has_spare_connections() {
                 *kept = Some(Kept { connection, since, statements });

@@ -42,6 +42,7 @@ use crate::bus::{Bus, Hint};
 use crate::cluster::Peers;
 use crate::drain::Drain;
 use crate::isolation::proof::Prover;
+use crate::link::Links;
 use crate::metrics::Metrics;
 use crate::model::command::State;
 use crate::model::openvpn_profile::Remote;
@@ -134,6 +135,8 @@ pub struct Context {
     statements: Option<Arc<Statements>>,
     /// None: this node makes no proofs.
     prover: Option<Prover>,
+    /// None: it has no device port.
+    links: Option<Links>,
     /// None: nothing that is encrypted can be read.
     storage_key: Option<Arc<StorageKey>>,
     /// None: nobody outside is told of anything.
@@ -203,6 +206,7 @@ impl Context {
             sign_in: None,
             statements: None,
             prover: None,
+            links: None,
             storage_key: None,
             notices: None,
             support: None,
@@ -245,6 +249,12 @@ impl Context {
     #[must_use]
     pub fn with_sign_in(self, sign_in: SignIn) -> Self {
         Self { sign_in: Some(Arc::new(sign_in)), ..self }
+    }
+
+    /// The same, with the device port's links.
+    #[must_use]
+    pub(crate) fn with_links(self, links: Links) -> Self {
+        Self { links: Some(links), ..self }
     }
 
     /// The same, with proofs of isolation.

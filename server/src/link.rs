@@ -33,6 +33,7 @@ mod renew;
 mod report;
 pub(crate) mod request;
 pub(crate) mod statement;
+mod storm;
 pub(crate) mod stream;
 #[cfg(test)]
 mod tests;

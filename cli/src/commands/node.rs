@@ -9,6 +9,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::Context;
+use super::plan_storm::PlanStorm;
 use crate::client::{Answer, Client};
 use crate::duration::Span;
 use crate::failure::Failure;
@@ -30,6 +31,8 @@ pub(crate) enum NodeVerb {
     },
     /// Send a node's devices to other nodes, before it is stopped
     Drain(Drain),
+    /// Tell how long it takes until all devices are back when they lose their links together
+    PlanStorm(PlanStorm),
     /// Have a drained node take devices again
     Resume {
         /// Its name; without it, the node that answers
@@ -63,6 +66,7 @@ impl NodeVerb {
                 context.show(&answer, || record(&answer.value, &context.output.here()))
             }
             Self::Drain(drain) => drain.run(context, &client).await,
+            Self::PlanStorm(plan) => plan.run(context, &client).await,
             Self::Resume { node } => {
                 let name = named_or_asked(&client, node.as_deref()).await?;
                 let answer = client.node_resume(&name).await?;

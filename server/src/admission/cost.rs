@@ -38,6 +38,8 @@ pub(crate) struct Costs {
     registration: Average,
     /// Both, whatever the kind.
     connection: Average,
+    /// How many there were since the start.
+    connections: u64,
     /// What the process takes for a connection in all, as a multiple of the connection's own work.
     overhead: Average,
     /// What the process takes a second while nobody comes.
@@ -60,6 +62,7 @@ impl Costs {
         }
         let own_seconds = (handshake + registration).as_secs_f64();
         self.connection.add(own_seconds, 1.0);
+        self.connections += 1;
         self.since_sample.connections += 1;
         self.since_sample.own_seconds += own_seconds;
     }
@@ -96,7 +99,11 @@ impl Costs {
         (!handshake.is_empty()).then(|| Duration::from_secs_f64((handshake.mean + registration) * self.overhead()))
     }
 
-    /// See the field.
+    /// See the fields.
+    pub(crate) const fn connections(&self) -> u64 {
+        self.connections
+    }
+
     pub(crate) fn overhead(&self) -> f64 {
         if self.overhead.is_empty() { 1.0 } else { self.overhead.mean }
     }

@@ -113,6 +113,7 @@ fn table(routes: Routes) -> Routes {
         .admit(&[Admin], routes!(v1::node::show::handler))
         .admit(&[Admin], routes!(v1::node::drain::handler))
         .admit(&[Admin], routes!(v1::node::resume::handler))
+        .admit(&[Admin], routes!(v1::storm_plan::show::handler))
         .admit(&[Admin, Tenant], routes!(v1::webhook::create::handler))
         .admit(&[Admin, Tenant], routes!(v1::webhook::list::handler))
         .admit(&[Admin, Tenant], routes!(v1::webhook::show::handler))

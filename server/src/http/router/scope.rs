@@ -22,7 +22,7 @@ pub(super) fn of(method: &Method, operation: &Operation) -> Option<ApiScope> {
         ("commands", _) => ApiScope::Commands,
         ("openings", _) => ApiScope::Support,
         ("grants" | "access", _) => ApiScope::Grants,
-        ("nodes", _) => ApiScope::Nodes,
+        ("nodes" | "storm-plan", _) => ApiScope::Nodes,
         _ => ApiScope::Admin,
     })
 }
