@@ -51,7 +51,7 @@ impl Cluster {
         Self::start_with(database, nodes, set, None).await
     }
 
-    /// The same, and the first node is run in another way.
+    /// The same, and the first node is run by the program of the release before.
     pub async fn start_with(
         database: Database,
         nodes: usize,
@@ -59,31 +59,42 @@ impl Cluster {
         first: Option<Runner>,
     ) -> anyhow::Result<Self> {
         let nats = Nats::start().await?;
-        let settings = |number: usize| -> anyhow::Result<Settings> {
-            let internal = port::free()?;
-            let own = [
-                format!("node=node-{number}"),
-                format!("database.url={}", database.url()),
-                format!("cluster.nats=nats://{}", nats.address),
-                format!("cluster.listen={internal}"),
-                format!("cluster.address={internal}"),
-                format!("cluster.lease_seconds={LEASE_SECONDS}"),
-            ];
-            Ok(Settings { set: own.into_iter().chain(set.iter().cloned()).collect(), ..Settings::default() })
-        };
-        let fleet = Fleet::start_with(&Settings { runner: first, ..settings(1)? }).await?;
-        let mut others = Vec::new();
-        for number in 2..=nodes {
-            let plan = Plan::new(&fleet.path(&format!("node-{number}")), &settings(number)?)?;
-            // Joining is configuration, and the keys that all nodes share.
-            let pki = fleet.path(&format!("node-{number}/data"));
-            std::fs::create_dir_all(&pki)?;
-            let copied = Command::new("cp").arg("-a").arg(fleet.server.data_dir().join("pki")).arg(&pki).status()?;
-            anyhow::ensure!(copied.success(), "cannot copy the keys: {copied}");
-            others.push(plan.start().await?);
+        let is_of_before = first.is_some();
+        let settings = Settings { runner: first, is_of_before, ..settings(&database, &nats, 1, set)? };
+        let fleet = Fleet::start_with(&settings).await?;
+        let mut cluster = Self { others: Vec::new(), fleet, nats, database };
+        for _ in 1..nodes {
+            cluster.join(set).await?;
         }
-        Ok(Self { others, fleet, nats, database })
+        Ok(cluster)
     }
+
+    /// Starts one more node.
+    pub async fn join(&mut self, set: &[String]) -> anyhow::Result<()> {
+        let number = self.others.len() + 2;
+        let settings = settings(&self.database, &self.nats, number, set)?;
+        let plan = Plan::new(&self.fleet.path(&format!("node-{number}")), &settings)?;
+        // Joining is configuration, and the keys that all nodes share.
+        let pki = self.fleet.path(&format!("node-{number}/data"));
+        std::fs::create_dir_all(&pki)?;
+        let copied = Command::new("cp").arg("-a").arg(self.fleet.server.data_dir().join("pki")).arg(&pki).status()?;
+        anyhow::ensure!(copied.success(), "cannot copy the keys: {copied}");
+        self.others.push(plan.start().await?);
+        Ok(())
+    }
+}
+
+fn settings(database: &Database, nats: &Nats, number: usize, set: &[String]) -> anyhow::Result<Settings> {
+    let internal = port::free()?;
+    let own = [
+        format!("node=node-{number}"),
+        format!("database.url={}", database.url()),
+        format!("cluster.nats=nats://{}", nats.address),
+        format!("cluster.listen={internal}"),
+        format!("cluster.address={internal}"),
+        format!("cluster.lease_seconds={LEASE_SECONDS}"),
+    ];
+    Ok(Settings { set: own.into_iter().chain(set.iter().cloned()).collect(), ..Settings::default() })
 }
 
 async fn until_listening(program: &mut Program, address: SocketAddr) -> anyhow::Result<()> {

@@ -33,6 +33,9 @@ const OPERATIONS_LIMIT: Duration = Duration::from_secs(5);
 /// Of an answer of the operations port.
 const ANSWER_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
+/// What the release before does not know. A node of several that a test stops is to be gone, unless the test is about its devices.
+const TODAYS_CONFIG: &str = "[shutdown]\ndrain_seconds = 0\n\n";
+
 /// What a test may want different.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
@@ -44,6 +47,8 @@ pub struct Settings {
     pub set: Vec<String>,
     /// By default the user of the test, with all its rights.
     pub runner: Option<Runner>,
+    /// Whether it is the program of the release before ([`crate::upgrade`]).
+    pub is_of_before: bool,
 }
 
 /// Who runs the server.
@@ -112,15 +117,12 @@ listen = "{people}"
 [operations]
 listen = "{operations}"
 
-# A node of several that a test stops is to be gone, unless the test is about its devices.
-[shutdown]
-drain_seconds = 0
-
-[log]
+{today}[log]
 format = "human"
 filter = "info,cloudlink_server=debug"
 "#,
             directory = directory.display(),
+            today = if settings.is_of_before { "" } else { TODAYS_CONFIG },
         );
         std::fs::write(directory.join("cloudlinkd.toml"), text)?;
         let (directory, set, runner) = (directory.to_owned(), settings.set.clone(), settings.runner.clone());

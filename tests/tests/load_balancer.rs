@@ -237,6 +237,7 @@ async fn second_node(fleet: &Fleet, directory: &Path, settings: &Settings) -> an
         operations: Some((SECOND_IPV4, OPERATIONS_PORT).into()),
         set,
         runner: None,
+        ..Settings::default()
     };
     let plan = Plan::new(directory, &settings)?;
     std::fs::create_dir_all(directory.join("data"))?;

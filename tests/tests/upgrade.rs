@@ -50,8 +50,13 @@ async fn is_served(operator: &Api, device: &Device) -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_version_before_works_beside_todays_on_todays_schema() -> anyhow::Result<()> {
     let Some(base) = upgrade::base()? else { return Ok(()) };
-    // The first node makes the schema of before, and the second one brings it to today's.
-    let mut cluster = Cluster::start_with(Database::start().await?, 2, &[], Some(base)).await?;
+    // The first node makes the schema of before, and is at work while the second one brings it to today's.
+    let mut cluster = Cluster::start_with(Database::start().await?, 1, &[], Some(base)).await?;
+    let early = cluster.fleet.device("gw-0").await?;
+    cluster.fleet.grant(&early.id, &["metrics:read"]).await?;
+    is_served(&cluster.fleet.operator, &early).await?;
+    cluster.join(&[]).await?;
+    is_served(&cluster.fleet.operator, &early).await?;
     let Cluster { fleet, others, .. } = &mut cluster;
     let today = &others[0];
     let switch = Switch::start(vec![fleet.server.device, today.device]).await?;
@@ -84,6 +89,9 @@ async fn the_version_before_works_beside_todays_on_todays_schema() -> anyhow::Re
     // The old one is stopped as a service manager does, what it had goes to the new one, and it comes back as a new one.
     let status = fleet.server.stop()?;
     ensure!(status.success(), "{status}");
+    // It would come by itself, at a moment of its own within the minute that it was told.
+    before.machine.stop()?;
+    before.machine.power_on()?;
     is_linked_to(&tenant, &before, "node-2").await?;
     is_served(&operator, &before).await?;
     fleet.server.start_again_as(upgrade::current()?).await?;

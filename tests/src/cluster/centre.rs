@@ -230,6 +230,7 @@ fn settings(site: &Site, number: usize, clock: Option<&Path>, set: &[String]) ->
         operations: Some(at(OPERATIONS_PORT)),
         set: own.into_iter().chain(set.iter().cloned()).collect(),
         runner: Some(Runner { user: Uid::effective(), command }),
+        ..Settings::default()
     })
 }
 
