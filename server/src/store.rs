@@ -46,6 +46,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cloudlink_proto::ids::TenantId;
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Connection as _, Executor, PgConnection, PgPool, Postgres};
 use tokio::time::timeout;
@@ -55,7 +56,7 @@ pub use self::primary::{Hosts, Probe};
 use self::primary::{History, Primary, QUESTION};
 
 /// The schema that this binary needs.
-pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
+pub static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
 
 /// For a lease's renewal, and for looking at others' leases meanwhile, which may wait for a row.
 const RESERVED_CONNECTIONS: u32 = 2;
@@ -382,9 +383,11 @@ impl Store {
     }
 }
 
-/// Applies the migrations that the database lacks, as its owner.
-pub async fn migrate(owner: &mut PgConnection) -> Result<(), sqlx::migrate::MigrateError> {
-    MIGRATOR.run_direct(None, owner, false).await
+/// Applies the migrations that the database lacks, as its owner. What a newer version has added is left as it is: it only adds
+/// (docs/DATABASE.md), and a node of this version may start again while a cluster is upgraded.
+pub async fn migrate(owner: &mut PgConnection) -> Result<(), MigrateError> {
+    let mut migrator = Migrator::with_migrations(MIGRATOR.iter().cloned().collect());
+    migrator.set_ignore_missing(true).run_direct(None, owner, false).await
 }
 
 #[cfg(test)]

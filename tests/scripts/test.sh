@@ -8,10 +8,13 @@ main() {
     step "install what is lacking" tests/scripts/prepare.sh peers
     step "format" cargo fmt --all --check
     step "dependency rules" tests/scripts/check-dependencies.sh
+    step "migrations" tests/scripts/check-migrations.sh
     step "service and alerts" tests/scripts/check-docker.sh
     step "lints and queries" tests/scripts/with-postgres.sh tests/scripts/lint.sh
     step "documentation" env SQLX_OFFLINE=true RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
     step "build" env SQLX_OFFLINE=true cargo build --workspace --bins --locked
+    # While tests wait, which most do: the one that needs it asks for it again, and waits in turn.
+    tests/scripts/build-base.sh >/dev/null 2>&1 &
     step "tests" tests/scripts/with-postgres.sh env SQLX_OFFLINE=true RUST_TEST_THREADS="$((2 * $(nproc)))" tests/scripts/run-tests.sh
     printf '\neverything passed in %d s\n' "$SECONDS"
 }

@@ -87,6 +87,31 @@ async fn fill(scene: &Scene) {
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn what_a_newer_version_has_added_is_not_in_the_way_and_what_is_missing_is(
+    pool: PgPoolOptions,
+    database: PgConnectOptions,
+) {
+    let mut owner = pool.connect_with(database.clone()).await.unwrap().acquire().await.unwrap();
+    owner
+        .execute(
+            "insert into _sqlx_migrations (version, description, success, checksum, execution_time)
+             values (99991231235959, 'of a newer version', true, '\\x00', 0)",
+        )
+        .await
+        .unwrap();
+    let database = Hosts::from(database);
+    setup::migrate(&database).await.unwrap();
+    setup::schema_check(&database).await.unwrap();
+
+    owner
+        .execute("delete from _sqlx_migrations where version = (select min(version) from _sqlx_migrations)")
+        .await
+        .unwrap();
+    let error = setup::schema_check(&database).await.unwrap_err().to_string();
+    assert!(error.contains("is missing"), "{error}");
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
 async fn every_table_of_tenants_has_row_level_security(pool: PgPoolOptions, database: PgConnectOptions) {
     let scene = Scene::new(pool, database).await;
     let open: Vec<String> = sqlx::query_scalar(
