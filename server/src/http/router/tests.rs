@@ -667,7 +667,13 @@ async fn shift_clock(root: &sqlx::PgPool, by: &str) {
                  as $$ select pg_catalog.clock_timestamp() + interval '{by}' $$"
         ),
         format!(r#"alter database "{name}" set search_path = shifted, pg_catalog, public"#),
-        "alter function command_create set search_path = shifted, pg_catalog, public, pg_temp".to_owned(),
+        // Under each of its signatures: an older one is kept for older nodes.
+        "do $$ declare signature regprocedure; begin
+             for signature in select oid::regprocedure from pg_proc where proname = 'command_create' loop
+                 execute format('alter function %s set search_path = shifted, pg_catalog, public, pg_temp', signature);
+             end loop;
+         end $$"
+            .to_owned(),
     ] {
         sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(root).await.unwrap();
     }
