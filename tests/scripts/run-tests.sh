@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 
 AT_ONCE=2
 # What measures time under a load of its own.
-ALONE='/(support_chaos|cluster_chaos)-[^/]*$'
+ALONE='/(support_chaos|cluster_chaos|storm)-[^/]*$'
 
 main() {
     out=$(mktemp -d "${TMPDIR:-/tmp}/cloudlink-tests.XXXXXX")

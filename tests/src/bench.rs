@@ -10,5 +10,6 @@ pub mod peer;
 pub mod report;
 pub mod scale;
 pub mod seed;
+pub mod storm;
 pub mod support;
 pub mod usage;

@@ -11,6 +11,7 @@ pub mod link;
 pub mod mqtt;
 pub mod nats;
 pub mod openvpn;
+pub mod storm;
 pub mod swarm;
 
 pub use dial::Target;

@@ -51,6 +51,14 @@ impl Process {
         Ok(kib * 1024)
     }
 
+    /// The most that was resident at any time.
+    pub fn peak_bytes(self) -> Result<u64> {
+        let status = self.read("status")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM in status")?;
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().context("VmHWM is not a number")?;
+        Ok(kib * 1024)
+    }
+
     /// Processor time of all its threads since it began, in user and kernel mode.
     pub fn cpu(self) -> Result<Duration> {
         let (_, ticks) = self.stat()?;

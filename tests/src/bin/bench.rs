@@ -12,7 +12,7 @@ use cloudlink_tests::bench::openvpn::{self, Part};
 use cloudlink_tests::bench::peer::Peer;
 use cloudlink_tests::bench::report::{Line, Report};
 use cloudlink_tests::bench::usage::Process;
-use cloudlink_tests::bench::{command, connect, scale, seed, support};
+use cloudlink_tests::bench::{command, connect, scale, seed, storm, support};
 use cloudlink_tests::clock;
 use cloudlink_tests::fleet::Fleet as People;
 use cloudlink_tests::load::{Fleet, Protocol, Swarm};
@@ -72,6 +72,8 @@ enum Only {
     Support,
     SupportEcho,
     SupportForward,
+    /// A node that is killed with all its links.
+    Storm,
     /// What a fleet takes all the time, and what each thing that happens leaves.
     Scale,
 }
@@ -114,6 +116,10 @@ fn main() -> Result<ExitCode> {
     if arguments.wants(Only::Scale) {
         let scale = scale::measure(arguments.links, arguments.parallel_commands, &mut report);
         tokio::runtime::Runtime::new()?.block_on(Box::pin(scale))?;
+    }
+    if arguments.wants(Only::Storm) {
+        let storm = storm::measure(arguments.links, &mut report);
+        tokio::runtime::Runtime::new()?.block_on(Box::pin(storm))?;
     }
     let parts = arguments.openvpn_parts();
     match netns::lacking() {

@@ -1,0 +1,100 @@
+//! Two nodes, and what becomes of the links of one that is killed. Devices know the addresses of both, and dial the second when
+//! nobody answers at the first.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::time::Instant;
+
+use super::report::{Line, Report};
+use super::usage::Process;
+use super::{connect, seed};
+use crate::clock;
+use crate::cluster::{Cluster, Database};
+use crate::load::Target;
+use crate::load::storm::{Device, Storm};
+
+/// Until all are back after the end of their node.
+const ALL_BACK_SECONDS_MAX: f64 = 30.0;
+const WITHIN: Duration = Duration::from_secs(300);
+/// A queue that takes everybody: nobody is turned away and pauses.
+const SETTINGS: [&str; 4] = [
+    "admission.waiting_max=20000",
+    "admission.wait_seconds=20",
+    "device.unauthenticated_max=25000",
+    "admission.cpu_share_percent=60",
+];
+
+/// The names of what is measured.
+#[derive(Clone, Copy)]
+struct Kind {
+    rate: &'static str,
+    cpu: &'static str,
+    all: &'static str,
+}
+
+const FULL: Kind = Kind { rate: "full_links_a_second", cpu: "full_cpu_per_link", all: "full_all_live" };
+const RESUMED: Kind = Kind { rate: "resumed_links_a_second", cpu: "resumed_cpu_per_link", all: "resumed_all_live" };
+
+/// Links so many devices to one node, with full handshakes and with resumed ones, and kills it.
+pub async fn measure(links: usize, report: &mut Report) -> Result<()> {
+    let set: Vec<String> = SETTINGS.iter().map(|&set| set.to_owned()).collect();
+    let mut cluster = Cluster::start_on(Database::start().await?, 2, &set).await?;
+    let fleet = seed::devices(&cluster.fleet, cluster.database.look().await?, links, clock::now()).await?;
+    let dying = connect::target(cluster.fleet.server.device, &fleet)?;
+    let staying = connect::target(cluster.others.first().context("a second node")?.device, &fleet)?;
+    let targets = [dying, staying];
+    let devices = Device::of(&targets[0], &fleet, 0..links, true)?;
+    let first = Process::new(cluster.fleet.server.program().pid());
+    let second = Process::new(cluster.others.first_mut().context("a second node")?.program().pid());
+
+    come(&targets, &devices, first, FULL, report).await?.stop().await;
+    tokio::time::sleep(connect::SETTLE).await;
+    let mut storm = come(&targets, &devices, first, RESUMED, report).await?;
+    tokio::time::sleep(connect::SETTLE).await;
+
+    let idle_memory = second.peak_bytes()?;
+    let cpu = second.cpu()?;
+    cluster.fleet.server.kill()?;
+    let killed = Instant::now();
+    let back = storm.until_back(links, WITHIN).await?;
+    let taken = second.cpu()? - cpu;
+    let at = |share: usize| (back[(links * share).div_ceil(100) - 1] - killed).as_secs_f64();
+    report.add(&Line::new("storm", "node_killed_half_back", at(50), "s"))?;
+    report.add(&Line::new("storm", "node_killed_99_of_100_back", at(99), "s"))?;
+    report.add(&Line::new("storm", "node_killed_all_back", at(100), "s").with_goal(ALL_BACK_SECONDS_MAX))?;
+    let each = u32::try_from(links)?;
+    report.add(&Line::new("storm", "node_killed_cpu_per_link", (taken / each).as_secs_f64() * 1_000.0, "ms"))?;
+    let memory = megabytes(second.peak_bytes()?.saturating_sub(idle_memory));
+    report.add(&Line::new("storm", "node_killed_memory_at_most", memory, "MB"))?;
+    storm.stop().await;
+    Ok(())
+}
+
+/// All of them come at once.
+async fn come(
+    targets: &[Target],
+    devices: &[Device],
+    process: Process,
+    kind: Kind,
+    report: &mut Report,
+) -> Result<Storm> {
+    let (cpu, begun) = (process.cpu()?, Instant::now());
+    let mut storm = Storm::begin(targets, devices);
+    let live = storm.until_live(devices.len(), WITHIN).await?;
+    let taken = process.cpu()? - cpu;
+    let count = u32::try_from(devices.len())?;
+    // Without the first and the last tenth: then it is not the server that is waited for.
+    let (from, to) = (live[devices.len() / 10], live[devices.len() * 9 / 10]);
+    let rate = f64::from(count) * 0.8 / (to - from).as_secs_f64();
+    report.add(&Line::new("storm", kind.rate, rate, "1/s"))?;
+    report.add(&Line::new("storm", kind.cpu, (taken / count).as_secs_f64() * 1_000.0, "ms"))?;
+    let all = live.last().map_or(0.0, |last| (*last - begun).as_secs_f64());
+    report.add(&Line::new("storm", kind.all, all, "s"))?;
+    Ok(storm)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a count of bytes, to be shown with three digits")]
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
