@@ -58,7 +58,17 @@ impl Cluster {
         set: &[String],
         first: Option<Runner>,
     ) -> anyhow::Result<Self> {
-        let nats = Nats::start().await?;
+        Self::start_around(Nats::start().await?, database, nodes, set, first).await
+    }
+
+    /// The same, with a NATS server that is there.
+    pub async fn start_around(
+        nats: Nats,
+        database: Database,
+        nodes: usize,
+        set: &[String],
+        first: Option<Runner>,
+    ) -> anyhow::Result<Self> {
         let is_of_before = first.is_some();
         let settings = Settings { runner: first, is_of_before, ..settings(&database, &nats, 1, set)? };
         let fleet = Fleet::start_with(&settings).await?;
@@ -89,12 +99,14 @@ fn settings(database: &Database, nats: &Nats, number: usize, set: &[String]) -> 
     let own = [
         format!("node=node-{number}"),
         format!("database.url={}", database.url()),
-        format!("cluster.nats=nats://{}", nats.address),
         format!("cluster.listen={internal}"),
         format!("cluster.address={internal}"),
         format!("cluster.lease_seconds={LEASE_SECONDS}"),
     ];
-    Ok(Settings { set: own.into_iter().chain(set.iter().cloned()).collect(), ..Settings::default() })
+    Ok(Settings {
+        set: own.into_iter().chain(nats.settings()).chain(set.iter().cloned()).collect(),
+        ..Settings::default()
+    })
 }
 
 async fn until_listening(program: &mut Program, address: SocketAddr) -> anyhow::Result<()> {

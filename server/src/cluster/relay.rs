@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use async_nats::{Client, ConnectOptions, Event, Message, Subscriber};
+use async_nats::{Client, ConnectOptions, Event, Message, ServerAddr, Subscriber};
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
+use percent_encoding::percent_decode_str;
 use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -83,14 +84,14 @@ impl Relay {
         if !config.subject.split('.').all(is_subject) {
             return Err(RelayError::Subject);
         }
-        let servers: Vec<async_nats::ServerAddr> = servers
+        let servers: Vec<ServerAddr> = servers
             .expose()
             .split(',')
             .map(|server| server.trim().parse())
             .collect::<Result<_, _>>()
             .map_err(|_| RelayError::Address)?;
         let is_connected = Arc::new(AtomicBool::new(false));
-        let mut options = ConnectOptions::new()
+        let mut options = authenticated(&servers)?
             .name(format!("cloudlinkd {node}"))
             .no_echo()
             .retry_on_initial_connect()
@@ -100,10 +101,15 @@ impl Relay {
             .subscription_capacity(INCOMING_MAX)
             .event_callback(watch(bus, Arc::clone(&is_connected), Arc::clone(metrics)));
         if let Some(path) = &config.nats_ca {
-            options = options.tls_client_config(tls(path)?);
+            // Whoever stands in between could say that the server wants no TLS, and read the password.
+            options = options.require_tls(true).tls_client_config(tls(path)?);
         }
         let client = options.connect(servers).await.map_err(RelayError::Connect)?;
         Ok(Some(Self { client, subject: config.subject.clone(), is_connected }))
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.is_connected.load(Ordering::Relaxed)
     }
 
     /// Passes hints on, both ways, until the node stops.
@@ -169,7 +175,7 @@ impl Relay {
 
     /// Whether each of these nodes says that it does not reach the database either. One that does not answer may well reach it.
     pub(crate) async fn are_all_cut_off(&self, others: &[Peer], within: Duration) -> bool {
-        if !self.is_connected.load(Ordering::Relaxed) {
+        if !self.is_connected() {
             return false;
         }
         let asked = others.iter().map(|other| async {
@@ -182,6 +188,21 @@ impl Relay {
     fn reach(&self, node: &str) -> String {
         format!("{}.reach.{}", self.subject, HEXLOWER.encode(node.as_bytes()))
     }
+}
+
+/// The client takes nothing but the address out of a URL. Whoever is named in the first one that names somebody is who comes to all
+/// of them, those that servers tell of included; a name without a password is a token.
+fn authenticated(servers: &[ServerAddr]) -> Result<ConnectOptions, RelayError> {
+    let decoded = |text: &str| {
+        let text = percent_decode_str(text).decode_utf8().map_err(|_| RelayError::Address)?;
+        Ok::<_, RelayError>(text.into_owned())
+    };
+    let named = servers.iter().find_map(|server| Some((server.username()?, server.password())));
+    Ok(match named {
+        Some((user, Some(password))) => ConnectOptions::with_user_and_password(decoded(user)?, decoded(password)?),
+        Some((token, None)) => ConnectOptions::with_token(decoded(token)?),
+        None => ConnectOptions::new(),
+    })
 }
 
 fn pass(bus: &Bus, message: &Message) {
