@@ -26,7 +26,7 @@ use crate::failure::Failure;
 use crate::model::{
     AccessPolicy, AccessRequest, AuditEntry, Command, Delivery, Device, DeviceDrops, Email, EnrollmentToken, Grant,
     Granted, Me, Node, Opening, Person, Proof, Recording, SignInConfig, SignedReceipt, SignedStatement, SigningKey,
-    StormPlan, SupportSession, Tenant, Token, Webhook,
+    Status, StormPlan, SupportSession, Tenant, Token, Webhook,
 };
 use transport::{Reply, Transport};
 
@@ -454,6 +454,10 @@ impl Client {
     }
 
     /// A round at once, or where it will be found.
+    pub(crate) async fn status(&self) -> Result<Answer<Status>, Failure> {
+        self.one(Call::get("/status")).await
+    }
+
     pub(crate) async fn nodes(&self) -> Result<List<Node>, Failure> {
         let page = self.transport.call(Call::get("/nodes")).await?.json;
         Ok(List { items: items(&page)?, has_more: false })

@@ -22,6 +22,7 @@ mod receipt;
 mod recording;
 mod session;
 mod shell;
+mod status;
 mod support;
 mod tenant;
 mod token;
@@ -166,6 +167,7 @@ enum Verb {
     /// API tokens
     #[command(subcommand)]
     Token(token::Token),
+    Status(status::Show),
     /// Nodes of the cluster: how they are, and sending their devices to other nodes
     #[command(subcommand)]
     Node(node::NodeVerb),
@@ -219,6 +221,7 @@ impl Line {
             Verb::People(list) => list.run(context).await,
             Verb::Person(verb) => verb.run(context).await,
             Verb::Token(verb) => verb.run(context).await,
+            Verb::Status(show) => show.run(context).await,
             Verb::Node(verb) => Box::pin(verb.run(context)).await,
             Verb::Webhook(verb) => verb.run(context).await,
             Verb::Completion(completion) => completion.run(),

@@ -494,6 +494,8 @@ pub(crate) struct Node {
     pub(crate) drain_by: Option<Timestamp>,
     pub(crate) handshake_us: Option<u32>,
     pub(crate) handshakes_per_second: Option<f64>,
+    #[serde(default)]
+    pub(crate) condition: Option<Condition>,
     pub(crate) is_asked: bool,
 }
 
@@ -522,6 +524,71 @@ pub(crate) struct StormCosts {
     pub(crate) resumed_cpu_ms: Option<f64>,
     pub(crate) openvpn_cpu_ms: Option<f64>,
     pub(crate) database_ms: Option<f64>,
+}
+
+/// The cluster, and what is wrong with it.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Status {
+    pub(crate) problems: Vec<Trouble>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) devices: DeviceFigures,
+    pub(crate) commands: CommandFigures,
+    pub(crate) support_sessions: u64,
+    pub(crate) notices: NoticeFigures,
+    pub(crate) database: Database,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Trouble {
+    pub(crate) severity: String,
+    pub(crate) node: Option<String>,
+    pub(crate) what: String,
+    pub(crate) remedy: String,
+}
+
+impl Trouble {
+    /// Whether it is more than good to know.
+    #[must_use]
+    pub(crate) fn is_wrong(&self) -> bool {
+        self.severity != "info"
+    }
+}
+
+/// What a node says of itself.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub(crate) struct Condition {
+    pub(crate) bus: Option<bool>,
+    pub(crate) isolation: Option<bool>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct DeviceFigures {
+    pub(crate) active: u64,
+    pub(crate) linked_by_websocket: u64,
+    pub(crate) linked_by_openvpn: u64,
+    pub(crate) agents_in_tunnels: u64,
+    pub(crate) quarantined: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct CommandFigures {
+    pub(crate) queued: u64,
+    pub(crate) under_way: u64,
+    pub(crate) sendable_seconds: Option<f64>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct NoticeFigures {
+    pub(crate) waiting: u64,
+    pub(crate) due_seconds: Option<f64>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Database {
+    pub(crate) version: String,
+    pub(crate) size_bytes: u64,
+    pub(crate) connections: u64,
+    pub(crate) connections_max: u64,
 }
 
 /// A round of attempts of a node's own devices to get around its isolation. Of one that is not over there is nothing but the id.

@@ -19,6 +19,7 @@ pub mod person;
 pub mod proof;
 pub mod recording;
 pub mod signing_key;
+pub mod status;
 pub mod storm_plan;
 pub mod support_session;
 pub mod tenant;

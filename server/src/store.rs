@@ -31,6 +31,7 @@ pub mod retention;
 pub mod setup;
 pub mod sign_in;
 pub mod signing_key;
+pub mod status;
 pub mod support_session;
 pub mod tenant;
 pub(crate) mod ticket;

@@ -155,7 +155,7 @@ fn record(node: &Node, here: &Here) -> Table {
     table
 }
 
-fn state(node: &Node) -> Cell {
+pub(super) fn state(node: &Node) -> Cell {
     let tone = match node.state.as_str() {
         "serving" => Tone::Good,
         "draining" | "drained" => Tone::Warn,
@@ -164,6 +164,6 @@ fn state(node: &Node) -> Cell {
     Cell::toned(node.state.clone(), tone)
 }
 
-fn renewed(node: &Node) -> String {
+pub(super) fn renewed(node: &Node) -> String {
     format!("{} ago", rough(SignedDuration::try_from_secs_f64(node.renewed_ago_seconds).unwrap_or_default()))
 }

@@ -19,8 +19,10 @@ use super::tenure::{Act, Renewal, Standing, Tenure};
 use crate::admission::Admission;
 use crate::config::Config;
 use crate::file;
+use crate::model::status::Condition;
 use crate::store::node::{
     Joined, NewNode, Peer, Renewed, node_drain, node_expire, node_join, node_leave, node_list_others, node_renew,
+    node_tell,
 };
 use crate::store::{Store, StoreError, single};
 
@@ -148,6 +150,16 @@ impl Lease {
         if (before, standing) == (Standing::Fenced, Standing::Held) {
             tracing::info!("the node has its place again");
         }
+    }
+
+    /// Whether there is a way to other nodes. None: there are none.
+    pub(crate) fn is_bus_up(&self) -> Option<bool> {
+        self.relay.as_ref().map(Relay::is_connected)
+    }
+
+    /// Tells whoever asks for nodes how this one is.
+    pub(crate) async fn tell_condition(&self, condition: Condition) -> Result<(), StoreError> {
+        single!(self.store, |connection| node_tell(connection, &self.node, condition))
     }
 
     /// Says which other nodes are gone.

@@ -109,6 +109,7 @@ fn table(routes: Routes) -> Routes {
         .admit(&[Admin], routes!(v1::isolation_proof::create::handler))
         .admit(&[Admin], routes!(v1::isolation_proof::list::handler))
         .admit(&[Admin], routes!(v1::isolation_proof::show::handler))
+        .admit(&[Admin], routes!(v1::status::show::handler))
         .admit(&[Admin], routes!(v1::node::list::handler))
         .admit(&[Admin], routes!(v1::node::show::handler))
         .admit(&[Admin], routes!(v1::node::drain::handler))

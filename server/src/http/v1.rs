@@ -97,6 +97,9 @@ pub(super) mod signing_key {
     pub(crate) mod require;
     pub(crate) mod revoke;
 }
+pub(super) mod status {
+    pub(crate) mod show;
+}
 pub(super) mod storm_plan {
     pub(crate) mod show;
 }

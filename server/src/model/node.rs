@@ -3,6 +3,8 @@
 use serde::Serialize;
 use time::OffsetDateTime;
 
+use super::status::Condition;
+
 /// What a node is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -49,6 +51,8 @@ pub struct Node {
     pub handshake_us: Option<i32>,
     /// New links that it takes, at most.
     pub handshakes_per_second: Option<f32>,
+    /// What it says of itself. Null: nothing, as nodes of older versions do.
+    pub condition: Option<Condition>,
     /// Whether it is the one that answers this request.
     pub is_asked: bool,
 }

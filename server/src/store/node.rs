@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use sqlx::PgConnection;
 use sqlx::postgres::types::PgInterval;
+use sqlx::types::Json;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::StoreError;
 use crate::model::node::{Node, State as NodeState};
+use crate::model::status::Condition;
 
 /// A node that wants its place.
 #[derive(Clone, Debug)]
@@ -42,7 +44,7 @@ pub async fn node_join(connection: &mut PgConnection, node: &NewNode) -> Result<
             set instance = excluded.instance, life = excluded.life, version = excluded.version, address = excluded.address,
                 lease = excluded.lease, leased_until = excluded.leased_until, started_at = clock_timestamp(),
                 renewed_at = clock_timestamp(), steady_since = clock_timestamp(), gone_at = null,
-                draining_since = null, drain_by = null, handshake_us = null, handshakes_per_second = null
+                draining_since = null, drain_by = null, handshake_us = null, handshakes_per_second = null, condition = null
           where n.instance = excluded.instance or n.leased_until < clock_timestamp()",
         node.name,
         node.instance,
@@ -122,6 +124,19 @@ pub async fn node_renew(
     .await?;
     let Some(row) = row else { return Ok(None) };
     Ok(Some(Renewed { was_gone: row.was_gone, others: node_list_others(connection, &node.name).await? }))
+}
+
+/// Says how this life of the node is.
+pub async fn node_tell(connection: &mut PgConnection, node: &NewNode, condition: Condition) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update nodes set condition = $3 where name = $1 and life = $2",
+        node.name,
+        node.life,
+        Json(condition) as _
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// The other nodes that hold a lease now.
@@ -205,6 +220,7 @@ pub async fn node_list(
                   extract(epoch from clock_timestamp() - n.renewed_at)::float8 as "renewed_ago!",
                   coalesce(n.draining_since >= n.started_at, false) as "is_draining!",
                   n.draining_since, n.drain_by, n.handshake_us, n.handshakes_per_second,
+                  n.condition as "condition: Json<Condition>",
                   (select count(*) from links l where l.node = n.name and l.closed_at is null) as "links!",
                   (select count(*) from links l where l.node = n.name and l.closed_at is null and l.tunnel_id is not null)
                       as "tunnels!",
@@ -240,6 +256,7 @@ pub async fn node_list(
         support_sessions: row.support_sessions,
         handshake_us: row.handshake_us,
         handshakes_per_second: row.handshakes_per_second,
+        condition: row.condition.map(|condition| condition.0),
         is_asked: false,
     });
     Ok(node.collect())

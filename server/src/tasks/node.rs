@@ -1,6 +1,7 @@
 //! Keeps this node's place, and closes what nodes had that are gone.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
@@ -11,12 +12,15 @@ use crate::cluster::Lease;
 use crate::cluster::tenure::Act;
 use crate::lifecycle::Shutdown;
 use crate::link::{Links, Shared};
+use crate::model::status::Condition;
 use crate::model::support_session::EndReason;
 use crate::store::link::link_close_node;
 use crate::store::node::node_list_unsettled;
 use crate::store::{StoreError, single};
 use crate::support::Support;
 
+/// How often a node says how it is although nothing has changed.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 /// Rows that one statement closes.
 const ROWS_MAX: i64 = 1_000;
 /// For the metrics of failed tasks.
@@ -66,13 +70,35 @@ async fn renew(shared: &Shared, support: &Support, lease: &Lease, renewed: &Noti
 /// After each renewal, and beside the next ones: closing ten thousand links of a dead node takes longer than a lease lasts, and whoever
 /// let its own run out meanwhile would be the next to be closed.
 async fn settle_always(shared: &Shared, lease: &Lease, renewed: &Notify) {
+    let mut told = None;
+    // What cannot be said now is said with the first renewal.
+    let _ = shared.store.within(tell(shared, lease, &mut told)).await;
     loop {
         renewed.notified().await;
-        if let Err(error) = shared.store.within(settle(shared, lease)).await {
+        let look = async {
+            tell(shared, lease, &mut told).await?;
+            settle(shared, lease).await
+        };
+        if let Err(error) = shared.store.within(look).await {
             shared.metrics.task_failures.with_label_values(&[NAME]).inc();
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot look for nodes that are gone");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot say how this node is, or look for nodes that are gone"
+            );
         }
     }
+}
+
+/// Says how this node is, if that has changed, or a database that was put back has forgotten it.
+async fn tell(shared: &Shared, lease: &Lease, told: &mut Option<(Condition, Instant)>) -> Result<(), StoreError> {
+    let isolation = shared.tunnels.as_ref().map(|_| shared.metrics.isolation_enforced.get() == 1);
+    let condition = Condition { bus: lease.is_bus_up(), isolation };
+    let is_told = |(last, at): &(Condition, Instant)| *last == condition && at.elapsed() < TELL_EVERY;
+    if !told.as_ref().is_some_and(is_told) {
+        lease.tell_condition(condition).await?;
+        *told = Some((condition, Instant::now()));
+    }
+    Ok(())
 }
 
 async fn stopped(shared: &Shared, support: &Support, shutdown: &Shutdown) {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use axum::extract::State;
+use sqlx::PgConnection;
 
 use crate::http::Context;
 use crate::http::auth::Caller;
@@ -10,6 +11,7 @@ use crate::http::page::Page;
 use crate::http::problem::Problem;
 use crate::http::request::{Json, NoQuery};
 use crate::model::node::Node;
+use crate::store::StoreError;
 use crate::store::node::node_list;
 
 /// How long a node is shown that was stopped or has died.
@@ -27,9 +29,13 @@ pub(crate) async fn handler(
     _: NoQuery,
 ) -> Result<Json<Page<Node>>, Problem> {
     let mut transaction = context.store.begin(caller.visibility()).await?;
-    let mut nodes = node_list(&mut transaction, None, GONE_WITHIN).await?;
+    Ok(Json(Page { items: nodes(&context, &mut transaction).await?, next_cursor: None }))
+}
+
+pub(crate) async fn nodes(context: &Context, connection: &mut PgConnection) -> Result<Vec<Node>, StoreError> {
+    let mut nodes = node_list(connection, None, GONE_WITHIN).await?;
     for node in &mut nodes {
         node.is_asked = context.is_node(&node.name);
     }
-    Ok(Json(Page { items: nodes, next_cursor: None }))
+    Ok(nodes)
 }
