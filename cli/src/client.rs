@@ -453,7 +453,6 @@ impl Client {
         self.one(with(call, "nodes", Some(&nodes))).await
     }
 
-    /// A round at once, or where it will be found.
     pub(crate) async fn status(&self) -> Result<Answer<Status>, Failure> {
         self.one(Call::get("/status")).await
     }
@@ -475,6 +474,7 @@ impl Client {
         self.one(Call::post(format!("{}/resume", node_path(name)), json!({}))).await
     }
 
+    /// A round at once, or where it will be found.
     pub(crate) async fn proof_create(&self, all_ports: bool) -> Result<Answer<Proof>, Failure> {
         self.one(Call::post("/isolation/proofs", json!({ "all_ports": all_ports }))).await
     }

@@ -218,7 +218,8 @@ impl Node {
         api = api.with_support(support);
         if ports.internal.is_some() {
             let (tasks, stop) = (shutdown.tasks.clone(), shutdown.hard.clone());
-            let peers = Arc::new(Peers::new(Arc::clone(&lease), &self.pki.node, tasks, stop));
+            let passed_on = self.metrics.cluster_passed_on.clone();
+            let peers = Arc::new(Peers::new(Arc::clone(&lease), &self.pki.node, passed_on, tasks, stop));
             links.join(Arc::clone(&peers));
             api = api.with_peers(peers);
         }

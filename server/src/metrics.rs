@@ -368,6 +368,8 @@ pub struct Metrics {
     pub cluster_bus_up: IntGauge,
     /// `direction`: hints to (`out`) and from (`in`) other nodes.
     pub cluster_hints: IntCounterVec,
+    /// `outcome`: requests and streams that this node has passed on to another.
+    pub cluster_passed_on: IntCounterVec,
     pub traces: TraceFigures,
     /// 1 while this node has lost its place among nodes, and serves nobody.
     pub node_fenced: IntGauge,
@@ -645,6 +647,12 @@ impl Metrics {
                 "cloudlink_cluster_hints_total",
                 "Hints to (out) and from (in) other nodes.",
                 &["direction"],
+            ),
+            cluster_passed_on: counters(
+                &registry,
+                "cloudlink_cluster_passed_on_total",
+                "Requests and streams that this node has passed on to another, by what came of it: answered, no_node, full, silent, unreachable or broken.",
+                &["outcome"],
             ),
             traces: TraceFigures::new(&registry),
             node_fenced: gauge(

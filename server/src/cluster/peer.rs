@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use prometheus::IntCounterVec;
 use prost::Message as _;
 use rustls::version::TLS13;
 use rustls_pki_types::ServerName;
@@ -75,8 +76,23 @@ pub(crate) struct Peers {
     lease: Arc<Lease>,
     tls: TlsConnector,
     places: Arc<Semaphore>,
+    /// Requests by what came of them.
+    passed_on: IntCounterVec,
     tasks: TaskTracker,
     stop: CancellationToken,
+}
+
+impl PassError {
+    /// The values of the label `outcome`, besides that of an answer.
+    const fn outcome(&self) -> &'static str {
+        match self {
+            Self::NoNode => "no_node",
+            Self::Full => "full",
+            Self::Silent => "silent",
+            Self::Unreachable(_) => "unreachable",
+            Self::Broken(_) => "broken",
+        }
+    }
 }
 
 impl fmt::Debug for Peers {
@@ -90,6 +106,7 @@ impl Peers {
     pub(crate) fn new(
         lease: Arc<Lease>,
         credentials: &Arc<NodeCredentials>,
+        passed_on: IntCounterVec,
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Self {
@@ -97,7 +114,7 @@ impl Peers {
             .with_root_certificates(credentials.roots())
             .with_client_cert_resolver(Arc::clone(credentials) as _);
         let places = Arc::new(Semaphore::new(CARRIED_MAX));
-        Self { lease, tls: TlsConnector::from(Arc::new(config)), places, tasks, stop }
+        Self { lease, tls: TlsConnector::from(Arc::new(config)), places, passed_on, tasks, stop }
     }
 
     /// Passes a person's request on, and its upgrade if it asks for one.
@@ -169,10 +186,24 @@ impl Peers {
     }
 
     fn place(&self) -> Result<OwnedSemaphorePermit, PassError> {
-        Arc::clone(&self.places).try_acquire_owned().map_err(|_| PassError::Full)
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| PassError::Full);
+        place.inspect_err(|error| self.count(error.outcome()))
     }
 
     async fn send<B>(&self, node: &str, request: Request<B>) -> Result<Response<Incoming>, PassError>
+    where
+        B: hyper::body::Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
+    {
+        let answer = self.dial_and_send(node, request).await;
+        self.count(answer.as_ref().map_or_else(PassError::outcome, |_| "answered"));
+        answer
+    }
+
+    fn count(&self, outcome: &str) {
+        self.passed_on.with_label_values(&[outcome]).inc();
+    }
+
+    async fn dial_and_send<B>(&self, node: &str, request: Request<B>) -> Result<Response<Incoming>, PassError>
     where
         B: hyper::body::Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
     {
