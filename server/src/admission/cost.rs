@@ -42,7 +42,7 @@ pub(crate) struct Costs {
     connections: u64,
     /// What the process takes for a connection in all, as a multiple of the connection's own work.
     overhead: Average,
-    /// What the process takes a second while nobody comes.
+    /// What the process takes a second while nobody comes, at least.
     idle: Average,
     since_sample: Since,
 }
@@ -74,7 +74,7 @@ impl Costs {
             return;
         }
         if connections == 0 {
-            self.idle.add(spent.as_secs_f64() / time.as_secs_f64(), 1.0);
+            self.idle.add_least(spent.as_secs_f64() / time.as_secs_f64());
         } else if connections >= SAMPLE_MIN && own_seconds > 0.0 {
             let idle_seconds = self.idle.mean * time.as_secs_f64();
             let factor = (spent.as_secs_f64() - idle_seconds) / own_seconds;
@@ -123,6 +123,14 @@ impl Average {
         self.mean += (value - self.mean) * weight / self.weight;
     }
 
+    /// Follows the least: what comes now and then beside is not what there is all the time.
+    fn add_least(&mut self, value: f64) {
+        if value < self.mean {
+            *self = Self::default();
+        }
+        self.add(value, 1.0);
+    }
+
     fn is_empty(&self) -> bool {
         self.weight == 0.0
     }
@@ -164,6 +172,20 @@ mod tests {
         costs.sample(900 * MS, second);
         assert!((costs.overhead() - 1.5).abs() < 1e-9, "one connection says nothing");
         costs.sample(100 * MS, Duration::ZERO);
+    }
+
+    #[test]
+    fn what_a_start_takes_is_no_idling() {
+        let mut costs = Costs::default();
+        let second = Duration::from_secs(1);
+        for spent in [900, 400, 10, 10, 10] {
+            costs.sample(spent * MS, second);
+        }
+        for _ in 0..100 {
+            costs.note(Kind::Full, 2 * MS, 2 * MS);
+        }
+        costs.sample(610 * MS, second);
+        assert!((costs.overhead() - 1.5).abs() < 0.01, "{}", costs.overhead());
     }
 
     #[test]
