@@ -1,5 +1,5 @@
 //! What a fleet takes all the time, and what each thing that happens leaves behind: two nodes that share a database and a NATS
-//! server. One of the nodes has the links, the other is asked. `docs/SCALING.md` goes by these figures.
+//! server. One of the nodes has the links, the other is asked.
 
 use std::sync::Arc;
 use std::time::Duration;
