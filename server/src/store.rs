@@ -248,7 +248,7 @@ impl Store {
         let first: Arc<str> = first.into();
         let is_in_doubt = Arc::new(AtomicBool::new(false));
         let in_doubt = Arc::clone(&is_in_doubt);
-        let (admitting, dating) = (Arc::clone(&primary), Arc::clone(&primary));
+        let (admitting, dating, parting) = (Arc::clone(&primary), Arc::clone(&primary), Arc::clone(&primary));
         let pool = pool
             .after_connect(move |connection, _| {
                 let (primary, first) = (Arc::clone(&admitting), Arc::clone(&first));
@@ -273,9 +273,14 @@ impl Store {
                 })
             })
             // The pool tries each connection that comes back, for however long: dead ones would fill all its places.
-            .after_release(move |connection, _| {
+            .after_release(move |connection, meta| {
                 let is_in_doubt = in_doubt.load(Ordering::Relaxed);
+                let is_outdated = parting.is_outdated(meta.age);
                 Box::pin(async move {
+                    // The host of before may be gone without a word, while another one is the database without a doubt.
+                    if is_outdated {
+                        return Ok(false);
+                    }
                     if is_in_doubt && !matches!(timeout(RELEASE_WITHIN, connection.ping()).await, Ok(Ok(()))) {
                         return Err(sqlx::Error::PoolTimedOut);
                     }

@@ -295,6 +295,13 @@ impl Primary {
         self.state().newest
     }
 
+    /// As when a standby was promoted.
+    #[cfg(test)]
+    pub(super) fn switch(&self) {
+        let newest = self.newest().expect("a connection was made");
+        self.admit(Ok(History { timeline: newest.timeline + 1, ..newest })).expect("it is newer");
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

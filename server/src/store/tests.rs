@@ -8,6 +8,9 @@ use http::StatusCode;
 use serde_json::json;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Row};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use super::*;
@@ -441,4 +444,60 @@ async fn what_is_reserved_waits_for_nobody(pool: PgPoolOptions, database: PgConn
     let waiting = store.connection().await;
     assert!(matches!(waiting, Err(StoreError::Unavailable(_))), "{waiting:?}");
     store.reserved().connection().await.unwrap();
+}
+
+/// Passes connections on to a database, until it is to fall silent: as a host does that is gone without a word.
+async fn host_that_falls_silent(
+    database: &PgConnectOptions,
+    silent: CancellationToken,
+) -> (PgConnectOptions, AbortOnDropHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let real = (database.get_host().to_owned(), database.get_port());
+    let relay = tokio::spawn(async move {
+        let mut carried = Vec::new();
+        while let Ok((client, _)) = listener.accept().await {
+            let (client, server) = (Arc::new(client), Arc::new(TcpStream::connect(real.clone()).await.unwrap()));
+            for (from, to) in [(Arc::clone(&client), Arc::clone(&server)), (server, client)] {
+                let silent = silent.clone();
+                tokio::spawn(silent.run_until_cancelled_owned(pass(Arc::clone(&from), Arc::clone(&to))));
+                // Not closed before all is over.
+                carried.push((from, to));
+            }
+        }
+    });
+    (database.clone().host("127.0.0.1").port(port), AbortOnDropHandle::new(relay))
+}
+
+async fn pass(from: Arc<TcpStream>, to: Arc<TcpStream>) {
+    let mut bytes = [0; 4096];
+    while from.readable().await.is_ok() {
+        let Ok(mut left) = from.try_read(&mut bytes).map(|count| &bytes[..count]) else { continue };
+        if left.is_empty() {
+            return;
+        }
+        while !left.is_empty() && to.writable().await.is_ok() {
+            left = &left[to.try_write(left).unwrap_or(0)..];
+        }
+    }
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_host_that_was_replaced_and_says_nothing_keeps_no_place_in_the_pool(
+    pool: PgPoolOptions,
+    database: PgConnectOptions,
+) {
+    let silent = CancellationToken::new();
+    let (host, _relay) = host_that_falls_silent(&database, silent.clone()).await;
+    let store = Store::new(pool.max_connections(1), host);
+    let taken = store.connection().await.unwrap();
+    silent.cancel();
+    store.primary.switch();
+    drop(taken);
+    let given_up = async {
+        while store.pool().size() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(Duration::from_secs(20), given_up).await.expect("its place is free for another host's connection");
 }
