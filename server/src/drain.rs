@@ -161,7 +161,8 @@ async fn drain(shared: &Shared, notice: Duration) {
                     tell(shared, &handle, slot.saturating_sub(now));
                 }
             }
-        } else if turns.looked_at == Some(now) {
+        } else if turns.looked_at == Some(now) && shared.drain.has_others() {
+            // If all others are gone by now, a link here is better than none: until the node is stopped.
             let left = shared.registry.outermost();
             let left: Vec<_> = left.into_iter().filter(|handle| handle.ending().is_none()).collect();
             if !left.is_empty() {

@@ -12,6 +12,9 @@ use super::StoreError;
 use crate::model::node::{Node, State as NodeState};
 use crate::model::status::Condition;
 
+/// Held by the transaction that begins to drain a node. Any number will do.
+const DRAIN_LOCK: i64 = 0x0064_7261_696e;
+
 /// A node that wants its place.
 #[derive(Clone, Debug)]
 pub struct NewNode {
@@ -179,6 +182,13 @@ pub async fn node_leave(connection: &mut PgConnection, node: &NewNode) -> Result
     Ok(())
 }
 
+/// Whether another node goes on taking devices. Until the transaction ends, nobody else is told so: of two that are drained at the
+/// same time, each would count on the other.
+pub async fn node_others_stay_in_txn(connection: &mut PgConnection, name: &str) -> Result<bool, StoreError> {
+    sqlx::query!("select pg_advisory_xact_lock($1)", DRAIN_LOCK).fetch_one(&mut *connection).await?;
+    Ok(node_list_others(connection, name).await?.iter().any(|other| !other.is_draining))
+}
+
 /// Says that a node which holds its lease sends its devices away from now on, for at most so long. Gives back what it is known by;
 /// `None`: it does not hold it.
 pub async fn node_drain(
@@ -285,7 +295,7 @@ mod tests {
 
     use super::*;
 
-    /// Long enough for a few statements of a machine that has much to do, short enough to be waited for.
+    /// Long enough for a few statements on a busy machine, short enough to be waited for.
     const LEASE: Duration = Duration::from_secs(2);
     const LONG: Duration = Duration::from_secs(3600);
     const OFFER: Option<Offer> = Some(Offer { handshake_us: Some(800), handshakes_per_second: 50.0 });
@@ -388,6 +398,26 @@ mod tests {
         node_leave(&mut connection, &two).await.unwrap();
         tokio::time::sleep(Duration::from_millis(2)).await;
         assert!(node_renew(&mut connection, &one, OFFER).await.unwrap().unwrap().others.is_empty());
+    }
+
+    #[sqlx::test(migrations = "../migrations")]
+    async fn of_two_nodes_that_are_drained_at_once_one_stays(pool: PgPool) {
+        for name in ["one", "two"] {
+            node_join(&mut pool.acquire().await.unwrap(), &node(name, LONG)).await.unwrap();
+        }
+        let drain = async |name| {
+            let mut transaction = pool.begin().await.unwrap();
+            let is_let = node_others_stay_in_txn(&mut transaction, name).await.unwrap();
+            if is_let {
+                // For the other one to look meanwhile.
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                node_drain(&mut transaction, name, LONG).await.unwrap();
+            }
+            transaction.commit().await.unwrap();
+            is_let
+        };
+        let (one, two) = tokio::join!(drain("one"), drain("two"));
+        assert!(one != two, "one: {one}, two: {two}");
     }
 
     async fn states(connection: &mut PgConnection) -> Vec<NodeState> {

@@ -19,7 +19,7 @@ use crate::model::audit::{PLATFORM, Subject};
 use crate::model::node::Node;
 use crate::store::StoreError;
 use crate::store::audit::audit_append;
-use crate::store::node::node_drain;
+use crate::store::node::{node_drain, node_others_stay_in_txn};
 
 const WITHIN_SECONDS_DEFAULT: u32 = 300;
 const WITHIN_SECONDS: RangeInclusive<u32> = 5..=86_400;
@@ -100,11 +100,11 @@ pub(crate) async fn handler(
         show(&context, &caller, &name).await?.ok_or(RouteError::Unknown)?;
         return Ok(pass_on(&context, &name, whole).await.ok_or(RouteError::Elsewhere)??);
     };
-    if !node.drain.has_others() {
-        return Err(RouteError::Alone);
-    }
     let within = Duration::from_secs(within_seconds.into());
     let mut transaction = context.store.begin(caller.visibility()).await?;
+    if !node_others_stay_in_txn(&mut transaction, &name).await? {
+        return Err(RouteError::Alone);
+    }
     let instance = node_drain(&mut transaction, &name, within).await?.ok_or(RouteError::Gone)?;
     let (subject, details) = (Subject::new("node", instance), json!({"node": name, "within_seconds": within_seconds}));
     audit_append(&mut transaction, PLATFORM, &caller.actor(), "node.drained", subject, details).await?;
