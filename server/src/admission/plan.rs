@@ -18,6 +18,9 @@ pub(crate) const NODES_MAX: u32 = 1_000;
 const PAUSE_FIRST_SECONDS: f64 = 1.0;
 const PAUSE_MAX_SECONDS: f64 = 300.0;
 
+/// Attempts that are played through, about: more would take a processor for minutes.
+const ATTEMPTS_MAX: f64 = 5e7;
+
 /// A storm on one node.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Storm {
@@ -37,6 +40,14 @@ pub(crate) struct Forecast {
     pub(crate) all: Duration,
     /// How often all of them dialled, together.
     pub(crate) attempts: u64,
+}
+
+impl Storm {
+    /// Whether it is over so late that it is not worth to be played through: until then all those that are not back, half of all on
+    /// average, dial again and again, each after half of the longest pause on average.
+    pub(crate) fn is_endless(&self) -> bool {
+        f64::from(self.devices).powi(2) / (self.rate * PAUSE_MAX_SECONDS) > ATTEMPTS_MAX
+    }
 }
 
 /// Plays a storm through. The same seed gives the same forecast.
@@ -167,6 +178,19 @@ mod tests {
         let storm = Storm { devices: 5_000, rate: 300.0, limits: LIMITS };
         assert_eq!(play(&storm, 7), play(&storm, 7));
         assert_ne!(play(&storm, 7), play(&storm, 8));
+    }
+
+    #[test]
+    fn what_would_take_for_ever_is_known_before() {
+        let is_endless = |devices, rate| Storm { devices, rate, limits: LIMITS }.is_endless();
+        assert!(is_endless(DEVICES_MAX, 1.0) && is_endless(DEVICES_MAX, 0.0));
+        assert!(!is_endless(DEVICES_MAX, 100.0) && !is_endless(100_000, 1.0) && !is_endless(1, 0.0001));
+        // It is about right, besides the first few, which come soon after one another.
+        let forecast = play(&Storm { devices: 20_000, rate: 20.0, limits: LIMITS }, 1);
+        let estimated = 20_000_f64.powi(2) / (20.0 * PAUSE_MAX_SECONDS) + 20_000.0 * PAUSE_MAX_SECONDS.log2();
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        let ratio = forecast.attempts as f64 / estimated;
+        assert!((0.5..2.0).contains(&ratio), "{ratio}: {forecast:?}");
     }
 
     #[test]

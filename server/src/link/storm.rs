@@ -11,8 +11,9 @@ use crate::model::storm_plan::{Bottleneck, StormCosts, StormPlan};
 const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl Links {
-    /// So many devices come back to so many nodes like this one. Takes a processor for up to a few seconds.
-    pub(crate) fn plan_storm(&self, devices: u32, nodes: u32) -> StormPlan {
+    /// So many devices come back to so many nodes like this one. Takes a processor for up to a few seconds. `None`: that is over too
+    /// late to be foreseen.
+    pub(crate) fn plan_storm(&self, devices: u32, nodes: u32) -> Option<StormPlan> {
         let admission = &self.0.admission;
         let nodes = nodes.max(1);
         let costs = self.storm_costs();
@@ -29,10 +30,14 @@ impl Links {
         if of_node > self.0.device.links_max {
             bottleneck = Bottleneck::Links;
         }
-        let forecast = play(&Storm { devices: of_node, rate, limits: admission.limits() }, SEED);
+        let storm = Storm { devices: of_node, rate, limits: admission.limits() };
+        if storm.is_endless() {
+            return None;
+        }
+        let forecast = play(&storm, SEED);
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         let attempts = forecast.attempts as f64;
-        StormPlan {
+        Some(StormPlan {
             devices,
             nodes,
             per_node_per_second: rate,
@@ -44,7 +49,7 @@ impl Links {
             attempts_per_device: attempts / f64::from(of_node.max(1)),
             cpu_seconds_per_node: f64::from(of_node) * costs.connection_cpu_ms / 1_000.0,
             costs,
-        }
+        })
     }
 
     fn storm_costs(&self) -> StormCosts {

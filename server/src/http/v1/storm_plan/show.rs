@@ -30,6 +30,8 @@ pub(crate) struct StormQuery {
 pub(crate) enum RouteError {
     #[error("too many devices or nodes, or none")]
     Range,
+    #[error("it is over too late to be foreseen")]
+    Endless,
     #[error("there is no device port")]
     Off,
     #[error("the node stops")]
@@ -44,6 +46,10 @@ impl From<RouteError> for Problem {
             RouteError::Range => Self::new(
                 Kind::BadRequest,
                 format!("`devices` is from 1 to {DEVICES_MAX}, `nodes` from 1 to {NODES_MAX}."),
+            ),
+            RouteError::Endless => Self::unprocessable(
+                "So many devices come back to so few nodes so slowly that it cannot be foreseen: over hours or days."
+                    .to_owned(),
             ),
             RouteError::Off => Self::not_found(),
             RouteError::Stopping => Self::unavailable(),
@@ -66,9 +72,14 @@ pub(crate) async fn handler(
         return Err(RouteError::Range);
     }
     let links = context.links.clone().ok_or(RouteError::Off)?;
-    let _turn = PLANNING.acquire().await.map_err(|_| RouteError::Stopping)?;
-    let plan = spawn_blocking(move || links.plan_storm(devices, nodes)).await;
-    plan.map(Json).map_err(|_| RouteError::Stopping)
+    let turn = PLANNING.acquire().await.map_err(|_| RouteError::Stopping)?;
+    let plan = spawn_blocking(move || {
+        // Whoever asked may not wait for it any more.
+        let _turn = turn;
+        links.plan_storm(devices, nodes)
+    });
+    let plan = plan.await.map_err(|_| RouteError::Stopping)?;
+    plan.map(Json).ok_or(RouteError::Endless)
 }
 
 #[cfg(test)]
