@@ -32,6 +32,14 @@ async fn stranger(port: &Port, from: [u8; 4]) -> TcpStream {
     stream
 }
 
+/// Has strangers come until so many wait.
+async fn fill(port: &Port, crowd: &mut Vec<TcpStream>, waiting: u64) {
+    while port.metric(WAITING) < waiting {
+        crowd.push(stranger(port, [127, 0, 0, 2]).await);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// Waits for the end, before which nothing is said.
 async fn closed(stream: &mut TcpStream) {
     let mut said = Vec::new();
@@ -54,10 +62,7 @@ async fn who_is_too_many_is_closed_before_tls_and_existing_links_go_on(_: PgPool
     let mut link = Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
     // Three of the four that begin at once are left, and two may wait.
     let mut let_in = Vec::new();
-    while port.metric(WAITING) < 2 {
-        let_in.push(stranger(&port, [127, 0, 0, 2]).await);
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    fill(&port, &mut let_in, 2).await;
     let begun = Instant::now();
     for times in 1..=2 {
         let mut stream = stranger(&port, [127, 0, 0, 3]).await;
@@ -82,10 +87,12 @@ async fn where_a_device_came_from_goes_before_a_crowd_from_elsewhere(_: PgPoolOp
     let device = Fleet::new(&port).await.device(&port).await;
     Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
     let mut crowd = Vec::new();
-    while port.metric(WAITING) < 24 {
-        crowd.push(stranger(&port, [127, 0, 0, 2]).await);
-        tokio::time::sleep(Duration::from_millis(5)).await;
+    fill(&port, &mut crowd, 24).await;
+    // Right after somebody's turn, when the next one's is half a second away.
+    while port.metric(WAITING) == 24 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
+    fill(&port, &mut crowd, 24).await;
     // The queue is full, and its newest gives way.
     let dialling = Peer::dial(&port, &device.credentials, "boot-1");
     let link = timeout(Duration::from_secs(8), dialling).await.expect("not after the crowd, which takes 12 s").unwrap();
