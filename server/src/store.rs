@@ -357,7 +357,7 @@ impl Store {
         Ok(transaction)
     }
 
-    /// A connection for a single statement that needs no transaction of several. See [`single!`].
+    /// A connection for a single statement that needs no transaction of several. See `single!`.
     pub async fn take(&self) -> Result<Connection, StoreError> {
         Ok(Connection(match self.settings {
             None => Taken::Whole(self.pool.acquire().await?),

@@ -1,7 +1,7 @@
 //! The independent checker: whether what devices and the database remember of a run can have come of a server that keeps its
 //! promises. It knows nothing of the server's code, was not there, and reads only files and tables.
 //!
-//! [`evidence`] reads, [`command`], [`presence`] and [`audit`] judge. [`Evidence::faults`] is a pure function; its tests break good
+//! `evidence` reads, `command`, `presence` and `audit` judge. [`Evidence::faults`] is a pure function; its tests break good
 //! evidence in each way there is.
 
 use std::time::Duration;

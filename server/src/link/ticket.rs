@@ -49,7 +49,7 @@ struct Keys {
 }
 
 impl Tickets {
-    /// Without a key, and so without tickets, until [`Self::refresh`]. `resumption`: how long a session may be resumed at
+    /// Without a key, and so without tickets, until they are refreshed. `resumption`: how long a session may be resumed at
     /// most. `None`: never.
     #[must_use]
     pub fn new(
