@@ -23,16 +23,18 @@ main() {
     echo "$place/cloudlinkd"
 }
 
-# In a directory of its own, so that today's programs stay, with what is built already of the libraries that both use.
+# In a directory of its own, so that today's programs stay, with what is built already of the libraries that both use. Ours have the
+# same names and are others; and what git packs is as old as its commit, so cargo would take today's for built from it.
 build() {
     local commit=$1 target=$2 place=$3
     rm -rf "$place/source" "$place/target"
     mkdir -p "$place/source" "$place/target/debug"
-    git archive "$commit" | tar -x -C "$place/source"
+    git archive "$commit" | tar -x --touch -C "$place/source"
     local part
     for part in deps build .fingerprint; do
         [ ! -d "$target/debug/$part" ] || cp -al "$target/debug/$part" "$place/target/debug/"
     done
+    find "$place/target/debug" -mindepth 2 -maxdepth 2 -name '*cloudlink*' -exec rm -rf {} +
     (cd "$place/source" &&
         env -u DATABASE_URL SQLX_OFFLINE=true CARGO_TARGET_DIR="$place/target" nice -n 19 \
             cargo build --quiet --locked -p cloudlink-server --bin cloudlinkd)

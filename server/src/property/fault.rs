@@ -170,7 +170,10 @@ fn report(fault: &Fault, found: Result<(), String>) {
 impl Fault {
     /// Replaces the function. The sound one, to be put back.
     async fn apply(&self, root: &PgPool) -> String {
-        let definition = sqlx::query_scalar::<_, String>("select pg_get_functiondef($1::regproc)");
+        // Of several with one name the one with the most arguments does the work.
+        let definition = sqlx::query_scalar::<_, String>(
+            "select pg_get_functiondef(oid) from pg_proc where proname = $1 order by pronargs desc limit 1",
+        );
         let sound = definition.bind(self.function).fetch_one(root).await.unwrap();
         assert!(sound.contains(self.says), "{} does not say {:?}: {sound}", self.function, self.says);
         let faulty = sound.replace(self.says, self.instead);
