@@ -23,7 +23,8 @@ pub const SETTLE: Duration = Duration::from_secs(5);
 /// What one connection costs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cost {
-    /// Memory of the server, while all are idle.
+    /// Memory of the server that no file is behind, while all are idle: pages of programs count in parts, and so less whenever
+    /// another one of the same server starts.
     pub memory_bytes: f64,
     /// Processor time of the server, user and kernel, to connect one.
     pub cpu: Duration,
@@ -39,15 +40,16 @@ pub async fn measure(
     protocol: Protocol,
 ) -> Result<(Cost, Swarm)> {
     let count = fleet.devices.len();
-    Swarm::connect(target, fleet, protocol, 0..WARM_UP.min(count), DIALLING).await?.stop().await;
+    // Few of a small fleet: what they leave is used again by those that are measured.
+    Swarm::connect(target, fleet, protocol, 0..WARM_UP.min(count / 8), DIALLING).await?.stop().await;
     sleep(SETTLE).await;
 
-    let memory = process.memory_bytes()?;
+    let memory = process.anonymous_bytes()?;
     let (cpu, descendants_cpu) = (process.cpu()?, process.descendants_cpu()?);
     let swarm = Swarm::connect(target, fleet, protocol, 0..count, DIALLING).await?;
     let (cpu, descendants_cpu) = (process.cpu()? - cpu, process.descendants_cpu()?.saturating_sub(descendants_cpu));
     sleep(SETTLE).await;
-    let grown = process.memory_bytes()?.saturating_sub(memory);
+    let grown = process.anonymous_bytes()?.saturating_sub(memory);
 
     let each = u32::try_from(count)?;
     #[expect(clippy::cast_precision_loss, reason = "a count of bytes, to be shown with three digits")]
