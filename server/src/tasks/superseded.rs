@@ -1,11 +1,13 @@
-//! Ends links whose devices have newer ones on other nodes: at once on a hint, within seconds without.
+//! Ends links whose devices have newer ones on other nodes: a moment after a hint, within seconds without.
+//!
+//! The moment is the device's own: it lets its older link go when it has been welcomed to the newer one, and is never without.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
 use cloudlink_proto::ids::DeviceId;
 use futures_util::FutureExt;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::bus::{Heard, Hint};
 use crate::lifecycle::Shutdown;
@@ -16,6 +18,8 @@ use crate::store::{StoreError, single};
 
 /// How often all links are compared.
 const EVERY: Duration = Duration::from_secs(15);
+/// For a welcome to reach its device. Hints that come meanwhile are looked at together.
+const WELCOMED_WITHIN: Duration = Duration::from_secs(1);
 /// Links in one statement.
 const ROWS_MAX: usize = 1_000;
 /// For the metrics of failed tasks.
@@ -32,6 +36,7 @@ pub(super) async fn run(links: Links, shutdown: Shutdown) {
         tokio::select! {
             () = shutdown.soft.cancelled() => return,
             heard = listener.hear() => {
+                sleep(WELCOMED_WITHIN).await;
                 let mut some = HashSet::new();
                 let mut next = Some(heard);
                 while let Some(heard) = next {
