@@ -438,7 +438,7 @@ async fn a_tenants_transaction_without_its_tenant_writes_no_history(pool: PgPool
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
 async fn what_is_reserved_waits_for_nobody(pool: PgPoolOptions, database: PgConnectOptions) {
-    let pool = pool.max_connections(1).acquire_timeout(Duration::from_millis(200));
+    let pool = pool.max_connections(1).acquire_timeout(Duration::from_secs(1));
     let store = Store::new(pool, database);
     let _all = store.connection().await.unwrap();
     let waiting = store.connection().await;
