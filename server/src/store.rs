@@ -103,23 +103,27 @@ impl StoreError {
 }
 
 impl From<sqlx::Error> for StoreError {
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "what is not named here is a fault of ours, in a newer sqlx as well"
-    )]
     fn from(error: sqlx::Error) -> Self {
-        let unavailable = match &error {
-            sqlx::Error::Io(_)
-            | sqlx::Error::PoolTimedOut
-            | sqlx::Error::PoolClosed
-            | sqlx::Error::WorkerCrashed
-            // What stands in front of a database that is away may take a connection, and break off in the middle of it.
-            | sqlx::Error::Tls(_)
-            | sqlx::Error::Protocol(_) => true,
-            sqlx::Error::Database(error) => error.code().is_some_and(|code| is_retryable_code(&code)),
-            _ => false,
-        };
-        if unavailable { Self::Unavailable(error) } else { Self::Query(error) }
+        if is_unavailable(&error) { Self::Unavailable(error) } else { Self::Query(error) }
+    }
+}
+
+/// Whether an error tells of the state that the database is in.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "what is not named here is a fault of ours, in a newer sqlx as well"
+)]
+fn is_unavailable(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed
+        // What stands in front of a database that is away may take a connection, and break off in the middle of it.
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_) => true,
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| is_retryable_code(&code)),
+        _ => false,
     }
 }
 
@@ -391,7 +395,11 @@ impl Store {
 
 /// Applies the migrations that the database lacks, as its owner. What a newer version has added is left as it is: it only adds
 /// (docs/DATABASE.md), and a node of this version may start again while a cluster is upgraded.
+///
+/// A change of a table waits until whoever uses it is done, and everybody else waits behind it: so it does not wait for long, and is to be
+/// tried again.
 pub async fn migrate(owner: &mut PgConnection) -> Result<(), MigrateError> {
+    owner.execute("set lock_timeout = '3s'").await?;
     let mut migrator = Migrator::with_migrations(MIGRATOR.iter().cloned().collect());
     migrator.set_ignore_missing(true).run_direct(None, owner, false).await
 }

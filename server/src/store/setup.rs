@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tokio::time::timeout;
@@ -28,7 +29,7 @@ pub enum SetupError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("cannot apply the migrations")]
-    Migrate(#[from] sqlx::migrate::MigrateError),
+    Migrate(#[from] MigrateError),
     #[error(
         "the schema is not this version's: migration {version} {what}. Set database.migrate = true, or apply the migrations by \
          hand"
@@ -53,17 +54,14 @@ impl SetupError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Store(error) => error.is_retryable(),
-            Self::Migrate(sqlx::migrate::MigrateError::Execute(error)) => is_unavailable(error),
+            Self::Migrate(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => {
+                super::is_unavailable(error)
+            }
             Self::Url { .. } | Self::Migrate(_) | Self::Schema { .. } | Self::Privilege { .. } | Self::Inherits => {
                 false
             }
         }
     }
-}
-
-/// `Execute` holds its error by value, which [`StoreError`] would have to own.
-fn is_unavailable(error: &sqlx::Error) -> bool {
-    matches!(error, sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut)
 }
 
 /// A database behind a Unix socket.

@@ -115,6 +115,17 @@ async fn what_a_newer_version_has_added_is_not_in_the_way_and_what_is_missing_is
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_change_of_the_schema_waits_for_nobody_for_long(pool: PgPoolOptions, database: PgConnectOptions) {
+    let pool = pool.connect_with(database.clone()).await.unwrap();
+    let mut user = pool.begin().await.unwrap();
+    user.execute("lock table _sqlx_migrations in access exclusive mode").await.unwrap();
+    let error = setup::migrate(&Hosts::from(database.clone())).await.unwrap_err();
+    assert!(error.is_retryable(), "{error:?}");
+    user.rollback().await.unwrap();
+    setup::migrate(&Hosts::from(database)).await.unwrap();
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
 async fn every_table_of_tenants_has_row_level_security(pool: PgPoolOptions, database: PgConnectOptions) {
     let scene = Scene::new(pool, database).await;
     let open: Vec<String> = sqlx::query_scalar(
