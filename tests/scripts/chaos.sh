@@ -9,7 +9,7 @@ tests/scripts/prepare.sh peers
 out=$PWD/target/chaos/$(date -u +%Y%m%dT%H%M%SZ)
 mkdir -p "$out"
 export CHAOS_DIRECTORY=${CHAOS_DIRECTORY:-$out} CHAOS_SECONDS=${CHAOS_SECONDS:-1800}
-export DEVICES=${DEVICES:-10000} COMMANDS_PER_SECOND=${COMMANDS_PER_SECOND:-60}
+export DEVICES=${DEVICES:-10000} COMMANDS_PER_SECOND=${COMMANDS_PER_SECOND:-70}
 export SQLX_OFFLINE=true
 cargo build --release --locked --workspace --bins
 cargo test --release --locked -p cloudlink-tests --test cluster_chaos -- --nocapture

@@ -17,6 +17,7 @@ use cloudlink_tests::clock;
 use cloudlink_tests::fleet::Fleet as People;
 use cloudlink_tests::load::{Fleet, Protocol, Swarm};
 use cloudlink_tests::netns;
+use cloudlink_tests::server::Settings;
 
 const MEMORY_KB_MAX: f64 = 12.0;
 const CPU_MS_MAX: f64 = 0.9;
@@ -138,7 +139,9 @@ fn skip(what: &str) {
 /// And what is measured beside many links.
 async fn measure_links(report: &mut Report, arguments: &Arguments) -> Result<()> {
     let now = clock::now();
-    let mut people = People::start().await.context("cannot start cloudlinkd")?;
+    // All those who ask for commands at the same time come from this machine.
+    let settings = Settings { set: vec!["people.connections_per_address_max=2048".to_owned()], ..Settings::default() };
+    let mut people = People::start_with(&settings).await.context("cannot start cloudlinkd")?;
     let database = seed::own_database(&people.server).await?;
     let fleet = Arc::new(seed::devices(&people, database, arguments.links, now).await?);
     let target = connect::target(people.server.device, &fleet)?;
