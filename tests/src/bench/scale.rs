@@ -1,5 +1,5 @@
-//! What a fleet takes all the time, and what each thing that happens leaves behind: two nodes that share a database and a NATS
-//! server. One of the nodes has the links, the other is asked.
+//! What a fleet takes all the time, and what each thing that happens leaves behind: three nodes that share a database and a NATS
+//! server. One of the nodes has the links, another has them afterwards, without reports, and the first one is asked.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,9 @@ use crate::server::get;
 const IDLE: Duration = Duration::from_secs(120);
 /// How long nodes without a link are watched before.
 const WITHOUT_LINKS: Duration = Duration::from_secs(30);
-const NODES: f64 = 2.0;
+const NODES: f64 = 3.0;
+/// Devices are told to report no metrics.
+const SILENT: &str = "link.metrics_interval_seconds=0";
 /// Commands at the same time, by so many people.
 const AT_ONCE: usize = 200;
 const OPERATORS: usize = 16;
@@ -35,8 +37,9 @@ pub async fn measure(links: usize, commands: usize, report: &mut Report) -> Resu
     let fleet = Arc::new(seed::devices(&cluster.fleet, cluster.database.look().await?, links, now).await?);
     seed::grant(&cluster.fleet).await?;
     let operators = seed::operators(&cluster.fleet, OPERATORS).await?;
-    let holder = cluster.others.first().context("a second node")?;
-    let target = connect::target(holder.device, &fleet)?;
+    cluster.join(&[SILENT.to_owned()]).await?;
+    let [holder, silent] = cluster.others.as_slice() else { anyhow::bail!("three nodes are needed") };
+    let (target, silent) = (connect::target(holder.device, &fleet)?, connect::target(silent.device, &fleet)?);
     sleep(connect::SETTLE).await;
 
     let begun = Taken::until_now(&mut cluster).await?;
@@ -62,7 +65,16 @@ pub async fn measure(links: usize, commands: usize, report: &mut Report) -> Resu
     swarm.stop().await;
     sleep(connect::SETTLE).await;
     let parted = Taken::until_now(&mut cluster).await?;
-    parted.since(&done).by("scale_disconnect", links, report)
+    parted.since(&done).by("scale_disconnect", links, report)?;
+
+    let swarm = Swarm::connect(&silent, &fleet, Protocol::Link, 0..links, connect::DIALLING).await?;
+    sleep(connect::SETTLE).await;
+    let connected = Taken::until_now(&mut cluster).await?;
+    sleep(IDLE).await;
+    let idled = Taken::until_now(&mut cluster).await?;
+    idled.since(&connected).beyond(&unasked).a_second("scale_million_silent_links", million, report)?;
+    swarm.stop().await;
+    Ok(())
 }
 
 /// As in earnest, its log has the whole of each page that is changed for the first time after a checkpoint.
@@ -158,18 +170,19 @@ impl Spent {
             .try_for_each(|(metric, value, unit)| report.add(&Line::new(bench, metric, value / count, unit)))
     }
 
-    /// Without what is taken all the time.
+    /// Without what is taken all the time: nothing where that is more, as the little that differs is noise.
     fn beyond(self, unasked: &Self) -> Self {
         let share = self.time.as_secs_f64() / unasked.time.as_secs_f64();
+        let more = |taken: f64, unasked: f64| (taken - unasked * share).max(0.0);
         Self {
             time: self.time,
             nodes_cpu: self.nodes_cpu.saturating_sub(unasked.nodes_cpu.mul_f64(share)),
             database_cpu: self.database_cpu.saturating_sub(unasked.database_cpu.mul_f64(share)),
-            log_bytes: self.log_bytes - unasked.log_bytes * share,
-            stored_bytes: self.stored_bytes - unasked.stored_bytes * share,
-            transactions: self.transactions - unasked.transactions * share,
-            nats_messages: self.nats_messages - unasked.nats_messages * share,
-            nats_bytes: self.nats_bytes - unasked.nats_bytes * share,
+            log_bytes: more(self.log_bytes, unasked.log_bytes),
+            stored_bytes: more(self.stored_bytes, unasked.stored_bytes),
+            transactions: more(self.transactions, unasked.transactions),
+            nats_messages: more(self.nats_messages, unasked.nats_messages),
+            nats_bytes: more(self.nats_bytes, unasked.nats_bytes),
         }
     }
 
