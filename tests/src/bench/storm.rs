@@ -4,11 +4,13 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::report::{Line, Report};
 use super::usage::Process;
 use super::{connect, seed};
+use crate::api::Api;
 use crate::clock;
 use crate::cluster::{Cluster, Database};
 use crate::load::Target;
@@ -17,6 +19,8 @@ use crate::load::storm::{Device, Storm};
 /// Until all are back after the end of their node.
 const ALL_BACK_SECONDS_MAX: f64 = 30.0;
 const WITHIN: Duration = Duration::from_secs(300);
+const FORESEEN: u32 = 1_000_000;
+const FORESEEN_NODES: u32 = 20;
 /// A queue that takes everybody: nobody is turned away and pauses.
 const SETTINGS: [&str; 4] = [
     "admission.waiting_max=20000",
@@ -68,6 +72,24 @@ pub async fn measure(links: usize, report: &mut Report) -> Result<()> {
     let memory = megabytes(second.peak_bytes()?.saturating_sub(idle_memory));
     report.add(&Line::new("storm", "node_killed_memory_at_most", memory, "MB"))?;
     storm.stop().await;
+    foresee(&cluster, report).await
+}
+
+/// What the node that stayed makes of it for a fleet that is a hundred times as large.
+async fn foresee(cluster: &Cluster, report: &mut Report) -> Result<()> {
+    let staying = cluster.others.first().context("a second node")?.api_url();
+    let admin = Api::new(&staying, &cluster.fleet.server.ca_file(), cluster.fleet.admin.token())?;
+    let plan = admin.get(&format!("/storm-plan?devices={FORESEEN}&nodes={FORESEEN_NODES}")).await?;
+    for (metric, pointer, unit) in [
+        ("million_on_20_nodes_nine_tenths_back", "/nine_tenths_back_seconds", "s"),
+        ("million_on_20_nodes_all_back", "/all_back_seconds", "s"),
+        ("million_on_20_nodes_per_node", "/per_node_per_second", "1/s"),
+        ("million_on_20_nodes_attempts", "/attempts_per_device", ""),
+        ("database_time_per_link", "/costs/database_ms", "ms"),
+    ] {
+        let value = plan.pointer(pointer).and_then(Value::as_f64).with_context(|| format!("no {pointer}: {plan}"))?;
+        report.add(&Line::new("storm", metric, value, unit))?;
+    }
     Ok(())
 }
 
