@@ -89,7 +89,12 @@ impl Fleet {
 
     /// A device that is enrolled, switched on and linked.
     pub async fn device(&self, name: &str) -> anyhow::Result<Device> {
-        let mut machine = self.new_machine(name)?;
+        self.device_dialling(name, self.server.device).await
+    }
+
+    /// The same, with something in between, or another node.
+    pub async fn device_dialling(&self, name: &str, address: SocketAddr) -> anyhow::Result<Device> {
+        let mut machine = self.new_machine_dialling(name, address)?;
         machine.enroll(&self.enrollment_token(name).await?)?;
         machine.power_on()?;
         let id = wait_for("the device to be listed", LINK_LIMIT, async || self.device_id(name).await).await?;

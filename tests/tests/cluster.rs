@@ -5,32 +5,16 @@ use std::time::Duration;
 use anyhow::ensure;
 use cloudlink_tests::api::{Api, text};
 use cloudlink_tests::cluster::{Cluster, Switch};
-use cloudlink_tests::fleet::{Device, LINK_LIMIT};
+use cloudlink_tests::fleet::Device;
 use cloudlink_tests::poll::wait_for;
 use cloudlink_tests::server::Server;
 use cloudlink_tests::support::{PROMPT, cut_off_ms};
 use cloudlink_tests::terminal::Terminal;
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// Lease, and then some: the machine may be busy.
 const GONE_LIMIT: Duration = Duration::from_secs(30);
-
-/// A device that dials a switch in front of two nodes, and is linked to the first of its list.
-async fn device(cluster: &Cluster, switch: &Switch, name: &str) -> anyhow::Result<Device> {
-    let fleet = &cluster.fleet;
-    let mut machine = fleet.new_machine_dialling(name, switch.address)?;
-    machine.enroll(&fleet.enrollment_token(name).await?)?;
-    machine.power_on()?;
-    let id = wait_for("the device to be listed", LINK_LIMIT, async || {
-        let devices = fleet.tenant.get("/devices").await?;
-        let found = devices["items"].as_array().into_iter().flatten().find(|device| device["name"] == name);
-        text(found.unwrap_or(&Value::Null), "id")
-    })
-    .await?;
-    fleet.wait_for_link(&id, "live").await?;
-    Ok(Device { id, name: name.to_owned(), machine })
-}
 
 /// The same person at another node.
 fn at(cluster: &Cluster, node: &Server, person: &Api) -> anyhow::Result<Api> {
@@ -57,7 +41,7 @@ async fn whichever_node_is_asked_it_is_done() -> anyhow::Result<()> {
     let cluster = Cluster::start(2).await?;
     let fleet = &cluster.fleet;
     let switch = Switch::start(vec![cluster.others[0].device, fleet.server.device]).await?;
-    let mut device = device(&cluster, &switch, "gw-1").await?;
+    let mut device = cluster.fleet.device_dialling("gw-1", switch.address).await?;
     ensure!(node_of(&cluster, &device).await? == "node-2");
 
     // Asked of the first node, run over the link of the second: a hint tells it, no timer.
@@ -105,7 +89,7 @@ async fn whichever_node_is_asked_it_is_done() -> anyhow::Result<()> {
 async fn what_a_node_had_that_is_killed_is_closed_by_the_others() -> anyhow::Result<()> {
     let mut cluster = Cluster::start(2).await?;
     let switch = Switch::start(vec![cluster.others[0].device, cluster.fleet.server.device]).await?;
-    let mut device = device(&cluster, &switch, "gw-1").await?;
+    let mut device = cluster.fleet.device_dialling("gw-1", switch.address).await?;
     cluster.fleet.support_grant(&device.id, 900).await?;
     let mut terminal = cluster.fleet.shell(&cluster.fleet.operator, "gw-1").await?;
     let session = cluster.fleet.newest_session().await?;
@@ -133,7 +117,7 @@ async fn what_a_node_had_that_is_killed_is_closed_by_the_others() -> anyhow::Res
 async fn a_node_that_was_away_gives_up_what_others_took_over() -> anyhow::Result<()> {
     let mut cluster = Cluster::start(2).await?;
     let switch = Switch::start(vec![cluster.others[0].device, cluster.fleet.server.device]).await?;
-    let mut device = device(&cluster, &switch, "gw-1").await?;
+    let mut device = cluster.fleet.device_dialling("gw-1", switch.address).await?;
     switch.choose(1);
     cluster.others[0].program().signal(Signal::SIGSTOP)?;
     wait_for("a closed link", GONE_LIMIT, async || {
@@ -154,7 +138,7 @@ async fn a_node_that_was_away_gives_up_what_others_took_over() -> anyhow::Result
 async fn links_outlive_a_database_that_nobody_reaches() -> anyhow::Result<()> {
     let mut cluster = Cluster::start(2).await?;
     let switch = Switch::start(vec![cluster.others[0].device]).await?;
-    let mut device = device(&cluster, &switch, "gw-1").await?;
+    let mut device = cluster.fleet.device_dialling("gw-1", switch.address).await?;
     let path = format!("/devices/{}", device.id);
     let before = cluster.fleet.tenant.get(&path).await?["link"]["epoch"].clone();
     cluster.database.kill()?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use cloudlink_tests::api::{Api, text};
 use cloudlink_tests::cluster::Centre;
-use cloudlink_tests::fleet::{Fleet, LINK_LIMIT};
+use cloudlink_tests::fleet::{Device, LINK_LIMIT};
 use cloudlink_tests::machine::{Machine, SERVICE};
 use cloudlink_tests::netns::{self, Site};
 use cloudlink_tests::openvpn::{Client, Profile};
@@ -123,7 +123,8 @@ impl Scene {
         let (fleet, address) = (&centre.fleet, centre.device_addresses()[0]);
         let mut agents = Vec::new();
         for number in 0..AGENTS {
-            agents.push(agent(fleet, &format!("gateway-{number}"), address).await?);
+            let Device { id, machine, .. } = fleet.device_dialling(&format!("gateway-{number}"), address).await?;
+            agents.push((id, machine));
         }
         let (site, ca_pem) = (Arc::new(Site::join()?), std::fs::read_to_string(fleet.server.ca_file())?);
         let mut clients = Vec::new();
@@ -211,20 +212,6 @@ impl Scene {
         }
         Ok(Working { stop, tasks })
     }
-}
-
-async fn agent(fleet: &Fleet, name: &str, address: SocketAddr) -> anyhow::Result<(String, Machine)> {
-    let mut machine = fleet.new_machine_dialling(name, address)?;
-    machine.enroll(&fleet.enrollment_token(name).await?)?;
-    machine.power_on()?;
-    let id = wait_for("a live link", LINK_LIMIT, async || {
-        let devices = fleet.tenant.get("/devices?limit=200").await?;
-        let shown = devices["items"].as_array().into_iter().flatten().find(|device| device["name"] == name);
-        let shown = shown.filter(|device| device["link"]["state"] == "live");
-        text(shown.with_context(|| format!("{devices}\n{}", machine.log_text().unwrap_or_default()))?, "id")
-    })
-    .await?;
-    Ok((id, machine))
 }
 
 struct Working {

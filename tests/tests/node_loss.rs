@@ -22,16 +22,7 @@ const BACK_LIMIT: Duration = Duration::from_secs(40);
 async fn device(cluster: &Cluster, switch: &Switch, name: &str) -> anyhow::Result<Device> {
     let fleet = &cluster.fleet;
     switch.choose(0);
-    let mut machine = fleet.new_machine_dialling(name, switch.address)?;
-    machine.enroll(&fleet.enrollment_token(name).await?)?;
-    machine.power_on()?;
-    let id = wait_for("the device to be listed", LINK_LIMIT, async || {
-        let devices = fleet.tenant.get("/devices").await?;
-        let found = devices["items"].as_array().into_iter().flatten().find(|device| device["name"] == name);
-        text(found.unwrap_or(&Value::Null), "id")
-    })
-    .await?;
-    let device = Device { id, name: name.to_owned(), machine };
+    let device = fleet.device_dialling(name, switch.address).await?;
     wait_for("a link to the second node", LINK_LIMIT, async || {
         let link = link(cluster, &device).await?;
         ensure!(link["node"] == "node-2" && link["state"] == "live", "{link}");

@@ -1,14 +1,13 @@
 //! One trace from a call of the API to a device's result, whichever nodes had a part in it.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use cloudlink_tests::api::{Answer, Api, text};
 use cloudlink_tests::cluster::{Cluster, Database, Switch};
 use cloudlink_tests::collector::{Collector, Manner, Seen};
-use cloudlink_tests::fleet::{Fleet, LINK_LIMIT};
-use cloudlink_tests::machine::Machine;
+use cloudlink_tests::fleet::{Device, Fleet};
 use cloudlink_tests::poll::wait_for;
 use cloudlink_tests::port;
 use cloudlink_tests::server::{Server, Settings};
@@ -57,20 +56,6 @@ fn ensure_chain(spans: &[&Seen]) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn device_at(fleet: &Fleet, name: &str, server: SocketAddr) -> anyhow::Result<(String, Machine)> {
-    let mut machine = fleet.new_machine_dialling(name, server)?;
-    machine.enroll(&fleet.enrollment_token(name).await?)?;
-    machine.power_on()?;
-    let id = wait_for("the device to be listed", LINK_LIMIT, async || {
-        let devices = fleet.tenant.get("/devices").await?;
-        let found = devices["items"].as_array().into_iter().flatten().find(|device| device["name"] == name);
-        text(found.unwrap_or(&Value::Null), "id")
-    })
-    .await?;
-    fleet.wait_for_link(&id, "live").await?;
-    Ok((id, machine))
-}
-
 fn measure() -> Value {
     json!({ "kind": "metrics.collect", "reason": "a test" })
 }
@@ -90,7 +75,7 @@ async fn one_trace_goes_from_the_call_over_nodes_to_the_device_and_back() -> any
     let mut cluster = Cluster::start_on(Database::start().await?, 2, &set).await?;
     let fleet = &cluster.fleet;
     let switch = Switch::start(vec![cluster.others[0].device, fleet.server.device]).await?;
-    let (device, mut machine) = device_at(fleet, "gw-1", switch.address).await?;
+    let Device { id: device, mut machine, .. } = fleet.device_dialling("gw-1", switch.address).await?;
 
     // Asked of the first node, sent and ended by the second.
     fleet.grant(&device, &["metrics:read"]).await?;

@@ -4,26 +4,12 @@ use anyhow::ensure;
 use cloudlink_tests::api::{Api, text};
 use cloudlink_tests::cli::Cli;
 use cloudlink_tests::cluster::{Cluster, Database, Switch};
-use cloudlink_tests::fleet::{Device, Fleet, LINK_LIMIT};
+use cloudlink_tests::fleet::{Device, LINK_LIMIT};
 use cloudlink_tests::poll::wait_for;
 use cloudlink_tests::support::PROMPT;
 use cloudlink_tests::terminal::Terminal;
 use cloudlink_tests::upgrade;
-use serde_json::{Value, json};
-
-/// A device of the fleet, linked to the node that the switch has chosen.
-async fn device(fleet: &Fleet, switch: &Switch, name: &str) -> anyhow::Result<Device> {
-    let mut machine = fleet.new_machine_dialling(name, switch.address)?;
-    machine.enroll(&fleet.enrollment_token(name).await?)?;
-    machine.power_on()?;
-    let id = wait_for("the device to be listed", LINK_LIMIT, async || {
-        let devices = fleet.tenant.get("/devices").await?;
-        let found = devices["items"].as_array().into_iter().flatten().find(|device| device["name"] == name);
-        text(found.unwrap_or(&Value::Null), "id")
-    })
-    .await?;
-    Ok(Device { id, name: name.to_owned(), machine })
-}
+use serde_json::json;
 
 async fn is_linked_to(tenant: &Api, device: &Device, node: &str) -> anyhow::Result<()> {
     wait_for(&format!("a link to {node}"), LINK_LIMIT, async || {
@@ -63,10 +49,10 @@ async fn the_version_before_works_beside_todays_on_todays_schema() -> anyhow::Re
     let at_today = |person: &Api| Api::new(&today.api_url(), &fleet.server.ca_file(), person.token());
     let (operator, tenant) = (at_today(&fleet.operator)?, at_today(&fleet.tenant)?);
 
-    let mut before = device(fleet, &switch, "gw-1").await?;
+    let mut before = fleet.device_dialling("gw-1", switch.address).await?;
     is_linked_to(&fleet.tenant, &before, "node-1").await?;
     switch.choose(1);
-    let mut after = device(fleet, &switch, "gw-2").await?;
+    let mut after = fleet.device_dialling("gw-2", switch.address).await?;
     is_linked_to(&fleet.tenant, &after, "node-2").await?;
 
     // Either device through either node, and a terminal from each to the other's.
