@@ -33,6 +33,8 @@ pub mod recording;
 mod sampler;
 pub mod secret;
 pub mod sign_in;
+#[cfg(test)]
+mod simulation;
 pub mod storage_key;
 pub mod store;
 pub mod support;

@@ -28,7 +28,7 @@ pub(crate) mod intake;
 pub(crate) mod limit;
 pub(crate) mod opening;
 pub(crate) mod problem;
-mod registry;
+pub(crate) mod registry;
 mod renew;
 mod report;
 pub(crate) mod request;
@@ -54,7 +54,7 @@ pub use ticket::Tickets;
 pub use tls::{Tls, TlsError};
 
 use limit::{Allowance, Gate};
-pub(crate) use registry::{Ending, Handle, Order, Registry, Seat, StreamOrder, TunnelSeat, Unproven};
+pub(crate) use registry::{Asking, Ending, Handle, Order, Registry, Seat, StreamOrder, TunnelSeat, Unproven};
 use report::Reports;
 use statement::{Closes, Hellos, Standings, Transitions};
 

@@ -10,7 +10,7 @@
 
 mod act;
 mod check;
-mod clock;
+pub(crate) mod clock;
 mod fault;
 mod model;
 mod op;

@@ -14,7 +14,7 @@ mod receipt;
 pub(crate) mod recording;
 mod retention;
 pub(crate) mod revocation;
-mod superseded;
+pub(crate) mod superseded;
 pub(crate) mod support;
 mod ticket;
 mod tunnel;

@@ -1,4 +1,4 @@
-//! The node's place among others: a lease in the database, by the database's clock.
+//! The node's place among others: a lease in the database, which others watch for as long as it lasts.
 //!
 //! A node that cannot renew it gives up its links before others may take them to be gone. Only when every other node says that it
 //! does not reach the database either are they kept: then nobody can take over anything.
@@ -27,7 +27,7 @@ use crate::store::node::{
 use crate::store::{Store, StoreError, single};
 
 /// Before the name is asked for again that another node has.
-const JOIN_AGAIN_AFTER: Duration = Duration::from_secs(1);
+pub(crate) const JOIN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// For giving the lease back when the node stops.
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 /// What tells this data directory from another one of the same name.
@@ -57,11 +57,11 @@ impl Lease {
             lease: config.cluster.lease_seconds.duration(),
         };
         let mut told = None;
-        let asked_at = loop {
+        let (asked_at, others) = loop {
             let asked_at = Instant::now();
-            match store.within(async { single!(store, |connection| node_join(connection, &node)) }).await {
-                Ok(Joined::Yes) => break asked_at,
-                Ok(Joined::Taken { until }) => wait_for_name(&node.name, until, &mut told),
+            match store.within(join(&store, &node)).await {
+                Ok((Joined::Yes, others)) => break (asked_at, others),
+                Ok((Joined::Taken { until }, _)) => wait_for_name(&node.name, until, &mut told),
                 Err(error) if error.is_retryable() => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "cannot take the node's place yet");
                 }
@@ -71,7 +71,7 @@ impl Lease {
         };
         let tenure = Tenure::new(node.lease, asked_at);
         let standing = watch::Sender::new(tenure.standing());
-        let (others, admission, tenure) = (ArcSwap::default(), OnceLock::new(), Mutex::new(tenure));
+        let (others, admission, tenure) = (ArcSwap::from_pointee(others), OnceLock::new(), Mutex::new(tenure));
         Ok(Arc::new(Self { node, store, relay, standing, others, admission, tenure }))
     }
 
@@ -109,31 +109,41 @@ impl Lease {
 
     /// Renews the lease, or finds out that it cannot be. What is to be done then is not [`Act::Ask`]: that is done here.
     pub(crate) async fn renew(&self) -> Act {
-        let renewal = self.attempt().await;
+        let asked_at = Instant::now();
+        let answer = self.attempt().await;
+        let renewal = match &answer {
+            Some(Some(renewed)) => Renewal::Done { asked_at, gone_at: renewed.gone_at, others: &renewed.others },
+            Some(None) => Renewal::Refused,
+            None => Renewal::Unanswered,
+        };
         let mut act = self.tenure().renewal(renewal, Instant::now());
+        if let Some(Some(renewed)) = answer {
+            self.others.store(Arc::new(renewed.others));
+        }
         if act == Act::Ask {
+            let asked_at = Instant::now();
             let are_all_cut_off = self.are_all_cut_off().await;
-            act = self.tenure().asked(are_all_cut_off);
+            act = self.tenure().asked(are_all_cut_off, asked_at);
         }
         self.tell();
         act
     }
 
-    async fn attempt(&self) -> Renewal {
-        let asked_at = Instant::now();
+    /// `None`: no answer. `Some(None)`: another life has the name.
+    async fn attempt(&self) -> Option<Option<Renewed>> {
+        let (within, missed_at) = {
+            let tenure = self.tenure();
+            (tenure.attempt_within(Instant::now()), tenure.missed_at())
+        };
         let offer = self.admission.get().map(|admission| admission.offer());
-        let renewal = async { single!(self.store, |connection| node_renew(connection, &self.node, offer)) };
-        match timeout(self.pause(), renewal).await {
-            Ok(Ok(Some(Renewed { was_gone, others }))) => {
-                self.others.store(Arc::new(others));
-                Renewal::Done { asked_at, was_gone }
-            }
-            Ok(Ok(None)) => Renewal::Refused,
+        let renewal = async { single!(self.store, |connection| node_renew(connection, &self.node, offer, missed_at)) };
+        match timeout(within, renewal).await {
+            Ok(Ok(answer)) => Some(answer),
             Ok(Err(error)) => {
                 tracing::debug!(error = &error as &dyn std::error::Error, "cannot renew the node's lease");
-                Renewal::Unanswered
+                None
             }
-            Err(_) => Renewal::Unanswered,
+            Err(_) => None,
         }
     }
 
@@ -164,7 +174,11 @@ impl Lease {
 
     /// Says which other nodes are gone.
     pub(crate) async fn expire(&self) -> Result<Vec<String>, StoreError> {
-        single!(self.store, |connection| node_expire(connection, &self.node))
+        let suspects = self.tenure().suspects(Instant::now());
+        if suspects.is_empty() {
+            return Ok(Vec::new());
+        }
+        single!(self.store, |connection| node_expire(connection, &self.node, &suspects))
     }
 
     /// Tells other nodes that ask whether this one reaches the database.
@@ -196,6 +210,13 @@ impl Lease {
         // Consistent after each statement.
         self.tenure.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A node that does not know the others could not ask them whether they reach the database.
+async fn join(store: &Store, node: &NewNode) -> Result<(Joined, Vec<Peer>), StoreError> {
+    let joined = single!(store, |connection| node_join(connection, node))?;
+    let others = single!(store, |connection| node_list_others(connection, &node.name))?;
+    Ok((joined, others))
 }
 
 /// What other nodes dial.

@@ -1,7 +1,8 @@
 //! Hints between nodes, over NATS core subjects: nothing is stored there, and a hint that is lost costs a timer's time.
 //!
 //! `<subject>.hint` has what changed, as text (`commands_due <uuid>`), or `everything` after some could not be told.
-//! `<subject>.reach.<name in hex>` is answered by the node of that name: whether it reaches the database.
+//! `<subject>.reach.<name in hex>` is answered by the node of that name: whether it reaches the database. `<subject>.reach` is answered by
+//! every node but whoever asks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +21,7 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::tenure::are_all_cut_off;
 use crate::bus::Bus;
 use crate::config;
 use crate::metrics::Metrics;
@@ -155,13 +157,15 @@ impl Relay {
 
     /// Tells whoever asks whether this node reaches the database.
     pub(crate) async fn answer(&self, node: &str, reaches: impl Fn() -> bool) {
-        let subject = self.reach(node);
-        loop {
-            if let Ok(mut questions) = self.client.subscribe(subject.clone()).await {
-                self.answer_each(&mut questions, &reaches).await;
+        let answer = async |subject: String| {
+            loop {
+                if let Ok(mut questions) = self.client.subscribe(subject.clone()).await {
+                    self.answer_each(&mut questions, &reaches).await;
+                }
+                sleep(SUBSCRIBE_AGAIN_AFTER).await;
             }
-            sleep(SUBSCRIBE_AGAIN_AFTER).await;
-        }
+        };
+        tokio::join!(answer(self.reach(node)), answer(self.reach_any()));
     }
 
     async fn answer_each(&self, questions: &mut Subscriber, reaches: &impl Fn() -> bool) {
@@ -173,20 +177,47 @@ impl Relay {
         }
     }
 
-    /// Whether each of these nodes says that it does not reach the database either. One that does not answer may well reach it.
+    /// Whether neither these nodes nor any other reach the database, as they say.
     pub(crate) async fn are_all_cut_off(&self, others: &[Peer], within: Duration) -> bool {
         if !self.is_connected() {
             return false;
         }
+        let (known, does_any_reach) = tokio::join!(self.do_these_reach(others, within), self.does_any_reach(within));
+        are_all_cut_off(known, does_any_reach)
+    }
+
+    /// Whether somebody says so in that time, whom this node may not know: one that came when this node could not see it any more.
+    async fn does_any_reach(&self, within: Duration) -> bool {
+        let inbox = self.client.new_inbox();
+        let asked = async {
+            let Ok(mut answers) = self.client.subscribe(inbox.clone()).await else { return true };
+            if self.client.publish_with_reply(self.reach_any(), inbox, Bytes::new()).await.is_err() {
+                return true;
+            }
+            while let Some(answer) = answers.next().await {
+                if answer.payload == YES {
+                    return true;
+                }
+            }
+            true
+        };
+        timeout(within, asked).await.unwrap_or(false)
+    }
+
+    async fn do_these_reach(&self, others: &[Peer], within: Duration) -> Vec<Option<bool>> {
         let asked = others.iter().map(|other| async {
             let asked = self.client.request(self.reach(&other.name), Bytes::new());
-            matches!(timeout(within, asked).await, Ok(Ok(answer)) if answer.payload == NO)
+            Some(timeout(within, asked).await.ok()?.ok()?.payload != NO)
         });
-        join_all(asked).await.into_iter().all(|is_cut_off| is_cut_off)
+        join_all(asked).await
     }
 
     fn reach(&self, node: &str) -> String {
-        format!("{}.reach.{}", self.subject, HEXLOWER.encode(node.as_bytes()))
+        format!("{}.{}", self.reach_any(), HEXLOWER.encode(node.as_bytes()))
+    }
+
+    fn reach_any(&self) -> String {
+        format!("{}.reach", self.subject)
     }
 }
 

@@ -184,6 +184,26 @@ impl Scene {
             .unwrap();
     }
 
+    /// Has others take a node to be gone.
+    pub(crate) async fn node_is_gone(&self, name: &str) {
+        sqlx::query(
+            "insert into nodes (name, instance, life, version, lease, leased_until, gone_at)
+             values ($1, gen_random_uuid(), gen_random_uuid(), '1', '15 s', now(), now())
+             on conflict (name) do update set gone_at = excluded.gone_at",
+        )
+        .bind(name)
+        .execute(&self.root)
+        .await
+        .unwrap();
+    }
+
+    /// How many wait for a row, a transaction or a lock that somebody else has.
+    pub(crate) async fn waiting(&self) -> i64 {
+        let waiting = "select count(*) from pg_locks l join pg_stat_activity a on a.pid = l.pid
+                        where not l.granted and a.datname = current_database()";
+        sqlx::query_scalar(waiting).fetch_one(&self.root).await.unwrap()
+    }
+
     /// Runs a statement as the superuser, with one id.
     pub(crate) async fn sql(&self, statement: &'static str, id: Uuid) {
         sqlx::query(statement).bind(id).execute(&self.root).await.unwrap();

@@ -24,7 +24,7 @@ use crate::trace::{Span, place};
 /// Links that one statement looks at.
 const LINKS_PER_CLAIM: usize = 256;
 /// How long to wait before the database is asked again.
-const STORE_RETRY: Duration = Duration::from_millis(500);
+pub(crate) const STORE_RETRY: Duration = Duration::from_millis(500);
 /// For the metrics of failed tasks.
 const NAME: &str = "dispatch";
 
@@ -135,18 +135,17 @@ struct Waking {
 
 /// Hands out what was claimed, and gives what cannot be. A link that is gone by now gets nothing: the device's next one does.
 fn deliver(shared: &Shared, dispatch: Dispatch, waking: Waking) -> Vec<UnreadableCommand> {
-    let find = |link: LinkKey| shared.registry.find(link.device_id).filter(|handle| handle.key == link);
     for mut command in dispatch.commands {
         let (link, id, kind) = (command.link, command.command_id, command.instruction.kind());
         let _span = trace(shared, &mut command, waking);
-        if let Some(handle) = find(link) {
+        if let Some(handle) = shared.registry.find_exactly(link) {
             handle.order(Order::Command(Box::new(command)));
         }
         shared.metrics.commands.with_label_values(&[kind.name, "sent"]).inc();
         shared.bus.send(Hint::CommandChanged(id));
     }
     for callback in dispatch.callbacks {
-        if let Some(handle) = find(callback.link) {
+        if let Some(handle) = shared.registry.find_exactly(callback.link) {
             handle.order(Order::Callback(callback.command_id, callback.reason));
         }
     }

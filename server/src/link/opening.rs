@@ -129,6 +129,7 @@ async fn welcome(
         capabilities: hello.capabilities.into_iter().map(storable).collect(),
     };
     let hostname = link.hostname.clone();
+    let asking = shared.registry.asking();
     let opened = match shared.hellos.ask(link).await {
         Ok(Some(opened)) => opened,
         Ok(None) => {
@@ -149,7 +150,7 @@ async fn welcome(
     };
     let now = Instant::now();
     let key = LinkKey { device_id: peer.device_id, epoch: opened.epoch };
-    let handle = shared.registry.enter(key, peer.serial.clone(), seat(tunnel_id), now);
+    let handle = shared.registry.enter(key, asking, peer.serial.clone(), seat(tunnel_id), now);
     tell_other_node(shared, &opened);
     let admission = Admission {
         device_id: peer.device_id,

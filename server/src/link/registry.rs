@@ -203,7 +203,7 @@ impl Handle {
         self.mailbox().ending
     }
 
-    pub(super) fn take_orders(&self) -> VecDeque<Order> {
+    pub(crate) fn take_orders(&self) -> VecDeque<Order> {
         std::mem::take(&mut self.mailbox().orders)
     }
 
@@ -256,10 +256,18 @@ pub(crate) struct Registry {
     places: Mutex<HashMap<DeviceId, Place>>,
     /// Whether this node has lost its own place among nodes. Changed and looked at with the places locked.
     is_fenced: AtomicBool,
+    /// How often that has changed. The same holds for it.
+    fences: AtomicU64,
     /// Whether it stops. In the same way.
     is_stopping: AtomicBool,
     /// Whether it wants nobody new.
     are_doors_closed: AtomicBool,
+}
+
+/// Since when somebody waits for an epoch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asking {
+    fences: u64,
 }
 
 /// Where a device is. If it has both, the link is inside the tunnel.
@@ -305,6 +313,7 @@ impl Registry {
             orders_max,
             places: Mutex::new(HashMap::new()),
             is_fenced: AtomicBool::new(false),
+            fences: AtomicU64::new(0),
             is_stopping: AtomicBool::new(false),
             are_doors_closed: AtomicBool::new(false),
         }
@@ -341,20 +350,36 @@ impl Registry {
     pub(crate) fn fence(&self) {
         let places = self.places();
         self.is_fenced.store(true, Ordering::Relaxed);
+        self.fences.fetch_add(1, Ordering::Relaxed);
         places.values().for_each(|place| place.end(Ending::SHUTTING_DOWN));
     }
 
     /// The node has its place again.
     pub(crate) fn readmit(&self) {
         let _places = self.places();
-        self.is_fenced.store(false, Ordering::Relaxed);
+        if self.is_fenced.swap(false, Ordering::Relaxed) {
+            self.fences.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
-    /// Ends what a device has here that is older than a link of it on another node.
-    pub(crate) fn end_older(&self, device: DeviceId, epoch: u64) {
+    /// To be taken before the database is asked for an epoch.
+    pub(crate) fn asking(&self) -> Asking {
+        let _places = self.places();
+        Asking { fences: self.fences.load(Ordering::Relaxed) }
+    }
+
+    /// Ends what a device has here, if there is nothing newer by now.
+    pub(crate) fn supersede(&self, key: LinkKey) {
         let places = self.places();
-        if let Some(place) = places.get(&device).filter(|place| place.epoch() < epoch) {
+        if let Some(place) = places.get(&key.device_id).filter(|place| place.epoch() <= key.epoch) {
             place.end(Ending::REPLACED);
+        }
+    }
+
+    /// Ends the link that is here instead of a newer one, and leaves the tunnel that carries it.
+    pub(crate) fn supersede_link(&self, newer: LinkKey) {
+        if let Some(older) = self.find(newer.device_id).filter(|link| link.key.epoch < newer.epoch) {
+            older.end(Ending::REPLACED);
         }
     }
 
@@ -370,8 +395,16 @@ impl Registry {
     }
 
     /// Enters a link or tunnel that the database has given its epoch, and ends what it replaces. One that is not the newest
-    /// any more, or whose tunnel is not there, is entered nowhere and finds its own end in its mailbox.
-    pub(crate) fn enter(&self, key: LinkKey, certificate_serial: Box<[u8]>, seat: Seat, now: Instant) -> Arc<Handle> {
+    /// any more, or whose tunnel is not there, is entered nowhere and finds its own end in its mailbox. So does one that was asked for
+    /// before the node lost its place, though it may have it again: others have closed its row.
+    pub(crate) fn enter(
+        &self,
+        key: LinkKey,
+        asking: Asking,
+        certificate_serial: Box<[u8]>,
+        seat: Seat,
+        now: Instant,
+    ) -> Arc<Handle> {
         let handle = Arc::new(Handle {
             key,
             certificate_serial,
@@ -410,7 +443,8 @@ impl Registry {
                 }
             }
         }
-        if self.is_fenced.load(Ordering::Relaxed) || self.is_stopping.load(Ordering::Relaxed) {
+        let is_fenced = self.is_fenced.load(Ordering::Relaxed) || self.fences.load(Ordering::Relaxed) != asking.fences;
+        if is_fenced || self.is_stopping.load(Ordering::Relaxed) {
             handle.end(Ending::SHUTTING_DOWN);
         }
         drop(places);
@@ -444,6 +478,11 @@ impl Registry {
     /// The link on which an agent of the device answers.
     pub(crate) fn find(&self, device: DeviceId) -> Option<Arc<Handle>> {
         self.places().get(&device)?.link.clone()
+    }
+
+    /// The link of this epoch, if it is still the one on which an agent answers.
+    pub(crate) fn find_exactly(&self, key: LinkKey) -> Option<Arc<Handle>> {
+        self.find(key.device_id).filter(|handle| handle.key == key)
     }
 
     /// The tunnel of the device.
@@ -519,24 +558,24 @@ fn since_ms(started: Instant, now: Instant) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use uuid::Uuid;
 
     use super::*;
 
-    fn key(device: u128, epoch: u64) -> LinkKey {
+    pub(crate) fn key(device: u128, epoch: u64) -> LinkKey {
         LinkKey { device_id: DeviceId::from_uuid(Uuid::from_u128(device)), epoch }
     }
 
     fn enter(registry: &Registry, key: LinkKey) -> Arc<Handle> {
-        registry.enter(key, Box::default(), Seat::Direct, Instant::now())
+        registry.enter(key, registry.asking(), Box::default(), Seat::Direct, Instant::now())
     }
 
-    fn tunnel_id(id: u128) -> TunnelId {
+    pub(crate) fn tunnel_id(id: u128) -> TunnelId {
         TunnelId::from_uuid(Uuid::from_u128(id))
     }
 
-    fn enter_tunnel(registry: &Registry, key: LinkKey, id: u128) -> Arc<Handle> {
+    pub(crate) fn enter_tunnel(registry: &Registry, key: LinkKey, id: u128) -> Arc<Handle> {
         let identity = Identified {
             device_id: key.device_id,
             tenant_id: cloudlink_proto::ids::TenantId::from_uuid(Uuid::nil()),
@@ -545,12 +584,27 @@ mod tests {
         };
         let seat =
             Seat::Tunnel(Box::new(TunnelSeat { tunnel_id: tunnel_id(id), remote: [192, 0, 2, 1].into(), identity }));
-        registry.enter(key, Box::default(), seat, Instant::now())
+        registry.enter(key, registry.asking(), Box::default(), seat, Instant::now())
     }
 
-    fn enter_inside(registry: &Registry, key: LinkKey, id: u128) -> Arc<Handle> {
+    pub(crate) fn enter_inside(registry: &Registry, key: LinkKey, id: u128) -> Arc<Handle> {
         let seat = InsideSeat { tunnel_id: tunnel_id(id), finished: CancellationToken::new() };
-        registry.enter(key, Box::default(), Seat::Inside(Box::new(seat)), Instant::now())
+        registry.enter(key, registry.asking(), Box::default(), Seat::Inside(Box::new(seat)), Instant::now())
+    }
+
+    #[test]
+    fn what_was_asked_for_before_the_node_lost_its_place_ends_when_it_has_it_again() {
+        let registry = Registry::new(10, 8);
+        let before = registry.asking();
+        registry.fence();
+        let meanwhile = registry.asking();
+        registry.readmit();
+        for (device, asking) in [(1, before), (2, meanwhile)] {
+            let handle = registry.enter(key(device, 1), asking, Box::default(), Seat::Direct, Instant::now());
+            assert_eq!(handle.ending(), Some(Ending::SHUTTING_DOWN));
+        }
+        registry.readmit();
+        assert_eq!(enter(&registry, key(3, 1)).ending(), None);
     }
 
     #[test]
@@ -585,6 +639,19 @@ mod tests {
         assert_eq!(enter_inside(&registry, key(1, 2), 8).ending(), Some(Ending::REPLACED));
         assert_eq!(enter_inside(&registry, key(2, 1), 7).ending(), Some(Ending::REPLACED));
         assert_eq!((tunnel.ending(), registry.len()), (None, 1));
+    }
+
+    #[test]
+    fn what_counts_no_more_is_ended_unless_there_is_something_newer() {
+        let registry = Registry::new(10, 8);
+        let (tunnel, link) = (enter_tunnel(&registry, key(1, 1), 7), enter_inside(&registry, key(1, 2), 7));
+        registry.supersede_link(key(1, 2));
+        registry.supersede(key(1, 1));
+        assert_eq!((tunnel.ending(), link.ending()), (None, None));
+        registry.supersede_link(key(1, 3));
+        assert_eq!((tunnel.ending(), link.ending()), (None, Some(Ending::REPLACED)));
+        registry.supersede(key(1, 2));
+        assert_eq!(tunnel.ending(), Some(Ending::REPLACED));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use crate::store::migrate;
 
 /// Monday, 15 June 2020, 10:00 UTC, in microseconds: where every sequence begins. Long past, so that a real time shows.
-pub(super) const START: i64 = 1_592_215_200_000_000;
+pub(crate) const START: i64 = 1_592_215_200_000_000;
 pub(super) const SECOND: i64 = 1_000_000;
 pub(super) const DAY: i64 = 86_400 * SECOND;
 
@@ -18,7 +18,7 @@ pub(super) const DAY: i64 = 86_400 * SECOND;
 const FUNCTIONS: [&str; 4] = ["clock_timestamp", "now", "statement_timestamp", "transaction_timestamp"];
 
 /// Replaces the clock of an empty database, and migrates it.
-pub(super) async fn install(database: &PgConnectOptions) {
+pub(crate) async fn install(database: &PgConnectOptions) {
     let mut root = PgConnection::connect_with(database).await.unwrap();
     let mut script = format!(
         "create schema virtual;
@@ -39,7 +39,7 @@ pub(super) async fn install(database: &PgConnectOptions) {
     root.close().await.unwrap();
 }
 
-pub(super) async fn set(root: &PgPool, micros: i64) {
+pub(crate) async fn set(root: &PgPool, micros: i64) {
     sqlx::query("select setval('virtual.micros', $1)").bind(micros).execute(root).await.unwrap();
 }
 

@@ -630,9 +630,7 @@ impl World {
 
     /// How many wait for a row, a transaction or a lock that somebody else has.
     pub(super) async fn waiting(&self) -> i64 {
-        let waiting = "select count(*) from pg_locks l join pg_stat_activity a on a.pid = l.pid
-                        where not l.granted and a.datname = current_database()";
-        sqlx::query_scalar(waiting).fetch_one(self.root()).await.unwrap()
+        self.scene.waiting().await
     }
 
     fn store(&self) -> &Store {

@@ -369,6 +369,23 @@ pub async fn link_close_node(
     Ok(closed.rows_affected())
 }
 
+/// Closes some of what a node left open that others have taken to be gone: while they do, it has given up what it had, and opens
+/// nothing. One that is back meanwhile keeps what it has by now.
+pub async fn link_close_gone(connection: &mut PgConnection, node: &str, rows_max: i64) -> Result<u64, StoreError> {
+    let closed = sqlx::query!(
+        "with gone as materialized (select name from nodes where name = $1 and gone_at is not null for share),
+              chosen as materialized (select l.device_id from gone g join links l on l.node = g.name and l.closed_at is null
+                                     order by l.device_id limit $2 for no key update of l)
+         update links set closed_at = clock_timestamp(), close_reason = 'node_lost'
+          where device_id in (select device_id from chosen) and node = $1 and closed_at is null",
+        node,
+        rows_max,
+    )
+    .execute(connection)
+    .await?;
+    Ok(closed.rows_affected())
+}
+
 /// A row that says that a link is live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LiveLink {
@@ -405,7 +422,8 @@ pub async fn link_list_silent(
         .collect()
 }
 
-/// Of links that a node holds, those whose devices have newer ones on other nodes.
+/// Of links that a node holds, those that count no more: their devices have newer ones on other nodes, or their rows are closed, by
+/// whomever.
 pub async fn link_list_superseded(
     connection: &mut PgConnection,
     node: &str,
@@ -414,8 +432,9 @@ pub async fn link_list_superseded(
     let devices: Vec<Uuid> = links.iter().map(|link| link.device_id.as_uuid()).collect();
     let epochs: Vec<i64> = links.iter().map(|link| link.epoch.cast_signed()).collect();
     let rows = sqlx::query!(
-        "select l.device_id, l.epoch from unnest($2::uuid[], $3::bigint[]) as t(device_id, epoch)
-           join links l on l.device_id = t.device_id and l.epoch > t.epoch and l.node <> $1",
+        "select t.device_id as \"device_id!\", t.epoch as \"epoch!\" from unnest($2::uuid[], $3::bigint[]) as t(device_id, epoch)
+           join links l on l.device_id = t.device_id
+                       and (l.epoch > t.epoch and l.node <> $1 or l.epoch >= t.epoch and l.closed_at is not null)",
         node,
         &devices,
         &epochs,
@@ -488,4 +507,57 @@ pub async fn link_suspect_clone(
     .fetch_one(connection)
     .await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+    use crate::http::testing::Scene;
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn a_node_that_is_just_coming_back_keeps_what_it_has(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        scene.link(scene.device).await;
+        scene.node_is_gone("node-1").await;
+        let mut back = scene.root.begin().await.unwrap();
+        sqlx::query("update nodes set gone_at = null").execute(&mut *back).await.unwrap();
+        let store = scene.store.clone();
+        let closing = tokio::spawn(async move {
+            link_close_gone(&mut store.connection().await.unwrap(), "node-1", 10).await.unwrap()
+        });
+        let begun = Instant::now();
+        while !closing.is_finished() && scene.waiting().await == 0 {
+            assert!(begun.elapsed() < Duration::from_secs(20), "it neither closes nor waits");
+            sleep(Duration::from_millis(2)).await;
+        }
+        back.commit().await.unwrap();
+        assert_eq!(closing.await.unwrap(), 0);
+        scene.node_is_gone("node-1").await;
+        assert_eq!(link_close_gone(&mut scene.store.connection().await.unwrap(), "node-1", 10).await.unwrap(), 1);
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn links_count_no_more_when_they_are_closed_or_newer_ones_are_elsewhere(
+        pool: PgPoolOptions,
+        database: PgConnectOptions,
+    ) {
+        let scene = Scene::new(pool, database).await;
+        let of = async |node, epoch| {
+            let keys = [LinkKey { device_id: scene.device, epoch }];
+            let over = link_list_superseded(&mut scene.store.connection().await.unwrap(), node, &keys).await.unwrap();
+            assert!(over.is_empty() || over == keys, "{over:?}");
+            !over.is_empty()
+        };
+        scene.link(scene.device).await;
+        scene.link(scene.device).await;
+        assert!(!of("node-1", 2).await && !of("node-2", 2).await, "it is the newest");
+        assert!(of("node-2", 1).await, "another node has a newer one");
+        assert!(!of("node-1", 1).await, "the node itself may be just about to enter the newer one");
+        scene.unlink(scene.device).await;
+        assert!(of("node-1", 1).await && of("node-1", 2).await && of("node-2", 2).await);
+        assert!(!of("node-1", 3).await, "what is closed is older");
+    }
 }

@@ -1,4 +1,8 @@
-//! Nodes and their leases, by the database's clock. What a node had whose lease has ended, the others close.
+//! Nodes and their leases. What a node had that is gone, the others close.
+//!
+//! That a lease has ended is not read from the database's clock, which may jump, and which goes on while nobody reaches the database:
+//! whoever says that another is gone has seen its row to stay the same for a whole lease (`cluster::tenure`). Only a name that is to go to
+//! another data directory waits for that clock. (`nodes.steady_since` is read by nodes of 0.1 only.)
 
 use std::time::Duration;
 
@@ -38,7 +42,7 @@ pub enum Joined {
     Taken { until: OffsetDateTime },
 }
 
-/// Takes a lease on the node's name: a new one, its own of before, or one that has ended.
+/// Takes a lease on the node's name: a new one, its own of before, or one that has ended, or whose node is taken to be gone.
 pub async fn node_join(connection: &mut PgConnection, node: &NewNode) -> Result<Joined, StoreError> {
     let joined = sqlx::query!(
         "insert into nodes as n (name, instance, life, version, address, lease, leased_until)
@@ -46,9 +50,9 @@ pub async fn node_join(connection: &mut PgConnection, node: &NewNode) -> Result<
              on conflict (name) do update
             set instance = excluded.instance, life = excluded.life, version = excluded.version, address = excluded.address,
                 lease = excluded.lease, leased_until = excluded.leased_until, started_at = clock_timestamp(),
-                renewed_at = clock_timestamp(), steady_since = clock_timestamp(), gone_at = null,
+                renewed_at = clock_timestamp(), gone_at = null,
                 draining_since = null, drain_by = null, handshake_us = null, handshakes_per_second = null, condition = null
-          where n.instance = excluded.instance or n.leased_until < clock_timestamp()",
+          where n.instance = excluded.instance or n.gone_at is not null or n.leased_until < clock_timestamp()",
         node.name,
         node.instance,
         node.life,
@@ -72,13 +76,13 @@ fn interval(duration: Duration) -> PgInterval {
 /// A renewed lease.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Renewed {
-    /// Others have closed what this node had: it was away for too long.
-    pub was_gone: bool,
-    /// The other nodes that hold a lease.
+    /// Others have taken this node to be gone then, and close what it had, until it acknowledges that.
+    pub gone_at: Option<OffsetDateTime>,
+    /// The other nodes.
     pub others: Vec<Peer>,
 }
 
-/// Another node.
+/// Another node, that nobody has taken to be gone.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Peer {
     pub name: String,
@@ -88,6 +92,9 @@ pub struct Peer {
     pub is_draining: bool,
     /// New links that it takes, if it says so.
     pub handshakes_per_second: Option<f32>,
+    /// By the database's clock, which may jump: another time than before shows that it has renewed its lease, and nothing else.
+    pub renewed_at: OffsetDateTime,
+    pub lease: Duration,
 }
 
 /// What a node says that it can take.
@@ -99,34 +106,28 @@ pub struct Offer {
 }
 
 /// Renews the lease of this life of the node. `None`: another life has the name.
+///
+/// A node that others have taken to be gone stays so until it says that it knows, having given up what it had: an answer may be lost.
 pub async fn node_renew(
     connection: &mut PgConnection,
     node: &NewNode,
     offer: Option<Offer>,
+    acknowledged: Option<OffsetDateTime>,
 ) -> Result<Option<Renewed>, StoreError> {
-    let row = sqlx::query!(
-        r#"with before as materialized (
-               select name, gone_at is not null as was_gone from nodes where name = $1 and life = $2 for no key update
-           ), renewed as (
-               update nodes n
-                  set steady_since = case when n.leased_until >= clock_timestamp() and not b.was_gone
-                                          then least(n.steady_since, clock_timestamp()) else clock_timestamp() end,
-                      renewed_at = clock_timestamp(), leased_until = clock_timestamp() + $3, lease = $3, gone_at = null,
-                      handshake_us = $4, handshakes_per_second = $5
-                 from before b where n.name = b.name
-               returning b.was_gone
-           )
-           select was_gone as "was_gone!" from renewed"#,
+    let gone_at = sqlx::query_scalar!(
+        "update nodes set renewed_at = clock_timestamp(), leased_until = clock_timestamp() + $3, lease = $3,
+                          gone_at = nullif(gone_at, $4), handshake_us = $5, handshakes_per_second = $6
+          where name = $1 and life = $2
+         returning gone_at",
         node.name,
         node.life,
         interval(node.lease),
+        acknowledged,
         offer.and_then(|offer| offer.handshake_us),
         offer.map(|offer| offer.handshakes_per_second),
-    )
-    .fetch_optional(&mut *connection)
-    .await?;
-    let Some(row) = row else { return Ok(None) };
-    Ok(Some(Renewed { was_gone: row.was_gone, others: node_list_others(connection, &node.name).await? }))
+    );
+    let Some(gone_at) = gone_at.fetch_optional(&mut *connection).await? else { return Ok(None) };
+    Ok(Some(Renewed { gone_at, others: node_list_others(connection, &node.name).await? }))
 }
 
 /// Says how this life of the node is.
@@ -142,30 +143,51 @@ pub async fn node_tell(connection: &mut PgConnection, node: &NewNode, condition:
     Ok(())
 }
 
-/// The other nodes that hold a lease now.
+/// The other nodes that nobody has taken to be gone.
 pub async fn node_list_others(connection: &mut PgConnection, name: &str) -> Result<Vec<Peer>, StoreError> {
-    let others = sqlx::query_as!(
-        Peer,
-        r#"select name, address, coalesce(draining_since >= started_at, false) as "is_draining!", handshakes_per_second
-             from nodes where name <> $1 and leased_until >= clock_timestamp() order by name"#,
+    let others = sqlx::query!(
+        r#"select name, address, coalesce(draining_since >= started_at, false) as "is_draining!", handshakes_per_second,
+                  renewed_at, (extract(epoch from lease) * 1000)::bigint as "lease_ms!"
+             from nodes where name <> $1 and gone_at is null order by name"#,
         name,
     );
-    Ok(others.fetch_all(connection).await?)
+    let others = others.fetch_all(connection).await?.into_iter().map(|row| Peer {
+        name: row.name,
+        address: row.address,
+        is_draining: row.is_draining,
+        handshakes_per_second: row.handshakes_per_second,
+        renewed_at: row.renewed_at,
+        lease: Duration::from_millis(row.lease_ms.unsigned_abs()),
+    });
+    Ok(others.collect())
 }
 
-/// Says of other nodes that they are gone: their leases have ended, and this node has held its own for as long as theirs last.
-/// Until then what seems to be gone may only have been as far from the database as everybody.
-pub async fn node_expire(connection: &mut PgConnection, node: &NewNode) -> Result<Vec<String>, StoreError> {
+/// A node that this one has seen to renew nothing for as long as its lease lasts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Suspect {
+    pub name: String,
+    /// As it was all the time.
+    pub renewed_at: OffsetDateTime,
+}
+
+/// Says of other nodes that they are gone, unless they have renewed their leases after all.
+pub async fn node_expire(
+    connection: &mut PgConnection,
+    node: &NewNode,
+    suspects: &[Suspect],
+) -> Result<Vec<String>, StoreError> {
+    let (names, renewed): (Vec<String>, Vec<OffsetDateTime>) =
+        suspects.iter().map(|suspect| (suspect.name.clone(), suspect.renewed_at)).unzip();
     let gone = sqlx::query_scalar!(
         "update nodes n set gone_at = clock_timestamp(), leased_until = least(n.leased_until, clock_timestamp())
-           from nodes me
-          where me.name = $1 and me.life = $2 and me.leased_until >= clock_timestamp()
-            and n.name <> me.name and n.gone_at is null and me.steady_since <= clock_timestamp() - n.lease
-            -- A lease that ends later than any can was given before the database's clock was put back.
-            and (n.leased_until < clock_timestamp() or n.renewed_at > clock_timestamp() + n.lease)
+           from nodes me, unnest($3::text[], $4::timestamptz[]) as suspect(name, renewed_at)
+          where me.name = $1 and me.life = $2
+            and n.name = suspect.name and n.renewed_at = suspect.renewed_at and n.name <> me.name and n.gone_at is null
          returning n.name",
         node.name,
         node.life,
+        &names,
+        &renewed,
     );
     Ok(gone.fetch_all(connection).await?)
 }
@@ -226,7 +248,7 @@ pub async fn node_list(
 ) -> Result<Vec<Node>, StoreError> {
     let rows = sqlx::query!(
         r#"select n.name, n.version, n.started_at, n.renewed_at, n.leased_until, n.gone_at,
-                  n.leased_until >= clock_timestamp() as "is_leased!",
+                  n.gone_at is null and n.leased_until >= clock_timestamp() as "is_leased!",
                   extract(epoch from clock_timestamp() - n.renewed_at)::float8 as "renewed_ago!",
                   coalesce(n.draining_since >= n.started_at, false) as "is_draining!",
                   n.draining_since, n.drain_by, n.handshake_us, n.handshakes_per_second,
@@ -277,6 +299,12 @@ pub async fn node_show(connection: &mut PgConnection, name: &str) -> Result<Opti
     Ok(node_list(connection, Some(name), Duration::ZERO).await?.pop())
 }
 
+/// Whether others have taken a node to be gone, which it does not come back from until the transaction ends.
+pub async fn node_is_gone_in_txn(connection: &mut PgConnection, name: &str) -> Result<bool, StoreError> {
+    let gone = sqlx::query_scalar!("select name from nodes where name = $1 and gone_at is not null for share", name);
+    Ok(gone.fetch_optional(connection).await?.is_some())
+}
+
 /// The nodes that are gone and whose rows say otherwise still: of links, or of support sessions.
 pub async fn node_list_unsettled(connection: &mut PgConnection) -> Result<Vec<String>, StoreError> {
     let names = sqlx::query_scalar!(
@@ -295,8 +323,6 @@ mod tests {
 
     use super::*;
 
-    /// Long enough for a few statements on a busy machine, short enough to be waited for.
-    const LEASE: Duration = Duration::from_secs(2);
     const LONG: Duration = Duration::from_secs(3600);
     const OFFER: Option<Offer> = Some(Offer { handshake_us: Some(800), handshakes_per_second: 50.0 });
 
@@ -307,8 +333,8 @@ mod tests {
 
     async fn age(pool: &PgPool, name: &str, by: &str) {
         sqlx::query(
-            "update nodes set leased_until = leased_until - $2::interval, renewed_at = renewed_at - $2::interval,
-                              steady_since = steady_since - $2::interval where name = $1",
+            "update nodes set leased_until = leased_until - $2::interval, renewed_at = renewed_at - $2::interval
+              where name = $1",
         )
         .bind(name)
         .bind(by)
@@ -326,49 +352,56 @@ mod tests {
         assert!(matches!(node_join(&mut connection, &other).await.unwrap(), Joined::Taken { .. }));
         let again = NewNode { life: Uuid::new_v4(), ..first.clone() };
         assert_eq!(node_join(&mut connection, &again).await.unwrap(), Joined::Yes, "the same machine, restarted");
-        assert_eq!(node_renew(&mut connection, &first, OFFER).await.unwrap(), None, "its life of before");
+        assert_eq!(node_renew(&mut connection, &first, OFFER, None).await.unwrap(), None, "its life of before");
         age(&pool, "one", "2 hours").await;
         assert_eq!(node_join(&mut connection, &other).await.unwrap(), Joined::Yes);
-        assert_eq!(node_renew(&mut connection, &again, OFFER).await.unwrap(), None);
+        assert_eq!(node_renew(&mut connection, &again, OFFER, None).await.unwrap(), None);
+    }
+
+    /// The others, as this node sees them.
+    async fn suspects(connection: &mut PgConnection, node: &NewNode) -> Vec<Suspect> {
+        let others = node_list_others(connection, &node.name).await.unwrap();
+        others.into_iter().map(|Peer { name, renewed_at, .. }| Suspect { name, renewed_at }).collect()
     }
 
     #[sqlx::test(migrations = "../migrations")]
-    async fn only_who_was_there_for_a_whole_lease_says_that_others_are_gone(pool: PgPool) {
+    async fn who_has_renewed_nothing_since_it_was_seen_is_gone_and_is_told_so_until_it_knows(pool: PgPool) {
         let mut connection = pool.acquire().await.unwrap();
-        let (one, two) = (node("one", LEASE), node("two", LEASE));
+        let (one, two) = (node("one", LONG), node("two", LONG));
         node_join(&mut connection, &one).await.unwrap();
         node_join(&mut connection, &two).await.unwrap();
-        // Both were away: nobody renewed for an hour, as when the database itself is down, or its clock jumps.
-        age(&pool, "one", "1 hour").await;
-        age(&pool, "two", "1 hour").await;
-        let renewed = node_renew(&mut connection, &one, OFFER).await.unwrap().unwrap();
-        assert_eq!(renewed, Renewed { was_gone: false, others: Vec::new() });
-        assert!(node_expire(&mut connection, &one).await.unwrap().is_empty(), "the other has had no chance yet");
-        tokio::time::sleep(LEASE * 5 / 8).await;
-        node_renew(&mut connection, &one, OFFER).await.unwrap().unwrap();
-        tokio::time::sleep(LEASE * 5 / 8).await;
-        node_renew(&mut connection, &one, OFFER).await.unwrap().unwrap();
-        assert_eq!(node_expire(&mut connection, &one).await.unwrap(), ["two"]);
-        assert!(node_expire(&mut connection, &one).await.unwrap().is_empty(), "once");
-        let back = node_renew(&mut connection, &two, OFFER).await.unwrap().unwrap();
-        assert!(back.was_gone, "it is told that it was missed");
-        assert!(!node_renew(&mut connection, &two, OFFER).await.unwrap().unwrap().was_gone, "once");
-        assert!(node_expire(&mut connection, &two).await.unwrap().is_empty());
+        let before = suspects(&mut connection, &one).await;
+        node_renew(&mut connection, &two, OFFER, None).await.unwrap().unwrap();
+        assert!(node_expire(&mut connection, &one, &before).await.unwrap().is_empty(), "it has renewed");
+        let now = suspects(&mut connection, &one).await;
+        assert!(node_expire(&mut connection, &one, &[]).await.unwrap().is_empty(), "nobody is suspected");
+        assert_eq!(node_expire(&mut connection, &one, &now).await.unwrap(), ["two"]);
+        assert!(node_expire(&mut connection, &one, &now).await.unwrap().is_empty(), "once");
+        assert!(suspects(&mut connection, &one).await.is_empty());
+        let told = node_renew(&mut connection, &two, OFFER, None).await.unwrap().unwrap().gone_at;
+        assert!(told.is_some(), "it is told that it was missed");
+        assert_eq!(
+            node_renew(&mut connection, &two, OFFER, None).await.unwrap().unwrap().gone_at,
+            told,
+            "until it knows"
+        );
+        let two_is = node_show(&mut connection, "two").await.unwrap().unwrap().state;
+        assert_eq!(two_is, NodeState::Gone, "it has renewed its lease, and serves nobody");
+        assert!(suspects(&mut connection, &one).await.is_empty());
+        assert_eq!(node_renew(&mut connection, &two, OFFER, told).await.unwrap().unwrap().gone_at, None);
+        assert_eq!(suspects(&mut connection, &one).await.len(), 1);
     }
 
     #[sqlx::test(migrations = "../migrations")]
-    async fn a_clock_that_is_put_back_keeps_no_dead_node_alive(pool: PgPool) {
+    async fn an_earlier_life_takes_nobody_to_be_gone(pool: PgPool) {
         let mut connection = pool.acquire().await.unwrap();
-        let (one, two) = (node("one", LEASE), node("two", LEASE));
+        let (one, two) = (node("one", LONG), node("two", LONG));
         node_join(&mut connection, &one).await.unwrap();
         node_join(&mut connection, &two).await.unwrap();
-        age(&pool, "two", "-1 hour").await;
-        age(&pool, "one", "1 minute").await;
-        sqlx::query("update nodes set leased_until = clock_timestamp() + lease where name = 'one'")
-            .execute(&pool)
-            .await
-            .unwrap();
-        assert_eq!(node_expire(&mut connection, &one).await.unwrap(), ["two"]);
+        let suspects = suspects(&mut connection, &one).await;
+        let earlier = NewNode { life: Uuid::new_v4(), ..one.clone() };
+        assert!(node_expire(&mut connection, &earlier, &suspects).await.unwrap().is_empty());
+        assert_eq!(node_expire(&mut connection, &one, &suspects).await.unwrap(), ["two"]);
     }
 
     #[sqlx::test(migrations = "../migrations")]
@@ -382,22 +415,36 @@ mod tests {
     }
 
     #[sqlx::test(migrations = "../migrations")]
-    async fn nodes_know_one_another_while_they_hold_leases(pool: PgPool) {
+    async fn another_machine_has_the_name_of_one_that_is_gone_whatever_the_clock_says(pool: PgPool) {
+        let mut connection = pool.acquire().await.unwrap();
+        let (one, two, other) = (node("one", LONG), node("two", LONG), node("two", LONG));
+        node_join(&mut connection, &one).await.unwrap();
+        node_join(&mut connection, &two).await.unwrap();
+        let silent = suspects(&mut connection, &one).await;
+        assert_eq!(node_expire(&mut connection, &one, &silent).await.unwrap(), ["two"]);
+        // The clock was put back since.
+        sqlx::query("update nodes set leased_until = leased_until + interval '1 hour'").execute(&pool).await.unwrap();
+        assert_eq!(node_join(&mut connection, &other).await.unwrap(), Joined::Yes);
+        assert_eq!(node_renew(&mut connection, &two, OFFER, None).await.unwrap(), None);
+    }
+
+    #[sqlx::test(migrations = "../migrations")]
+    async fn nodes_know_one_another_until_they_are_gone(pool: PgPool) {
         let mut connection = pool.acquire().await.unwrap();
         let one = node("one", LONG);
         let two = NewNode { address: Some("10.0.0.2:7443".to_owned()), ..node("two", LONG) };
         node_join(&mut connection, &one).await.unwrap();
         node_join(&mut connection, &two).await.unwrap();
-        let others = node_renew(&mut connection, &one, OFFER).await.unwrap().unwrap().others;
-        let (name, address) = ("two".to_owned(), two.address.clone());
-        let silent = Peer { name, address, is_draining: false, handshakes_per_second: None };
-        assert_eq!(others, std::slice::from_ref(&silent));
-        node_renew(&mut connection, &two, OFFER).await.unwrap().unwrap();
-        let others = node_renew(&mut connection, &one, OFFER).await.unwrap().unwrap().others;
-        assert_eq!(others, [Peer { handshakes_per_second: Some(50.0), ..silent }]);
+        let others = node_renew(&mut connection, &one, OFFER, None).await.unwrap().unwrap().others;
+        let [silent] = others.as_slice() else { panic!("{others:?}") };
+        assert_eq!((silent.name.as_str(), &silent.address, silent.lease), ("two", &two.address, LONG));
+        assert_eq!((silent.is_draining, silent.handshakes_per_second), (false, None));
+        node_renew(&mut connection, &two, OFFER, None).await.unwrap().unwrap();
+        let others = node_renew(&mut connection, &one, OFFER, None).await.unwrap().unwrap().others;
+        assert_eq!(others[0].handshakes_per_second, Some(50.0));
         node_leave(&mut connection, &two).await.unwrap();
         tokio::time::sleep(Duration::from_millis(2)).await;
-        assert!(node_renew(&mut connection, &one, OFFER).await.unwrap().unwrap().others.is_empty());
+        assert!(node_renew(&mut connection, &one, OFFER, None).await.unwrap().unwrap().others.is_empty());
     }
 
     #[sqlx::test(migrations = "../migrations")]
@@ -438,7 +485,7 @@ mod tests {
         assert!(since.is_some() && node_drain(&mut connection, "two", LONG * 2).await.unwrap().is_some());
         let again = node_list(&mut connection, Some("two"), LONG).await.unwrap().remove(0);
         assert_eq!((again.draining_since, again.state), (since, NodeState::Drained), "it has no links");
-        let others = node_renew(&mut connection, &one, OFFER).await.unwrap().unwrap().others;
+        let others = node_renew(&mut connection, &one, OFFER, None).await.unwrap().unwrap().others;
         assert!(others[0].is_draining);
         assert_eq!(node_resume(&mut connection, "two").await.unwrap(), Some(two.instance));
         assert_eq!(states(&mut connection).await, [NodeState::Serving, NodeState::Serving]);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
-use super::support::sweep_sessions;
+use super::support::sweep_sessions_of_gone;
 use crate::bus::Hint;
 use crate::cluster::Lease;
 use crate::cluster::tenure::Act;
@@ -14,7 +14,7 @@ use crate::lifecycle::Shutdown;
 use crate::link::{Links, Shared};
 use crate::model::status::Condition;
 use crate::model::support_session::EndReason;
-use crate::store::link::link_close_node;
+use crate::store::link::link_close_gone;
 use crate::store::node::node_list_unsettled;
 use crate::store::{StoreError, single};
 use crate::support::Support;
@@ -47,7 +47,7 @@ async fn renew(shared: &Shared, support: &Support, lease: &Lease, renewed: &Noti
             Act::BeginAnew => {
                 tracing::warn!("other nodes took this one to be gone: its links start anew");
                 give_up(shared, support);
-                shared.registry.readmit();
+                continue;
             }
             Act::Wait | Act::Ask => {
                 shared.metrics.task_failures.with_label_values(&[NAME]).inc();
@@ -127,14 +127,14 @@ async fn settle(shared: &Shared, lease: &Lease) -> Result<(), StoreError> {
     for name in names {
         let mut closed = 0;
         loop {
-            let some = single!(shared.store, |connection| link_close_node(connection, &name, "node_lost", ROWS_MAX))?;
+            let some = single!(shared.store, |connection| link_close_gone(connection, &name, ROWS_MAX))?;
             closed += some;
             if some < ROWS_MAX.unsigned_abs() {
                 break;
             }
         }
         tracing::info!(node = ?name, links = closed, "closed what a node had that is gone");
-        if sweep_sessions(&shared.store, &name, |_| false).await? {
+        if sweep_sessions_of_gone(&shared.store, &name).await? {
             shared.bus.send(Hint::NoticesDue);
         }
     }

@@ -7,21 +7,21 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::lifecycle::Shutdown;
-use crate::link::{Links, Shared, Unproven};
+use crate::link::{Links, Registry, Shared, Unproven};
 use crate::store::link::{ClosedLink, Ended, LiveLink, link_close, link_list_silent, link_prove};
 use crate::store::report::report_upsert;
 use crate::store::{StoreError, single};
 
 /// How long a report or a sign of life waits at most.
-const EVERY: Duration = Duration::from_secs(2);
+pub(crate) const EVERY: Duration = Duration::from_secs(2);
 /// Rows in one statement.
 const ROWS_MAX: usize = 1000;
 /// How often the database's live links are compared with this node's. A link that has just ended has this long to write so
 /// itself, and how it ended.
-const COMPARE_EVERY: Duration = Duration::from_secs(15);
+pub(crate) const COMPARE_EVERY: Duration = Duration::from_secs(15);
 /// How long a device must not have been heard of before its link may count as an orphan: longer than it takes to enter one,
 /// even if the database is slow to answer.
-const ORPHAN_GRACE: Duration = Duration::from_secs(30);
+pub(crate) const ORPHAN_GRACE: Duration = Duration::from_secs(30);
 /// For the metrics of failed tasks.
 const NAME: &str = "presence";
 
@@ -94,33 +94,68 @@ impl Orphans {
     pub(crate) async fn close(&mut self, shared: &Shared, grace: Duration) -> Result<(), StoreError> {
         let store = &shared.store;
         let listed = async { single!(store, |connection| link_list_silent(connection, &shared.node, grace)) };
-        let mut found = store.within(listed).await?;
-        found.retain(|link| orphan(shared, link).is_some());
-        let (orphans, suspected): (Vec<_>, Vec<_>) = found.into_iter().partition(|link| self.suspected.contains(link));
-        for orphans in orphans.chunks(ROWS_MAX) {
-            // Nobody saw how it ended, so it proves nothing.
-            let close = |link: &LiveLink| {
-                let ended = orphan(shared, link)?;
-                Some(ClosedLink { device_id: link.key.device_id, ended, reason: "orphaned", is_loss: false })
-            };
-            let rows: Vec<_> = orphans.iter().filter_map(close).collect();
-            let closed = store.within(async { single!(store, |connection| link_close(connection, &rows)) }).await?;
+        let orphans = self.look(store.within(listed).await?, &shared.registry);
+        for rows in orphans.chunks(ROWS_MAX) {
+            let closed = store.within(async { single!(store, |connection| link_close(connection, rows)) }).await?;
             tracing::warn!(links = closed, "closed links that this node does not have");
         }
-        self.suspected = suspected.into_iter().collect();
         Ok(())
+    }
+
+    /// Of the silent links that the database has, those that the node had neither at the last look nor has now: they are to be closed.
+    ///
+    /// An older link that the node does have is ended: its device has knocked twice, and the answer to the later one was lost. Over that
+    /// link nothing could be done any more.
+    pub(crate) fn look(&mut self, silent: Vec<LiveLink>, registry: &Registry) -> Vec<ClosedLink> {
+        let found: Vec<(LiveLink, Ended)> =
+            silent.into_iter().filter_map(|link| Some((link, orphan(registry, &link)?))).collect();
+        let suspected: HashSet<LiveLink> = found.iter().map(|(link, _)| *link).collect();
+        let before = std::mem::replace(&mut self.suspected, suspected);
+        let orphans: Vec<_> = found.into_iter().filter(|(link, _)| before.contains(link)).collect();
+        orphans.iter().for_each(|(link, _)| registry.supersede_link(link.key));
+        // Nobody saw how it ended, so it proves nothing.
+        let closed = |(link, ended): (LiveLink, Ended)| ClosedLink {
+            device_id: link.key.device_id,
+            ended,
+            reason: "orphaned",
+            is_loss: false,
+        };
+        orphans.into_iter().map(closed).collect()
     }
 }
 
 /// What the row claims and this node does not have.
-fn orphan(shared: &Shared, link: &LiveLink) -> Option<Ended> {
+fn orphan(registry: &Registry, link: &LiveLink) -> Option<Ended> {
     let LiveLink { key, tunnel_id, has_agent } = *link;
     if let Some(id) = tunnel_id {
-        let tunnel = shared.registry.find_tunnel(key.device_id);
+        let tunnel = registry.find_tunnel(key.device_id);
         if tunnel.is_none_or(|tunnel| tunnel.tunnel_id() != Some(id)) {
             return Some(Ended::Tunnel(id));
         }
     }
-    let is_there = !has_agent || shared.registry.find(key.device_id).is_some_and(|handle| handle.key == key);
-    (!is_there).then_some(Ended::Link(key.epoch))
+    (has_agent && registry.find_exactly(key).is_none()).then_some(Ended::Link(key.epoch))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::Ending;
+    use crate::link::registry::tests::{enter_inside, enter_tunnel, key, tunnel_id};
+
+    #[test]
+    fn a_link_inside_a_tunnel_that_came_before_one_whose_answer_was_lost_is_ended() {
+        let registry = Registry::new(10, 8);
+        let (tunnel, link) = (enter_tunnel(&registry, key(1, 1), 7), enter_inside(&registry, key(1, 2), 7));
+        let silent = || vec![LiveLink { key: key(1, 3), tunnel_id: Some(tunnel_id(7)), has_agent: true }];
+        let mut orphans = Orphans::default();
+        assert!(orphans.look(silent(), &registry).is_empty(), "it may be about to be entered");
+        assert_eq!((tunnel.ending(), link.ending()), (None, None));
+        let closed = orphans.look(silent(), &registry);
+        assert_eq!(closed.iter().map(|closed| closed.ended).collect::<Vec<_>>(), [Ended::Link(3)]);
+        assert_eq!((tunnel.ending(), link.ending()), (None, Some(Ending::REPLACED)));
+        let gone = LiveLink { tunnel_id: Some(tunnel_id(8)), ..silent()[0] };
+        orphans.look(vec![gone], &registry);
+        assert_eq!(orphans.look(vec![gone], &registry)[0].ended, Ended::Tunnel(tunnel_id(8)));
+        assert_eq!(tunnel.ending(), None);
+    }
 }

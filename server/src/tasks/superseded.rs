@@ -1,4 +1,5 @@
-//! Ends links whose devices have newer ones on other nodes: a moment after a hint, within seconds without.
+//! Ends links whose devices have newer ones on other nodes: a moment after a hint, within seconds without. And those whose rows are closed:
+//! nobody sees their devices as there, and nothing else would have them dial again.
 //!
 //! The moment is the device's own: it lets its older link go when it has been welcomed to the newer one, and is never without.
 
@@ -17,7 +18,7 @@ use crate::store::link::link_list_superseded;
 use crate::store::{StoreError, single};
 
 /// How often all links are compared.
-const EVERY: Duration = Duration::from_secs(15);
+pub(crate) const EVERY: Duration = Duration::from_secs(15);
 /// For a welcome to reach its device. Hints that come meanwhile are looked at together.
 const WELCOMED_WITHIN: Duration = Duration::from_secs(1);
 /// Links in one statement.
@@ -69,8 +70,8 @@ async fn end(shared: &Shared, devices: Option<HashSet<DeviceId>>) -> Result<(), 
     for keys in keys.chunks(ROWS_MAX) {
         let store = &shared.store;
         let listed = async { single!(store, |connection| link_list_superseded(connection, &shared.node, keys)) };
-        for newer in store.within(listed).await? {
-            shared.registry.end_older(newer.device_id, newer.epoch);
+        for key in store.within(listed).await? {
+            shared.registry.supersede(key);
         }
     }
     Ok(())

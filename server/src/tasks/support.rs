@@ -12,12 +12,13 @@ use uuid::Uuid;
 
 use crate::bus::{Heard, Hint, Listener};
 use crate::model::support_session::EndReason;
+use crate::store::node::node_is_gone_in_txn;
 use crate::store::support_session::{
     PresentGuest, server, support_guest_list_over, support_session_end_in_txn, support_session_facts,
     support_session_list_open, support_session_lock_some_in_txn, support_session_sweep_in_txn,
     support_session_tell_in_txn, support_session_watch,
 };
-use crate::store::{Store, StoreError, Visibility, single};
+use crate::store::{Store, StoreError, Transaction, Visibility, single};
 use crate::support::Support;
 use crate::support::session::Session;
 
@@ -158,10 +159,27 @@ pub(crate) async fn sweep_sessions(
     let open = single!(store, |connection| support_session_list_open(connection, node))?;
     // After the question: a session has its place before it has its row.
     let lost: Vec<_> = open.into_iter().filter(|id| !knows(*id)).collect();
+    end_over_and_lost(store, store.begin(Visibility::All).await?, &lost).await
+}
+
+/// The same for a node that others have taken to be gone. One that is back meanwhile keeps what it has by now.
+pub(crate) async fn sweep_sessions_of_gone(store: &Store, node: &str) -> Result<bool, StoreError> {
     let mut transaction = store.begin(Visibility::All).await?;
+    if !node_is_gone_in_txn(&mut transaction, node).await? {
+        return Ok(false);
+    }
+    let lost = support_session_list_open(&mut transaction, node).await?;
+    end_over_and_lost(store, transaction, &lost).await
+}
+
+async fn end_over_and_lost(
+    store: &Store,
+    mut transaction: Transaction,
+    lost: &[SupportSessionId],
+) -> Result<bool, StoreError> {
     let mut ended = support_session_sweep_in_txn(&mut transaction).await?;
     if !lost.is_empty() {
-        let live = support_session_lock_some_in_txn(&mut transaction, &lost).await?;
+        let live = support_session_lock_some_in_txn(&mut transaction, lost).await?;
         let reason = EndReason::NodeLost;
         ended.extend(support_session_end_in_txn(&mut transaction, &live, server(), reason, Duration::ZERO).await?);
         tracing::info!(sessions = lost.len(), "ended support sessions that nobody serves");
@@ -169,4 +187,40 @@ pub(crate) async fn sweep_sessions(
     let is_told = support_session_tell_in_txn(&mut transaction, &ended).await?;
     store.commit(transaction).await?;
     Ok(is_told)
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::http::testing::Scene;
+    use crate::recording::tests::session;
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn a_node_that_is_just_coming_back_keeps_its_sessions(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        session(&scene, "terminal").await;
+        let ended = async || {
+            let ended = "select count(*) from support_sessions where end_reason = 'node_lost'";
+            sqlx::query_scalar::<_, i64>(ended).fetch_one(&scene.root).await.unwrap()
+        };
+        scene.node_is_gone("node-1").await;
+        let mut back = scene.root.begin().await.unwrap();
+        sqlx::query("update nodes set gone_at = null").execute(&mut *back).await.unwrap();
+        let store = scene.store.clone();
+        let sweeping = tokio::spawn(async move { sweep_sessions_of_gone(&store, "node-1").await.unwrap() });
+        let begun = Instant::now();
+        while !sweeping.is_finished() && scene.waiting().await == 0 {
+            assert!(begun.elapsed() < Duration::from_secs(20), "it neither ends them nor waits");
+            sleep(Duration::from_millis(2)).await;
+        }
+        back.commit().await.unwrap();
+        sweeping.await.unwrap();
+        assert_eq!(ended().await, 0);
+        scene.node_is_gone("node-1").await;
+        sweep_sessions_of_gone(&scene.store, "node-1").await.unwrap();
+        assert_eq!(ended().await, 1);
+    }
 }

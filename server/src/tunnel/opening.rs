@@ -22,7 +22,7 @@ use crate::link::admission::{Identified, admit, check_room, identify, register};
 use crate::link::limit::Pass;
 use crate::link::opening::tell_other_node;
 use crate::link::problem::Problem;
-use crate::link::{Ending, Seat, Shared, TunnelSeat};
+use crate::link::{Asking, Ending, Seat, Shared, TunnelSeat};
 use crate::metrics::Failure;
 use crate::model::device::is_probe;
 use crate::store::dispatch::LinkKey;
@@ -156,6 +156,7 @@ struct Opened {
     tunnel_id: TunnelId,
     host: u32,
     epoch: u64,
+    asking: Asking,
     is_quarantined: bool,
 }
 
@@ -205,6 +206,7 @@ async fn take_in(
         clock_offset_ms: 0,
         capabilities: Vec::new(),
     };
+    let asking = shared.registry.asking();
     match shared.hellos.ask(link).await {
         Ok(Some(opened)) => {
             tell_other_node(shared, &opened);
@@ -217,7 +219,7 @@ async fn take_in(
                     "the kernel cannot be told of a quarantine"
                 );
             }
-            Ok(Opened { peer, tunnel_id, host, epoch: opened.epoch, is_quarantined })
+            Ok(Opened { peer, tunnel_id, host, epoch: opened.epoch, asking, is_quarantined })
         }
         Ok(None) => Err(Problem::revoked().into()),
         Err(unanswered) => Err(Problem::from(unanswered).into()),
@@ -257,12 +259,12 @@ fn live(
     remote: IpAddr,
     tunnel: impl FnOnce(super::plane::Port, Arc<crate::link::Handle>, Instant) -> Tunnel,
 ) -> Result<Tunnel, Failure> {
-    let Opened { peer, tunnel_id, host, epoch, is_quarantined } = opened;
+    let Opened { peer, tunnel_id, host, epoch, asking, is_quarantined } = opened;
     let key = LinkKey { device_id: peer.device_id, epoch };
     let (serial, expires_at) = (peer.serial.clone(), peer.expires_at);
     let seat = Seat::Tunnel(Box::new(TunnelSeat { tunnel_id, remote, identity: peer }));
     let entering = tunnels.entering();
-    let handle = shared.registry.enter(key, serial, seat, Instant::now());
+    let handle = shared.registry.enter(key, asking, serial, seat, Instant::now());
     if handle.ending() == Some(Ending::REPLACED) {
         // A newer one of the device came up meanwhile, and has the place and the row. Whatever else it was told by now, it
         // obeys as a tunnel, which leaves them.

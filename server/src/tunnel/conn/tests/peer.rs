@@ -164,7 +164,7 @@ impl Node {
         let (stream, remote) = wire().await;
         let device = DeviceId::from_uuid(Uuid::from_u128(host.into()));
         let key = LinkKey { device_id: device, epoch: 1 };
-        let handle = self.registry.enter(key, Box::default(), Seat::Direct, Instant::now());
+        let handle = self.registry.enter(key, self.registry.asking(), Box::default(), Seat::Direct, Instant::now());
         let tunnel = TunnelId::from_uuid(Uuid::new_v4());
         let live = Tunnel {
             session: Box::new(server),
