@@ -157,8 +157,11 @@ impl Driver {
     fn obey(&mut self, ending: Ending) -> Option<End> {
         let now = Instant::now();
         if let Ending::Polite { code: Code::ShuttingDown, retry_after, .. } = ending {
-            // Clients come again at once when they are asked to, so this side spreads them over time.
-            self.due = self.due.min(*self.restart_at.get_or_insert(now + retry_after));
+            // Clients come again at once when they are asked to, so this side spreads them over time. A node that stops may lose its
+            // place meanwhile: then nobody may wait for his turn.
+            let restart_at = self.restart_at.unwrap_or(now + retry_after).min(now + retry_after);
+            self.restart_at = Some(restart_at);
+            self.due = self.due.min(restart_at);
             None
         } else if let Ending::Polite { .. } = ending {
             self.leave(now, ending, &Farewell::Silent);

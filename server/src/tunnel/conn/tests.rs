@@ -431,6 +431,15 @@ fn endings_are_obeyed() {
         assert!(begun.elapsed() >= Duration::from_millis(700));
         assert!(matches!(peer.closed, Some(CloseReason::Restart(_))), "{:?}", peer.closed);
         assert_eq!(peer.ended().await.reason, "shutting_down");
+        // At once, though it had a later place: others take over what the node has.
+        let (mut peer, ear) = (node.tunnel(2).await, Ear::new(true));
+        let later = Ending::Polite { code, message, retry_after: PATIENCE * 10 };
+        peer.handle.end(later);
+        peer.send(&[peer.says(&node, b"it obeys first")]).await;
+        ear.next().await;
+        peer.handle.end(Ending::SHUTTING_DOWN);
+        assert_eq!(peer.receive().await, None);
+        assert_eq!(peer.ended().await.reason, "shutting_down");
         // A client that goes by itself.
         let ended = node.tunnel(2).await.stop().await;
         assert_eq!((ended.reason, ended.is_loss), ("lost", true));
