@@ -19,6 +19,7 @@ main() {
     "${as[@]}" "$(binary initdb)" -D "$dir/data" -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync >"$dir/initdb.log" 2>&1 ||
         { cat "$dir/initdb.log" >&2; exit 1; }
     start
+    make_roles
     cd "$OLDPWD"
     status=0
     DATABASE_URL="postgres://postgres@127.0.0.1:$port/postgres" "$@" || status=$?
@@ -39,6 +40,13 @@ start() {
     cat "$dir/postgres.log" >&2
     echo "with-postgres: Postgres does not start (attempt $attempt)" >&2
     exit 1
+}
+
+# Roles are of the whole cluster. Databases of tests that are migrated at the same time would race for making them.
+make_roles() {
+    "${as[@]}" "$(binary psql)" -q -h 127.0.0.1 -p "$port" -v ON_ERROR_STOP=1 postgres \
+        -c 'create role cloudlink_app nologin noinherit' -c 'create role cloudlink_tenant nologin' \
+        -c 'grant cloudlink_tenant to cloudlink_app'
 }
 
 stop() {

@@ -135,7 +135,7 @@ impl Port {
         let resumption = settings.device.resumption_seconds.duration();
         let tickets = Tickets::new(storage_key, ticket_root, &settings.trust_domain, resumption);
         let tls = Tls::new(root.clone(), Arc::clone(&server) as _, ENROLL_NAME, tickets.clone()).unwrap();
-        let pool = PgPoolOptions::new().max_connections(6).acquire_timeout(Duration::from_secs(2));
+        let pool = PgPoolOptions::new().max_connections(6).acquire_timeout(Duration::from_secs(5));
         let (bus, metrics, shutdown) = (Bus::new(), Arc::new(Metrics::new()), Shutdown::new());
         let store = Store::new(pool, settings.database).with_patience(settings.statement_within);
         if let Some(tickets) = tickets {

@@ -154,7 +154,7 @@ fn output(text: &[u8]) -> String {
 
 async fn behind(relay: &Relay, pool: PgPoolOptions, database: PgConnectOptions) -> Scene {
     let database = database.host("127.0.0.1").port(relay.address.port());
-    Scene::new(pool.acquire_timeout(Duration::from_secs(2)), database).await
+    Scene::new(pool.acquire_timeout(Duration::from_secs(10)), database).await
 }
 
 async fn failed(recorder: &Recorder) {

@@ -638,7 +638,7 @@ async fn the_use_of_a_token_is_noted_once_a_minute(pool: PgPoolOptions, database
 async fn a_database_that_goes_away_is_told_and_comes_back(pool: PgPoolOptions, database: PgConnectOptions) {
     let mut relay = Relay::open((database.get_host().to_owned(), database.get_port()), 0).await;
     let database = database.host("127.0.0.1").port(relay.address.port());
-    let scene = Scene::new(pool.acquire_timeout(Duration::from_secs(2)), database).await;
+    let scene = Scene::new(pool.acquire_timeout(Duration::from_secs(5)), database).await;
     let list = || scene.get("/devices").by(&scene.operator).send();
     list().await.expect(StatusCode::OK);
     relay.cut().await;
