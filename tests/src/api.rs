@@ -75,9 +75,13 @@ impl Api {
 
     /// What is no JSON.
     pub async fn get_text(&self, path: &str) -> anyhow::Result<String> {
+        Ok(self.read(path).await?.text().await?)
+    }
+
+    /// The same, piece by piece as it comes.
+    pub async fn read(&self, path: &str) -> anyhow::Result<reqwest::Response> {
         let url = format!("{}/api/v1{path}", self.url);
-        let answer = self.client.get(url).bearer_auth(&self.token).send().await?.error_for_status()?;
-        Ok(answer.text().await?)
+        Ok(self.client.get(url).bearer_auth(&self.token).send().await?.error_for_status()?)
     }
 
     pub async fn get(&self, path: &str) -> anyhow::Result<Value> {

@@ -3,15 +3,21 @@
 use std::time::Duration;
 
 use anyhow::ensure;
+use aws_lc_rs::digest::{SHA256, digest};
 use cloudlink_tests::api::{Api, text};
 use cloudlink_tests::cluster::{Cluster, Switch};
+use cloudlink_tests::dial;
 use cloudlink_tests::fleet::Device;
+use cloudlink_tests::machine::SERVICE;
 use cloudlink_tests::poll::wait_for;
 use cloudlink_tests::server::Server;
 use cloudlink_tests::support::{PROMPT, cut_off_ms};
 use cloudlink_tests::terminal::Terminal;
+use data_encoding::HEXLOWER;
 use nix::sys::signal::Signal;
+use rustls::version::TLS13;
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// Lease, and then some: the machine may be busy.
 const GONE_LIMIT: Duration = Duration::from_secs(30);
@@ -54,6 +60,22 @@ async fn whichever_node_is_asked_it_is_done() -> anyhow::Result<()> {
     let (_, metrics) = cluster.others[0].operations("/metrics").await?;
     let hints = metrics.lines().find(|line| line.starts_with("cloudlink_cluster_hints_total{direction=\"in\"}"));
     ensure!(hints.is_some_and(|line| !line.ends_with(" 0")), "{hints:?}");
+
+    // What becomes of a command, as it comes, from the node that has nothing to do with it.
+    fleet.grant(&device.id, &["service:restart"]).await?;
+    device.machine.hold_restarts()?;
+    let command = fleet.command(&device.id, "service.restart", &json!({ "service": SERVICE })).await?;
+    fleet.reaches(&command, "running").await?;
+    let mut events = fleet.operator.read(&format!("/commands/{command}/events")).await?;
+    let (mut told, mut is_held) = (String::new(), true);
+    while let Some(piece) = events.chunk().await? {
+        told.push_str(std::str::from_utf8(&piece)?);
+        if is_held && told.contains("\"running\"") {
+            device.machine.release_restarts()?;
+            is_held = false;
+        }
+    }
+    ensure!(told.contains("\"running\"") && told.contains("\"succeeded\""), "{told}");
 
     // A terminal of the first node's, on the link of the second; the device's stream comes to the first one.
     fleet.support_grant(&device.id, 900).await?;
@@ -111,6 +133,27 @@ async fn what_a_node_had_that_is_killed_is_closed_by_the_others() -> anyhow::Res
     cluster.others[0].start_again().await?;
     switch.choose(0);
     device.machine.stop()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_but_nodes_is_heard_on_the_port_of_nodes() -> anyhow::Result<()> {
+    let cluster = Cluster::start(1).await?;
+    let server = &cluster.fleet.server;
+    let device = cluster.fleet.enrolled("gw-1").await?;
+    let mut database = cluster.database.look().await?;
+    let address: String = sqlx::query_scalar("select address from nodes").fetch_one(&mut database).await?;
+    // A node's certificate names a hash of its name; it is of an authority of their own.
+    let hash = HEXLOWER.encode(&digest(&SHA256, b"node-1").as_ref()[..16]);
+    let (name, authority) = (format!("{hash}.node.cloudlink.internal"), server.data_dir().join("pki/cluster.pem"));
+    for credentials in [None, Some(&device.credentials)] {
+        let config = dial::client_config(&authority, credentials, &[&TLS13])?;
+        let mut stream = dial::tls(address.parse()?, &name, config).await?;
+        // With TLS 1.3 a client hears of a certificate that is not taken when it reads.
+        let _ = stream.write_all(b"GET /api/v1/me HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+        let refused = stream.read(&mut [0; 1]).await.expect_err("somebody was heard").to_string();
+        ensure!(refused.contains("CertificateRequired") || refused.contains("UnknownCA"), "{refused}");
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
