@@ -130,6 +130,39 @@ async fn no_command_is_lost_or_run_twice() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_was_sent_before_a_crash_is_not_cancelled_as_never_begun() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(1).await?;
+    let mut device = cluster.fleet.device("gw-1").await?;
+    let grant = cluster.fleet.grant(&device.id, &["service:restart"]).await?;
+    device.machine.hold_restarts()?;
+    // What nobody waits for is not on the disk when the crash comes.
+    let mut owner = cluster.database.look().await?;
+    owner.execute("alter system set wal_writer_delay = '10s'").await?;
+    owner.execute("select pg_reload_conf()").await?;
+    let command = cluster.fleet.command(&device.id, "service.restart", &json!({ "service": SERVICE })).await?;
+    let begun_by = Instant::now() + LINK_LIMIT;
+    while device.machine.restarts() == 0 {
+        ensure!(Instant::now() < begun_by, "the restart does not begin");
+        sleep(Duration::from_millis(1)).await;
+    }
+    cluster.database.kill()?;
+    cluster.fleet.server.kill()?;
+    cluster.database.start_again().await?;
+    let mut owner = cluster.database.look().await?;
+    let state: String = sqlx::query_scalar("select state from commands where id = $1::uuid")
+        .bind(&command)
+        .fetch_one(&mut owner)
+        .await?;
+    ensure!(state != "queued", "the database has forgotten that it was sent");
+    cluster.fleet.server.start_again().await?;
+    cluster.fleet.tenant.post(&format!("/grants/{grant}/revoke"), &json!({})).await?;
+    device.machine.release_restarts()?;
+    let done = cluster.fleet.finished(&command).await?;
+    ensure!(done["state"] == "succeeded" && device.machine.restarts() == 1, "{done}");
+    device.machine.stop()
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_primary_that_comes_back_is_not_the_database_any_more() -> anyhow::Result<()> {
     let mut cluster = Cluster::start_on(Database::start_with_standby().await?, 2, &[]).await?;
     let mut device = cluster.fleet.device("gw-1").await?;

@@ -24,6 +24,8 @@ const WAKE_MAX_MS: u64 = 1_000;
 const DEAD_MAX_MS: u64 = 15_000 + 2 * 3_000 + 2_000;
 /// What all of these take longer in a slow database, at most: so many statements.
 const STATEMENTS: u64 = 6;
+/// What a state says of which the device begins nothing.
+const NEVER_BEGUN: [State; 3] = [State::Refused, State::Expired, State::Cancelled];
 
 #[derive(Debug, Default)]
 pub(super) struct History {
@@ -150,6 +152,9 @@ fn commands(tables: &Tables, history: &mut History) {
         }
         if row.state.is_final() && *history.finals.entry(*id).or_insert(row.state) != row.state {
             history.blame(format!("{id} has ended twice"));
+        }
+        if NEVER_BEGUN.contains(&row.state) && history.executed.contains_key(id) {
+            history.blame(format!("{id} is {:?}, and was begun", row.state));
         }
     }
 }

@@ -37,12 +37,13 @@ pub(super) enum Fault {
     AnyLinkClaims,
     AnyLinkReports,
     SentCommandsHaveNoDeadline,
+    SendingsAreForgotten,
     // In a device.
     TheLedgerIsForgotten,
 }
 
 impl Fault {
-    pub(super) const ALL: [Self; 28] = [
+    pub(super) const ALL: [Self; 29] = [
         Self::NobodyIsFenced,
         Self::DoubtIsNoReason,
         Self::WhoeverWasGoneGoesOn,
@@ -70,6 +71,7 @@ impl Fault {
         Self::AnyLinkClaims,
         Self::AnyLinkReports,
         Self::SentCommandsHaveNoDeadline,
+        Self::SendingsAreForgotten,
         Self::TheLedgerIsForgotten,
     ];
 

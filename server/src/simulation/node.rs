@@ -385,7 +385,9 @@ async fn dispatch(world: Rc<World>, node: Rc<Node>, mut hints: mpsc::UnboundedRe
             claimed.iter().for_each(|claimed| claiming.history.borrow_mut().counted(claimed.link));
             claimed
         };
-        let claimed = world.call(node.number, Durability::Soon, PATIENCE_MS, claim).await;
+        let forgets = world.has(Fault::SendingsAreForgotten);
+        let durability = if forgets { Durability::Soon } else { Durability::Stored };
+        let claimed = world.call(node.number, durability, PATIENCE_MS, claim).await;
         for claimed in claimed.into_iter().flatten() {
             // A link that is gone by now gets nothing: the device's next one does.
             if let Some(handle) = node.registry.find_exactly(claimed.link) {

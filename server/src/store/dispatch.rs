@@ -73,11 +73,8 @@ pub struct Dispatch {
 /// What was sent over an earlier link and not accepted is due again: the device knows it if it came. A reboot or shutdown
 /// that was sent in an earlier boot is not: that boot's end may have been its doing, and the device's ledger will tell.
 ///
-/// The mark of a sending is not waited for on the disk, unless a boot is to prove the command. When the database crashes within
-/// the moment that takes, the command is queued again: it is sent again, and the device answers with what its ledger has, or
-/// it ends unsent, and the device's result is in the audit log as a late one. Whatever is stored later and waited for (a
-/// result, which comes before its receipt; a revocation) has the mark before it in the write-ahead log. Reboots and shutdowns
-/// are waited for: without the boot in which it was sent, the next one would prove nothing.
+/// The mark of a sending is on the disk before anything is sent: whoever cancels or expires a queued command says that nothing
+/// was begun, also after a crash or a switch of the database.
 pub async fn dispatch_claim(connection: &mut PgConnection, links: &[LinkKey]) -> Result<Dispatch, StoreError> {
     let devices: Vec<Uuid> = links.iter().map(|link| link.device_id.as_uuid()).collect();
     let epochs: Vec<i64> = links.iter().map(|link| link.epoch.cast_signed()).collect();
@@ -113,9 +110,6 @@ pub async fn dispatch_claim(connection: &mut PgConnection, links: &[LinkKey]) ->
                  from due
                 -- Whoever held the grant until now may have held it until after the end.
                 where c.id = due.id and c.expires_at > clock_timestamp()
-                  and (select case when bool_or(due.kind = any ($3)) then true
-                                   else set_config('synchronous_commit', 'off', true) is not null end
-                         from due)
                returning c.id, c.device_id, due.epoch, c.grant_id, c.kind, c.arguments, c.reason, due.name, due.before,
                          due.statement,
                          (extract(epoch from c.expires_at - clock_timestamp()) * 1000)::bigint as start_within_ms,

@@ -246,7 +246,7 @@ async fn a_result_after_the_deadline_is_kept_in_the_audit_log(_: PgPoolOptions, 
     assert_eq!(port.ask(&audited("command.late_result", id)).await.as_deref(), Some("1"));
 }
 
-/// As after a crash of the database, which need not have kept that it was sent.
+/// As after a switch to a standby that was behind, or with a copy of the database.
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
 async fn a_command_whose_sending_is_forgotten_is_sent_again(_: PgPoolOptions, database: PgConnectOptions) {
     let port = Port::start_with(database, |settings| {
