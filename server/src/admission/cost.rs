@@ -4,8 +4,10 @@ use std::time::Duration;
 
 /// Before anything was measured.
 const PRIOR: Duration = Duration::from_micros(1_500);
-/// How many of the last connections count.
+/// How many of the last connections count, as to their own work.
 const WINDOW: f64 = 128.0;
+/// How many count as to what the process adds: when a storm ends few come, and those that came before begin to work.
+const OVERHEAD_WINDOW: f64 = 4_096.0;
 /// New connections in a second, below which the process' own processor time says nothing about them.
 const SAMPLE_MIN: u32 = 20;
 /// What the rest of the process may add to a connection's own work, at most: more is other work.
@@ -56,12 +58,12 @@ struct Since {
 impl Costs {
     /// One connection: what its handshake took, and what it took to make a link of it.
     pub(crate) fn note(&mut self, kind: Kind, handshake: Duration, registration: Duration) {
-        self.handshakes[kind as usize].add(handshake.as_secs_f64(), 1.0);
+        self.handshakes[kind as usize].add(handshake.as_secs_f64());
         if kind != Kind::OpenVpn {
-            self.registration.add(registration.as_secs_f64(), 1.0);
+            self.registration.add(registration.as_secs_f64());
         }
         let own_seconds = (handshake + registration).as_secs_f64();
-        self.connection.add(own_seconds, 1.0);
+        self.connection.add(own_seconds);
         self.connections += 1;
         self.since_sample.connections += 1;
         self.since_sample.own_seconds += own_seconds;
@@ -78,7 +80,7 @@ impl Costs {
         } else if connections >= SAMPLE_MIN && own_seconds > 0.0 {
             let idle_seconds = self.idle.mean * time.as_secs_f64();
             let factor = (spent.as_secs_f64() - idle_seconds) / own_seconds;
-            self.overhead.add(factor.clamp(1.0, OVERHEAD_MAX), f64::from(connections));
+            self.overhead.add_of(factor.clamp(1.0, OVERHEAD_MAX), f64::from(connections), OVERHEAD_WINDOW);
         }
     }
 
@@ -109,7 +111,7 @@ impl Costs {
     }
 }
 
-/// A mean over about the last [`WINDOW`]: of fewer, over all of them.
+/// A mean over about the last of a window: of fewer, over all of them.
 #[derive(Clone, Copy, Debug, Default)]
 struct Average {
     weight: f64,
@@ -117,9 +119,13 @@ struct Average {
 }
 
 impl Average {
-    fn add(&mut self, value: f64, weight: f64) {
-        let weight = weight.min(WINDOW);
-        self.weight = (self.weight + weight).min(WINDOW);
+    fn add(&mut self, value: f64) {
+        self.add_of(value, 1.0, WINDOW);
+    }
+
+    fn add_of(&mut self, value: f64, weight: f64, window: f64) {
+        let weight = weight.min(window);
+        self.weight = (self.weight + weight).min(window);
         self.mean += (value - self.mean) * weight / self.weight;
     }
 
@@ -128,7 +134,7 @@ impl Average {
         if value < self.mean {
             *self = Self::default();
         }
-        self.add(value, 1.0);
+        self.add(value);
     }
 
     fn is_empty(&self) -> bool {
@@ -172,6 +178,20 @@ mod tests {
         costs.sample(900 * MS, second);
         assert!((costs.overhead() - 1.5).abs() < 1e-9, "one connection says nothing");
         costs.sample(100 * MS, Duration::ZERO);
+    }
+
+    #[test]
+    fn the_end_of_a_storm_does_not_stand_for_all_of_it() {
+        let mut costs = Costs::default();
+        for connections in [800; 10].into_iter().chain([100, 50, 25]) {
+            for _ in 0..connections {
+                costs.note(Kind::Full, MS / 4, MS / 4);
+            }
+            // Those that are linked take as much again of the processor as one second of the storm.
+            let others = if connections == 800 { Duration::ZERO } else { 400 * MS };
+            costs.sample(connections * MS / 2 + others, Duration::from_secs(1));
+        }
+        assert!((1.0..1.2).contains(&costs.overhead()), "{}", costs.overhead());
     }
 
     #[test]
