@@ -3,7 +3,7 @@ use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -265,15 +265,38 @@ impl Host {
     /// All its processes at once: each is in a group of its own, and would go on for a moment without the first of them.
     fn kill(&mut self) -> anyhow::Result<()> {
         let Some(mut program) = self.program.take() else { return Ok(()) };
-        // So that it starts none.
+        // So that it starts none. It may be about to.
         program.signal(Signal::SIGSTOP)?;
+        until("it to stand still", || state(program.pid()).is_none_or(|state| state == 'T'))?;
         let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", program.pid()))?;
-        for child in children.split_whitespace() {
+        let children: Vec<Pid> = children
+            .split_whitespace()
+            .map(|child| Ok(Pid::from_raw(child.parse()?)))
+            .collect::<anyhow::Result<_>>()?;
+        for child in &children {
             // One may have ended by itself.
-            let _ = kill(Pid::from_raw(child.parse()?), Signal::SIGKILL);
+            let _ = kill(*child, Signal::SIGKILL);
         }
-        program.kill().map(drop)
+        program.kill()?;
+        // Each holds on to the shared memory until it is gone, and the next first process refuses to share it.
+        until("its processes to end", || children.iter().all(|child| state(*child).is_none_or(|state| state == 'Z')))
     }
+}
+
+/// What a process is doing (proc(5), `/proc/<pid>/stat`), if there is one.
+fn state(pid: Pid) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// Short blocking looks, as it is also called from `drop`.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) -> anyhow::Result<()> {
+    let end = Instant::now() + START_LIMIT;
+    while !is_so() {
+        ensure!(Instant::now() < end, "waited {START_LIMIT:?} for {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 impl Drop for Host {
