@@ -12,6 +12,7 @@ use cloudlink_tests::netns::{self, Site, done};
 use cloudlink_tests::openvpn::{Client, Pings, Tunnel};
 use cloudlink_tests::poll::wait_for;
 use cloudlink_tests::server::Settings;
+use cloudlink_tests::traffic::metric;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::net::{TcpStream, UdpSocket};
@@ -217,6 +218,13 @@ fn in_quarantine_a_device_works_on_and_reaches_nothing() -> anyhow::Result<()> {
         fleet.wait_for_link(&device.id, "closed").await?;
         client.start_again()?;
         let tunnel = client.is_up(2).await?;
+        // The client says so as soon as it has its addresses; from when the server does, packets are let through.
+        wait_for("the tunnel at the server", LINK_LIMIT, async || {
+            let metrics = fleet.server.operations("/metrics").await?.1;
+            ensure!(metric(&metrics, "cloudlink_tunnels_live", "")? == 2.0, "{metrics}");
+            Ok(())
+        })
+        .await?;
         ensure!(kernel_knows(&tunnel)?, "the kernel does not know it from the first packet on");
         ensure!(!answers_pings(&client, &tunnel).await?);
         has_agent().await?;
