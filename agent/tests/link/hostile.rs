@@ -67,19 +67,21 @@ async fn killed_at_any_moment_an_agent_runs_nothing_twice_and_ends_everything_in
     let device = Device::enrolled(&server, YOUNG.0, YOUNG.1);
     // Each command has a service of its own, so that what ran tells which command it was.
     let service = |number: u128| format!("s{number}");
-    let allowed: Vec<String> = (1..=COMMANDS).map(service).collect();
+    let allowed: Vec<String> = (1..=COMMANDS + 1).map(service).collect();
     let config = std::fs::read_to_string(device.path("agent.toml")).unwrap();
     std::fs::write(device.path("agent.toml"), config.replace(r#"["web"]"#, &format!("{allowed:?}"))).unwrap();
     let mut told = Told::new();
     for kill in 0..=KILLS {
         let agent = Killed::start(&device);
         let mut link = server.link().await;
-        for number in 1..=COMMANDS {
+        // The last agent gets one that none was killed over: it runs, whatever became of the others.
+        let commands = if kill == KILLS { COMMANDS + 1 } else { COMMANDS };
+        for number in 1..=commands {
             link.send(restart(number, &service(number))).await;
         }
         if kill == KILLS {
             let all_ended = async {
-                while !has_ended(&told, COMMANDS) {
+                while !has_ended(&told, commands) {
                     hear(&mut link, &mut told).await;
                 }
             };
@@ -102,6 +104,7 @@ async fn killed_at_any_moment_an_agent_runs_nothing_twice_and_ends_everything_in
     let runs = ran.len();
     ran.dedup();
     assert_eq!(ran.len(), runs, "something ran twice");
+    assert!(ran.contains(&service(COMMANDS + 1).as_str()), "{ran:?}");
     for (id, states) in told {
         let mut ends: Vec<State> = states.into_iter().filter(|state| is_end(*state)).collect();
         ends.dedup();

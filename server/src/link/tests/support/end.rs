@@ -26,7 +26,7 @@ async fn measured(desk: &Desk, id: SupportSessionId, reason: &str) -> i64 {
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
 async fn at_the_grants_end(_: PgPoolOptions, database: PgConnectOptions) {
     let (desk, mut link) = Desk::new(database).await;
-    let grant = desk.grant("shell:open", 1.5, None).await;
+    let grant = desk.grant("shell:open", 6.0, None).await;
     let (id, client, device) = desk.terminal(&mut link).await;
     let ends_at = format!("select (ends_at > clock_timestamp())::text from grants where id = '{grant}'");
     desk.port.until(&ends_at, "false").await;
@@ -139,13 +139,13 @@ async fn at_the_grants_end_while_the_database_is_away(_: PgPoolOptions, database
     let relay = super::super::database::Relay::start(&database).await;
     let port = Port::start_with(database, |settings| settings.database = relay.options(&settings.database)).await;
     let (desk, mut link) = Desk::on(port, |config| config.recording_lag_seconds = config::Seconds(60)).await;
-    let grant = desk.grant("shell:open", 4.0, None).await;
+    let grant = desk.grant("shell:open", 10.0, None).await;
     let (id, mut client, mut device) = desk.terminal(&mut link).await;
     relay.cut();
     client.send(b"still").await;
     assert_eq!(device.receives().await, b"still");
     let both = async { tokio::join!(client.closed(), device.closed()) };
-    let (one, other) = timeout(Duration::from_secs(6), both).await.expect("cut by the deadline");
+    let (one, other) = timeout(Duration::from_secs(12), both).await.expect("cut by the deadline");
     assert_eq!((one.as_str(), other.as_str()), ("grant_ended", "grant_ended"));
     let late = format!("select (clock_timestamp() - ends_at < interval '1 s')::text from grants where id = '{grant}'");
     assert_eq!(desk.port.ask(&late).await.as_deref(), Some("true"));
@@ -246,7 +246,7 @@ async fn later_when_the_grant_is_extended_and_at_once_when_it_is_cut_short(
     database: PgConnectOptions,
 ) {
     let (desk, mut link) = Desk::new(database).await;
-    let grant = desk.grant("shell:open", 3.0, None).await;
+    let grant = desk.grant("shell:open", 8.0, None).await;
     let (id, mut client, mut device) = desk.terminal(&mut link).await;
     desk.port
         .run(&format!("update grants set ends_at = clock_timestamp() + interval '30 minutes' where id = '{grant}'"))
@@ -259,7 +259,7 @@ async fn later_when_the_grant_is_extended_and_at_once_when_it_is_cut_short(
     assert_eq!(again.session_id, id.to_wire());
     assert!(again.ends_after_ms > 1_700_000, "{} ms", again.ends_after_ms);
     let passed = format!(
-        "select (created_at + interval '3.5 s' < clock_timestamp())::text from support_sessions where id = '{id}'"
+        "select (created_at + interval '8.5 s' < clock_timestamp())::text from support_sessions where id = '{id}'"
     );
     desk.port.until(&passed, "true").await;
     client.send(b"still").await;
@@ -335,7 +335,7 @@ async fn when_the_token_expires_while_the_database_is_away(_: PgPoolOptions, dat
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
 async fn with_a_warning_before(_: PgPoolOptions, database: PgConnectOptions) {
     let (desk, mut link) = Desk::new(database).await;
-    desk.grant("shell:open", 122.0, None).await;
+    desk.grant("shell:open", 130.0, None).await;
     let (_id, mut client, mut device) = desk.terminal(&mut link).await;
     let warning = Control::Warning { seconds_left: 120, reason: None };
     assert_eq!((client.hears().await, device.hears().await), (warning.clone(), warning));
