@@ -558,9 +558,13 @@ impl List<'_> {
     }
 }
 
-/// The attempt whose answers cannot carry a mark: who asks for a neighbour.
-pub(super) fn is_neighbour_solicitation(attempt: &Attempt) -> bool {
-    attempt.trick == Trick::Icmp(NEIGHBOUR_SOLICITATION)
+/// The attempt that an answer without a mark is taken for: who asks for a neighbour past the driver's wall. Whoever asks through the
+/// tunnel gets the same answer, but that it has got past both walls is more than such an answer can tell.
+pub(super) fn neighbour_asked_past_the_wall(attempts: &[Attempt]) -> Option<u16> {
+    let asks = |attempt: &Attempt| {
+        attempt.trick == Trick::Icmp(NEIGHBOUR_SOLICITATION) && matches!(attempt.way, Way::Kernel(_))
+    };
+    attempts.iter().position(asks).and_then(|number| number.try_into().ok())
 }
 
 #[cfg(test)]
@@ -583,6 +587,15 @@ mod tests {
             listener: Ports { ipv4: 40_000, ipv6: 40_001 },
             listening: vec![22, 443],
         }
+    }
+
+    #[test]
+    fn an_answer_without_a_mark_is_taken_for_the_lesser_of_two() {
+        let attempts = list(&map());
+        let number = neighbour_asked_past_the_wall(&attempts).unwrap();
+        let attempt = &attempts[usize::from(number)];
+        assert_eq!((attempt.trick, attempt.way), (Trick::Icmp(NEIGHBOUR_SOLICITATION), Way::Kernel(0)));
+        assert_eq!(neighbour_asked_past_the_wall(&attempts[..usize::from(number)]), None, "there is one");
     }
 
     #[test]

@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn a_neighbour_that_shows_itself_outside_is_of_no_attempt() {
         let lookout = Lookout::default();
-        lookout.begin(Mark::random().with_neighbours(vec![1]), 2);
+        lookout.begin(Mark::random().with_neighbour(Some(1)), 2);
         let at = |text: &str| text.parse::<IpAddr>().unwrap();
         let shown = Datagram::icmp_raw(at("2001:db8::1"), at("ff02::1"), 136, [0x20, 0, 0, 0], &[0; 16]).packet();
         assert_eq!(lookout.see(Place::Outside, &shown), None);

@@ -28,8 +28,8 @@ pub(super) struct Mark {
     /// An attempt's number is its place in the list; it sends from the port of that number above this one. Another one in each
     /// round: what is left of a connection that was begun in the last one must not answer.
     port_first: u16,
-    /// The attempts that ask for a neighbour: their answer can carry nothing.
-    neighbours: Vec<u16>,
+    /// The attempt that asks for a neighbour: its answer can carry nothing.
+    neighbour: Option<u16>,
 }
 
 /// What was made of a probe's packet.
@@ -75,7 +75,7 @@ pub(super) struct Recognised {
 
 impl Mark {
     pub(super) const fn new(nonce: [u8; NONCE_BYTES], sequence: u32, port_offset: u16) -> Self {
-        Self { nonce, sequence, port_first: PORT_MIN + port_offset % PORTS, neighbours: Vec::new() }
+        Self { nonce, sequence, port_first: PORT_MIN + port_offset % PORTS, neighbour: None }
     }
 
     /// A new one, that nobody can guess.
@@ -94,8 +94,8 @@ impl Mark {
         self.port_first.saturating_add(attempt)
     }
 
-    pub(super) fn with_neighbours(self, neighbours: Vec<u16>) -> Self {
-        Self { neighbours, ..self }
+    pub(super) fn with_neighbour(self, neighbour: Option<u16>) -> Self {
+        Self { neighbour, ..self }
     }
 
     /// What the packets of an attempt carry.
@@ -162,10 +162,7 @@ impl Mark {
                 is_ours.then_some(Recognised { attempt, what: What::Answer, port: None })
             }
             // On the tunnels' interface a neighbour shows itself to who asked: the kernel asks nobody there.
-            (ICMP_V6, 136) => {
-                let attempt = *self.neighbours.first()?;
-                Some(Recognised { attempt, what: What::Neighbour, port: None })
-            }
+            (ICMP_V6, 136) => Some(Recognised { attempt: self.neighbour?, what: What::Neighbour, port: None }),
             _ => None,
         }
     }

@@ -127,8 +127,7 @@ async fn attempt_all(stage: &Stage<'_>, scope: Scope) -> Result<Verdict, String>
     let listening = Listening::read().map_err(|error| format!("what listens on this node cannot be read: {error}"))?;
     let map = map(stage, devices, &listening);
     let attempts = attempt::list(&map);
-    let neighbours = (0..).zip(&attempts).filter(|(_, attempt)| attempt::is_neighbour_solicitation(attempt));
-    let mark = Mark::random().with_neighbours(neighbours.map(|(number, _)| number).collect());
+    let mark = Mark::random().with_neighbour(attempt::neighbour_asked_past_the_wall(&attempts));
     stage.lookout.begin(mark.clone(), attempts.len());
     let _ended = Ending(stage.lookout);
 
