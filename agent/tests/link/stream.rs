@@ -174,8 +174,12 @@ impl ServerStream {
 
     /// The next thing that the device says.
     pub(crate) async fn said(&mut self) -> Said {
+        timeout(SOON, self.says()).await.expect("something in time")
+    }
+
+    async fn says(&mut self) -> Said {
         loop {
-            match timeout(SOON, self.socket.next()).await.expect("something in time") {
+            match self.socket.next().await {
                 Some(Ok(Message::Binary(bytes))) => return Said::Bytes(bytes),
                 Some(Ok(Message::Text(text))) => {
                     return Said::Control(Control::read(&text, Party::Device).unwrap());
@@ -190,9 +194,9 @@ impl ServerStream {
     pub(crate) async fn until(&mut self, what: &str) -> String {
         let mut text = Vec::new();
         loop {
-            match self.said().await {
-                Said::Bytes(bytes) => text.extend_from_slice(&bytes),
-                other @ (Said::Control(_) | Said::Gone) => {
+            match timeout(SOON, self.says()).await {
+                Ok(Said::Bytes(bytes)) => text.extend_from_slice(&bytes),
+                other => {
                     panic!("expected {what:?}, got {other:?} after {}", String::from_utf8_lossy(&text))
                 }
             }
