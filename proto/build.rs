@@ -1,6 +1,12 @@
-//! Compiles `link.proto` in pure Rust, so that a build needs no protoc.
+//! Compiles `link.proto` and `poll.proto` in pure Rust, so that a build needs no protoc.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    // First: it would leave an empty module of the messages that it takes from the other one.
+    let files = protox::compile(["src/poll/poll.proto"], ["src/poll", "src/link"])?;
+    prost_build::Config::new()
+        .bytes(["."])
+        .extern_path(".cloudlink.link.v1", "crate::link::message")
+        .compile_fds(files)?;
     let files = protox::compile(["src/link/link.proto"], ["src/link"])?;
     prost_build::Config::new()
         .bytes(["."])
@@ -8,5 +14,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .boxed(".cloudlink.link.v1.ServerMessage.kind.stream_request")
         .compile_fds(files)?;
     println!("cargo:rerun-if-changed=src/link/link.proto");
+    println!("cargo:rerun-if-changed=src/poll/poll.proto");
     Ok(())
 }

@@ -7,6 +7,7 @@
 //! * [`ids`]: the typed identifiers of everything that has one.
 //! * [`enroll`]: how a device gets its first certificate.
 //! * [`link`]: the control link between a device and a node. Start reading there.
+//! * [`poll`]: what stands in for it when none comes about.
 //! * [`stream`]: what is said on one stream of a support session.
 //! * [`openvpn`]: OpenVPN over TCP, server and client.
 //! * [`trace_parent`]: whose doing something is, across programs.
@@ -18,6 +19,7 @@ pub mod enroll;
 pub mod ids;
 pub mod link;
 pub mod openvpn;
+pub mod poll;
 pub mod proxy_header;
 pub mod stream;
 pub mod trace_parent;

@@ -80,7 +80,7 @@ pub enum FieldFault {
 }
 
 /// A message that knows its limits.
-pub(super) trait Check {
+pub(crate) trait Check {
     fn check(&self) -> Result<(), FieldError>;
 }
 
@@ -239,7 +239,7 @@ impl Check for Goodbye {
     }
 }
 
-fn text(field: &'static str, value: &str) -> Result<(), FieldError> {
+pub(crate) fn text(field: &'static str, value: &str) -> Result<(), FieldError> {
     length(field, value.len(), STRING_BYTES_MAX)
 }
 
@@ -248,15 +248,15 @@ fn path(field: &'static str, value: &str) -> Result<(), FieldError> {
     within(field, value.starts_with('/') && !value.contains('\0'))
 }
 
-fn filled(field: &'static str, value: &[u8], max: usize) -> Result<(), FieldError> {
+pub(crate) fn filled(field: &'static str, value: &[u8], max: usize) -> Result<(), FieldError> {
     if value.is_empty() { Err(FieldError { field, fault: FieldFault::Empty }) } else { length(field, value.len(), max) }
 }
 
-fn length(field: &'static str, bytes: usize, max: usize) -> Result<(), FieldError> {
+pub(crate) fn length(field: &'static str, bytes: usize, max: usize) -> Result<(), FieldError> {
     if bytes > max { Err(FieldError { field, fault: FieldFault::TooLong(max) }) } else { Ok(()) }
 }
 
-fn count(field: &'static str, entries: usize, max: usize) -> Result<(), FieldError> {
+pub(crate) fn count(field: &'static str, entries: usize, max: usize) -> Result<(), FieldError> {
     if entries > max { Err(FieldError { field, fault: FieldFault::TooMany(max) }) } else { Ok(()) }
 }
 
@@ -269,6 +269,6 @@ pub(super) fn read_id(field: &'static str, value: &[u8]) -> Result<Uuid, FieldEr
     Uuid::from_slice(value).map_err(|_| FieldError { field, fault: FieldFault::NotAnId })
 }
 
-fn within(field: &'static str, holds: bool) -> Result<(), FieldError> {
+pub(crate) fn within(field: &'static str, holds: bool) -> Result<(), FieldError> {
     if holds { Ok(()) } else { Err(FieldError { field, fault: FieldFault::OutOfRange }) }
 }

@@ -83,7 +83,7 @@ pub use violation::Violation;
 
 mod close;
 mod device;
-mod limit;
+pub(crate) mod limit;
 mod server;
 mod session;
 mod state;
