@@ -314,6 +314,7 @@ impl Node {
             device: config.device.clone(),
             admission: config.admission.clone(),
             link: config.link.clone(),
+            poll: config.poll.clone(),
             certificate: config.certificate.clone(),
             store,
             bus,

@@ -15,6 +15,7 @@ mod node;
 mod notice;
 mod operations;
 mod people;
+mod poll;
 mod postgres;
 mod reference;
 mod section;
@@ -42,6 +43,7 @@ pub use log::{Filter, Format, Log};
 pub use notice::{MailTls, Notice};
 pub use operations::Operations;
 pub use people::People;
+pub use poll::Poll;
 pub use postgres::Postgres;
 pub use reference::reference;
 pub use section::Shown;
@@ -72,6 +74,7 @@ pub struct Config {
     pub operations: Operations,
     pub cluster: Cluster,
     pub link: Link,
+    pub poll: Poll,
     pub tunnel: Tunnel,
     pub isolation: Isolation,
     pub support: Support,
@@ -98,6 +101,7 @@ impl Default for Config {
             operations: Operations::default(),
             cluster: Cluster::default(),
             link: Link::default(),
+            poll: Poll::default(),
             tunnel: Tunnel::default(),
             isolation: Isolation::default(),
             support: Support::default(),
@@ -163,6 +167,7 @@ impl Config {
             operations: Operations::read(given),
             cluster: Cluster::read(given),
             link: Link::read(given),
+            poll: Poll::read(given),
             tunnel: Tunnel::read(given),
             isolation: Isolation::read(given),
             support: Support::read(given),

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! accept ── limits ── TLS ──┬─ enrollment name ── POST /v1/enroll ── enroll
-//!                           └─ any other name, client certificate ── GET /v1/link ── admission ── WebSocket
+//!                           └─ any other name, client certificate ─┬ POST /v1/poll ── poll
+//!                                                                 └ GET /v1/link ── admission ── WebSocket
 //!                                                                                                    │
 //!        registry (device → newest link) <── hello: the database gives the epoch ────────────── opening
 //!              │ orders                                                                              │
@@ -21,12 +22,14 @@
 pub mod accept;
 mod account;
 pub(crate) mod admission;
+mod command;
 pub(crate) mod conn;
 pub(crate) mod dispatch;
 mod enroll;
 pub(crate) mod intake;
 pub(crate) mod limit;
 pub(crate) mod opening;
+mod poll;
 pub(crate) mod problem;
 pub(crate) mod registry;
 mod renew;
@@ -56,7 +59,7 @@ pub use tls::{Tls, TlsError};
 use limit::{Allowance, Gate};
 pub(crate) use registry::{Asking, Ending, Handle, Order, Registry, Seat, StreamOrder, TunnelSeat, Unproven};
 use report::Reports;
-use statement::{Closes, Hellos, Standings, Transitions};
+use statement::{Closes, Hellos, Polls, Standings, Transitions};
 
 use crate::admission::Admission;
 use crate::batch::Batch;
@@ -87,6 +90,7 @@ pub struct Parts {
     pub device: config::Device,
     pub admission: config::Admission,
     pub link: config::Link,
+    pub poll: config::Poll,
     pub certificate: config::Certificate,
     pub store: Store,
     pub bus: Bus,
@@ -109,6 +113,7 @@ pub(crate) struct Shared {
     pub(crate) trust_domain: TrustDomain,
     pub(crate) device: config::Device,
     link: config::Link,
+    poll: config::Poll,
     certificate: config::Certificate,
     pub(crate) store: Store,
     pub(crate) bus: Bus,
@@ -129,6 +134,7 @@ pub(crate) struct Shared {
     pub(crate) hellos: Batch<Hellos>,
     transitions: Batch<Transitions>,
     closes: Batch<Closes>,
+    polls: Batch<Polls>,
     clones: opening::Clones,
     refusals: Sampler,
     /// Streams that devices were asked for.
@@ -149,6 +155,7 @@ impl Links {
             device,
             admission,
             link,
+            poll,
             certificate,
             store,
             bus,
@@ -176,6 +183,7 @@ impl Links {
             hellos: Batch::start(Hellos, store.clone()),
             transitions: Batch::start(Transitions, store.clone()),
             closes: Batch::start(Closes, store.clone()),
+            polls: Batch::start(Polls, store.clone()),
             admission: Admission::start(&admission, Arc::clone(&metrics)),
             reports: Reports::default(),
             clones: opening::Clones::default(),
@@ -188,6 +196,7 @@ impl Links {
             trust_domain,
             device,
             link,
+            poll,
             certificate,
             store,
             bus,

@@ -276,6 +276,8 @@ pub struct Metrics {
     pub link_messages: IntCounterVec,
     /// Link messages of a kind that this server does not know.
     pub link_messages_unknown: IntCounter,
+    /// Polls that were answered.
+    pub polls: IntCounter,
 
     /// Tunnels that are live now.
     pub tunnels_live: IntGauge,
@@ -444,6 +446,7 @@ impl Metrics {
                 "When the server's own certificate ends.",
             ),
             link_messages: counters(&registry, "cloudlink_link_messages_total", "Link messages.", &["direction"]),
+            polls: counter(&registry, "cloudlink_polls_total", "Polls of devices without a link that were answered."),
             link_messages_unknown: counter(
                 &registry,
                 "cloudlink_link_messages_unknown_total",

@@ -21,6 +21,7 @@ pub mod node;
 pub mod notice;
 pub mod opening;
 pub mod person;
+pub mod poll;
 mod primary;
 pub mod proof;
 pub mod quarantine;

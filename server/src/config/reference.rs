@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::section::{Field, Section};
 use super::{
-    admission, certificate, cluster, database, device, isolation, link, log, node, notice, operations, people,
+    admission, certificate, cluster, database, device, isolation, link, log, node, notice, operations, people, poll,
     postgres, shutdown, sign_in, support, trace, tunnel,
 };
 
@@ -33,7 +33,7 @@ pub fn reference() -> String {
     text
 }
 
-fn sections() -> [Section; 18] {
+fn sections() -> [Section; 19] {
     [
         node::Node::describe(),
         device::Device::describe(),
@@ -42,6 +42,7 @@ fn sections() -> [Section; 18] {
         operations::Operations::describe(),
         cluster::Cluster::describe(),
         link::Link::describe(),
+        poll::Poll::describe(),
         tunnel::Tunnel::describe(),
         isolation::Isolation::describe(),
         support::Support::describe(),

@@ -37,6 +37,7 @@ pub(crate) enum Kind {
     NotFound,
     MethodNotAllowed,
     NotLinked,
+    Polling,
     NoAgent,
     NoTunnel,
     Quarantined,
@@ -85,6 +86,7 @@ impl Kind {
                 (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "The method does not fit the path")
             }
             Self::NotLinked => (StatusCode::CONFLICT, "not_linked", "The device has no live link"),
+            Self::Polling => (StatusCode::CONFLICT, "polling", "The device has no live link, it polls"),
             Self::NoAgent => (StatusCode::CONFLICT, "no_agent", "The device has no agent to carry this out"),
             Self::NoTunnel => (StatusCode::CONFLICT, "no_tunnel", "The device has no tunnel"),
             Self::Quarantined => (StatusCode::CONFLICT, "quarantined", "The device is in quarantine"),

@@ -139,6 +139,7 @@ impl Scene {
                from devices where id = $1
              on conflict (device_id) do update
                 set epoch = links.epoch + 1, closed_at = null, close_reason = null, transport = excluded.transport,
+                    connected_at = clock_timestamp(),
                     tunnel_id = null, has_agent = true, capabilities = excluded.capabilities",
         )
         .bind(device.as_uuid())
@@ -170,6 +171,24 @@ impl Scene {
         )
         .bind(device.as_uuid())
         .bind(id)
+        .execute(&self.root)
+        .await
+        .unwrap();
+    }
+
+    /// Lets the device poll now.
+    pub(crate) async fn poll(&self, device: DeviceId) {
+        sqlx::query(
+            r#"insert into polls (device_id, tenant_id, polled_at, interval_seconds, next_by, silent_at, certificate_serial, node,
+                                  remote_address, boot_id, agent, os, hostname, clock_offset_ms, capabilities, running)
+               select id, tenant_id, clock_timestamp(), 900, clock_timestamp() + interval '1020 s',
+                      clock_timestamp() + interval '2040 s', uuid_send(id), 'node-1', '192.0.2.7', 'boot-1', 'agent/1', 'Debian', 'gw',
+                      12, '{metrics.collect}', '[{"name": "nginx", "state": "active", "kind": "service"}]'
+                 from devices where id = $1
+               on conflict (device_id) do update
+                  set polled_at = excluded.polled_at, next_by = excluded.next_by, silent_at = excluded.silent_at"#,
+        )
+        .bind(device.as_uuid())
         .execute(&self.root)
         .await
         .unwrap();

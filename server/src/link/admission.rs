@@ -74,16 +74,22 @@ const DRAINING_RETRY_SECONDS: u32 = 1;
 
 /// Whether this node serves one more device.
 pub(crate) fn check_room(shared: &Shared) -> Result<(), Problem> {
+    check_doors(shared)?;
+    if shared.registry.has_room() {
+        return Ok(());
+    }
+    Err(Problem::overloaded("this node serves as many links as it may", shared.reconnect_spread_seconds()))
+}
+
+/// Whether this node wants to see devices at all.
+pub(super) fn check_doors(shared: &Shared) -> Result<(), Problem> {
     if shared.registry.are_doors_closed() {
         let detail = "this node sends its devices to others; dial again";
         let status = StatusCode::SERVICE_UNAVAILABLE;
         return Err(Problem::new("draining", status, "Draining", detail, Failure::Draining)
             .with_retry_after(DRAINING_RETRY_SECONDS));
     }
-    if shared.registry.has_room() {
-        return Ok(());
-    }
-    Err(Problem::overloaded("this node serves as many links as it may", shared.reconnect_spread_seconds()))
+    Ok(())
 }
 
 /// Whether the device may be asked about now, when many others are.

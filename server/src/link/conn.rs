@@ -13,14 +13,13 @@ use cloudlink_proto::ids::{CommandId, TenantId};
 use cloudlink_proto::link::message::goodbye::Code;
 use cloudlink_proto::link::message::{
     CertificateIssued, CertificateRefused, Command, CommandCancel, CommandReceipt, CommandStatus, Reconnect,
-    StreamRefused, StreamRequest, command_status,
+    StreamRefused, StreamRequest,
 };
 use cloudlink_proto::link::{
     CLOSE_WITHIN, FromDevice, Party, REASON_BYTES_MAX, STRING_BYTES_MAX, SendError, Server, Session, ToDevice,
     Violation,
 };
 use futures_util::{SinkExt, StreamExt};
-use serde_json::Value;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
@@ -28,6 +27,7 @@ use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_util::sync::CancellationToken;
 
 use super::admission::Identified;
+use super::command::{self, cut_to, to_wire};
 use super::registry::{Ending, Handle, Order, Seat, StreamOrder};
 use super::renew::{self, Renewed};
 use super::stream::Stream;
@@ -37,7 +37,7 @@ use crate::bus::Hint;
 use crate::model::command::State;
 use crate::store::dispatch::{ClaimedCommand, LinkKey};
 use crate::store::link::{ClosedLink, Ended, link_prove_boot_in_txn};
-use crate::store::transition::{Applied, Outcome, Source, Transition};
+use crate::store::transition::{Applied, Transition};
 use crate::store::{StoreError, Visibility};
 
 pub(super) type Socket = WebSocketStream<Stream>;
@@ -208,7 +208,7 @@ impl Link {
             Some(FromDevice::Metrics(report)) => {
                 self.shared.reports.put(self.handle.key.device_id, self.tenant_id, report, now);
             }
-            Some(FromDevice::CommandStatus { id, state, status }) => self.reported(id, state, status),
+            Some(FromDevice::CommandStatus { id, status, .. }) => self.reported(id, status),
             Some(FromDevice::CertificateRequest(request)) => self.push(Work::Renew(request.csr_der)),
             Some(FromDevice::StreamRefused { id, refused }) => {
                 let StreamRefused { code, message, .. } = refused;
@@ -245,18 +245,8 @@ impl Link {
 
     fn send_command(&mut self, command: ClaimedCommand) {
         let now = Instant::now();
-        let start_within = command.start_by.saturating_duration_since(now);
-        self.send(Command {
-            id: command.command_id.to_wire(),
-            start_within_ms: u64::try_from(start_within.as_millis()).unwrap_or(u64::MAX),
-            sent_after_ms: self.session.sent_after_ms(now.into_std()),
-            requested_by: cut_to(command.requested_by, STRING_BYTES_MAX),
-            reason: cut_to(command.reason, REASON_BYTES_MAX),
-            grant_id: command.grant_id.to_wire(),
-            grant_statement: command.grant_statement.unwrap_or_default(),
-            trace_parent: command.trace.map(|trace| trace.to_string()).unwrap_or_default(),
-            kind: Some(command.instruction.to_wire()),
-        });
+        let sent_after_ms = self.session.sent_after_ms(now.into_std());
+        self.send(Command { sent_after_ms, ..to_wire(command, now) });
     }
 
     fn ask_for_stream(&mut self, order: StreamOrder) {
@@ -296,21 +286,9 @@ impl Link {
         }
     }
 
-    fn reported(&mut self, id: CommandId, state: command_status::State, status: CommandStatus) {
-        let Some(target) = state_of(state) else { return };
-        let transition = Transition {
-            command_id: id,
-            target,
-            source: Source::Report {
-                device_id: self.handle.key.device_id,
-                epoch: self.handle.key.epoch,
-                boot_id: self.boot_id.to_string(),
-            },
-            code: text_of(status.code),
-            message: text_of(status.message),
-            percent: status.percent.and_then(|percent| u8::try_from(percent).ok()),
-            data: data_of(&status.data_json),
-        };
+    fn reported(&mut self, id: CommandId, status: CommandStatus) {
+        let Some(transition) = command::reported(self.handle.key, &self.boot_id, id, status) else { return };
+        let target = transition.target;
         let now = Instant::now();
         let not_before = if target.is_final() { now } else { now + PROGRESS_WAIT };
         // Only the newest state of a command is worth a statement.
@@ -378,29 +356,14 @@ impl Link {
     }
 
     fn applied(&mut self, command_id: CommandId, target: State, applied: Applied) {
-        account(&self.shared, command_id, applied);
-        match applied.outcome {
-            Outcome::Moved(_) | Outcome::Unproven => self.shared.bus.send(Hint::CommandChanged(command_id)),
-            Outcome::Repeated | Outcome::Late | Outcome::Unknown => {}
-            Outcome::Foreign => {
-                self.refused_report("foreign");
+        match command::settle(&self.shared, self.handle.key, command_id, target, applied) {
+            command::Answer::Nothing => {}
+            command::Answer::Receipt => self.send(CommandReceipt { id: command_id.to_wire() }),
+            command::Answer::Foreign => {
                 let message = "a command status names a command of another device";
-                return self.session.goodbye(Instant::now().into_std(), Code::ProtocolError, message, Duration::ZERO);
+                self.session.goodbye(Instant::now().into_std(), Code::ProtocolError, message, Duration::ZERO);
             }
-            Outcome::Stale => return self.refused_report("stale"),
-            Outcome::Illegal => return self.refused_report("illegal"),
         }
-        if applied.outcome == Outcome::Unknown {
-            self.refused_report("unknown");
-        }
-        if target.is_final() && applied.outcome != Outcome::Unproven {
-            self.send(CommandReceipt { id: command_id.to_wire() });
-        }
-    }
-
-    fn refused_report(&self, reason: &'static str) {
-        self.shared.metrics.reports_refused.with_label_values(&[reason]).inc();
-        tracing::debug!(device = %self.handle.key.device_id, reason, "a report was refused");
     }
 
     /// Ends the link: out of the registry, goodbye to the device, what it said before into the database, then its row.
@@ -587,58 +550,5 @@ pub(crate) async fn close_row(shared: &Shared, mut link: ClosedLink) {
     while shared.closes.ask(link).await == Err(Unanswered::Unavailable) {
         link.is_loss = false;
         sleep(STORE_RETRY).await;
-    }
-}
-
-fn state_of(state: command_status::State) -> Option<State> {
-    match state {
-        command_status::State::Unspecified => None,
-        command_status::State::Accepted => Some(State::Accepted),
-        command_status::State::Running => Some(State::Running),
-        command_status::State::Succeeded => Some(State::Succeeded),
-        command_status::State::Failed => Some(State::Failed),
-        command_status::State::Refused => Some(State::Refused),
-        command_status::State::Expired => Some(State::Expired),
-        command_status::State::Cancelled => Some(State::Cancelled),
-    }
-}
-
-/// Text of people as a device takes it. People count characters, devices bytes; what is lost is for show only.
-fn cut_to(mut text: String, bytes_max: usize) -> String {
-    text.truncate(text.floor_char_boundary(bytes_max));
-    text
-}
-
-/// Text of a device as Postgres can store it: without NUL, and nothing if it is empty.
-fn text_of(text: String) -> Option<String> {
-    (!text.is_empty()).then(|| text.replace('\0', "\u{fffd}"))
-}
-
-/// Data of a device as Postgres can store it. What is no JSON is kept as a note that it was none, never lost silently.
-fn data_of(json: &[u8]) -> Option<Value> {
-    if json.is_empty() {
-        return None;
-    }
-    let mut data =
-        serde_json::from_slice(json).unwrap_or_else(|_| serde_json::json!({"unreadable": true, "bytes": json.len()}));
-    without_nul(&mut data);
-    Some(data)
-}
-
-/// jsonb cannot hold NUL. The depth is bounded by the parser.
-fn without_nul(value: &mut Value) {
-    match value {
-        Value::String(text) if text.contains('\0') => *text = text.replace('\0', "\u{fffd}"),
-        Value::Array(values) => values.iter_mut().for_each(without_nul),
-        Value::Object(fields) => {
-            if fields.keys().any(|name| name.contains('\0')) {
-                *fields = std::mem::take(fields)
-                    .into_iter()
-                    .map(|(name, value)| (name.replace('\0', "\u{fffd}"), value))
-                    .collect();
-            }
-            fields.values_mut().for_each(without_nul);
-        }
-        Value::String(_) | Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }

@@ -128,21 +128,18 @@ impl Due {
 
 /// How it came that commands are sent, for their traces.
 #[derive(Clone, Copy)]
-struct Waking {
-    woken_by: &'static str,
-    asked_at: Instant,
+pub(super) struct Waking {
+    pub(super) woken_by: &'static str,
+    pub(super) asked_at: Instant,
 }
 
 /// Hands out what was claimed, and gives what cannot be. A link that is gone by now gets nothing: the device's next one does.
 fn deliver(shared: &Shared, dispatch: Dispatch, waking: Waking) -> Vec<UnreadableCommand> {
     for mut command in dispatch.commands {
-        let (link, id, kind) = (command.link, command.command_id, command.instruction.kind());
-        let _span = trace(shared, &mut command, waking);
-        if let Some(handle) = shared.registry.find_exactly(link) {
+        let _span = note_sending(shared, &mut command, waking);
+        if let Some(handle) = shared.registry.find_exactly(command.link) {
             handle.order(Order::Command(Box::new(command)));
         }
-        shared.metrics.commands.with_label_values(&[kind.name, "sent"]).inc();
-        shared.bus.send(Hint::CommandChanged(id));
     }
     for callback in dispatch.callbacks {
         if let Some(handle) = shared.registry.find_exactly(callback.link) {
@@ -152,7 +149,14 @@ fn deliver(shared: &Shared, dispatch: Dispatch, waking: Waking) -> Vec<Unreadabl
     dispatch.unreadable
 }
 
-/// The command is its sending's doing from here on.
+/// Counts a command that is marked as sent, and tells others. It is its sending's doing from here on.
+pub(super) fn note_sending(shared: &Shared, command: &mut ClaimedCommand, waking: Waking) -> Option<Span> {
+    let kind = command.instruction.kind();
+    shared.metrics.commands.with_label_values(&[kind.name, "sent"]).inc();
+    shared.bus.send(Hint::CommandChanged(command.command_id));
+    trace(shared, command, waking)
+}
+
 fn trace(shared: &Shared, command: &mut ClaimedCommand, waking: Waking) -> Option<Span> {
     let (link, id) = (command.link, command.command_id);
     let cause = command.trace?;
@@ -169,7 +173,7 @@ fn trace(shared: &Shared, command: &mut ClaimedCommand, waking: Waking) -> Optio
 }
 
 /// Ends commands that this binary cannot read. What cannot be written now, its deadline does.
-async fn give_up(shared: &Shared, unreadable: Vec<UnreadableCommand>) {
+pub(super) async fn give_up(shared: &Shared, unreadable: Vec<UnreadableCommand>) {
     // All at once, so that they share a statement.
     join_all(unreadable.into_iter().map(|UnreadableCommand { command_id, is_resent }| async move {
         tracing::error!(command = %command_id, "a command cannot be sent: this server cannot read it");

@@ -110,8 +110,7 @@ async fn welcome(
 ) -> Option<Welcomed> {
     let boot_id = storable(hello.boot_id);
     let now = clock::now();
-    let now_ms = i64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX);
-    let device_ms = i64::try_from(hello.clock_unix_ms).unwrap_or(i64::MAX);
+    let now_ms = unix_ms(now);
     let link = NewLink {
         device_id: peer.device_id,
         tunnel_id,
@@ -125,7 +124,7 @@ async fn welcome(
         agent: storable(hello.agent),
         os: storable(hello.os),
         hostname: storable(hello.hostname),
-        clock_offset_ms: device_ms.saturating_sub(now_ms),
+        clock_offset_ms: clock_offset_ms(hello.clock_unix_ms, now_ms),
         capabilities: hello.capabilities.into_iter().map(storable).collect(),
     };
     let hostname = link.hostname.clone();
@@ -179,8 +178,17 @@ fn seat(tunnel_id: Option<TunnelId>) -> Seat {
     })
 }
 
+pub(super) fn unix_ms(now: time::OffsetDateTime) -> i64 {
+    i64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
+}
+
+/// How far a device's clock is ahead of ours.
+pub(super) fn clock_offset_ms(device_unix_ms: u64, now_ms: i64) -> i64 {
+    i64::try_from(device_unix_ms).unwrap_or(i64::MAX).saturating_sub(now_ms)
+}
+
 /// Text of a device, as Postgres can store it: without NUL.
-fn storable(text: String) -> String {
+pub(super) fn storable(text: String) -> String {
     if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }
 }
 

@@ -1,4 +1,4 @@
-//! The one HTTP request of a connection: an upgrade to a link or to a stream of a support session, or an enrollment. By hyper, and gone with the answer.
+//! The one HTTP request of a connection: an upgrade to a link or to a stream of a support session, a poll, or an enrollment. By hyper, and gone with the answer.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use cloudlink_proto::ids::TunnelId;
 use cloudlink_proto::link::{ENROLL_PATH, LINK_PATH, SUBPROTOCOL};
+use cloudlink_proto::poll::POLL_PATH;
 use cloudlink_proto::stream::{self, STREAM_PATH};
 use http::header::{AUTHORIZATION, HeaderName, SEC_WEBSOCKET_VERSION, UPGRADE};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
@@ -22,7 +23,7 @@ use tokio::time::timeout;
 use super::admission::{Identified, admit, check_standing, register};
 use super::problem::{Answer, Problem};
 use super::stream::Stream;
-use super::{Shared, enroll};
+use super::{Shared, enroll, poll};
 use crate::admission::Registration;
 use crate::cluster::peer::{Carriage, stream_request};
 use crate::metrics::Failure;
@@ -90,6 +91,9 @@ pub(crate) async fn serve(shared: &Arc<Shared>, stream: Stream, caller: Caller, 
         Box::pin(async move {
             let answer = match peer {
                 None => enroll::answer(&shared, request, remote).await,
+                Some(peer) if request.uri().path() == POLL_PATH => {
+                    Box::pin(poll::answer(&shared, request, peer, tunnel_id, remote)).await
+                }
                 Some(peer) => device(&shared, &request, peer, tunnel_id).await.map(|(what, answer)| {
                     *admitted.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
                     answer

@@ -5,6 +5,7 @@ use cloudlink_proto::ids::{CommandId, DeviceId};
 use crate::batch::Statement;
 use crate::store::certificate::{Certificate, certificate_list};
 use crate::store::link::{ClosedLink, NewLink, OpenedLink, link_close, link_open};
+use crate::store::poll::{NewPoll, StoredPoll, poll_store};
 use crate::store::transition::{Applied, Durability, Transition, transition_apply};
 use crate::store::{Connection, StoreError};
 
@@ -102,5 +103,26 @@ impl Statement for Closes {
     async fn ask(&self, connection: &mut Connection, links: &[ClosedLink]) -> Result<Vec<()>, StoreError> {
         link_close(connection, links).await?;
         Ok(vec![(); links.len()])
+    }
+}
+
+/// A device polls: what is to be known of it? None if it may not be here any more.
+#[derive(Debug)]
+pub(super) struct Polls;
+
+impl Statement for Polls {
+    type Question = NewPoll;
+    type Answer = Option<StoredPoll>;
+    type Key = DeviceId;
+    const NAME: &'static str = "poll_store";
+
+    fn key(poll: &NewPoll) -> DeviceId {
+        poll.device_id
+    }
+
+    async fn ask(&self, connection: &mut Connection, polls: &[NewPoll]) -> Result<Vec<Option<StoredPoll>>, StoreError> {
+        let stored = poll_store(connection, polls).await?;
+        let of = |poll: &NewPoll| stored.iter().copied().find(|stored| stored.device_id == poll.device_id);
+        Ok(polls.iter().map(of).collect())
     }
 }

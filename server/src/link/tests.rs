@@ -8,6 +8,7 @@ mod enroll;
 mod fleet;
 mod input;
 mod peer;
+mod poll;
 mod proxy;
 mod renew;
 mod resume;
@@ -31,7 +32,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{Links, Parts, Tickets, Tls, accept};
 use crate::bus::Bus;
-use crate::config::{self, Admission, Certificate, Device, Link};
+use crate::config::{self, Admission, Certificate, Device, Link, Poll};
 use crate::isolation::Isolation;
 use crate::lifecycle::Shutdown;
 use crate::metrics::Metrics;
@@ -79,6 +80,7 @@ struct Settings {
     device: Device,
     admission: Admission,
     link: Link,
+    poll: Poll,
     certificate: Certificate,
     /// Served if it is enabled, without an interface.
     tunnel: config::Tunnel,
@@ -110,6 +112,7 @@ impl Port {
             device: Device::default(),
             admission: Admission::default(),
             link: Link::default(),
+            poll: Poll::default(),
             certificate: Certificate::default(),
             tunnel: config::Tunnel::default(),
             wrapping: ServerWrapping::None,
@@ -163,6 +166,7 @@ impl Port {
             device: settings.device,
             admission: settings.admission,
             link: settings.link,
+            poll: settings.poll,
             certificate: settings.certificate,
             store,
             bus: bus.clone(),

@@ -56,6 +56,8 @@ pub struct Kind {
     pub run_within: Duration,
     /// What proves that it was done.
     pub proof: Proof,
+    /// Whether a device may do it that has no link and polls. What does it must be proven by the device's report alone.
+    pub by_polling: bool,
 }
 
 /// What proves that a command succeeded.
@@ -78,24 +80,28 @@ impl Instruction {
         scope: "metrics:read",
         run_within: Duration::from_secs(30),
         proof: Proof::Report,
+        by_polling: true,
     };
     const RESTART_SERVICE: Kind = Kind {
         name: "service.restart",
         scope: "service:restart",
         run_within: Duration::from_secs(180),
         proof: Proof::Report,
+        by_polling: false,
     };
     const REBOOT: Kind = Kind {
         name: "device.reboot",
         scope: "device:reboot",
         run_within: Duration::from_secs(900),
         proof: Proof::OtherBoot,
+        by_polling: false,
     };
     const SHUTDOWN: Kind = Kind {
         name: "device.shutdown",
         scope: "device:shutdown",
         run_within: Duration::from_secs(180),
         proof: Proof::LinkLost,
+        by_polling: false,
     };
 
     #[must_use]
@@ -198,6 +204,9 @@ pub struct Command {
     /// What proves the result: `{"kind": "device_report" | "boot_id" | "link_lost", …}`.
     #[schema(value_type = Option<Object>)]
     pub proof: Option<serde_json::Value>,
+    /// While it is queued, and its device polls: it will run by then. Null: the device does not poll, or too late for the command.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub runs_by: Option<OffsetDateTime>,
 }
 
 /// Where a command stands.
@@ -321,6 +330,12 @@ mod tests {
             assert_eq!(State::named(state.name()), Some(*state));
             assert!(*state == State::Queued || !state.origins().is_empty(), "{state:?} cannot be reached");
         }
+    }
+
+    #[test]
+    fn what_may_run_by_polling_is_proven_by_the_report_alone() {
+        let by_polling: Vec<_> = Instruction::KINDS.into_iter().filter(|kind| kind.by_polling).collect();
+        assert!(!by_polling.is_empty() && by_polling.iter().all(|kind| kind.proof == Proof::Report));
     }
 
     #[test]

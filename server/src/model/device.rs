@@ -105,6 +105,10 @@ pub struct Device {
     pub link: Option<Link>,
     /// The tunnel that carries its live link. Null when it has no live link, or one of another transport.
     pub tunnel: Option<Tunnel>,
+    /// How the device reaches the server now: `websocket`, `openvpn` or, without a live link, `polling`. Null: not at all.
+    pub transport: Option<String>,
+    /// Its newest poll.
+    pub poll: Option<Poll>,
 }
 
 /// The device keeps its link, and nothing else of it is let through, in either direction.
@@ -183,6 +187,38 @@ pub struct Tunnel {
     pub bytes_out: i64,
     /// Packets that were not let through, in either direction.
     pub dropped: i64,
+}
+
+/// The newest poll of a device, and what it told with it.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct Poll {
+    #[serde(with = "time::serde::rfc3339")]
+    pub last_poll_at: OffsetDateTime,
+    /// The next one comes by then. Null when the device does not poll any more: it has a live link, or is silent.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub next_poll_by: Option<OffsetDateTime>,
+    pub interval_seconds: i32,
+    /// Name of the node that answered.
+    pub node: String,
+    pub remote_address: String,
+    pub boot_id: String,
+    pub agent: String,
+    pub os: String,
+    pub hostname: String,
+    /// Device clock minus server clock.
+    pub clock_offset_ms: i64,
+    pub capabilities: Vec<String>,
+    pub running: Vec<Running>,
+}
+
+/// A service or container of a device.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Running {
+    pub name: String,
+    /// As whoever runs it says: `active`, `failed`, `exited`, …
+    pub state: String,
+    /// `service`, `container` or `other`.
+    pub kind: String,
 }
 
 /// The newest report of a device about itself.

@@ -41,6 +41,7 @@ struct Row {
     message: Option<String>,
     data: Option<Value>,
     proof: Option<Value>,
+    runs_by: Option<OffsetDateTime>,
     request_hash: Vec<u8>,
 }
 
@@ -70,6 +71,7 @@ impl TryFrom<Row> for Command {
             message: row.message,
             data: row.data,
             proof: row.proof,
+            runs_by: row.runs_by,
         })
     }
 }
@@ -85,6 +87,7 @@ macro_rules! command_query {
                       c.reason as "reason!", c.state as "state!", c.created_at as "created_at!",
                       c.expires_at as "expires_at!", c.deadline_at, c.sent_at, c.accepted_at, c.finished_at,
                       c.cancel_requested_at, c.percent, c.code, c.message, c.data, c.proof,
+                      command_runs_by(c.device_id, c.by_polling, c.state, c.expires_at, clock_timestamp()) as runs_by,
                       c.request_hash as "request_hash!" "#
                 + $tail
             $(, $argument)*
@@ -132,6 +135,7 @@ struct Asked<'a> {
     request_hash: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     trace_parent: Option<String>,
+    by_polling: bool,
 }
 
 impl<'a> Asked<'a> {
@@ -153,6 +157,7 @@ impl<'a> Asked<'a> {
             idempotency_key: command.idempotency_key.as_deref(),
             request_hash: HEXLOWER.encode(&command.request_hash),
             trace_parent: command.trace.map(|trace| trace.to_string()),
+            by_polling: kind.by_polling,
         }
     }
 }
@@ -173,7 +178,7 @@ pub async fn command_create(
              select a.* from jsonb_to_recordset($1) as a(
                  id uuid, operator_id uuid, actor jsonb, device_id uuid, grant_id uuid, scope text, kind text, arguments jsonb,
                  reason text, start_within_seconds float8, run_seconds integer, may_queue boolean, idempotency_key text,
-                 request_hash text, trace_parent text)
+                 request_hash text, trace_parent text, by_polling boolean)
               where (select k.id from commands k
                       where k.requested_by = a.operator_id and k.idempotency_key = a.idempotency_key) is null
          ),
@@ -183,7 +188,7 @@ pub async fn command_create(
               cross join lateral command_create(
                         a.id, a.operator_id, a.device_id, a.grant_id, a.scope, a.kind, a.arguments, a.reason,
                         make_interval(secs => a.start_within_seconds), a.run_seconds, a.may_queue, a.idempotency_key,
-                        decode(a.request_hash, 'hex'), a.trace_parent) c
+                        decode(a.request_hash, 'hex'), a.trace_parent, a.by_polling) c
          )
          select",
         "from (
@@ -237,6 +242,12 @@ pub enum Obstacle {
     NoAgent {
         tenant: TenantId,
     },
+    /// No agent answers on a live link, but the device polls.
+    Polling {
+        tenant: TenantId,
+        /// Its next poll comes by then.
+        next_by: OffsetDateTime,
+    },
     /// Nothing any more: what was in the way has gone.
     Gone,
 }
@@ -280,6 +291,7 @@ pub async fn command_explain(
     let row = sqlx::query!(
         r#"select d.tenant_id, d.state,
                   (select l.has_agent from links l where l.device_id = d.id and l.closed_at is null) as has_agent,
+                  device_next_poll_by(d.id, clock_timestamp()) as next_poll_by,
                   (select near.missing
                      from (select case
                                     when is_named and has_scope and state = 'in_force' then 'nothing'
@@ -314,11 +326,12 @@ pub async fn command_explain(
         return Ok(Obstacle::DeviceRevoked);
     }
     let tenant = TenantId::from_uuid(row.tenant_id);
-    match (row.missing.as_deref(), row.has_agent) {
-        (Some("nothing"), Some(true)) => Ok(Obstacle::Gone),
-        (Some("nothing"), Some(false)) => Ok(Obstacle::NoAgent { tenant }),
-        (Some("nothing"), None) => Ok(Obstacle::NotLinked),
-        (missing, _) => {
+    match (row.missing.as_deref(), row.has_agent, row.next_poll_by) {
+        (Some("nothing"), Some(true), _) => Ok(Obstacle::Gone),
+        (Some("nothing"), _, Some(next_by)) => Ok(Obstacle::Polling { tenant, next_by }),
+        (Some("nothing"), Some(false), None) => Ok(Obstacle::NoAgent { tenant }),
+        (Some("nothing"), None, None) => Ok(Obstacle::NotLinked),
+        (missing, _, _) => {
             let named = Missing::ALL.into_iter().find(|known| Some(known.name()) == missing);
             Ok(Obstacle::Grant { tenant, missing: named.unwrap_or(Missing::None) })
         }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::StoreError;
 use crate::model::device::{
-    Certificate, Device, DeviceMetrics, DeviceState, Labels, Link, LinkState, Quarantine, Tunnel,
+    Certificate, Device, DeviceMetrics, DeviceState, Labels, Link, LinkState, Poll, Quarantine, Running, Tunnel,
 };
 
 /// The constraint that refuses a name that another device of the tenant has.
@@ -37,6 +37,9 @@ struct Row {
     closed_at: Option<OffsetDateTime>,
     tunnel: Option<Json<TunnelRow>>,
     opened_at: Option<OffsetDateTime>,
+    poll: Option<Json<PollRow>>,
+    polled_at: Option<OffsetDateTime>,
+    next_poll_by: Option<OffsetDateTime>,
 }
 
 /// What of a link comes as JSON, so that one null says that there is none.
@@ -69,6 +72,21 @@ struct TunnelRow {
     bytes_in: i64,
     bytes_out: i64,
     dropped: i64,
+}
+
+/// The same of a poll.
+#[derive(serde::Deserialize)]
+struct PollRow {
+    interval_seconds: i32,
+    node: String,
+    remote_address: String,
+    boot_id: String,
+    agent: String,
+    os: String,
+    hostname: String,
+    clock_offset_ms: i64,
+    capabilities: Vec<String>,
+    running: Vec<Running>,
 }
 
 impl TryFrom<Row> for Device {
@@ -107,6 +125,21 @@ impl TryFrom<Row> for Device {
             bytes_out: tunnel.bytes_out,
             dropped: tunnel.dropped,
         });
+        let live = link.as_ref().filter(|link| link.state == LinkState::Live).map(|link| link.transport.clone());
+        let poll = row.poll.zip(row.polled_at).map(|(Json(poll), last_poll_at)| Poll {
+            last_poll_at,
+            next_poll_by: row.next_poll_by,
+            interval_seconds: poll.interval_seconds,
+            node: poll.node,
+            remote_address: poll.remote_address,
+            boot_id: poll.boot_id,
+            agent: poll.agent,
+            os: poll.os,
+            hostname: poll.hostname,
+            clock_offset_ms: poll.clock_offset_ms,
+            capabilities: poll.capabilities,
+            running: poll.running,
+        });
         Ok(Self {
             id: row.id,
             tenant_id: row.tenant_id,
@@ -123,8 +156,10 @@ impl TryFrom<Row> for Device {
                 reason,
             }),
             certificate: row.serial.zip(row.not_after).map(|(serial, not_after)| Certificate { serial, not_after }),
+            transport: live.or_else(|| row.next_poll_by.map(|_| "polling".to_owned())),
             link,
             tunnel,
+            poll,
         })
     }
 }
@@ -149,11 +184,19 @@ macro_rules! device_query {
                           'cipher', t.cipher, 'packets_in', t.packets_in, 'packets_out', t.packets_out,
                           'bytes_in', t.bytes_in, 'bytes_out', t.bytes_out, 'dropped', t.dropped)
                       end as "tunnel?: Json<TunnelRow>",
-                      t.opened_at as "opened_at?"
+                      t.opened_at as "opened_at?",
+                      case when q.device_id is not null then jsonb_build_object(
+                          'interval_seconds', q.interval_seconds, 'node', q.node, 'remote_address', host(q.remote_address),
+                          'boot_id', q.boot_id, 'agent', q.agent, 'os', q.os, 'hostname', q.hostname,
+                          'clock_offset_ms', q.clock_offset_ms, 'capabilities', q.capabilities, 'running', q.running)
+                      end as "poll?: Json<PollRow>",
+                      q.polled_at as "polled_at?",
+                      device_next_poll_by(d.id, clock_timestamp()) as "next_poll_by?"
                  from devices d
                  join tenants n on n.id = d.tenant_id and not n.internal
                  left join links l on l.device_id = d.id
                  left join tunnels t on t.device_id = d.id and t.id = l.tunnel_id and l.closed_at is null
+                 left join polls q on q.device_id = d.id
                  left join lateral (
                      select encode(serial, 'hex') as serial, not_after from certificates
                       where device_id = d.id and state in ('active', 'issued')

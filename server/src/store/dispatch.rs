@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use cloudlink_proto::ids::{CommandId, DeviceId, GrantId};
 use cloudlink_proto::trace_parent::TraceParent;
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::PgConnection;
+use time::OffsetDateTime;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::StoreError;
+use super::poll::told_within;
 use super::transition::kinds_proven_by_boot;
 use crate::model::command::{Instruction, SENT_GRACE};
 use crate::trace::place;
@@ -81,7 +83,8 @@ pub async fn dispatch_claim(connection: &mut PgConnection, links: &[LinkKey]) ->
     // Before the answer was made: never later than the database's clock says.
     let asked_at = Instant::now();
     // The grants come first among the locks, as in command_create() and in a revocation: no two can wait for one another.
-    let rows = sqlx::query!(
+    let rows = sqlx::query_as!(
+        Row,
         r#"with target as (
                select l.device_id, l.epoch, l.boot_id
                  from unnest($1::uuid[], $2::bigint[]) as t(device_id, epoch)
@@ -136,6 +139,119 @@ pub async fn dispatch_claim(connection: &mut PgConnection, links: &[LinkKey]) ->
     )
     .fetch_all(connection)
     .await?;
+    Ok(read(rows, asked_at))
+}
+
+/// What a device that polls is to be given.
+#[derive(Clone, Debug)]
+pub struct PollClaim<'a> {
+    /// With the epoch that the device reports in.
+    pub device: LinkKey,
+    pub boot_id: &'a str,
+    /// How often it polls.
+    pub interval: Duration,
+    pub commands_max: i64,
+    pub callbacks_max: i64,
+}
+
+/// Claims what a device that polls may be given, as [`dispatch_claim`] does for links: nothing if it has linked meanwhile. What was
+/// sent, over whatever, and not accepted is due again: whoever polls has told before what has come.
+///
+/// The device tells with a later poll what came of it, so it is given the time for that.
+pub async fn dispatch_claim_polled(
+    connection: &mut PgConnection,
+    claim: &PollClaim<'_>,
+) -> Result<Dispatch, StoreError> {
+    let asked_at = Instant::now();
+    let told_within = told_within(claim.interval).as_secs_f64();
+    let rows = sqlx::query_as!(
+        Row,
+        r#"with target as (
+               select d.id as device_id, $2::bigint as epoch
+                 from devices d left join links l on l.device_id = d.id
+                where d.id = $1 and d.state = 'active' and coalesce(l.epoch, 0) = $2
+                  and (l.device_id is null or l.closed_at is not null or not l.has_agent)
+           ),
+           due as materialized (
+               select c.id, c.state as before, t.epoch, p.name, g.statement
+                 from target t
+                 join devices d on d.id = t.device_id
+                 join commands c on c.device_id = t.device_id and c.finished_at is null and c.by_polling
+                 join grants g on g.id = c.grant_id and grant_in_force(g, clock_timestamp())
+                  and coalesce(d.id = any (g.device_ids), d.labels @> g.selector)
+                 join people p on p.id = c.requested_by
+                where c.expires_at > clock_timestamp() and c.cancel_requested_at is null
+                  and (c.state = 'queued' or c.state = 'sent' and c.sent_epoch <= t.epoch)
+                order by c.created_at, c.id
+                limit $4
+                  for share of g
+                  for update of c skip locked
+           ),
+           claimed as (
+               update commands c
+                  set state = 'sent', sent_at = clock_timestamp(), sent_epoch = due.epoch,
+                      boot_id = coalesce(c.boot_id, $3),
+                      run_seconds = greatest(c.run_seconds, least(86400, $6::float8::integer)),
+                      deadline_at = c.expires_at + make_interval(secs => $5 + $6)
+                 from due
+                where c.id = due.id and c.expires_at > clock_timestamp()
+               returning c.id, c.device_id, due.epoch, c.grant_id, c.kind, c.arguments, c.reason, due.name, due.before,
+                         due.statement,
+                         (extract(epoch from c.expires_at - clock_timestamp()) * 1000)::bigint as start_within_ms,
+                         c.created_at, c.trace_parent
+           ),
+           called_back as (
+               select c.id, c.device_id, t.epoch, c.grant_id, c.kind, c.arguments, c.reason, c.created_at,
+                      c.cancel_requested_at is not null as is_asked
+                 from target t
+                 join commands c on c.device_id = t.device_id and c.finished_at is null and c.state in ('sent', 'accepted')
+                 join grants g on g.id = c.grant_id
+                where c.cancel_requested_at is not null or not grant_in_force(g, clock_timestamp())
+                order by c.created_at, c.id
+                limit $7
+           )
+           select false as "is_callback!", id as "id!", device_id as "device_id!", epoch as "epoch!", grant_id as "grant_id!",
+                  kind as "kind!", arguments as "arguments!", reason as "reason!", name as "name!",
+                  start_within_ms as "start_within_ms!", before = 'sent' as "is_resent!", created_at as "created_at!",
+                  false as "is_asked!", statement as "statement?", trace_parent as "trace_parent?"
+             from claimed
+           union all
+           select true, id, device_id, epoch, grant_id, kind, arguments, reason, '', 0, false, created_at, is_asked, null, null
+             from called_back
+            order by 12, 2"#,
+        claim.device.device_id.as_uuid(),
+        claim.device.epoch.cast_signed(),
+        claim.boot_id,
+        claim.commands_max,
+        SENT_GRACE.as_secs_f64(),
+        told_within,
+        claim.callbacks_max,
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(read(rows, asked_at))
+}
+
+struct Row {
+    is_callback: bool,
+    id: Uuid,
+    device_id: Uuid,
+    epoch: i64,
+    grant_id: Uuid,
+    kind: String,
+    arguments: Value,
+    reason: String,
+    name: String,
+    start_within_ms: i64,
+    is_resent: bool,
+    #[expect(dead_code, reason = "what they are ordered by")]
+    created_at: OffsetDateTime,
+    is_asked: bool,
+    statement: Option<String>,
+    trace_parent: Option<String>,
+}
+
+fn read(rows: Vec<Row>, asked_at: Instant) -> Dispatch {
     let mut dispatch = Dispatch::default();
     for row in rows {
         let link = LinkKey { device_id: DeviceId::from_uuid(row.device_id), epoch: row.epoch.unsigned_abs() };
@@ -162,7 +278,7 @@ pub async fn dispatch_claim(connection: &mut PgConnection, links: &[LinkKey]) ->
             is_resent: row.is_resent,
         });
     }
-    Ok(dispatch)
+    dispatch
 }
 
 /// The links of a node on which something may be due.

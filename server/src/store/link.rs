@@ -21,7 +21,7 @@ use super::transition::{Applied, Durability, Source, Transition, kinds_proven_by
 use crate::model::command::State;
 
 /// Boots of one device that are remembered, newest first: a device that invents them fills no table.
-const BOOTS_MAX: i64 = 256;
+pub(super) const BOOTS_MAX: i64 = 256;
 
 /// A device that said hello, or whose tunnel is up.
 #[derive(Clone, Debug, Serialize)]
@@ -185,13 +185,15 @@ pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Resu
                   (select a.is_quarantined from admitted a where a.device_id = o.device_id) as "is_quarantined!",
                   exists (select from device_boots b where b.device_id = o.device_id and b.boot_id = o.boot_id) as "is_known_boot!",
                   p.certificate_serial as "previous_serial?",
-                  coalesce(nullif(p.boot_id, ''),
+                  coalesce(nullif(case when q.polled_at > p.connected_at then q.boot_id else p.boot_id end, ''),
                            (select b.boot_id from device_boots b where b.device_id = o.device_id
                              order by b.seen_at desc limit 1),
                            p.boot_id) as "previous_boot_id?",
                   p.hostname as "previous_hostname?", p.node as "previous_node?", p.connected_at as "previous_connected_at?",
                   p.closed_at is null as "previous_was_live!"
-             from opened o left join links p on p.device_id = o.device_id"#,
+             from opened o left join links p on p.device_id = o.device_id
+                           -- A boot that polled before it linked is none that comes back.
+                           left join polls q on q.device_id = o.device_id"#,
         Json(links) as _,
         BOOTS_MAX,
     )

@@ -176,7 +176,10 @@ pub async fn opening_explain(
         command::Obstacle::DeviceRevoked => return Ok(Obstacle::DeviceRevoked),
         command::Obstacle::Grant { tenant, missing } => return Ok(Obstacle::Grant { tenant, missing }),
         // The grant is there.
-        command::Obstacle::NotLinked | command::Obstacle::NoAgent { .. } | command::Obstacle::Gone => {}
+        command::Obstacle::NotLinked
+        | command::Obstacle::NoAgent { .. }
+        | command::Obstacle::Polling { .. }
+        | command::Obstacle::Gone => {}
     }
     let row = sqlx::query!(
         r#"select d.tenant_id, d.quarantined_at is not null as "is_quarantined!",

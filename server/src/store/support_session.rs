@@ -167,6 +167,10 @@ pub enum Obstacle {
     NotLinked {
         tenant: TenantId,
     },
+    /// It has no live link, and polls.
+    Polling {
+        tenant: TenantId,
+    },
     TooMany {
         tenant: TenantId,
     },
@@ -179,13 +183,14 @@ pub async fn support_session_explain(
     connection: &mut PgConnection,
     new: &NewSession<'_>,
 ) -> Result<Obstacle, StoreError> {
-    match command_explain(connection, new.operator, new.device, new.grant, new.target.scope()).await? {
+    let is_polling = match command_explain(connection, new.operator, new.device, new.grant, new.target.scope()).await? {
         command::Obstacle::DeviceUnknown => return Ok(Obstacle::DeviceUnknown),
         command::Obstacle::DeviceRevoked => return Ok(Obstacle::DeviceRevoked),
         command::Obstacle::Grant { tenant, missing } => return Ok(Obstacle::Grant { tenant, missing }),
         // The grant is there.
-        command::Obstacle::NotLinked | command::Obstacle::NoAgent { .. } | command::Obstacle::Gone => {}
-    }
+        command::Obstacle::Polling { .. } => true,
+        command::Obstacle::NotLinked | command::Obstacle::NoAgent { .. } | command::Obstacle::Gone => false,
+    };
     let row = sqlx::query!(
         r#"select d.tenant_id, d.quarantined_at is not null as "is_quarantined!",
                   exists (select from links l where l.device_id = d.id and l.closed_at is null) as "is_linked!",
@@ -201,6 +206,7 @@ pub async fn support_session_explain(
     let tenant = TenantId::from_uuid(row.tenant_id);
     Ok(match (row.is_quarantined, row.is_linked, row.is_full) {
         (true, _, _) => Obstacle::Quarantined { tenant },
+        (false, false, _) if is_polling => Obstacle::Polling { tenant },
         (false, false, _) => Obstacle::NotLinked { tenant },
         (false, true, true) => Obstacle::TooMany { tenant },
         (false, true, false) => Obstacle::Gone,

@@ -80,6 +80,7 @@ async fn fill(scene: &Scene) {
         scene.tunnel(device).await;
         scene.sql("insert into device_boots (device_id, tenant_id, boot_id) select id, tenant_id, 'b' from devices where id = $1", device.as_uuid()).await;
         scene.sql("insert into device_metrics (device_id, tenant_id, received_at, report) select id, tenant_id, now(), '{}' from devices where id = $1", device.as_uuid()).await;
+        scene.sql("insert into polls (device_id, tenant_id, polled_at, interval_seconds, next_by, silent_at, certificate_serial, node, remote_address, boot_id, agent, os, hostname, clock_offset_ms, capabilities, running) select id, tenant_id, now(), 900, now(), now(), uuid_send(id), 'node', '192.0.2.7', 'b', 'a', 'o', 'h', 0, '{}', '[]' from devices where id = $1", device.as_uuid()).await;
         scene.sql("insert into device_drops (device_id, tenant_id, day, reason, packets) select id, tenant_id, current_date, 'port', 1 from devices where id = $1", device.as_uuid()).await;
         scene.sql("insert into tunnel_days (tenant_id, day, node, spans) select tenant_id, current_date, 'node', '{[2026-11-22, 2026-11-23)}' from devices where id = $1", device.as_uuid()).await;
         scene.sql("insert into openings (id, tenant_id, device_id, grant_id, opened_by, port, reason, expires_at) select gen_random_uuid(), d.tenant_id, d.id, g.id, g.created_by, 22, 'r', now() from devices d join grants g on g.tenant_id = d.tenant_id where d.id = $1", device.as_uuid()).await;

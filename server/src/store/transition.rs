@@ -31,7 +31,7 @@ pub struct Transition {
 #[derive(Clone, Debug)]
 pub enum Source {
     /// A device, over the link of this epoch, in this boot. Believed only about its own commands, and only while the link
-    /// is its newest.
+    /// is its newest. A device that polls has the epoch of its last link, 0 if it never had one.
     Report { device_id: DeviceId, epoch: u64, boot_id: String },
     /// The server, with what proves it.
     Server { proof: Option<Value> },
@@ -153,7 +153,7 @@ pub async fn transition_apply(
                       a.device_id as reported_by, a.code, a.message, a.percent, a.data,
                       a.device_id is null or a.device_id = c.device_id as is_own,
                       a.epoch is null or coalesce(c.sent_epoch <= a.epoch, c.finished_at is not null) and coalesce(
-                          (select l.epoch from links l where l.device_id = c.device_id) = a.epoch, false) as is_current,
+                          (select l.epoch from links l where l.device_id = c.device_id), 0) = a.epoch as is_current,
                       a.target as asked, unproven, a.is_final as asked_final,
                       extract(epoch from clock_timestamp() - c.created_at)::float8 as age_seconds,
                       c.trace_parent, c.sent_epoch, extract(epoch from clock_timestamp() - c.sent_at)::float8 as sent_seconds,

@@ -11,6 +11,8 @@ use opentelemetry::trace::SpanKind;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use crate::batch::{Statement, Unanswered};
@@ -61,6 +63,8 @@ pub(crate) enum RouteError {
     GrantRequired(Missing),
     #[error("the device has no live link")]
     NotLinked,
+    #[error("the device has no live link, and polls")]
+    Polling { next_by: OffsetDateTime, by_polling: bool },
     #[error("no agent answers on the device's tunnel")]
     NoAgent,
     #[error("the device is revoked")]
@@ -97,6 +101,20 @@ impl From<RouteError> for Problem {
                 Kind::NotLinked,
                 "The device has no live link, and the command is now or never. Try later, or let it wait with `queue_for_seconds`.",
             ),
+            RouteError::Polling { next_by, by_polling: true } => Self::new(
+                Kind::Polling,
+                format!(
+                    "The device has no live link: it polls, and will do so again by {}. Let the command wait for that with `queue_for_seconds`.",
+                    rfc3339(next_by)
+                ),
+            ),
+            RouteError::Polling { next_by, by_polling: false } => Self::new(
+                Kind::Polling,
+                format!(
+                    "The device has no live link: it polls, the next time by {}, and this kind of command is not run that way. Find out why its network lets no link through, and ask again when it is linked.",
+                    rfc3339(next_by)
+                ),
+            ),
             RouteError::NoAgent => Self::new(
                 Kind::NoAgent,
                 "The device is linked by an OpenVPN client alone: no agent answers on this tunnel. Start cloudlink-agent on the device, or let the command wait for it with `queue_for_seconds`.",
@@ -119,6 +137,11 @@ impl From<RouteError> for Problem {
             RouteError::Store(error) => error.into(),
         }
     }
+}
+
+/// To the second: it is rounded up for people anyway.
+fn rfc3339(at: OffsetDateTime) -> String {
+    at.truncate_to_second().format(&Rfc3339).unwrap_or_default()
 }
 
 /// What is missing of a grant, and what to do about it.
@@ -253,6 +276,11 @@ async fn create(context: &Context, caller: &Caller, new: &NewCommand) -> Result<
         match explained? {
             Obstacle::DeviceUnknown => return Err(RouteError::DeviceUnknown),
             Obstacle::DeviceRevoked => return Err(RouteError::DeviceRevoked),
+            Obstacle::Polling { .. } if new.may_queue && new.instruction.kind().by_polling => {}
+            Obstacle::Polling { tenant, next_by } => {
+                single!(store, |connection| audit_refused(connection, caller, new, tenant, "link"))?;
+                return Err(RouteError::Polling { next_by, by_polling: new.instruction.kind().by_polling });
+            }
             // What may wait needs neither link nor agent: something else was in the way, and has gone.
             Obstacle::NotLinked | Obstacle::NoAgent { .. } if new.may_queue => {}
             Obstacle::NotLinked => return Err(RouteError::NotLinked),
@@ -540,5 +568,41 @@ mod tests {
         for (body, kind) in cases {
             call(&scene, &scene.operator, scene.device, body).send().await.expect_problem(kind);
         }
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn a_device_that_polls_is_told_what_runs_that_way_and_when(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        scene.grant(json!({"duration_seconds": 7200})).await;
+        scene.poll(scene.device).await;
+        let collect =
+            |queue: Option<u64>| json!({"kind": "metrics.collect", "reason": "look", "queue_for_seconds": queue});
+        let asked = async |body: Value| call(&scene, &scene.operator, scene.device, body).send().await;
+
+        // What does not run by polling is refused at once, also if it could wait.
+        let queued = json!({"kind": "device.reboot", "reason": "it hangs", "queue_for_seconds": 86400});
+        let restart = json!({"kind": "service.restart", "arguments": {"service": "nginx"}, "reason": "r"});
+        for body in [reboot(), queued, restart, json!({"kind": "device.shutdown", "reason": "r"})] {
+            let refused = asked(body).await;
+            let problem = refused.expect_problem(Kind::Polling);
+            assert!(problem["detail"].as_str().unwrap().contains("is not run that way"), "{problem}");
+        }
+        let problem = asked(collect(None)).await.expect_problem(Kind::Polling);
+        assert!(problem["detail"].as_str().unwrap().contains("queue_for_seconds"), "{problem}");
+        let refused = scene.audited(scene.tenant).await.iter().filter(|action| *action == "command.refused").count();
+        assert_eq!(refused, 5);
+
+        let made = asked(collect(Some(3600))).await.expect(StatusCode::CREATED).clone();
+        assert!(made["runs_by"].as_str() > made["created_at"].as_str(), "{made}");
+        let path = format!("/commands/{}", made["id"].as_str().unwrap());
+        let shown = scene.get(&path).by(&scene.customer).send().await.expect(StatusCode::OK);
+        assert_eq!(shown["runs_by"], made["runs_by"]);
+        // It may be over by the time of the next poll.
+        assert_eq!(asked(collect(Some(60))).await.expect(StatusCode::CREATED)["runs_by"], Value::Null);
+
+        scene.link(scene.device).await;
+        let shown = scene.get(&path).by(&scene.customer).send().await.expect(StatusCode::OK);
+        assert_eq!(shown["runs_by"], Value::Null, "the link takes it");
+        assert_eq!(asked(reboot()).await.expect(StatusCode::CREATED)["state"], "queued");
     }
 }

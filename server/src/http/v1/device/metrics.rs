@@ -84,7 +84,7 @@ async fn read_under_grant(
         Obstacle::DeviceUnknown => Err(RouteError::DeviceUnknown),
         Obstacle::Grant { missing, .. } => Err(RouteError::GrantRequired(missing)),
         // A grant is there, and what a revoked device measured last may still be read.
-        Obstacle::NotLinked | Obstacle::NoAgent { .. } | Obstacle::Gone => Ok(None),
+        Obstacle::NotLinked | Obstacle::NoAgent { .. } | Obstacle::Polling { .. } | Obstacle::Gone => Ok(None),
         Obstacle::DeviceRevoked => Err(RouteError::GrantRequired(Missing::None)),
     }
 }

@@ -87,4 +87,45 @@ mod tests {
         scene.link(scene.device).await;
         assert_eq!(shown().await["tunnel"], Value::Null);
     }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn shows_how_the_device_reaches_the_server(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        let path = format!("/devices/{}", scene.device);
+        let shown = async || scene.get(&path).by(&scene.customer).send().await.expect(StatusCode::OK);
+        let device = shown().await;
+        assert_eq!((&device["transport"], &device["poll"]), (&Value::Null, &Value::Null));
+
+        scene.poll(scene.device).await;
+        let device = shown().await;
+        let poll = &device["poll"];
+        assert_eq!((&device["transport"], &device["link"]), (&json!("polling"), &Value::Null));
+        assert_eq!((&poll["interval_seconds"], &poll["hostname"]), (&json!(900), &json!("gw")));
+        assert_eq!(poll["running"], json!([{"name": "nginx", "state": "active", "kind": "service"}]));
+        assert!(poll["next_poll_by"].as_str() > poll["last_poll_at"].as_str(), "{poll}");
+        let listed = scene.get("/devices").by(&scene.operator).send().await.expect(StatusCode::OK);
+        let of = |id: String| listed["items"].as_array().unwrap().iter().find(|item| item["id"] == id).unwrap();
+        assert_eq!(of(scene.device.to_string())["transport"], "polling");
+        assert_eq!(of(scene.other_device.to_string())["transport"], Value::Null);
+
+        // A live link wins, and after it the device has to poll again first.
+        scene.link(scene.device).await;
+        let device = shown().await;
+        assert_eq!((&device["transport"], &device["poll"]["next_poll_by"]), (&json!("websocket"), &Value::Null));
+        scene.unlink(scene.device).await;
+        assert_eq!(shown().await["transport"], Value::Null);
+        scene.poll(scene.device).await;
+        assert_eq!(shown().await["transport"], "polling");
+
+        // One that was missed is no silence yet; two are.
+        scene
+            .sql("update polls set next_by = now() - interval '1 s' where device_id = $1", scene.device.as_uuid())
+            .await;
+        assert_eq!(shown().await["transport"], "polling");
+        scene
+            .sql("update polls set silent_at = now() - interval '1 s' where device_id = $1", scene.device.as_uuid())
+            .await;
+        let device = shown().await;
+        assert_eq!((&device["transport"], &device["poll"]["next_poll_by"]), (&Value::Null, &Value::Null));
+    }
 }

@@ -63,6 +63,8 @@ pub(crate) enum RouteError {
     GrantRequired(Missing),
     #[error("the device has no live link")]
     NotLinked,
+    #[error("the device has no live link, and polls")]
+    Polling,
     #[error("the device is linked to another node")]
     OtherNode(String),
     #[error("the device's agent opens no such streams")]
@@ -102,6 +104,10 @@ impl From<RouteError> for Problem {
             RouteError::NotLinked => Self::new(
                 Problems::NotLinked,
                 "The device has no live link, so nothing can be opened on it. Look at its `link`, and ask again when it is back.",
+            ),
+            RouteError::Polling => Self::new(
+                Problems::Polling,
+                "The device has no live link: it polls, and nothing can be opened on it that way. Find out why its network lets no link through, and ask again when it is linked.",
             ),
             RouteError::OtherNode(node) => Self::new(
                 Problems::NotLinked,
@@ -223,6 +229,7 @@ async fn create(
                 Obstacle::Grant { tenant, missing } => (tenant, missing.name(), RouteError::GrantRequired(missing)),
                 Obstacle::Quarantined { tenant } => (tenant, "quarantine", RouteError::Quarantined),
                 Obstacle::NotLinked { tenant } => (tenant, "link", RouteError::NotLinked),
+                Obstacle::Polling { tenant } => (tenant, "link", RouteError::Polling),
                 Obstacle::TooMany { tenant } => (tenant, "room", RouteError::DeviceFull),
                 Obstacle::Gone => continue,
             }

@@ -233,6 +233,7 @@ async fn refused(context: &Context, caller: &Caller, device: DeviceId, scope: &s
             | Obstacle::DeviceRevoked
             | Obstacle::NotLinked
             | Obstacle::NoAgent { .. }
+            | Obstacle::Polling { .. }
             | Obstacle::Gone,
         ) => session_ended(None).into(),
         Err(error) => error.into(),

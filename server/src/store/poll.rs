@@ -1,0 +1,167 @@
+//! Polls: one row a device, its newest poll. A poll is no link: nothing here writes `links`.
+
+use std::time::Duration;
+
+use cloudlink_proto::ids::DeviceId;
+use serde::Serialize;
+use serde_json::Value;
+use sqlx::PgConnection;
+use sqlx::types::Json;
+
+use super::StoreError;
+use super::link::BOOTS_MAX;
+
+/// A device that polls.
+#[derive(Clone, Debug)]
+pub struct NewPoll {
+    pub device_id: DeviceId,
+    /// Hexadecimal.
+    pub certificate_serial: String,
+    pub node: String,
+    pub remote_address: std::net::IpAddr,
+    pub boot_id: String,
+    pub agent: String,
+    pub os: String,
+    pub hostname: String,
+    pub clock_offset_ms: i64,
+    pub capabilities: Vec<String>,
+    /// What runs on it, as JSON.
+    pub running: Value,
+    /// When it is told to come back.
+    pub interval: Duration,
+}
+
+#[derive(Serialize)]
+struct Row<'a> {
+    device_id: uuid::Uuid,
+    certificate_serial: &'a str,
+    node: &'a str,
+    remote_address: std::net::IpAddr,
+    boot_id: &'a str,
+    agent: &'a str,
+    os: &'a str,
+    hostname: &'a str,
+    clock_offset_ms: i64,
+    capabilities: &'a [String],
+    running: &'a Value,
+    interval_seconds: u64,
+    period_seconds: f64,
+}
+
+/// A poll that is its device's newest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredPoll {
+    pub device_id: DeviceId,
+    /// The epoch that the device reports in: that of its newest link, 0 if it never had one.
+    pub epoch: u64,
+    /// Whether an agent answers on a live link: then commands are that one's.
+    pub is_linked: bool,
+    /// Whether commands of the device are not yet final.
+    pub has_open_commands: bool,
+}
+
+/// What a device may take on top of its interval: a tenth that it draws by itself, and the time of a poll.
+fn period(interval: Duration) -> Duration {
+    interval.mul_f64(1.1) + Duration::from_secs(30)
+}
+
+/// For how long a device may be silent about a command that it has: it tells with a later poll, and one or two may be lost.
+#[must_use]
+pub fn told_within(interval: Duration) -> Duration {
+    4 * period(interval)
+}
+
+/// Makes each of the polls its device's newest, and remembers the boots. At most one a device. A device is missing from the answer
+/// when it, or its certificate, may not be here any more.
+pub async fn poll_store(connection: &mut PgConnection, polls: &[NewPoll]) -> Result<Vec<StoredPoll>, StoreError> {
+    let rows: Vec<Row<'_>> = polls
+        .iter()
+        .map(|poll| Row {
+            device_id: poll.device_id.as_uuid(),
+            certificate_serial: &poll.certificate_serial,
+            node: &poll.node,
+            remote_address: poll.remote_address,
+            boot_id: &poll.boot_id,
+            agent: &poll.agent,
+            os: &poll.os,
+            hostname: &poll.hostname,
+            clock_offset_ms: poll.clock_offset_ms,
+            capabilities: &poll.capabilities,
+            running: &poll.running,
+            interval_seconds: poll.interval.as_secs(),
+            period_seconds: period(poll.interval).as_secs_f64(),
+        })
+        .collect();
+    let rows = sqlx::query!(
+        r#"with said as (
+               select s.* from jsonb_to_recordset($1) as s(
+                   device_id uuid, certificate_serial text, node text, remote_address inet, boot_id text, agent text, os text,
+                   hostname text, clock_offset_ms bigint, capabilities text[], running jsonb, interval_seconds integer,
+                   period_seconds float8)
+           ),
+           admitted as materialized (
+               select s.*, c.serial, d.tenant_id, clock_timestamp() as at
+                 from said s
+                 join devices d on d.id = s.device_id and d.state = 'active'
+                 join certificates c on c.serial = decode(s.certificate_serial, 'hex') and c.device_id = d.id
+                                    and c.state in ('issued', 'active')
+                order by s.device_id
+           ),
+           stored as (
+               insert into polls as q (device_id, tenant_id, polled_at, interval_seconds, next_by, silent_at, certificate_serial,
+                                       node, remote_address, boot_id, agent, os, hostname, clock_offset_ms, capabilities, running)
+               select device_id, tenant_id, at, interval_seconds, at + make_interval(secs => period_seconds),
+                      at + make_interval(secs => 2 * period_seconds), serial,
+                      node, remote_address, boot_id, agent, os, hostname, clock_offset_ms, capabilities, running
+                 from admitted
+                order by device_id
+                   on conflict (device_id) do update
+                  set polled_at = excluded.polled_at, interval_seconds = excluded.interval_seconds, next_by = excluded.next_by,
+                      silent_at = excluded.silent_at, certificate_serial = excluded.certificate_serial, node = excluded.node,
+                      remote_address = excluded.remote_address, boot_id = excluded.boot_id, agent = excluded.agent,
+                      os = excluded.os, hostname = excluded.hostname, clock_offset_ms = excluded.clock_offset_ms,
+                      capabilities = excluded.capabilities, running = excluded.running
+               returning q.device_id
+           ),
+           booted as (
+               insert into device_boots (device_id, tenant_id, boot_id)
+               select device_id, tenant_id, boot_id from admitted order by device_id
+                   on conflict do nothing
+           ),
+           forgotten as (
+               delete from device_boots b using admitted a
+                where b.device_id = a.device_id
+                  and b.seen_at < (select seen_at from device_boots o where o.device_id = a.device_id
+                                    order by seen_at desc offset $2 limit 1)
+           )
+           select s.device_id, coalesce(l.epoch, 0) as "epoch!",
+                  coalesce(l.closed_at is null and l.has_agent, false) as "is_linked!",
+                  exists (select from commands c where c.device_id = s.device_id and c.finished_at is null) as "has_open_commands!"
+             from stored s left join links l on l.device_id = s.device_id"#,
+        Json(&rows) as _,
+        BOOTS_MAX,
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| StoredPoll {
+            device_id: DeviceId::from_uuid(row.device_id),
+            epoch: row.epoch.unsigned_abs(),
+            is_linked: row.is_linked,
+            has_open_commands: row.has_open_commands,
+        })
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_polls_as_late_as_it_may_is_in_time() {
+        let interval = Duration::from_secs(900);
+        assert_eq!(period(interval), Duration::from_secs(1020));
+        assert!(told_within(interval) > 3 * period(interval));
+    }
+}
