@@ -1,5 +1,6 @@
-//! The agent: keeps one link up, renews the certificate, reports metrics, and lets the desk work.
+//! The agent: keeps one link up, polls when none comes about, renews the certificate, reports metrics, and lets the desk work.
 
+mod polling;
 mod renewal;
 mod trial;
 mod tunnel;
@@ -18,6 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::polling::Polling;
 use self::renewal::Renewal;
 use self::trial::Trial;
 use self::tunnel::{DIAL_WITHIN, Tunnel, may_be_dialled_at_once, may_be_the_certificate};
@@ -78,6 +80,7 @@ pub struct Agent {
     backoff: Backoff,
     trial: Trial,
     renewal: Renewal,
+    polling: Polling,
     report_due: Option<Instant>,
     measuring: Option<JoinHandle<MetricsReport>>,
 }
@@ -130,6 +133,7 @@ impl Agent {
             streams: Streams::new(&config),
             trial: if tunnel.is_some() { Trial::interrupting() } else { Trial::default() },
             tunnel,
+            polling: Polling::new(&config.poll, Instant::now()),
             config,
             _state_dir: state_dir,
             anchor,
@@ -162,6 +166,7 @@ impl Agent {
                 refused = self.streams.done() => self.tell_refusal(refused),
                 event = next_event(&mut self.link) => self.handle_event(event),
                 (slot, opened) = opened(&mut self.dialling) => self.handle_opened(slot, opened),
+                polled = self.polling.answered() => self.handle_polled(polled),
                 report = measured(&mut self.measuring) => self.handle_measured(report),
                 () = until(wake) => self.handle_timeout(Instant::now()),
             }
@@ -221,10 +226,9 @@ impl Agent {
     }
 
     fn tell(&mut self, message: impl Into<ToServer>) {
-        // Without a link there is no harm: the desk tells all that is outstanding on the next one.
-        if let Some(link) = &mut self.link
-            && let Err(error) = link.send(message)
-        {
+        // Without a link there is no harm: the desk tells all that is outstanding on the next one, or with the next poll.
+        let Some(link) = &mut self.link else { return self.polling.tell() };
+        if let Err(error) = link.send(message) {
             tracing::warn!(%error, "a message was not sent");
         }
     }
@@ -246,7 +250,10 @@ impl Agent {
         let renew_at = self.renewal.poll_timeout().filter(|_| self.link.is_some());
         let report_at = self.report_due.filter(|_| self.measuring.is_none());
         let look_at = self.tunnel.as_ref().map(Tunnel::poll_timeout);
-        [dial_at, renew_at, report_at, look_at, self.desk.poll_timeout()].into_iter().flatten().min()
+        [dial_at, renew_at, report_at, look_at, self.polling.poll_timeout(), self.desk.poll_timeout()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn handle_timeout(&mut self, now: Instant) {
@@ -262,6 +269,7 @@ impl Agent {
         if self.measuring.is_none() && self.report_due.is_some_and(|at| at <= now) {
             self.measure();
         }
+        self.poll(now);
     }
 
     fn handle_event(&mut self, event: Event) {
@@ -335,6 +343,7 @@ impl Agent {
     fn leave_link(&mut self) -> Option<Link> {
         let link = self.link.take()?;
         self.renewal.link_lost();
+        self.polling.unlinked();
         self.report_due = None;
         self.backoff.link_ended(link.proven_for());
         Some(link)
@@ -436,6 +445,7 @@ impl Agent {
         if let Some(old) = self.link.replace(link) {
             tokio::spawn(async move { old.close(Code::Replaced, "a newer link is up").await });
         }
+        self.polling.linked();
         self.settle_slots(slot, now);
         let outstanding = self.desk.outstanding();
         self.tell_all(outstanding);

@@ -2,6 +2,7 @@
 
 mod access;
 mod openvpn;
+mod poll;
 mod section;
 mod stream;
 
@@ -14,6 +15,7 @@ use toml::de::DeTable;
 
 pub use self::access::Access;
 pub use self::openvpn::{OpenVpn, Proxy, Started, Wrapping, WrappingKind};
+pub use self::poll::Poll;
 use self::section::Section;
 pub use self::stream::{File, Forward, Terminal};
 use crate::tunnel::profile;
@@ -42,6 +44,7 @@ pub struct Config {
     pub boot_id_path: PathBuf,
     pub server: Server,
     pub openvpn: OpenVpn,
+    pub poll: Poll,
     pub service: Service,
     pub power: Power,
     pub access: Access,
@@ -197,6 +200,7 @@ fn read_root(root: &Section<'_>) -> Option<Config> {
     if openvpn.started.is_some() {
         check_paths_of_profile(root, state_dir.as_deref(), server.as_ref());
     }
+    let poll = poll::read(&root.section("poll"));
     let service = read_service(&root.section("service"));
     let power = read_power(&root.section("power"));
     let access = access::read(&root.section("access"));
@@ -210,6 +214,7 @@ fn read_root(root: &Section<'_>) -> Option<Config> {
         boot_id_path: boot_id_path.unwrap_or_else(|| PathBuf::from(BOOT_ID_PATH_DEFAULT)),
         server: server?,
         openvpn,
+        poll,
         service,
         power,
         access,
@@ -440,6 +445,7 @@ mod tests {
         assert!(!nothing.0.enabled && nothing.1.allow.is_empty() && nothing.2.roots.is_empty());
         assert_eq!((config.terminal, config.forward, config.file), nothing, "nobody is let in unless it is configured");
         assert_eq!(config.log, Log { filter: "info".to_owned(), format: LogFormat::Human });
+        assert_eq!(config.poll, Poll { enabled: true, after_seconds: 300 });
     }
 
     #[test]
@@ -450,9 +456,11 @@ mod tests {
              address = \"127.0.0.1:4443\"\nca_file = \"/ca\"\n\
              [service]\nallow = [\"nginx\", \"app@1.service\"]\nrestart_argv = [\"/bin/restart\", \"--\", \"{service}\"]\n\
              [power]\nreboot_argv = [\"/bin/reboot\"]\nshutdown_argv = [\"/bin/halt\", \"-p\"]\n\
+             [poll]\nenabled = false\nafter_seconds = 60\n\
              [log]\nfilter = \"debug\"\nformat = \"json\"\n",
         )
         .unwrap();
+        assert_eq!(config.poll, Poll { enabled: false, after_seconds: 60 });
         assert_eq!(config.server.address, Some("127.0.0.1:4443".parse().unwrap()));
         let restart = config.service.restart_argv.unwrap().for_service(&config.service.allow[1]);
         assert_eq!(

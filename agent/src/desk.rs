@@ -114,6 +114,12 @@ impl Desk {
         ids.filter_map(|id| self.known(id)).collect()
     }
 
+    /// What carries commands out.
+    #[must_use]
+    pub fn executor(&self) -> Arc<Executor> {
+        Arc::clone(&self.executor)
+    }
+
     /// Takes a command, if its grant gives leave. The answer is to be told.
     pub fn handle_command(
         &mut self,

@@ -86,7 +86,7 @@ impl Traffic {
 pub struct Way {
     pub wire: Wire,
     /// As in a URL.
-    authority: String,
+    pub authority: String,
     /// When the certificate ends that the server proved itself with; `None` if it did that to somebody else.
     pub server_certificate_ends: Option<OffsetDateTime>,
     /// What it goes through.

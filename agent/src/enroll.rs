@@ -14,8 +14,7 @@ use cloudlink_proto::enroll::Access;
 use cloudlink_proto::link::ENROLL_PATH;
 use data_encoding::BASE64;
 use http::{Request, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
@@ -25,6 +24,7 @@ use crate::clock::KnownTime;
 use crate::config::Server;
 use crate::dial::{self, DialError, Traffic};
 use crate::disk;
+use crate::exchange::{ExchangeError, exchange};
 use crate::identity::{self, Identity, IdentityError};
 use crate::machine;
 use crate::problem::{BODY_BYTES_MAX, Problem};
@@ -164,9 +164,6 @@ async fn post(server: &Server, anchor: &TrustAnchor, bounds: Bounds, body: Bytes
     let client = tls::Client::new(anchor, None, bounds).map_err(|error| EnrollError::Dial(DialError::Setup(error)))?;
     let stream =
         dial::secure(server, &server.enroll_name, &client, Traffic::Sparse).await.map_err(EnrollError::Dial)?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(EnrollError::Request)?;
-    let connection = tokio::spawn(connection);
     let request = Request::post(ENROLL_PATH)
         .header(header::HOST, dial::authority(&server.enroll_name, server.port))
         .header(header::CONTENT_TYPE, "application/json")
@@ -174,19 +171,15 @@ async fn post(server: &Server, anchor: &TrustAnchor, bounds: Bounds, body: Bytes
         .header(header::USER_AGENT, machine::AGENT)
         .body(Full::new(body))
         .expect("a configured server name is a valid header");
-    let answer = async {
-        let response = sender.send_request(request).await.map_err(EnrollError::Request)?;
-        let (head, body) = response.into_parts();
-        let body = Limited::new(body, BODY_BYTES_MAX).collect().await.map_err(|_| EnrollError::Answer)?.to_bytes();
-        if head.status == StatusCode::CREATED || head.status == StatusCode::OK {
-            Ok(body)
-        } else {
-            Err(EnrollError::Refused(Problem::read(head.status, &head.headers, &body)))
-        }
+    let (head, body) = exchange(stream, request, BODY_BYTES_MAX).await.map_err(|error| match error {
+        ExchangeError::Request(error) => EnrollError::Request(error),
+        ExchangeError::Answer => EnrollError::Answer,
+    })?;
+    if head.status == StatusCode::CREATED || head.status == StatusCode::OK {
+        Ok(body)
+    } else {
+        Err(EnrollError::Refused(Problem::read(head.status, &head.headers, &body)))
     }
-    .await;
-    connection.abort();
-    answer
 }
 
 /// In lines of 64 characters (RFC 7468, section 2).

@@ -6,6 +6,8 @@ mod systemd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use cloudlink_proto::poll::RUNNING_MAX;
+use cloudlink_proto::poll::message::Running;
 use serde_json::{Value, json};
 
 pub use self::systemd::Bus;
@@ -16,6 +18,8 @@ use crate::metrics::{self, Sampler};
 
 /// How long the restart of a service may take. The server gives up after 180 s.
 const RESTART_WITHIN: Duration = Duration::from_secs(150);
+/// How long systemd may take to say what runs.
+const STATES_WITHIN: Duration = Duration::from_secs(5);
 /// How long a program that begins a reboot or a shutdown may run.
 const POWER_ASKED_WITHIN: Duration = Duration::from_secs(60);
 /// How long a device may still be up after a reboot was begun. The server gives up after 900 s.
@@ -65,6 +69,21 @@ impl Executor {
         match done {
             Ok(data) => Report { data: Some(data), ..Report::without_data(FinalState::Succeeded, "", "") },
             Err(failure) => failure.into_report(),
+        }
+    }
+
+    /// The services that may be restarted, as far as systemd knows them.
+    pub async fn running(&self) -> Vec<Running> {
+        if self.service.allow.is_empty() || self.service.restart_argv.is_some() {
+            return Vec::new();
+        }
+        let services = &self.service.allow[..self.service.allow.len().min(RUNNING_MAX)];
+        match systemd::states(&self.bus, services, STATES_WITHIN).await {
+            Ok(states) => states,
+            Err(failure) => {
+                tracing::debug!(reason = failure.message, "systemd does not say what runs");
+                Vec::new()
+            }
         }
     }
 

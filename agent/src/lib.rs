@@ -2,7 +2,8 @@
 //!
 //! An [`agent`](agent::Agent) keeps one [`link`] up and lets a [`desk`] work: it decides which command may be begun (with
 //! [`access`], whether the tenant itself has let it), writes it to the [`ledger`] first, and has the [`executor`] carry it out.
-//! [`stream`] serves the terminals, connections and files of support sessions. Around that: [`identity`] and its renewal, [`tls`] with a
+//! [`stream`] serves the terminals, connections and files of support sessions. When no link comes about, the agent
+//! [`poll`]s. Around that: [`identity`] and its renewal, [`tls`] with a
 //! clock that may be wrong ([`clock`]), the [`tunnel`] of an OpenVPN client, [`enroll`], [`metrics`] and [`doctor`]. The command line in `main.rs` is thin.
 //!
 //! Start reading at [`desk`] for what happens to a command, and at [`agent`] for what happens to a link.
@@ -20,12 +21,14 @@ pub mod dial;
 pub mod disk;
 pub mod doctor;
 pub mod enroll;
+pub mod exchange;
 pub mod executor;
 pub mod identity;
 pub mod ledger;
 pub mod link;
 pub mod machine;
 pub mod metrics;
+pub mod poll;
 pub mod problem;
 pub mod stream;
 pub mod tls;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use cloudlink_proto::poll::RUNNING_STATE_BYTES_MAX;
+use cloudlink_proto::poll::message::{Running, running};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -67,15 +69,46 @@ pub(super) async fn power(bus: &Bus, action: PowerAction, within: Duration) -> R
     }
 }
 
-async fn restart_unit(bus: &Bus, unit: &str) -> zbus::Result<String> {
+/// In which states the services are. One that systemd does not know has none.
+pub(super) async fn states(bus: &Bus, services: &[ServiceName], within: Duration) -> Result<Vec<Running>, Failure> {
+    let listed = match timeout(within, list_units(bus, services)).await {
+        Ok(listed) => listed.map_err(|error| refused(&error))?,
+        Err(_) => return Err(Failure::new("timeout", format!("systemd did not answer within {} s", within.as_secs()))),
+    };
+    let state_of = |service: &ServiceName| {
+        let unit = unit_name(service);
+        let (.., active, _, _, _, _, _, _) = listed.iter().find(|(name, ..)| *name == unit)?;
+        let mut state = active.clone();
+        state.truncate(state.floor_char_boundary(RUNNING_STATE_BYTES_MAX));
+        Some(Running { name: service.as_str().to_owned(), state, kind: running::Kind::Service.into() })
+    };
+    Ok(services.iter().filter_map(state_of).collect())
+}
+
+/// Name, description, load state, active state, sub state, whom it follows, path, and job: number, type, path.
+type Unit = (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
+
+async fn list_units(bus: &Bus, services: &[ServiceName]) -> zbus::Result<Vec<Unit>> {
     let connection = bus.connect().await?;
-    let manager: Proxy<'_> = zbus::proxy::Builder::new(&connection)
+    let manager = manager(&connection).await?;
+    let names: Vec<String> = services.iter().map(unit_name).collect();
+    let listed: Vec<Unit> = manager.call("ListUnitsByNames", &(names,)).await?;
+    Ok(listed.into_iter().filter(|(_, _, load, ..)| load != "not-found").collect())
+}
+
+async fn manager(connection: &Connection) -> zbus::Result<Proxy<'_>> {
+    zbus::proxy::Builder::new(connection)
         .destination("org.freedesktop.systemd1")
         .path("/org/freedesktop/systemd1")
         .interface("org.freedesktop.systemd1.Manager")
         .cache_properties(CacheProperties::No)
         .build()
-        .await?;
+        .await
+}
+
+async fn restart_unit(bus: &Bus, unit: &str) -> zbus::Result<String> {
+    let connection = bus.connect().await?;
+    let manager = manager(&connection).await?;
     // Listen first: the job may be over before its name is known.
     let mut removed = manager.receive_signal("JobRemoved").await?;
     manager.call_method("Subscribe", &()).await?;
@@ -207,6 +240,19 @@ mod tests {
             Ok(job(2))
         }
 
+        fn list_units_by_names(&self, names: Vec<String>) -> Vec<Unit> {
+            let unit = |name: String| {
+                let (load, active) = match name.as_str() {
+                    "web.service" => ("loaded", "active"),
+                    "broken.service" => ("loaded", "failed"),
+                    _ => ("not-found", "inactive"),
+                };
+                let texts = |text: &str| text.to_owned();
+                (name, texts("d"), texts(load), texts(active), texts("s"), texts(""), job(1), 0, texts(""), job(1))
+            };
+            names.into_iter().map(unit).collect()
+        }
+
         #[zbus(signal)]
         async fn job_removed(
             emitter: &SignalEmitter<'_>,
@@ -264,6 +310,18 @@ mod tests {
 
         let slow = restart_named(&bus, "slow", Duration::from_millis(300)).await.unwrap_err();
         assert_eq!(slow.code, "timeout");
+        drop(served);
+    }
+
+    #[tokio::test]
+    async fn systemd_says_what_runs_of_what_it_knows() {
+        let Some(private) = PrivateBus::start() else { return };
+        let (path, systemd) = ("/org/freedesktop/systemd1", Systemd { calls: Calls::default() });
+        let served = private.builder().name("org.freedesktop.systemd1").serve_at(path, systemd).build().await.unwrap();
+        let services = ["web", "broken.service", "absent"].map(|name| ServiceName::parse(name).unwrap());
+        let states = states(&private.bus(), &services, SOON).await.unwrap();
+        let shown: Vec<_> = states.iter().map(|running| (running.name.as_str(), running.state.as_str())).collect();
+        assert_eq!(shown, [("web", "active"), ("broken.service", "failed")]);
         drop(served);
     }
 

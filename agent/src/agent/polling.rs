@@ -1,0 +1,159 @@
+//! How the agent polls while no link comes about. Commands take the same way as over a link: desk, ledger, executor.
+
+use std::pin::Pin;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use cloudlink_proto::ids::CommandId;
+use cloudlink_proto::link::message::Command;
+use tokio::time::Instant;
+
+use super::Agent;
+use crate::backoff::jitter;
+use crate::chain;
+use crate::config::Poll;
+use crate::identity::Slot;
+use crate::poll::{self, PollError, Polled, Schedule};
+
+/// The polls of an agent.
+pub(super) struct Polling {
+    schedule: Schedule,
+    asking: Option<Asking>,
+    /// The certificate that is asked with, if there are two: the other one after a refusal.
+    slot: Slot,
+}
+
+type Asking = Pin<Box<dyn Future<Output = Result<Polled, PollError>> + Send>>;
+
+impl std::fmt::Debug for Polling {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Polling").field("schedule", &self.schedule).finish_non_exhaustive()
+    }
+}
+
+impl Polling {
+    pub(super) fn new(config: &Poll, now: Instant) -> Self {
+        let after = config.enabled.then(|| Duration::from_secs(config.after_seconds));
+        Self { schedule: Schedule::new(after, now), asking: None, slot: Slot::Current }
+    }
+
+    pub(super) const fn poll_timeout(&self) -> Option<Instant> {
+        self.schedule.poll_timeout()
+    }
+
+    /// A link is up: what a poll under way would bring comes over that one.
+    pub(super) fn linked(&mut self) {
+        self.schedule.linked();
+        self.asking = None;
+    }
+
+    pub(super) fn unlinked(&mut self) {
+        self.schedule.unlinked(Instant::now());
+    }
+
+    /// There is something to tell, and no link.
+    pub(super) fn tell(&mut self) {
+        self.schedule.tell(Instant::now(), jitter());
+    }
+
+    /// What comes of the poll that is under way. May be dropped and called again.
+    pub(super) async fn answered(&mut self) -> Result<Polled, PollError> {
+        let Some(asking) = &mut self.asking else { return std::future::pending().await };
+        let answered = asking.await;
+        self.asking = None;
+        answered
+    }
+}
+
+impl Agent {
+    /// Polls if it is time.
+    pub(super) fn poll(&mut self, now: Instant) {
+        if self.polling.poll_timeout().is_none_or(|due| due > now) {
+            return;
+        }
+        self.polling.schedule.begun();
+        let slot = self.polling_slot();
+        if self.identity.slot(slot).is_none() {
+            tracing::info!("without a certificate of its own the device does not poll");
+            return;
+        }
+        let route = self.direct_route(slot);
+        let mut request = poll::request(self.hello(), self.polling.schedule.interval());
+        let statuses = self.desk.outstanding();
+        let (sampler, executor) = (Arc::clone(&self.sampler), self.desk.executor());
+        tracing::debug!(slot = ?slot, statuses = statuses.len(), "polling");
+        self.polling.asking = Some(Box::pin(async move {
+            let route = route?;
+            let sampling = tokio::task::spawn_blocking(move || {
+                // A sampler holds nothing that a panic could leave half done.
+                sampler.lock().unwrap_or_else(PoisonError::into_inner).sample()
+            });
+            // Without one the poll is worth as much.
+            request.metrics = sampling.await.ok();
+            request.running = executor.running().await;
+            poll::exchange(route, request, statuses).await
+        }));
+    }
+
+    fn polling_slot(&self) -> Slot {
+        let other = if self.polling.slot == Slot::Current { Slot::Next } else { Slot::Current };
+        if self.identity.slot(self.polling.slot).is_some() { self.polling.slot } else { other }
+    }
+
+    pub(super) fn handle_polled(&mut self, polled: Result<Polled, PollError>) {
+        let now = Instant::now();
+        match polled {
+            Ok(polled) => self.take_polled(now, polled),
+            Err(error) => {
+                let is_refused = error.is_refusal();
+                tracing::warn!(error = chain(&error), refused = is_refused, "a poll failed");
+                if is_refused {
+                    self.polling.slot = if self.polling_slot() == Slot::Current { Slot::Next } else { Slot::Current };
+                }
+                self.polling.schedule.failed(now, is_refused, error.retry_after(), jitter());
+            }
+        }
+    }
+
+    fn take_polled(&mut self, now: Instant, polled: Polled) {
+        let Polled { response, asked_at, server_certificate_ends, has_told_all } = polled;
+        let own = self.identity.slot(self.polling_slot()).map(|credential| credential.certificate.identity.device);
+        if own.is_some_and(|own| own.to_string() != response.device_id) {
+            // Its commands would be another device's.
+            tracing::error!("the server takes this device for another one");
+            return self.polling.schedule.failed(now, true, None, jitter());
+        }
+        self.known_time.learn(response.clock_unix_ms, server_certificate_ends);
+        let interval = Duration::from_millis(response.next_poll_ms.into());
+        let (commands, receipts) = (response.commands.len(), response.receipts.len());
+        tracing::info!(commands, receipts, interval_s = interval.as_secs(), "the server answered a poll");
+        self.polling.schedule.answered(now, interval, jitter());
+        if response.more || !has_told_all && receipts > 0 {
+            self.polling.tell();
+        }
+        for id in response.receipts.iter().filter_map(|receipt| CommandId::from_wire(&receipt.id)) {
+            self.desk.handle_receipt(id, self.server_unix_ms());
+        }
+        // Before the commands: one of them may be called back here.
+        for id in response.cancels.iter().filter_map(|cancel| CommandId::from_wire(&cancel.id)) {
+            tracing::info!(command.id = %id, "a command was called back");
+            let status = self.desk.handle_cancel(id, self.server_unix_ms());
+            self.tell(status);
+        }
+        for command in response.commands {
+            self.take_polled_command(now, asked_at, command);
+        }
+    }
+
+    fn take_polled_command(&mut self, now: Instant, asked_at: Instant, mut command: Command) {
+        let ids = CommandId::from_wire(&command.id).zip(cloudlink_proto::ids::GrantId::from_wire(&command.grant_id));
+        let Some((id, grant_id)) = ids else { return };
+        // The answer may have been under way for as long as that.
+        let passed = u64::try_from(now.saturating_duration_since(asked_at).as_millis()).unwrap_or(u64::MAX);
+        command.start_within_ms = command.start_within_ms.saturating_sub(passed);
+        let leave = self.access.judge_command(&mut self.known_time, now, grant_id, &command);
+        let server_unix_ms = self.server_unix_ms();
+        let status = self.desk.handle_command(now, id, &command, leave, server_unix_ms);
+        self.tell(status);
+    }
+}
