@@ -262,6 +262,7 @@ mod tests {
     #[case("method_not_allowed", 405, 1)]
     #[case("not_linked", 409, 8)]
     #[case("no_agent", 409, 8)]
+    #[case("polling", 409, 8)]
     #[case("device_revoked", 409, 8)]
     #[case("conflict", 409, 8)]
     #[case("idempotency_conflict", 409, 8)]

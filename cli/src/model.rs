@@ -160,12 +160,21 @@ pub(crate) struct Device {
     /// There while it carries the live link. Servers of before tunnels do not name it.
     #[serde(default)]
     pub(crate) tunnel: Option<Tunnel>,
+    /// Servers of before polling do not name it.
+    #[serde(default)]
+    pub(crate) poll: Option<Poll>,
 }
 
 impl Device {
     #[must_use]
     pub(crate) fn is_linked(&self) -> bool {
         self.link.as_ref().is_some_and(Link::is_live)
+    }
+
+    /// When it polls again at the latest, if it does.
+    #[must_use]
+    pub(crate) fn next_poll_by(&self) -> Option<Timestamp> {
+        self.poll.as_ref().and_then(|poll| poll.next_poll_by)
     }
 
     /// Whether it would take a command now.
@@ -226,6 +235,29 @@ pub(crate) struct Link {
     /// Servers of before tunnels knew no other links.
     #[serde(default = "yes")]
     pub(crate) has_agent: bool,
+}
+
+/// The newest poll of a device.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Poll {
+    pub(crate) last_poll_at: Timestamp,
+    /// `None`: it does not poll any more.
+    pub(crate) next_poll_by: Option<Timestamp>,
+    pub(crate) interval_seconds: i64,
+    pub(crate) remote_address: String,
+    pub(crate) boot_id: String,
+    pub(crate) agent: String,
+    pub(crate) os: String,
+    pub(crate) hostname: String,
+    pub(crate) clock_offset_ms: i64,
+    pub(crate) running: Vec<Running>,
+}
+
+/// A service or container of a device.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Running {
+    pub(crate) name: String,
+    pub(crate) state: String,
 }
 
 fn yes() -> bool {
@@ -373,6 +405,9 @@ pub(crate) struct Command {
     pub(crate) message: Option<String>,
     pub(crate) data: Option<Value>,
     pub(crate) proof: Option<Value>,
+    /// While it waits for a poll. Servers of before polling do not name it.
+    #[serde(default)]
+    pub(crate) runs_by: Option<Timestamp>,
 }
 
 impl Command {

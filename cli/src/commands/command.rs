@@ -174,7 +174,7 @@ fn table(commands: &[Answer<model::Command>], names: &Names, here: &Here) -> Tab
             here.relative(value.created_at).into(),
             what(value).into(),
             names.name(value.device_id).into(),
-            state(value),
+            state(value, here),
             names.name(value.requested_by).into(),
             value.reason.clone().into(),
             value.id.to_string().into(),
@@ -188,7 +188,7 @@ fn record(command: &model::Command, names: &Names, here: &Here) -> Table {
     table.field("command", command.id.to_string());
     table.field("what", what(command));
     table.field("device", names.name(command.device_id));
-    table.field("state", state(command));
+    table.field("state", state(command, here));
     if let Some(code) = &command.code {
         table.field("code", code.clone());
     }
@@ -205,6 +205,9 @@ fn record(command: &model::Command, names: &Names, here: &Here) -> Table {
     if !command.is_final() && command.accepted_at.is_none() {
         table.field("expires", here.full(command.expires_at));
     }
+    if let Some(by) = command.runs_by {
+        table.field("will run by", here.full(by));
+    }
     let times = [("sent", command.sent_at), ("accepted", command.accepted_at), ("finished", command.finished_at)];
     for (name, at) in times {
         if let Some(at) = at {
@@ -217,14 +220,14 @@ fn record(command: &model::Command, names: &Names, here: &Here) -> Table {
     table
 }
 
-fn state(command: &model::Command) -> Cell {
+fn state(command: &model::Command, here: &Here) -> Cell {
     let tone = match command.state.as_str() {
         "succeeded" => Tone::Good,
         "failed" | "refused" | "unconfirmed" => Tone::Bad,
         "expired" | "cancelled" => Tone::Warn,
         _ => Tone::Plain,
     };
-    Cell::toned(watch::state(command), tone)
+    Cell::toned(watch::state_here(command, here), tone)
 }
 
 fn is_empty(data: &Value) -> bool {

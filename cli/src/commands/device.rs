@@ -109,7 +109,7 @@ impl List {
                 table.row(vec![
                     value.name.clone().into(),
                     link_state(value),
-                    Cell::or_none(value.link.as_ref().map(|link| here.relative(link.proven_at))),
+                    Cell::or_none(last_heard(value).map(|at| here.relative(at))),
                     labels(&value.labels).into(),
                     value.id.to_string().into(),
                 ]);
@@ -261,7 +261,32 @@ fn record(device: &model::Device, here: &Here) -> Table {
     if let Some(tunnel) = &device.tunnel {
         tunnel_fields(&mut table, tunnel, here);
     }
+    if let Some(poll) = &device.poll {
+        poll_fields(&mut table, poll, here);
+    }
     table
+}
+
+/// By a link, or by a poll.
+fn last_heard(device: &model::Device) -> Option<jiff::Timestamp> {
+    let (link, poll) = (device.link.as_ref(), device.poll.as_ref());
+    link.map(|link| link.proven_at).max(poll.map(|poll| poll.last_poll_at))
+}
+
+fn poll_fields(table: &mut Table, poll: &model::Poll, here: &Here) {
+    table.field("last poll", here.full(poll.last_poll_at));
+    let Some(next_by) = poll.next_poll_by else { return };
+    let every = crate::output::rough(jiff::SignedDuration::from_secs(poll.interval_seconds));
+    table.field("  next by", format!("{}, every {every}", here.full(next_by)));
+    table.field("  from", poll.remote_address.clone());
+    table.field("  host", format!("{}, {}", poll.hostname, poll.os));
+    table.field("  agent", poll.agent.clone());
+    table.field("  boot id", poll.boot_id.clone());
+    table.field("  clock", clock(poll.clock_offset_ms));
+    if !poll.running.is_empty() {
+        let running: Vec<_> = poll.running.iter().map(|of| format!("{} {}", of.name, of.state)).collect();
+        table.field("  runs", running.join(", "));
+    }
 }
 
 fn link_fields(table: &mut Table, link: &model::Link, here: &Here) {
@@ -331,6 +356,7 @@ fn link_state(device: &model::Device) -> Cell {
         }
         Some(link) if link.is_live() && link.has_agent => Cell::toned(format!("live, {}", link.transport), Tone::Good),
         Some(link) if link.is_live() => Cell::toned(format!("live, {}, no agent", link.transport), Tone::Warn),
+        _ if device.next_poll_by().is_some() => Cell::toned("polling", Tone::Warn),
         Some(_) => Cell::toned("closed", Tone::Warn),
         None => Cell::toned("never linked", Tone::Dim),
     }
@@ -448,6 +474,37 @@ mod tests {
             assert!(shown.contains(part), "{part:?} is not in {shown}");
         }
         assert!(!shown.contains("no agent"), "{shown}");
+    }
+
+    #[test]
+    fn a_device_that_polls_is_seen_in_lists_and_explained_in_the_record() {
+        let poll = json!({
+            "last_poll_at": "2026-11-21T13:55:09Z", "next_poll_by": "2026-11-21T14:12:09Z", "interval_seconds": 900,
+            "node": "node-1", "remote_address": "192.0.2.7", "boot_id": "b-1", "agent": "agent/1", "os": "Debian",
+            "hostname": "gw", "clock_offset_ms": 0, "capabilities": [],
+            "running": [{"name": "nginx", "state": "active", "kind": "service"}],
+        });
+        let polls = model::Device { poll: Some(serde_json::from_value(poll).unwrap()), ..device() };
+        insta::assert_snapshot!(shown(&polls), @r"
+        name         gw-1
+        id           018f0000-0000-7000-8000-000000000001
+        tenant       018f0000-0000-7000-8000-000000000002
+        labels       floor=2, site=north
+        enrolled     2026-11-21 14:00:00 UTC (9 s ago)
+        link         polling
+        last poll    2026-11-21 13:55:09 UTC (5 min ago)
+          next by    2026-11-21 14:12:09 UTC (in 12 min), every 15 min
+          from       192.0.2.7
+          host       gw, Debian
+          agent      agent/1
+          boot id    b-1
+          clock      right (off by 0 ms)
+          runs       nginx active
+        ");
+        assert!(last_heard(&polls).is_some() && last_heard(&device()).is_none());
+        let mut silent = polls;
+        silent.poll.as_mut().unwrap().next_poll_by = None;
+        assert!(shown(&silent).contains("never linked"), "{}", shown(&silent));
     }
 
     #[test]

@@ -155,15 +155,22 @@ impl Common {
             if context.output.json {
                 return context.output.json(&created.json);
             }
-            context.output.note(&format!("{} on {name} is {}", created.value.kind, watch::state(&created.value)));
+            let state = watch::state_here(&created.value, &context.output.here());
+            context.output.note(&format!("{} on {name} is {state}", created.value.kind));
             return context.output.line(&created.value.id.to_string());
         }
         if !device.value.has_agent() && self.queue_for.is_some() {
-            let missing = if device.value.is_linked() { "agent" } else { "link" };
-            note(&format!(
-                "{name} has no {missing} now; waiting until {}",
-                context.output.here().full(created.value.expires_at)
-            ));
+            let here = context.output.here();
+            let waits = match (created.value.runs_by, device.value.is_linked()) {
+                (Some(by), _) => format!("{name} polls; it will run by {}", here.full(by)),
+                (None, true) => {
+                    format!("{name} has no agent now; waiting until {}", here.full(created.value.expires_at))
+                }
+                (None, false) => {
+                    format!("{name} has no link now; waiting until {}", here.full(created.value.expires_at))
+                }
+            };
+            note(&waits);
         }
         let label = format!("{} on {name}", created.value.kind);
         let command = watch::follow_visibly(client, &context.output, created, &label).await?;

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::client::{Answer, Client, backoff};
 use crate::failure::Failure;
 use crate::model::Command;
-use crate::output::{Output, note, plain};
+use crate::output::{Here, Output, note, plain};
 
 /// Streams that may break one after the other without a single event; from then on the command is read again and again.
 const BARREN_STREAMS_MAX: u32 = 3;
@@ -106,8 +106,8 @@ pub(crate) async fn follow_visibly(
 /// One line that moves on a terminal; else a line for each new state.
 #[derive(Debug)]
 enum Display {
-    Live { bar: ProgressBar, label: String },
-    Lines { label: String, last: std::cell::RefCell<String> },
+    Live { bar: ProgressBar, label: String, here: Here },
+    Lines { label: String, last: std::cell::RefCell<String>, here: Here },
     Silent,
 }
 
@@ -118,7 +118,7 @@ impl Display {
             return Self::Silent;
         }
         if !output.live {
-            return Self::Lines { label, last: std::cell::RefCell::default() };
+            return Self::Lines { label, last: std::cell::RefCell::default(), here: output.here() };
         }
         let bar = ProgressBar::new_spinner();
         bar.set_style(
@@ -126,14 +126,17 @@ impl Display {
                 .expect("the template is a constant and right"),
         );
         bar.enable_steady_tick(Duration::from_millis(120));
-        Self::Live { bar, label }
+        Self::Live { bar, label, here: output.here() }
     }
 
     fn show(&self, command: &Command) {
-        let state = plain(&state(command)).into_owned();
+        let state = match self {
+            Self::Live { here, .. } | Self::Lines { here, .. } => plain(&state_here(command, here)).into_owned(),
+            Self::Silent => return,
+        };
         match self {
-            Self::Live { bar, label } => bar.set_message(format!("{label}: {state}")),
-            Self::Lines { label, last } => {
+            Self::Live { bar, label, .. } => bar.set_message(format!("{label}: {state}")),
+            Self::Lines { label, last, .. } => {
                 if *last.borrow() != state {
                     note(&format!("{label}: {state}"));
                     last.replace(state);
@@ -148,6 +151,16 @@ impl Display {
             Self::Live { bar, .. } => bar.finish_and_clear(),
             Self::Lines { .. } | Self::Silent => {}
         }
+    }
+}
+
+/// As [`state`], and `queued, will run by 14:12` for what waits for a poll.
+#[must_use]
+pub(crate) fn state_here(command: &Command, here: &Here) -> String {
+    match command.runs_by {
+        // To the minute, and not before it.
+        Some(by) => format!("queued, will run by {}", here.short(by + jiff::SignedDuration::from_secs(59))),
+        None => state(command),
     }
 }
 
