@@ -40,6 +40,8 @@ pub struct Schedule {
     failures: u32,
     /// Early ones, one after the other, because there was something to tell.
     early: u32,
+    /// Whether the one under way is such a one.
+    is_early: bool,
     /// Whether a poll was answered since the last link.
     is_polling: bool,
     /// Whether there is something to tell that the last request did not.
@@ -56,6 +58,7 @@ impl Schedule {
             due: after.map(|after| now + after),
             failures: 0,
             early: 0,
+            is_early: false,
             is_polling: false,
             has_news: false,
         }
@@ -64,7 +67,16 @@ impl Schedule {
     /// A link is up.
     pub fn linked(&mut self) {
         let Self { after, interval, .. } = *self;
-        *self = Self { after, interval, due: None, failures: 0, early: 0, is_polling: false, has_news: false };
+        *self = Self {
+            after,
+            interval,
+            due: None,
+            failures: 0,
+            early: 0,
+            is_early: false,
+            is_polling: false,
+            has_news: false,
+        };
     }
 
     /// The link is lost.
@@ -87,6 +99,7 @@ impl Schedule {
     /// A poll is under way.
     pub fn begun(&mut self) {
         self.due = None;
+        self.is_early = self.has_news;
         self.has_news = false;
     }
 
@@ -104,12 +117,10 @@ impl Schedule {
     /// The server has answered, and wants to hear again after this long.
     pub fn answered(&mut self, now: Instant, interval: Duration, jitter: f64) {
         (self.interval, self.failures, self.is_polling) = (interval, 0, true);
-        let wait = if self.has_news {
-            self.early_wait(jitter)
-        } else {
+        if !self.is_early && !self.has_news {
             self.early = 0;
-            about(interval, jitter)
-        };
+        }
+        let wait = if self.has_news { self.early_wait(jitter) } else { about(interval, jitter) };
         self.due = Some(now + wait);
     }
 
@@ -313,6 +324,20 @@ mod tests {
             waits.push(seconds(&schedule, now).unwrap());
         }
         assert_eq!(waits, [2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]);
+
+        // Also when it is the answer that makes the news, again and again.
+        schedule.begun();
+        schedule.answered(now, Duration::from_secs(60), 0.5);
+        schedule.begun();
+        schedule.answered(now, Duration::from_secs(60), 0.5);
+        let mut waits = Vec::new();
+        for _ in 0..8 {
+            schedule.tell(now, 0.0);
+            waits.push(seconds(&schedule, now).unwrap());
+            schedule.begun();
+            schedule.answered(now, Duration::from_secs(60), 0.5);
+        }
+        assert_eq!(waits, [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]);
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub mod fleet;
 pub mod history;
 pub mod load;
 pub mod machine;
+pub mod middlebox;
 pub mod netns;
 pub mod oidc;
 pub mod openvpn;

@@ -143,6 +143,13 @@ filter = "info,cloudlink_agent=debug"
         Ok(self)
     }
 
+    /// The same machine, which polls when it has been without a link for so long.
+    pub fn polling_after(self, seconds: u32) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(self.config_file())?;
+        std::fs::write(self.config_file(), format!("{text}\n[poll]\nafter_seconds = {seconds}\n"))?;
+        Ok(self)
+    }
+
     /// A command of its agent, to be run where the machine stands.
     pub fn agent(&self) -> anyhow::Result<Command> {
         Ok(self.bound(binary("cloudlink-agent")?))
