@@ -7,6 +7,7 @@ pub mod command;
 pub mod connect;
 pub mod openvpn;
 pub mod peer;
+pub mod poll;
 pub mod report;
 pub mod scale;
 pub mod seed;

@@ -10,10 +10,12 @@ use cloudlink_proto::link::message::Hello;
 use cloudlink_proto::link::message::goodbye::Code;
 use rustls::ClientConfig;
 use rustls::client::Resumption;
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::dial::Target;
@@ -67,6 +69,18 @@ impl Device {
             ..Hello::default()
         };
         Ok(Self { hello, tls: Arc::new(tls), index })
+    }
+
+    /// A connection to the server, with a ticket if it has one.
+    pub async fn secure(&self, target: &Target) -> Result<TlsStream<TcpStream>> {
+        let stream = target.connect(self.index).await?;
+        let secured = TlsConnector::from(Arc::clone(&self.tls)).connect(target.server_name.clone(), stream);
+        secured.await.context("the TLS handshake failed")
+    }
+
+    #[must_use]
+    pub fn hello(&self) -> &Hello {
+        &self.hello
     }
 
     /// Some of the fleet.
