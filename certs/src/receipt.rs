@@ -59,6 +59,7 @@ pub struct Grant {
     pub operators: Option<Vec<Named>>,
     /// Null: all that the selector chose.
     pub devices: Option<Vec<Named>>,
+    /// Labels with their values, or the text of a selector that says more.
     pub selector: Option<Value>,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,

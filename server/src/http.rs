@@ -15,6 +15,7 @@ mod pass_on;
 mod problem;
 mod request;
 mod router;
+mod selector;
 pub(crate) mod sign_in;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -18,6 +18,7 @@ pub mod openvpn_profile;
 pub mod person;
 pub mod proof;
 pub mod recording;
+pub mod selector;
 pub mod signing_key;
 pub mod status;
 pub mod storm_plan;

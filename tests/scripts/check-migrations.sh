@@ -14,7 +14,7 @@ FORBIDDEN=(
     'set +not +null'
     'add +constraint'
     'truncate'
-    'revoke'
+    'revoke +[a-z]'
 )
 # Who takes something away says since which release nobody reads it.
 MARKER='^-- contract: nothing since [0-9]+\.[0-9]+\.[0-9]+ '

@@ -52,8 +52,10 @@ pub struct AccessPolicy {
     pub scopes: Vec<String>,
     /// On these devices; with neither this nor `selector`: on all of the tenant's, later ones included.
     pub device_ids: Option<Vec<Uuid>>,
-    /// On devices that have these labels.
+    /// On devices that have these labels; as in a grant.
     pub selector: Option<Labels>,
+    /// The same in the grammar of selectors, whatever it says (docs/ACCESS.md).
+    pub selector_text: Option<String>,
     /// For these operators; null: every one.
     pub operator_ids: Option<Vec<Uuid>>,
     /// On these days of the week: 1 is Monday, 7 is Sunday.

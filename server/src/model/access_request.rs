@@ -111,6 +111,8 @@ pub struct AccessRequest {
     /// On which devices; null when a selector says so, which only a proposed grant has.
     pub device_ids: Option<Vec<Uuid>>,
     pub selector: Option<Labels>,
+    /// The same in the grammar of selectors, whatever it says (docs/ACCESS.md).
+    pub selector_text: Option<String>,
     pub reason: String,
     /// Number or address of the ticket that it is about.
     pub ticket: Option<String>,

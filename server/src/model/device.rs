@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// The most labels of one device, or of one selector.
+/// The most labels of one device.
 pub const LABELS_MAX: usize = 64;
 /// The longest key or value of a label, in characters.
 pub const LABEL_CHARS_MAX: usize = 63;
@@ -33,7 +33,7 @@ pub fn probe_id(node: &str, number: u8) -> DeviceId {
 /// Of UUIDs whose bytes have a meaning of their own (RFC 9562, version 8).
 const PROBE_ID_VERSION: usize = 8;
 
-/// Labels of a device, or those that a selector asks for.
+/// Labels of a device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(transparent)]
 pub struct Labels(pub BTreeMap<String, String>);
@@ -53,15 +53,17 @@ impl Labels {
         if self.0.len() > LABELS_MAX {
             return Err(LabelsError::TooMany);
         }
-        let is_text = |text: &String| {
-            let chars = text.chars().count();
-            (1..=LABEL_CHARS_MAX).contains(&chars) && !text.chars().any(char::is_control)
-        };
-        if self.0.iter().all(|(key, value)| is_text(key) && is_text(value)) {
+        if self.0.iter().all(|(key, value)| Self::is_text(key) && Self::is_text(value)) {
             Ok(())
         } else {
             Err(LabelsError::Malformed)
         }
+    }
+
+    /// Whether this may be the key, or the value, of a label.
+    #[must_use]
+    pub fn is_text(text: &str) -> bool {
+        (1..=LABEL_CHARS_MAX).contains(&text.chars().count()) && !text.chars().any(char::is_control)
     }
 }
 

@@ -63,8 +63,11 @@ pub struct Grant {
     pub operator_ids: Option<Vec<Uuid>>,
     /// The devices it is for; null when a selector says so.
     pub device_ids: Option<Vec<Uuid>>,
-    /// The labels of the devices it is for, those that are labelled so later included.
+    /// The labels of the devices it is for, those that are labelled so later included. One that says more than labels and their
+    /// values has the one key "" here, which no device has: see `selector_text`.
     pub selector: Option<Labels>,
+    /// The same in the grammar of selectors, whatever it says (docs/ACCESS.md).
+    pub selector_text: Option<String>,
     #[serde(with = "time::serde::rfc3339")]
     pub starts_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339")]

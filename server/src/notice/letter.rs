@@ -154,7 +154,11 @@ fn show(value: &Value, kind: Kind, names: &Names) -> Option<String> {
             Some(line(&shown.join(", "), VALUE_CHARS_MAX))
         }
         (Kind::Text, Value::Object(pairs)) => {
-            let pair = |(key, value): (&String, &Value)| Some(format!("{key}={}", show(value, kind, names)?));
+            let pair = |(key, value): (&String, &Value)| {
+                let value = show(value, kind, names)?;
+                // A selector that says more than labels and their values.
+                Some(if key.is_empty() { value } else { format!("{key}={value}") })
+            };
             Some(line(&pairs.iter().filter_map(pair).collect::<Vec<_>>().join(", "), VALUE_CHARS_MAX))
         }
         (Kind::Text, Value::String(text)) => Some(line(text, VALUE_CHARS_MAX)),

@@ -406,7 +406,7 @@ impl World {
         let scopes: Vec<String> = grant.scopes.iter().cloned().collect();
         let ids = |ids: &Option<Ids>| ids.as_ref().map(|ids| ids.iter().copied().collect::<Vec<Uuid>>());
         let (operators, devices) = (ids(&grant.operators), ids(&grant.devices));
-        let labels = serde_json::from_value(json!({"site": "north"})).unwrap();
+        let selector = serde_json::from_value(json!({"site": "north"})).unwrap();
         let start = grant.start.unwrap_or(now);
         let new = StoredGrant {
             id: GrantId::from_uuid(id),
@@ -416,7 +416,7 @@ impl World {
             scopes: &scopes,
             operator_ids: operators.as_deref(),
             device_ids: devices.as_deref(),
-            selector: devices.is_none().then_some(&labels),
+            selector: devices.is_none().then_some(&selector),
             starts_at: Some(time(start)),
             ends_at: End::At(time(start + grant.seconds * SECOND)),
             statement: None,

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::StoreError;
 use crate::model::access_policy::{AccessPolicy, AccessPolicyState, POLICIES_MAX};
-use crate::model::device::Labels;
+use crate::model::selector::Selector;
 
 struct Row {
     id: Uuid,
@@ -17,7 +17,7 @@ struct Row {
     name: String,
     scopes: Vec<String>,
     device_ids: Option<Vec<Uuid>>,
-    selector: Option<Json<Labels>>,
+    selector: Option<Json<Selector>>,
     operator_ids: Option<Vec<Uuid>>,
     days: Vec<i32>,
     from_minute: i32,
@@ -41,13 +41,15 @@ impl TryFrom<Row> for AccessPolicy {
     type Error = StoreError;
 
     fn try_from(row: Row) -> Result<Self, StoreError> {
+        let (selector, selector_text) = row.selector.map(|Json(selector)| selector.forms()).unzip();
         Ok(Self {
             id: row.id,
             tenant_id: row.tenant_id,
             name: row.name,
             scopes: row.scopes,
             device_ids: row.device_ids,
-            selector: row.selector.map(|Json(labels)| labels),
+            selector,
+            selector_text,
             operator_ids: row.operator_ids,
             days: row.days,
             from_minute: row.from_minute,
@@ -71,7 +73,7 @@ macro_rules! access_policy_query {
         sqlx::query_as!(
             Row,
             $head
-                + r#" p.id, p.tenant_id, p.name, p.scopes, p.device_ids, p.selector as "selector: Json<Labels>", p.operator_ids,
+                + r#" p.id, p.tenant_id, p.name, p.scopes, p.device_ids, p.selector as "selector: Json<Selector>", p.operator_ids,
                       p.days, p.from_minute, p.to_minute, p.time_zone, p.max_seconds,
                       case when p.revoked_at is not null then 'revoked'
                            when access_policy_in_force(p, (select t.approvals_needed from tenants t where t.id = p.tenant_id))
@@ -93,7 +95,7 @@ pub struct NewAccessPolicy<'a> {
     pub name: &'a str,
     pub scopes: &'a [String],
     pub device_ids: Option<&'a [Uuid]>,
-    pub selector: Option<&'a Labels>,
+    pub selector: Option<&'a Selector>,
     pub operator_ids: Option<&'a [Uuid]>,
     pub days: &'a [i32],
     pub from_minute: i32,

@@ -14,7 +14,7 @@ use crate::model::access_request::{
     ANSWER_WITHIN_DEFAULT, AccessDecision, AccessRequest, AccessRequestKind, AccessRequestState, Decision,
     OPEN_REQUESTS_MAX,
 };
-use crate::model::device::Labels;
+use crate::model::selector::Selector;
 
 struct Row {
     id: Uuid,
@@ -24,7 +24,7 @@ struct Row {
     operator_ids: Option<Vec<Uuid>>,
     scopes: Vec<String>,
     device_ids: Option<Vec<Uuid>>,
-    selector: Option<Json<Labels>>,
+    selector: Option<Json<Selector>>,
     reason: String,
     ticket: Option<String>,
     state: String,
@@ -49,6 +49,7 @@ impl TryFrom<Row> for AccessRequest {
     type Error = StoreError;
 
     fn try_from(row: Row) -> Result<Self, StoreError> {
+        let (selector, selector_text) = row.selector.map(|Json(selector)| selector.forms()).unzip();
         Ok(Self {
             id: row.id,
             kind: AccessRequestKind::named(&row.kind).ok_or_else(|| unreadable("kind"))?,
@@ -57,7 +58,8 @@ impl TryFrom<Row> for AccessRequest {
             operator_ids: row.operator_ids,
             scopes: row.scopes,
             device_ids: row.device_ids,
-            selector: row.selector.map(|Json(labels)| labels),
+            selector,
+            selector_text,
             reason: row.reason,
             ticket: row.ticket,
             state: AccessRequestState::named(&row.state).ok_or_else(|| unreadable("state"))?,
@@ -85,7 +87,7 @@ macro_rules! access_request_query {
             $head
                 + r#" r.id, r.kind, r.tenant_id, r.requested_by,
                       case when r.kind = 'access' then array[r.requested_by] else r.operator_ids end as operator_ids,
-                      r.scopes, r.device_ids, r.selector as "selector: Json<Labels>", r.reason, r.ticket,
+                      r.scopes, r.device_ids, r.selector as "selector: Json<Selector>", r.reason, r.ticket,
                       access_request_state(r, clock_timestamp()) as "state!", r.created_at, r.starts_at, r.answer_by,
                       r.access_until,
                       case when r.outcome is null
@@ -191,7 +193,7 @@ pub enum Proposal<'a> {
         scopes: &'a [String],
         operator_ids: Option<&'a [Uuid]>,
         device_ids: Option<&'a [Uuid]>,
-        selector: Option<&'a Labels>,
+        selector: Option<&'a Selector>,
         starts_at: Option<OffsetDateTime>,
         ends_at: End,
     },
@@ -421,7 +423,7 @@ pub async fn access_request_list(
             and ($3::text is null or access_request_state(r, clock_timestamp()) = $3)
             and ($4::uuid is null or exists (
                 select from devices d where d.id = $4 and d.tenant_id = r.tenant_id
-                   and coalesce(d.id = any (r.device_ids), d.labels @> r.selector)))
+                   and coalesce(d.id = any (r.device_ids), labels_match(d.labels, r.selector))))
             and ($5::timestamptz is null or (r.created_at, r.id) < ($5, $6::uuid))
           order by r.created_at desc, r.id desc limit $7",
         filter.operator,

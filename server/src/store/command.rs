@@ -307,7 +307,7 @@ pub async fn command_explain(
                                           coalesce(g.revoked_at, g.ends_at) as over_at
                                      from grants g
                                     where g.tenant_id = d.tenant_id and ($3::uuid is null or g.id = $3)
-                                      and coalesce(d.id = any (g.device_ids), d.labels @> g.selector)) g) near
+                                      and coalesce(d.id = any (g.device_ids), labels_match(d.labels, g.selector))) g) near
                     where near.missing is not null
                     order by array_position(array['nothing', 'scope', 'not_started', 'revoked', 'ended', 'not_named'],
                                             case when near.missing = 'ended' then 'revoked' else near.missing end),

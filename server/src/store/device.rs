@@ -13,6 +13,7 @@ use super::StoreError;
 use crate::model::device::{
     Certificate, Device, DeviceMetrics, DeviceState, Labels, Link, LinkState, Poll, Quarantine, Running, Tunnel,
 };
+use crate::model::selector::Selector;
 
 /// The constraint that refuses a name that another device of the tenant has.
 pub const NAME_TAKEN: &str = "devices_tenant_id_name_key";
@@ -225,8 +226,7 @@ pub async fn device_lock(connection: &mut PgConnection, id: DeviceId) -> Result<
 pub struct DeviceFilter {
     pub tenant: Option<TenantId>,
     pub name: Option<String>,
-    /// Every one of these.
-    pub labels: Labels,
+    pub selector: Option<Selector>,
     pub linked: Option<bool>,
     pub quarantined: Option<bool>,
 }
@@ -240,19 +240,22 @@ pub async fn device_list(
 ) -> Result<Vec<Device>, StoreError> {
     let (after_time, after_id) = after.unzip();
     device_query!(
+        // By the index as far as that goes, and then exactly.
         "where ($1::uuid is null or d.tenant_id = $1) and ($2::text is null or d.name = $2) and d.labels @> $3
+           and ($9::jsonb is null or labels_match(d.labels, $9))
            and ($4::boolean is null or (l.device_id is not null and l.closed_at is null) = $4)
            and ($5::boolean is null or (d.quarantined_at is not null) = $5)
            and ($6::timestamptz is null or (d.enrolled_at, d.id) < ($6, $7::uuid))
          order by d.enrolled_at desc, d.id desc limit $8",
         filter.tenant.map(TenantId::as_uuid),
         filter.name,
-        Json(&filter.labels) as _,
+        Json(filter.selector.as_ref().map(Selector::equals).unwrap_or_default()) as _,
         filter.linked,
         filter.quarantined,
         after_time,
         after_id,
-        limit
+        limit,
+        filter.selector.as_ref().map(Json) as _
     )
     .fetch_all(connection)
     .await?

@@ -96,7 +96,7 @@ pub async fn dispatch_claim(connection: &mut PgConnection, links: &[LinkKey]) ->
                  join devices d on d.id = t.device_id and d.state = 'active'
                  join commands c on c.device_id = t.device_id and c.finished_at is null
                  join grants g on g.id = c.grant_id and grant_in_force(g, clock_timestamp())
-                  and coalesce(d.id = any (g.device_ids), d.labels @> g.selector)
+                  and coalesce(d.id = any (g.device_ids), labels_match(d.labels, g.selector))
                  join people p on p.id = c.requested_by
                 where c.expires_at > clock_timestamp() and c.cancel_requested_at is null
                   and (c.state = 'queued'
@@ -178,7 +178,7 @@ pub async fn dispatch_claim_polled(
                  join devices d on d.id = t.device_id
                  join commands c on c.device_id = t.device_id and c.finished_at is null and c.by_polling
                  join grants g on g.id = c.grant_id and grant_in_force(g, clock_timestamp())
-                  and coalesce(d.id = any (g.device_ids), d.labels @> g.selector)
+                  and coalesce(d.id = any (g.device_ids), labels_match(d.labels, g.selector))
                  join people p on p.id = c.requested_by
                 where c.expires_at > clock_timestamp() and c.cancel_requested_at is null
                   and (c.state = 'queued' or c.state = 'sent' and c.sent_epoch <= t.epoch)

@@ -7,8 +7,8 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::StoreError;
-use crate::model::device::Labels;
 use crate::model::grant::{Grant, GrantState};
+use crate::model::selector::Selector;
 
 /// The constraint that refuses a grant that is longer than its tenant's policy allows.
 pub const BEYOND_POLICY: &str = "grants_within_policy";
@@ -30,7 +30,7 @@ struct Row {
     scopes: Vec<String>,
     operator_ids: Option<Vec<Uuid>>,
     device_ids: Option<Vec<Uuid>>,
-    selector: Option<Json<Labels>>,
+    selector: Option<Json<Selector>>,
     starts_at: OffsetDateTime,
     ends_at: OffsetDateTime,
     created_at: OffsetDateTime,
@@ -46,6 +46,7 @@ impl TryFrom<Row> for Grant {
     type Error = StoreError;
 
     fn try_from(row: Row) -> Result<Self, StoreError> {
+        let (selector, selector_text) = row.selector.map(|Json(selector)| selector.forms()).unzip();
         Ok(Self {
             id: row.id,
             tenant_id: row.tenant_id,
@@ -54,7 +55,8 @@ impl TryFrom<Row> for Grant {
             scopes: row.scopes,
             operator_ids: row.operator_ids,
             device_ids: row.device_ids,
-            selector: row.selector.map(|Json(labels)| labels),
+            selector,
+            selector_text,
             starts_at: row.starts_at,
             ends_at: row.ends_at,
             created_at: row.created_at,
@@ -95,7 +97,7 @@ pub struct NewGrant<'a> {
     pub scopes: &'a [String],
     pub operator_ids: Option<&'a [Uuid]>,
     pub device_ids: Option<&'a [Uuid]>,
-    pub selector: Option<&'a Labels>,
+    pub selector: Option<&'a Selector>,
     /// Now, if it is `None` or in the past.
     pub starts_at: Option<OffsetDateTime>,
     pub ends_at: End,
@@ -199,7 +201,7 @@ pub async fn grant_list(
             and ($3::text is null or grant_state(g, clock_timestamp()) = $3)
             and ($4::uuid is null or exists (
                 select from devices d where d.id = $4 and d.tenant_id = g.tenant_id
-                   and coalesce(d.id = any (g.device_ids), d.labels @> g.selector)))
+                   and coalesce(d.id = any (g.device_ids), labels_match(d.labels, g.selector))))
             and ($5::timestamptz is null or (g.created_at, g.id) < ($5, $6::uuid))
           order by g.created_at desc, g.id desc limit $7",
         filter.operator,

@@ -5,12 +5,14 @@ use cloudlink_certs::receipt::{
 };
 use cloudlink_proto::ids::{GrantId, TenantId};
 use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use sqlx::types::Json;
 use sqlx::{PgConnection, Postgres, Transaction};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Store, StoreError, Visibility};
+use crate::model::selector::Selector;
 
 /// One more than is told, so that it shows when there are more.
 const ROWS_MAX: i64 = LINES_MAX as i64 + 1;
@@ -139,7 +141,9 @@ impl Draft {
                  from grants g where g.id = $1"#,
             self.due.grant.as_uuid()
         );
-        Ok(grant.fetch_one(&mut *self.transaction).await?.0)
+        let mut grant: Grant = grant.fetch_one(&mut *self.transaction).await?.0;
+        grant.selector = grant.selector.map(told).transpose()?;
+        Ok(grant)
     }
 
     async fn request(&mut self) -> Result<Option<Request>, StoreError> {
@@ -250,6 +254,13 @@ pub async fn receipt_show(connection: &mut PgConnection, grant: GrantId) -> Resu
 fn entry(seq: i64, hash: String, action: String) -> Result<Entry, StoreError> {
     let seq = u64::try_from(seq).map_err(|_| StoreError::Inconsistent { table: "audit", column: "seq" })?;
     Ok(Entry { seq, hash, action })
+}
+
+/// A stored selector as people read it: labels with their values, or else its text.
+fn told(stored: Value) -> Result<Value, StoreError> {
+    let selector: Selector =
+        serde_json::from_value(stored).map_err(|_| StoreError::Inconsistent { table: "grants", column: "selector" })?;
+    Ok(if selector.is_labels() { json!(selector.equals()) } else { selector.to_string().into() })
 }
 
 fn plain<T: DeserializeOwned>(rows: Vec<Json<T>>) -> Vec<T> {

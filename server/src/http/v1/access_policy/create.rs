@@ -14,9 +14,9 @@ use crate::http::auth::Caller;
 use crate::http::field::{check_ids, check_name, check_scopes};
 use crate::http::problem::{Kind, Problem, respond_as_problem};
 use crate::http::request::{Json, NoQuery};
+use crate::http::selector::WrittenSelector;
 use crate::model::access_policy::{AccessPolicy, DAY_MINUTES, DAYS, MAX_SECONDS_RANGE, POLICIES_MAX};
 use crate::model::audit::Subject;
-use crate::model::device::{Labels, LabelsError};
 use crate::model::new_id;
 use crate::model::notice::Event;
 use crate::store::StoreError;
@@ -38,8 +38,8 @@ pub(crate) struct AccessPolicyCreate {
     scopes: Vec<String>,
     /// On these devices; or else `selector`, or neither: on all of the tenant's, later ones included. Never empty.
     device_ids: Option<Vec<Uuid>>,
-    /// On devices that have these labels. Never empty.
-    selector: Option<Labels>,
+    /// On devices that this selector fits. Never empty.
+    selector: Option<WrittenSelector>,
     /// For these operators; left out: every one. Never empty.
     operator_ids: Option<Vec<Uuid>>,
     /// On these days of the week: 1 is Monday, 7 is Sunday. Left out: all of them.
@@ -62,8 +62,6 @@ pub(crate) enum RouteError {
     ForeignDevice,
     #[error("somebody who is no operator")]
     NoOperator,
-    #[error(transparent)]
-    Labels(#[from] LabelsError),
     #[error("no days")]
     Days,
     #[error("no hours")]
@@ -90,7 +88,6 @@ impl From<RouteError> for Problem {
                 Self::unprocessable("`device_ids` names a device that your tenant does not have.")
             }
             RouteError::NoOperator => Self::unprocessable("`operator_ids` names somebody who is not an operator."),
-            RouteError::Labels(error) => Self::unprocessable(format!("`selector` is not allowed: {error}.")),
             RouteError::Days => Self::unprocessable("`days` must name at least one of 1 (Monday) to 7 (Sunday)."),
             RouteError::Hours => Self::unprocessable(
                 "`from_minute` must be 0 to 1439, and `to_minute` after it, up to 1440. Hours over midnight take two policies, \
@@ -127,6 +124,7 @@ pub(crate) async fn handler(
 ) -> Result<impl IntoResponse, RouteError> {
     let tenant = caller.tenant().ok_or_else(Problem::not_found)?;
     request.check()?;
+    let selector = request.selector.as_ref().map(WrittenSelector::read).transpose()?;
     let days = request.days.unwrap_or_else(|| DAYS.collect());
     let time_zone = request.time_zone.as_deref().unwrap_or("UTC");
     let mut transaction = context.store.begin(caller.visibility()).await?;
@@ -150,7 +148,7 @@ pub(crate) async fn handler(
         name: &request.name,
         scopes: &request.scopes,
         device_ids: request.device_ids.as_deref(),
-        selector: request.selector.as_ref(),
+        selector: selector.as_ref(),
         operator_ids: request.operator_ids.as_deref(),
         days: &days,
         from_minute: request.from_minute.unwrap_or(0),
@@ -174,15 +172,8 @@ impl AccessPolicyCreate {
         check_scopes(&mut self.scopes)?;
         check_ids("device_ids", self.device_ids.as_mut())?;
         check_ids("operator_ids", self.operator_ids.as_mut())?;
-        match (&self.device_ids, &self.selector) {
-            (Some(_), Some(_)) => return Err(RouteError::Both),
-            (None, Some(selector)) if selector.0.is_empty() => {
-                return Err(
-                    Problem::unprocessable("`selector` must not be empty: leave it out for all devices.").into()
-                );
-            }
-            (None, Some(selector)) => selector.check()?,
-            (Some(_) | None, None) => {}
+        if self.device_ids.is_some() && self.selector.is_some() {
+            return Err(RouteError::Both);
         }
         if let Some(days) = &mut self.days {
             days.sort_unstable();

@@ -307,7 +307,7 @@ mod tests {
     async fn what_a_policy_allows_completely_needs_nobody(pool: PgPoolOptions, database: PgConnectOptions) {
         let scene = Scene::new(pool, database).await;
         let policy = scene
-            .access_policy(json!({"scopes": ["device:reboot", "metrics:read"], "selector": {"site": "north"},
+            .access_policy(json!({"scopes": ["device:reboot", "metrics:read"], "selector": "site!=south",
                                                 "operator_ids": [scene.operator.id.to_string()], "max_seconds": 600}))
             .await;
         let south = cloudlink_proto::ids::DeviceId::from_uuid(crate::model::new_id());

@@ -409,6 +409,35 @@ mod tests {
     }
 
     #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn a_selector_covers_as_long_as_the_labels_are_as_it_says(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        scene.link(scene.device).await;
+        scene.grant(json!({"device_ids": null, "selector": "site in (north,south),env!=test,!retired"})).await;
+        for (labels, is_covered) in [
+            (json!({"site": "north"}), true),
+            (json!({"site": "south", "env": "live"}), true),
+            (json!({"site": "west"}), false),
+            (json!({"site": "north", "env": "test"}), false),
+            (json!({"site": "north", "retired": "no"}), false),
+            (json!({}), false),
+            (json!({"site": "north", "a": "b"}), true),
+        ] {
+            let relabel =
+                scene.patch(&format!("/devices/{}", scene.device)).by(&scene.customer).header("if-match", "*");
+            relabel.json(json!({"labels": labels})).send().await.expect(StatusCode::OK);
+            let answer = call(&scene, &scene.operator, scene.device, reboot()).send().await;
+            let covering = scene.get(&format!("/grants?device_id={}", scene.device)).by(&scene.operator).send().await;
+            let covering = covering.expect(StatusCode::OK)["items"].as_array().unwrap().len();
+            assert_eq!(covering, usize::from(is_covered), "{labels}");
+            if is_covered {
+                answer.expect(StatusCode::CREATED);
+            } else {
+                assert_eq!(answer.expect_problem(Kind::GrantRequired)["reason"], "none", "{labels}");
+            }
+        }
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
     async fn is_now_or_never_unless_it_may_wait(pool: PgPoolOptions, database: PgConnectOptions) {
         let scene = Scene::new(pool, database).await;
         scene.grant(json!({})).await;

@@ -9,7 +9,9 @@ use crate::http::auth::Caller;
 use crate::http::page::{Page, Window};
 use crate::http::problem::Problem;
 use crate::http::request::{Json, Query};
-use crate::model::device::Device;
+use crate::http::selector::read_query;
+use crate::model::device::{Device, Labels};
+use crate::model::selector::Selector;
 use crate::store::device::{DeviceFilter, device_list};
 
 /// For the document only: the parser knows no parameter that may come more than once.
@@ -17,6 +19,8 @@ use crate::store::device::{DeviceFilter, device_list};
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "describes what is read from pairs")]
 pub(crate) struct DeviceQuery {
+    /// Only devices that this selector fits, as in `site=north,role in (a,b),!retired` (docs/ACCESS.md). Never empty.
+    selector: Option<String>,
     /// `key:value`; repeat it for devices that have all of several labels.
     #[param(style = Form, explode)]
     label: Option<Vec<String>>,
@@ -47,14 +51,15 @@ pub(crate) async fn handler(
 }
 
 fn parse(pairs: Vec<(String, String)>) -> Result<(DeviceFilter, Window), Problem> {
-    let (mut filter, mut limit, mut cursor) = (DeviceFilter::default(), None, None);
+    let (mut filter, mut labels, mut limit, mut cursor) = (DeviceFilter::default(), Labels::default(), None, None);
     for (key, value) in pairs {
         let is_first = match key.as_str() {
             "label" => {
                 let (key, value) = value.split_once(':').ok_or_else(|| malformed("label"))?;
                 // The same key with two values fits no device: better said than shown as an empty list.
-                filter.labels.0.insert(key.to_owned(), value.to_owned()).is_none()
+                labels.0.insert(key.to_owned(), value.to_owned()).is_none()
             }
+            "selector" => filter.selector.replace(read_query(&value)?).is_none(),
             "linked" => filter.linked.replace(value.parse().map_err(|_| malformed("linked"))?).is_none(),
             "quarantined" => filter.quarantined.replace(value.parse().map_err(|_| malformed("quarantined"))?).is_none(),
             "name" if !value.contains('\0') => filter.name.replace(value).is_none(),
@@ -70,8 +75,19 @@ fn parse(pairs: Vec<(String, String)>) -> Result<(DeviceFilter, Window), Problem
             return Err(Problem::bad_request(format!("`{key}` comes more than once.")));
         }
     }
-    filter.labels.check().map_err(|error| Problem::bad_request(format!("`label` is not allowed: {error}.")))?;
+    labels.check().map_err(not_allowed)?;
+    if !labels.0.is_empty() {
+        let labels = Selector::try_from(&labels).map_err(not_allowed)?;
+        filter.selector = Some(match filter.selector {
+            Some(selector) => labels.and(&selector).map_err(not_allowed)?,
+            None => labels,
+        });
+    }
     Ok((filter, Window::new(limit, cursor.as_deref())?))
+}
+
+fn not_allowed(error: impl std::fmt::Display) -> Problem {
+    Problem::bad_request(format!("`label` is not allowed: {error}."))
 }
 
 fn malformed(parameter: &str) -> Problem {
@@ -112,6 +128,12 @@ mod tests {
             ("?label=site:south", &[]),
             ("?linked=true&name=roof", &["roof"]),
             ("?label=site:north&label=floor:1", &[]),
+            ("?selector=site%3Dnorth", &["lobby", "roof"]),
+            ("?selector=site+in+(north,south),%22a:b%22", &["roof"]),
+            ("?selector=site,!%22a:b%22", &["lobby"]),
+            ("?selector=%22a:b%22!%3Dx", &["lobby", "roof"]),
+            ("?selector=site&label=a:b:x", &[]),
+            ("?selector=site!%3Dsouth&label=site:north&linked=true", &["roof"]),
         ] {
             assert_eq!(names(&scene, &scene.customer, query).await, expected, "{query}");
         }
@@ -138,6 +160,12 @@ mod tests {
             "?quarantined=maybe",
             "?label=a:1&label=a:2",
             "?lable=a:b",
+            "?selector=",
+            "?selector=site%3D",
+            "?selector=site&selector=site",
+            "?selector=site%3Dnorth&label=site:south",
+            "?selector=!site&label=site:south",
+            "?selector=site%3D%00",
             &long,
             &many,
         ] {

@@ -17,14 +17,15 @@ use crate::http::etag::Tag;
 use crate::http::field::{check_ids, check_reason, check_scopes, check_seconds};
 use crate::http::problem::{Kind, Problem, respond_as_problem};
 use crate::http::request::{Json, NoQuery};
+use crate::http::selector::WrittenSelector;
 use crate::http::v1::access_request::record::{LAST_SIGNS, Step, record_in_txn, robot};
 use crate::http::v1::grant::statement::{Signed, unsigned};
 use crate::model::access_request::AccessRequest;
 use crate::model::audit::Subject;
-use crate::model::device::{Labels, LabelsError};
 use crate::model::grant::{Grant, GrantState, START_AHEAD_MAX};
 use crate::model::new_id;
 use crate::model::notice::Event;
+use crate::model::selector::Selector;
 use crate::store::StoreError;
 use crate::store::access_request::{Proposal, Proposed, access_request_propose};
 use crate::store::audit::audit_append;
@@ -52,8 +53,8 @@ pub(crate) struct GrantCreate {
     operator_ids: Option<Vec<Uuid>>,
     /// On which devices; or else `selector`. Never empty.
     device_ids: Option<Vec<Uuid>>,
-    /// On all devices that have these labels; or else `device_ids`. Never empty.
-    selector: Option<Labels>,
+    /// On all devices that this selector fits, then or later; or else `device_ids`. Never empty.
+    selector: Option<WrittenSelector>,
     /// Left out, or in the past: from now on.
     #[serde(default, with = "time::serde::rfc3339::option")]
     starts_at: Option<OffsetDateTime>,
@@ -68,16 +69,12 @@ pub(crate) struct GrantCreate {
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RouteError {
-    #[error("an empty selector")]
-    EmptySelector,
     #[error("not exactly one of {0} and {1}")]
     NotOneOf(&'static str, &'static str),
     #[error("a device that is not the tenant's")]
     ForeignDevice,
     #[error("somebody who is no operator")]
     NoOperator,
-    #[error(transparent)]
-    Labels(#[from] LabelsError),
     #[error("ends before it starts, or has ended")]
     Ended,
     #[error("both a statement and something else")]
@@ -103,9 +100,6 @@ respond_as_problem!(RouteError);
 impl From<RouteError> for Problem {
     fn from(error: RouteError) -> Self {
         match error {
-            RouteError::EmptySelector => {
-                Self::unprocessable("`selector` must not be empty. An empty one never means everything.")
-            }
             RouteError::NotOneOf(one, other) => {
                 Self::unprocessable(format!("Give either `{one}` or `{other}`, not both and not neither."))
             }
@@ -113,7 +107,6 @@ impl From<RouteError> for Problem {
                 Self::unprocessable("`device_ids` names a device that your tenant does not have.")
             }
             RouteError::NoOperator => Self::unprocessable("`operator_ids` names somebody who is not an operator."),
-            RouteError::Labels(error) => Self::unprocessable(format!("`selector` is not allowed: {error}.")),
             RouteError::Ended => Self::unprocessable("A grant must end after it starts, and in the future."),
             RouteError::StatementAndMore => Self::unprocessable(
                 "Give `statement` and nothing else, or everything else without it: what is signed says all of it.",
@@ -159,6 +152,7 @@ pub(crate) async fn handler(
         None => None,
     };
     let ends_at = request.check()?;
+    let selector = request.selector.as_ref().map(WrittenSelector::read).transpose()?;
     let id = GrantId::from_uuid(signed.as_ref().map_or_else(new_id, |signed| signed.statement.grant));
     if let Some(ids) = &request.device_ids
         && !has_all(device_count(&mut transaction, ids).await?, ids)
@@ -176,7 +170,8 @@ pub(crate) async fn handler(
         if signed.is_some() {
             return Err(Problem::unprocessable(LAST_SIGNS).into());
         }
-        let (proposed, is_told) = request.propose(&mut transaction, &caller, ends_at, maximum_seconds).await?;
+        let (proposed, is_told) =
+            request.propose(&mut transaction, &caller, selector.as_ref(), ends_at, maximum_seconds).await?;
         context.store.commit(transaction).await?;
         context.tell_outside(is_told);
         return Ok((StatusCode::ACCEPTED, Json(proposed)).into_response());
@@ -189,7 +184,7 @@ pub(crate) async fn handler(
         scopes: &request.scopes,
         operator_ids: request.operator_ids.as_deref(),
         device_ids: request.device_ids.as_deref(),
-        selector: request.selector.as_ref(),
+        selector: selector.as_ref(),
         starts_at: request.starts_at,
         ends_at,
         statement: signed.as_ref().map(Signed::stored),
@@ -244,6 +239,7 @@ impl GrantCreate {
         &self,
         transaction: &mut PgConnection,
         caller: &Caller,
+        selector: Option<&Selector>,
         ends_at: End,
         maximum_seconds: i32,
     ) -> Result<(AccessRequest, bool), RouteError> {
@@ -253,7 +249,7 @@ impl GrantCreate {
             scopes: &self.scopes,
             operator_ids: self.operator_ids.as_deref(),
             device_ids: self.device_ids.as_deref(),
-            selector: self.selector.as_ref(),
+            selector,
             starts_at: self.starts_at,
             ends_at,
         };
@@ -273,9 +269,7 @@ impl GrantCreate {
         check_ids("operator_ids", self.operator_ids.as_mut())?;
         check_ids("device_ids", self.device_ids.as_mut())?;
         match (&self.device_ids, &self.selector) {
-            (Some(_), None) => {}
-            (None, Some(selector)) if selector.0.is_empty() => return Err(RouteError::EmptySelector),
-            (None, Some(selector)) => selector.check()?,
+            (Some(_), None) | (None, Some(_)) => {}
             (Some(_), Some(_)) | (None, None) => return Err(RouteError::NotOneOf("device_ids", "selector")),
         }
         // A limit against slips of the pen: this server's own clock is good enough for it.
@@ -319,6 +313,27 @@ mod tests {
     }
 
     #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn a_selector_is_shown_in_its_grammar_and_to_older_clients_as_labels(
+        pool: PgPoolOptions,
+        database: PgConnectOptions,
+    ) {
+        let scene = Scene::new(pool, database).await;
+        let more = "role in (a,b),site=north";
+        for (written, labels, text) in [
+            (json!({"site": "north"}), json!({"site": "north"}), "site=north"),
+            (json!(" site == north"), json!({"site": "north"}), "site=north"),
+            (json!("site=north,role in (b,a)"), json!({"": more}), more),
+        ] {
+            let id = scene.grant(json!({"device_ids": null, "selector": written})).await;
+            let grant = scene.get(&format!("/grants/{id}")).by(&scene.customer).send().await.expect(StatusCode::OK);
+            assert_eq!((&grant["selector"], &grant["selector_text"]), (&labels, &json!(text)));
+        }
+        let entry: String =
+            sqlx::query_scalar("select entry from audit order by seq desc").fetch_one(&scene.root).await.unwrap();
+        assert!(entry.contains(more), "{entry}");
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
     async fn refuses_what_is_empty_unknown_or_endless(pool: PgPoolOptions, database: PgConnectOptions) {
         let scene = Scene::new(pool, database).await;
         let nobody = "00000000-0000-7000-8000-000000000000";
@@ -334,6 +349,11 @@ mod tests {
             (json!({"device_ids": [scene.device.to_string(), scene.other_device.to_string()]}), "device"),
             (json!({"device_ids": null, "selector": {}}), "selector"),
             (json!({"device_ids": null, "selector": {"site": ""}}), "selector"),
+            (json!({"device_ids": null, "selector": {"": "site=north"}}), "selector"),
+            (json!({"device_ids": null, "selector": ""}), "empty"),
+            (json!({"device_ids": null, "selector": "site="}), "at character 6"),
+            (json!({"device_ids": null, "selector": "site=north,!site"}), "site"),
+            (json!({"device_ids": null, "selector": "@north"}), "group"),
             (json!({"selector": {"site": "north"}}), "either"),
             (json!({"device_ids": null}), "either"),
             (json!({"reason": "  "}), "reason"),
@@ -400,13 +420,12 @@ mod tests {
             grants
         };
         let none = grants().await;
-        let body =
-            json!({"reason": "r", "scopes": ["device:reboot"], "selector": {"site": "north"}, "duration_seconds": 900});
+        let body = json!({"reason": "r", "scopes": ["device:reboot"], "selector": "site=north,!retired", "duration_seconds": 900});
         let propose = |somebody| scene.post("/grants").by(somebody).json(body.clone()).send();
         let request = propose(&scene.customer).await.expect(StatusCode::ACCEPTED);
         assert_eq!(
-            (&request["kind"], &request["state"], &request["selector"]),
-            (&json!("grant"), &json!("open"), &json!({"site": "north"}))
+            (&request["kind"], &request["state"], &request["selector_text"]),
+            (&json!("grant"), &json!("open"), &json!("!retired,site=north"))
         );
         let id = request["id"].as_str().unwrap().to_owned();
         let approve = |somebody, body: Value| {
@@ -443,8 +462,8 @@ mod tests {
         let path = format!("/grants/{}", request["grant_id"].as_str().unwrap());
         let grant = scene.get(&path).by(&scene.operator).send().await.expect(StatusCode::OK);
         assert_eq!(
-            (&grant["selector"], &grant["operator_ids"], &grant["request_id"]),
-            (&json!({"site": "north"}), &Value::Null, &json!(id))
+            (&grant["selector_text"], &grant["operator_ids"], &grant["request_id"]),
+            (&json!("!retired,site=north"), &Value::Null, &json!(id))
         );
         assert_eq!(grant["ends_at"], request["access_until"]);
         let path = format!("/access-requests/{}/approve", extension["id"].as_str().unwrap());

@@ -53,7 +53,7 @@ async fn by_the_owner_who_revokes_the_grant(_: PgPoolOptions, database: PgConnec
 async fn by_the_owner_who_takes_away_the_label_that_the_grant_is_for(_: PgPoolOptions, database: PgConnectOptions) {
     let (desk, mut link) = Desk::new(database).await;
     desk.grant("shell:open", 900.0, None).await;
-    desk.port.run(r#"update grants set device_ids = null, selector = '{"site": "north"}'"#).await;
+    desk.port.run(r#"update grants set device_ids = null, selector = '{"": "in\tsite\tnorth\tsouth"}'"#).await;
     desk.port.run(r#"update devices set labels = '{"site": "north", "hall": "2"}'"#).await;
     let (id, client, device) = desk.terminal(&mut link).await;
     desk.port.run(r#"update devices set labels = '{"hall": "2"}'"#).await;
