@@ -40,6 +40,20 @@ impl NewestLimit {
     }
 }
 
+/// What `--selector` takes, for its long help.
+pub(crate) const SELECTOR_HELP: &str = "\
+Only devices whose labels are as this says, in the grammar of Kubernetes' label selectors:
+
+  site=north           has the label with this value
+  site!=north          has it with another value, or does not have it
+  site in (a,b)        has it with one of these values
+  site notin (a,b)     has it with none of these values, or does not have it
+  site                 has the label, whatever its value
+  !site                does not have the label
+
+Commas stand for `and`. A word with other characters than letters, digits and -_./:+ takes double quotes, as in \"a b\"=c; shells \
+want single quotes around all of it.";
+
 /// `key=value`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Label {

@@ -72,6 +72,7 @@ pub(crate) struct List<T> {
 pub(crate) struct DeviceFilter {
     /// `key:value`
     pub(crate) labels: Vec<String>,
+    pub(crate) selector: Option<String>,
     pub(crate) linked: bool,
     pub(crate) quarantined: bool,
     pub(crate) name: Option<String>,
@@ -259,6 +260,7 @@ impl Client {
             for label in &filter.labels {
                 call = call.query("label", label);
             }
+            call = with(call, "selector", filter.selector.as_ref());
             if filter.linked {
                 call = call.query("linked", "true");
             }

@@ -296,6 +296,8 @@ pub(crate) struct Grant {
     pub(crate) operator_ids: Option<Vec<Uuid>>,
     pub(crate) device_ids: Option<Vec<Uuid>>,
     pub(crate) selector: Option<Labels>,
+    #[serde(default)]
+    pub(crate) selector_text: Option<String>,
     pub(crate) starts_at: Timestamp,
     pub(crate) ends_at: Timestamp,
     pub(crate) created_at: Timestamp,
@@ -327,6 +329,8 @@ pub(crate) struct AccessRequest {
     pub(crate) scopes: Vec<String>,
     pub(crate) device_ids: Option<Vec<Uuid>>,
     pub(crate) selector: Option<Labels>,
+    #[serde(default)]
+    pub(crate) selector_text: Option<String>,
     pub(crate) reason: String,
     pub(crate) ticket: Option<String>,
     pub(crate) state: String,
@@ -370,6 +374,8 @@ pub(crate) struct AccessPolicy {
     pub(crate) scopes: Vec<String>,
     pub(crate) device_ids: Option<Vec<Uuid>>,
     pub(crate) selector: Option<Labels>,
+    #[serde(default)]
+    pub(crate) selector_text: Option<String>,
     pub(crate) operator_ids: Option<Vec<Uuid>>,
     pub(crate) days: Vec<u8>,
     pub(crate) from_minute: u32,

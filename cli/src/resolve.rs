@@ -93,6 +93,22 @@ pub(crate) async fn device_ids(client: &Client, texts: &[String]) -> Result<Vec<
     stream::iter(texts).map(|text| device_id(client, text)).buffered(LOOKUPS_AT_ONCE).try_collect().await
 }
 
+/// The ids of the devices that have such labels now, but for those that are revoked.
+pub(crate) async fn labelled_ids(client: &Client, filter: &DeviceFilter, max: usize) -> Result<Vec<Uuid>, Failure> {
+    let list = client.devices(LOOKED_THROUGH_MAX, filter).await?;
+    let active = list.items.iter().filter(|device| device.value.revoked_at.is_none());
+    let devices: Vec<_> = active.map(|device| device.value.id).collect();
+    if devices.is_empty() {
+        return Err(Failure::NotFound("no device has these labels".to_owned()));
+    }
+    if devices.len() > max {
+        return Err(Failure::Usage(format!(
+            "more than {max} devices have these labels\nThat is too many for one: make several."
+        )));
+    }
+    Ok(devices)
+}
+
 async fn device_id(client: &Client, text: &str) -> Result<Uuid, Failure> {
     if let Ok(id) = text.parse() {
         return Ok(id);

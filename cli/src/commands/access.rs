@@ -14,8 +14,8 @@ use uuid::Uuid;
 
 use super::grant::sign::{each_once, sign, signed_before};
 use super::{Context, device};
-use crate::argument::{self, NewestLimit};
-use crate::client::{AccessRequestFilter, Answer, Client};
+use crate::argument::{self, NewestLimit, SELECTOR_HELP};
+use crate::client::{AccessRequestFilter, Answer, Client, DeviceFilter};
 use crate::duration::Span;
 use crate::failure::Failure;
 use crate::model::{AccessDecision, AccessRequest};
@@ -29,6 +29,8 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 const REMIND_EVERY: Duration = Duration::from_secs(60);
 /// The server may restart meanwhile: the request is there when it is back.
 const UNREACHABLE_MAX: Duration = Duration::from_secs(120);
+/// The most devices that one request is for.
+const DEVICES_MAX: usize = 1000;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Access {
@@ -67,8 +69,11 @@ pub(crate) struct Request {
     #[arg(long = "scope", value_name = "SCOPE", required = true)]
     scopes: Vec<String>,
     /// On which device, by name or id (repeatable; all of one customer)
-    #[arg(long = "device", value_name = "DEVICE", required = true)]
+    #[arg(long = "device", value_name = "DEVICE", required_unless_present = "selector")]
     devices: Vec<String>,
+    /// On the devices whose labels are as this says now, as in 'site=north,role in (a,b),!retired'; on none that get them later
+    #[arg(short = 'l', long, value_name = "SELECTOR", long_help = SELECTOR_HELP, conflicts_with = "devices")]
+    selector: Option<String>,
     #[command(flatten)]
     until: Until,
     /// For how long it can be answered, as in 2h; without it, a day, and never longer than the access itself
@@ -175,7 +180,13 @@ async fn answer(context: &Context, request: &str, verb: &str, body: Value) -> Re
 impl Request {
     async fn run(&self, context: &Context) -> Result<(), Failure> {
         let client = context.client()?;
-        let devices = resolve::device_ids(&client, &self.devices).await?;
+        let devices = match &self.selector {
+            None => resolve::device_ids(&client, &self.devices).await?,
+            Some(selector) => {
+                let filter = DeviceFilter { selector: Some(selector.clone()), ..DeviceFilter::default() };
+                resolve::labelled_ids(&client, &filter, DEVICES_MAX).await?
+            }
+        };
         let request = client.access_request_create(self.body(&devices)).await?;
         if !self.wait {
             return show(context, &client, request).await;
@@ -489,7 +500,7 @@ fn state(request: &AccessRequest) -> Cell {
 fn devices(request: &AccessRequest, names: &Names) -> String {
     match (&request.device_ids, &request.selector) {
         (Some(ids), _) => names.list(ids),
-        (None, Some(selector)) => format!("all with {}", device::labels(selector)),
+        (None, Some(selector)) => device::selected(selector, request.selector_text.as_ref()),
         (None, None) => String::new(),
     }
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::isolation::{Day, day};
 use super::openvpn_profile::OpenVpnProfile;
 use super::{Context, command, confirm};
-use crate::argument::{Label, Limit};
+use crate::argument::{Label, Limit, SELECTOR_HELP};
 use crate::client::{Answer, DeviceFilter};
 use crate::failure::Failure;
 use crate::model;
@@ -15,6 +15,9 @@ use crate::resolve;
 
 #[derive(Debug, Args)]
 pub(crate) struct List {
+    /// Only devices whose labels are as this says, as in 'site=north,role in (a,b),!retired'
+    #[arg(short = 'l', long, value_name = "SELECTOR", long_help = SELECTOR_HELP)]
+    selector: Option<String>,
     /// Only devices with this label, as in site=north (repeatable: with all of them)
     #[arg(long = "label", value_name = "KEY=VALUE")]
     labels: Vec<Label>,
@@ -97,6 +100,7 @@ impl List {
     pub(crate) async fn run(&self, context: &Context) -> Result<(), Failure> {
         let filter = DeviceFilter {
             labels: self.labels.iter().map(|label| format!("{}:{}", label.key, label.value)).collect(),
+            selector: self.selector.clone(),
             linked: self.linked,
             quarantined: self.quarantined,
             name: None,
@@ -366,6 +370,12 @@ fn link_state(device: &model::Device) -> Cell {
 #[must_use]
 pub(crate) fn labels(labels: &model::Labels) -> String {
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(", ")
+}
+
+/// What a selector says: in its grammar, or as labels by a server of before there was one.
+#[must_use]
+pub(crate) fn selected(labels: &model::Labels, text: Option<&String>) -> String {
+    format!("all with {}", text.map_or_else(|| self::labels(labels), Clone::clone))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{Context, access, device};
-use crate::argument::{self, Label, Limit};
+use crate::argument::{self, Label, Limit, SELECTOR_HELP};
 use crate::client::{Answer, Client};
 use crate::duration::Span;
 use crate::failure::Failure;
@@ -45,11 +45,14 @@ pub(crate) struct Create {
     #[arg(long = "scope", value_name = "SCOPE", required = true)]
     scopes: Vec<String>,
     /// On which device, by name or id (repeatable)
-    #[arg(long = "device", value_name = "DEVICE", required_unless_present = "labels", conflicts_with = "labels")]
+    #[arg(long = "device", value_name = "DEVICE", required_unless_present_any = ["labels", "selector"])]
     devices: Vec<String>,
     /// On all devices with this label, later ones included, as in site=north (repeatable: with all of them)
-    #[arg(long = "label", value_name = "KEY=VALUE")]
+    #[arg(long = "label", value_name = "KEY=VALUE", conflicts_with = "devices")]
     labels: Vec<Label>,
+    /// On all devices whose labels are as this says, then or later, as in 'site=north,role in (a,b),!retired'
+    #[arg(short = 'l', long, value_name = "SELECTOR", long_help = SELECTOR_HELP, conflicts_with_all = ["devices", "labels"])]
+    selector: Option<String>,
     /// To which operator, by name or id (repeatable); without it, to every operator
     #[arg(long = "operator", value_name = "OPERATOR")]
     operators: Vec<String>,
@@ -148,7 +151,10 @@ impl Create {
 
     fn body(&self, devices: &[uuid::Uuid], operators: &[uuid::Uuid]) -> Value {
         let mut body = json!({ "reason": self.reason, "scopes": self.scopes });
-        if devices.is_empty() {
+        if let Some(selector) = &self.selector {
+            body["selector"] = json!(selector);
+        } else if devices.is_empty() {
+            // As servers of before there were other selectors take it.
             body["selector"] = json!(argument::labels(&self.labels));
         } else {
             body["device_ids"] = json!(devices);
@@ -269,7 +275,7 @@ fn state(grant: &model::Grant) -> Cell {
 fn devices(grant: &model::Grant, names: &Names) -> String {
     match (&grant.device_ids, &grant.selector) {
         (Some(ids), _) => names.list(ids),
-        (None, Some(selector)) => format!("all with {}", device::labels(selector)),
+        (None, Some(selector)) => device::selected(selector, grant.selector_text.as_ref()),
         (None, None) => String::new(),
     }
 }

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::argument::{self, Label, Limit};
+use crate::argument::{self, Label, Limit, SELECTOR_HELP};
 use crate::client::{Answer, Client};
 use crate::commands::{Context, device};
 use crate::duration::Span;
@@ -52,11 +52,14 @@ pub(crate) struct Create {
     #[arg(long = "scope", value_name = "SCOPE", required = true)]
     scopes: Vec<String>,
     /// On which device, by name or id (repeatable); without it, on all of them
-    #[arg(long = "device", value_name = "DEVICE", conflicts_with = "labels")]
+    #[arg(long = "device", value_name = "DEVICE", conflicts_with_all = ["labels", "selector"])]
     devices: Vec<String>,
     /// On all devices with this label, as in site=north (repeatable: with all of them)
     #[arg(long = "label", value_name = "KEY=VALUE")]
     labels: Vec<Label>,
+    /// On all devices whose labels are as this says, as in 'site=north,role in (a,b),!retired'
+    #[arg(short = 'l', long, value_name = "SELECTOR", long_help = SELECTOR_HELP, conflicts_with = "labels")]
+    selector: Option<String>,
     /// To which operator, by name or id (repeatable); without it, to every operator
     #[arg(long = "operator", value_name = "OPERATOR")]
     operators: Vec<String>,
@@ -170,7 +173,9 @@ impl Create {
         if !devices.is_empty() {
             body["device_ids"] = json!(devices);
         }
-        if !self.labels.is_empty() {
+        if let Some(selector) = &self.selector {
+            body["selector"] = json!(selector);
+        } else if !self.labels.is_empty() {
             body["selector"] = json!(argument::labels(&self.labels));
         }
         if !operators.is_empty() {
@@ -255,7 +260,7 @@ fn state(policy: &AccessPolicy) -> Cell {
 fn devices(policy: &AccessPolicy, names: &Names) -> String {
     match (&policy.device_ids, &policy.selector) {
         (Some(ids), _) => names.list(ids),
-        (None, Some(selector)) => format!("all with {}", device::labels(selector)),
+        (None, Some(selector)) => device::selected(selector, policy.selector_text.as_ref()),
         (None, None) => "all".to_owned(),
     }
 }

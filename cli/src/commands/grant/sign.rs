@@ -65,21 +65,12 @@ impl Create {
 
     /// What is signed names devices: what a label means is the server's word, and can change.
     async fn devices_to_sign(&self, context: &Context, client: &Client) -> Result<Vec<Uuid>, Failure> {
-        if self.labels.is_empty() {
+        if self.labels.is_empty() && self.selector.is_none() {
             return resolve::device_ids(client, &self.devices).await;
         }
         let labels = self.labels.iter().map(|label| format!("{}:{}", label.key, label.value)).collect();
-        let filter = DeviceFilter { labels, ..DeviceFilter::default() };
-        let list = client.devices(DEVICES_MAX + 1, &filter).await?;
-        let devices: Vec<_> = list.items.iter().map(|device| device.value.id).collect();
-        if devices.is_empty() {
-            return Err(Failure::NotFound("no device has these labels".to_owned()));
-        }
-        if devices.len() > DEVICES_MAX {
-            return Err(Failure::Usage(format!(
-                "more than {DEVICES_MAX} devices have these labels\nOne signed grant cannot name so many: make several."
-            )));
-        }
+        let filter = DeviceFilter { labels, selector: self.selector.clone(), ..DeviceFilter::default() };
+        let devices = resolve::labelled_ids(client, &filter, DEVICES_MAX).await?;
         context.output.note(&format!(
             "A signed grant names devices: it is for the {} that have these labels now, and for none that get them later.",
             devices.len()
