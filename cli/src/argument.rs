@@ -50,6 +50,7 @@ Only devices whose labels are as this says, in the grammar of Kubernetes' label 
   site notin (a,b)     has it with none of these values, or does not have it
   site                 has the label, whatever its value
   !site                does not have the label
+  @night               is in this group now (cloudlink group)
 
 Commas stand for `and`. A word with other characters than letters, digits and -_./:+ takes double quotes, as in \"a b\"=c; shells \
 want single quotes around all of it.";

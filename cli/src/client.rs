@@ -25,8 +25,8 @@ use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::model::{
     AccessPolicy, AccessRequest, AuditEntry, Command, Delivery, Device, DeviceDrops, Email, EnrollmentToken, Grant,
-    Granted, Me, Node, Opening, Person, Proof, Recording, SignInConfig, SignedReceipt, SignedStatement, SigningKey,
-    Status, StormPlan, SupportSession, Tenant, Token, Webhook,
+    Granted, Group, Me, Node, Opening, Person, Proof, Recording, SignInConfig, SignedReceipt, SignedStatement,
+    SigningKey, Status, StormPlan, SupportSession, Tenant, Token, Webhook,
 };
 use transport::{Reply, Transport};
 
@@ -204,6 +204,27 @@ impl Client {
 
     pub(crate) async fn email_set(&self, person: Uuid, email: Option<&str>) -> Result<Answer<Email>, Failure> {
         self.one(Call::put(format!("/people/{person}/email"), json!({ "email": email })).repeatable()).await
+    }
+
+    pub(crate) async fn groups(&self, limit: usize) -> Result<List<Group>, Failure> {
+        self.list(limit, || Call::get("/groups")).await
+    }
+
+    pub(crate) async fn group(&self, id: Uuid) -> Result<Answer<Group>, Failure> {
+        self.one(Call::get(format!("/groups/{id}"))).await
+    }
+
+    pub(crate) async fn group_create(&self, body: Value) -> Result<Answer<Group>, Failure> {
+        self.one(Call::post("/groups", body)).await
+    }
+
+    pub(crate) async fn group_patch(&self, group: &Answer<Group>, body: Value) -> Result<Answer<Group>, Failure> {
+        let call = Call::patch(format!("/groups/{}", group.value.id), body);
+        self.one(call.if_match(group.etag.as_ref())).await
+    }
+
+    pub(crate) async fn group_delete(&self, id: Uuid) -> Result<Answer<Group>, Failure> {
+        self.one(Call::post(format!("/groups/{id}/delete"), json!({})).repeatable()).await
     }
 
     pub(crate) async fn webhooks(&self, limit: usize) -> Result<List<Webhook>, Failure> {

@@ -10,6 +10,7 @@ mod email;
 mod enroll_token;
 mod forward;
 mod grant;
+mod group;
 mod instruction;
 mod isolation;
 mod key;
@@ -35,6 +36,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 
+use crate::argument::Limit;
 use crate::client::{Answer, Client, List};
 use crate::connection::{self, Environment, Wish};
 use crate::failure::{EXIT_CODES, Failure};
@@ -102,6 +104,14 @@ enum Verb {
     /// Show, change or revoke one device
     #[command(subcommand)]
     Device(device::Device),
+    /// Selectors with a name: @NAME in a selector means what the group says at that moment
+    #[command(subcommand)]
+    Group(group::Group),
+    /// List groups of devices
+    Groups {
+        #[command(flatten)]
+        limit: Limit,
+    },
     /// Single-use tokens with which new devices enroll
     #[command(subcommand)]
     EnrollToken(enroll_token::EnrollToken),
@@ -195,6 +205,8 @@ impl Line {
             Verb::Whoami => session::whoami(context).await,
             Verb::Devices(list) => list.run(context).await,
             Verb::Device(verb) => verb.run(context).await,
+            Verb::Group(verb) => verb.run(context).await,
+            Verb::Groups { limit } => group::Group::List { limit }.run(context).await,
             Verb::EnrollToken(verb) => verb.run(context).await,
             Verb::Access(verb) => Box::pin(verb.run(context)).await,
             Verb::Grant(verb) => verb.run(context).await,

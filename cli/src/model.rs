@@ -82,6 +82,17 @@ pub(crate) struct Email {
     pub(crate) email: Option<String>,
 }
 
+/// A selector with a name.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Group {
+    pub(crate) id: Uuid,
+    pub(crate) tenant_id: Option<Uuid>,
+    pub(crate) name: String,
+    pub(crate) selector: String,
+    pub(crate) created_at: Timestamp,
+    pub(crate) deleted_at: Option<Timestamp>,
+}
+
 /// Where another system is told of events. `secret` is there only when it was just made.
 #[derive(Clone, Deserialize)]
 pub(crate) struct Webhook {

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::client::{Answer, Client, DeviceFilter, List};
 use crate::failure::Failure;
 use crate::model::{
-    AccessPolicy, AccessRequest, Command, Device, Grant, Opening, Person, Recording, SupportSession, Tenant,
+    AccessPolicy, AccessRequest, Command, Device, Grant, Group, Opening, Person, Recording, SupportSession, Tenant,
 };
 
 /// Things that are looked through for one name.
@@ -79,6 +79,22 @@ impl Named for Tenant {
 
     fn distinction(&self) -> String {
         String::new()
+    }
+}
+
+impl Named for Group {
+    const NOUN: &'static str = "group";
+
+    fn id(&self) -> Uuid {
+        self.id
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn distinction(&self) -> String {
+        self.selector.clone()
     }
 }
 
@@ -153,6 +169,14 @@ pub(crate) async fn tenant(client: &Client, text: &str) -> Result<Answer<Tenant>
         Err(_) => find(client.tenants(LOOKED_THROUGH_MAX).await?, text)?.value.id,
     };
     client.tenant(id).await
+}
+
+pub(crate) async fn group(client: &Client, text: &str) -> Result<Answer<Group>, Failure> {
+    let id = match text.parse() {
+        Ok(id) => id,
+        Err(_) => find(client.groups(LOOKED_THROUGH_MAX).await?, text)?.value.id,
+    };
+    client.group(id).await
 }
 
 /// The id of what can only be named by id.

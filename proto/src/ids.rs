@@ -92,4 +92,6 @@ id! {
     WebhookId,
     /// One event for one receiver.
     NoticeId,
+    /// A selector with a name.
+    GroupId,
 }

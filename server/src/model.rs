@@ -10,6 +10,7 @@ pub mod device;
 pub mod drop;
 pub mod enrollment_token;
 pub mod grant;
+pub mod group;
 pub mod isolation_statement;
 pub mod node;
 pub mod notice;

@@ -15,6 +15,7 @@ pub mod enrollment;
 pub mod enrollment_token;
 pub mod first_admin;
 pub mod grant;
+pub mod group;
 pub mod isolation_statement;
 pub mod link;
 pub mod node;

@@ -282,3 +282,77 @@ async fn an_approval_can_be_signed() -> anyhow::Result<()> {
     ensure!(verified["request_id"] == json!(id) && verified["scopes"] == json!(["service:restart"]), "{verified}");
     device.machine.stop()
 }
+
+/// From a label to a group, to a grant, to a command; and who is not labelled so any more is not covered any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grant_of_a_group_is_for_the_devices_that_are_labelled_as_it_said() -> anyhow::Result<()> {
+    let fleet = Fleet::start().await?;
+    let mut device = fleet.device("gw-1").await?;
+    let (operator, tenant) = (Person::new(&fleet, &fleet.operator), Person::new(&fleet, &fleet.tenant));
+    let restart = ["restart", "gw-1", SERVICE, "--reason", "stuck"];
+
+    tenant.says(0, &["device", "set", "gw-1", "--label", "site=north"]).await?;
+    tenant.says(0, &["group", "create", "night", "-l", "site in (north,south),env!=test"]).await?;
+    let shown = tenant.says(0, &["group", "show", "night"]).await?.stdout;
+    ensure!(shown.contains("env!=test,site in (north,south)") && shown.contains("gw-1"), "{shown}");
+    ensure!(tenant.json(&["devices", "-l", "@night,!retired"]).await?[0]["name"] == "gw-1", "it is in no group");
+    ensure!(tenant.json(&["devices", "-l", "@night,site!=north"]).await? == json!([]), "it is somewhere else");
+    // It is the customer's: the vendor has no such group.
+    let unknown = operator.says(2, &["devices", "-l", "@night"]).await?.stderr;
+    ensure!(unknown.contains("no group"), "{unknown}");
+    operator.says(5, &restart).await?;
+
+    let create = |selector| {
+        let scope = ["--scope", "service:restart", "--for", "15m", "--reason", "r"];
+        [&["grant", "create", "-l", selector][..], &scope].concat()
+    };
+    for (selector, says) in
+        [("", "empty"), ("site=", "at character 6"), ("@nite", "no group"), ("site,!site", "no device")]
+    {
+        let refused = tenant.says(2, &create(selector)).await?.stderr;
+        ensure!(refused.contains(says), "{selector:?}: {refused}");
+    }
+    let grant = tenant.json(&create("@night,!retired")).await?;
+    ensure!(grant["selector_text"] == "env!=test,!retired,site in (north,south)", "{grant}");
+    operator.says(0, &restart).await?;
+    ensure!(device.machine.restarts() == 1, "restarted {} times", device.machine.restarts());
+
+    // Another meaning of the group changes nothing of what was granted.
+    tenant.says(0, &["group", "set", "night", "-l", "site"]).await?;
+    let shown = operator.says(0, &["grant", "show", &text(&grant, "id")?]).await?.stdout;
+    ensure!(shown.contains("all with env!=test,!retired,site in (north,south)"), "{shown}");
+    for (labels, code) in [
+        (&["--label", "env=test"][..], 5),
+        (&["--label", "env=live"], 0),
+        (&["--label", "retired=yes"], 5),
+        (&["--remove-label", "retired", "--label", "site=west"], 5),
+        (&["--label", "site=south"], 0),
+        (&["--remove-label", "site"], 5),
+    ] {
+        tenant.says(0, &[&["device", "set", "gw-1"], labels].concat()).await?;
+        let said = operator.0.run(&restart).await?;
+        ensure!(said.code == Some(code), "{labels:?}: {said:#?}");
+    }
+    ensure!(device.machine.restarts() == 3, "restarted {} times", device.machine.restarts());
+
+    // Whoever asks for access by a selector asks for the devices of now.
+    let ask = ["access", "request", "-l", "env=live", "--scope", "service:restart", "--for", "2h", "--reason", "stuck"];
+    let request = operator.json(&ask).await?;
+    ensure!(request["device_ids"] == json!([device.id]) && request["selector"].is_null(), "{request}");
+    let none = ["access", "request", "-l", "env=lab", "--scope", "service:restart", "--for", "2h", "--reason", "stuck"];
+    operator.says(4, &none).await?;
+
+    // What is told of the grant when it is over says what it was for.
+    tenant.says(0, &["grant", "revoke", &text(&grant, "id")?]).await?;
+    let receipt =
+        wait_for("the receipt", LIMIT, async || tenant.says(0, &["receipt", "show", &text(&grant, "id")?]).await)
+            .await?;
+    ensure!(receipt.stdout.contains("!retired,site in (north,south)"), "{receipt:#?}");
+    tenant.says(0, &["group", "delete", "night"]).await?;
+    tenant.says(4, &["group", "show", "night"]).await?;
+    let audit = tenant.says(0, &["audit"]).await?.stdout;
+    for action in ["group.created", "group.updated", "group.deleted"] {
+        ensure!(audit.contains(action), "{action} is not in {audit}");
+    }
+    device.machine.stop()
+}

@@ -106,21 +106,22 @@ impl List {
             name: None,
         };
         let list = context.client()?.devices(self.limit.items(), &filter).await?;
-        context.list(&list, || {
-            let here = context.output.here();
-            let mut table = Table::new(&["NAME", "LINK", "PROVEN", "LABELS", "ID"]).whole(4);
-            for Answer { value, .. } in &list.items {
-                table.row(vec![
-                    value.name.clone().into(),
-                    link_state(value),
-                    Cell::or_none(last_heard(value).map(|at| here.relative(at))),
-                    labels(&value.labels).into(),
-                    value.id.to_string().into(),
-                ]);
-            }
-            table
-        })
+        context.list(&list, || table(&list.items, &context.output.here()))
     }
+}
+
+pub(super) fn table(devices: &[Answer<model::Device>], here: &Here) -> Table {
+    let mut table = Table::new(&["NAME", "LINK", "PROVEN", "LABELS", "ID"]).whole(4);
+    for Answer { value, .. } in devices {
+        table.row(vec![
+            value.name.clone().into(),
+            link_state(value),
+            Cell::or_none(last_heard(value).map(|at| here.relative(at))),
+            labels(&value.labels).into(),
+            value.id.to_string().into(),
+        ]);
+    }
+    table
 }
 
 impl Device {

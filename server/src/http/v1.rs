@@ -60,6 +60,13 @@ pub(super) mod grant {
     pub(crate) mod show;
     pub(crate) mod statement;
 }
+pub(super) mod group {
+    pub(crate) mod create;
+    pub(crate) mod delete;
+    pub(crate) mod list;
+    pub(crate) mod show;
+    pub(crate) mod update;
+}
 pub(super) mod isolation_proof {
     pub(crate) mod create;
     pub(crate) mod list;

@@ -235,6 +235,17 @@ mod tests {
     }
 
     #[test]
+    fn a_selector_is_told_as_it_is_written() {
+        for (selector, told) in [
+            (json!({"floor": "2", "site": "north"}), "Labels:        floor=2, site=north\n"),
+            (json!({"": "!retired,site in (a,b)"}), "Labels:        !retired,site in (a,b)\n"),
+        ] {
+            let (_, text) = write("grant.created", &json!({"data": {"selector": selector}}), &names());
+            assert!(text.contains(told), "{told:?} in {text}");
+        }
+    }
+
+    #[test]
     fn what_somebody_typed_is_one_line_that_does_nothing() {
         let body = json!({"data": {"reason": format!("\u{1b}[2J\u{202e}\n.\n{}", "x".repeat(5000))}});
         let nasty = Names { tenant: Some("Ho\r\nBcc: tel".to_owned()), ..Names::default() };

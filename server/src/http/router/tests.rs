@@ -132,6 +132,8 @@ fn body_of(operation: &str) -> Value {
         "command_create" => json!({"kind": "device.reboot", "reason": "r"}),
         "isolation_proof_create" => json!({}),
         "person_email_set" => json!({"email": "new@example.com"}),
+        "group_create" => json!({"name": "new", "selector": "a=b"}),
+        "group_update" => json!({"name": "newer"}),
         "webhook_create" => json!({"url": "https://example.com/"}),
         "opening_create" => json!({"port": 22, "reason": "r"}),
         "support_session_create" => json!({"kind": "terminal", "reason": "r"}),

@@ -77,6 +77,7 @@ impl Things {
             ("grant_id", grant),
             ("support_session_id", session.to_string()),
             ("webhook_id", webhook),
+            ("group_id", made("/groups", json!({"name": "g", "selector": "a=b"})).await),
         ]);
         Self { ids }
     }
@@ -101,6 +102,7 @@ impl Things {
             "tokens" => "token_id",
             "people" => "person_id",
             "webhooks" => "webhook_id",
+            "groups" => "group_id",
             "grants" => "grant_id",
             "commands" => "command_id",
             "openings" => "opening_id",

@@ -124,10 +124,13 @@ pub(crate) async fn handler(
 ) -> Result<impl IntoResponse, RouteError> {
     let tenant = caller.tenant().ok_or_else(Problem::not_found)?;
     request.check()?;
-    let selector = request.selector.as_ref().map(WrittenSelector::read).transpose()?;
     let days = request.days.unwrap_or_else(|| DAYS.collect());
     let time_zone = request.time_zone.as_deref().unwrap_or("UTC");
     let mut transaction = context.store.begin(caller.visibility()).await?;
+    let selector = match &request.selector {
+        Some(written) => Some(written.resolve(&mut transaction, Some(tenant)).await?),
+        None => None,
+    };
     if !time_zone_is_known(&mut transaction, time_zone).await? {
         return Err(RouteError::TimeZone);
     }

@@ -9,9 +9,9 @@ use crate::http::auth::Caller;
 use crate::http::page::{Page, Window};
 use crate::http::problem::Problem;
 use crate::http::request::{Json, Query};
-use crate::http::selector::read_query;
+use crate::http::selector::resolve;
 use crate::model::device::{Device, Labels};
-use crate::model::selector::Selector;
+use crate::model::selector::{Draft, Selector, SelectorError};
 use crate::store::device::{DeviceFilter, device_list};
 
 /// For the document only: the parser knows no parameter that may come more than once.
@@ -19,7 +19,7 @@ use crate::store::device::{DeviceFilter, device_list};
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "describes what is read from pairs")]
 pub(crate) struct DeviceQuery {
-    /// Only devices that this selector fits, as in `site=north,role in (a,b),!retired` (docs/ACCESS.md). Never empty.
+    /// Only devices that this selector fits, as in `site=north,role in (a,b),!retired,@group` (docs/ACCESS.md). Never empty.
     selector: Option<String>,
     /// `key:value`; repeat it for devices that have all of several labels.
     #[param(style = Form, explode)]
@@ -44,14 +44,29 @@ pub(crate) async fn handler(
     caller: Caller,
     Query(pairs): Query<Vec<(String, String)>>,
 ) -> Result<Json<Page<Device>>, Problem> {
-    let (filter, window) = parse(pairs)?;
+    let Asked { mut filter, draft, window } = parse(pairs)?;
     let mut transaction = context.store.begin(caller.visibility()).await?;
+    if let Some(draft) = draft {
+        let selector = resolve(&mut transaction, caller.tenant(), draft).await?.map_err(not_allowed)?;
+        filter.selector = Some(match filter.selector {
+            Some(labels) => selector.and(&labels).map_err(not_allowed)?,
+            None => selector,
+        });
+    }
     let devices = device_list(&mut transaction, &filter, window.after, window.fetch_limit()).await?;
     Ok(Json(window.page(devices, |device| (device.enrolled_at, device.id))))
 }
 
-fn parse(pairs: Vec<(String, String)>) -> Result<(DeviceFilter, Window), Problem> {
-    let (mut filter, mut labels, mut limit, mut cursor) = (DeviceFilter::default(), Labels::default(), None, None);
+/// What the query says. The filter has the labels that are asked for one by one.
+struct Asked {
+    filter: DeviceFilter,
+    draft: Option<Draft>,
+    window: Window,
+}
+
+fn parse(pairs: Vec<(String, String)>) -> Result<Asked, Problem> {
+    let (mut filter, mut labels, mut draft) = (DeviceFilter::default(), Labels::default(), None);
+    let (mut limit, mut cursor) = (None, None);
     for (key, value) in pairs {
         let is_first = match key.as_str() {
             "label" => {
@@ -59,7 +74,7 @@ fn parse(pairs: Vec<(String, String)>) -> Result<(DeviceFilter, Window), Problem
                 // The same key with two values fits no device: better said than shown as an empty list.
                 labels.0.insert(key.to_owned(), value.to_owned()).is_none()
             }
-            "selector" => filter.selector.replace(read_query(&value)?).is_none(),
+            "selector" => draft.replace(Draft::parse(&value).map_err(not_allowed)?).is_none(),
             "linked" => filter.linked.replace(value.parse().map_err(|_| malformed("linked"))?).is_none(),
             "quarantined" => filter.quarantined.replace(value.parse().map_err(|_| malformed("quarantined"))?).is_none(),
             "name" if !value.contains('\0') => filter.name.replace(value).is_none(),
@@ -75,19 +90,15 @@ fn parse(pairs: Vec<(String, String)>) -> Result<(DeviceFilter, Window), Problem
             return Err(Problem::bad_request(format!("`{key}` comes more than once.")));
         }
     }
-    labels.check().map_err(not_allowed)?;
+    labels.check().map_err(|error| Problem::bad_request(format!("`label` is not allowed: {error}.")))?;
     if !labels.0.is_empty() {
-        let labels = Selector::try_from(&labels).map_err(not_allowed)?;
-        filter.selector = Some(match filter.selector {
-            Some(selector) => labels.and(&selector).map_err(not_allowed)?,
-            None => labels,
-        });
+        filter.selector = Some(Selector::try_from(&labels).map_err(not_allowed)?);
     }
-    Ok((filter, Window::new(limit, cursor.as_deref())?))
+    Ok(Asked { filter, draft, window: Window::new(limit, cursor.as_deref())? })
 }
 
-fn not_allowed(error: impl std::fmt::Display) -> Problem {
-    Problem::bad_request(format!("`label` is not allowed: {error}."))
+fn not_allowed(error: SelectorError) -> Problem {
+    Problem::bad_request(format!("`selector` is not allowed: {error}."))
 }
 
 fn malformed(parameter: &str) -> Problem {

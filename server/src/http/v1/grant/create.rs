@@ -152,7 +152,10 @@ pub(crate) async fn handler(
         None => None,
     };
     let ends_at = request.check()?;
-    let selector = request.selector.as_ref().map(WrittenSelector::read).transpose()?;
+    let selector = match &request.selector {
+        Some(written) => Some(written.resolve(&mut transaction, Some(tenant)).await?),
+        None => None,
+    };
     let id = GrantId::from_uuid(signed.as_ref().map_or_else(new_id, |signed| signed.statement.grant));
     if let Some(ids) = &request.device_ids
         && !has_all(device_count(&mut transaction, ids).await?, ids)
@@ -353,7 +356,7 @@ mod tests {
             (json!({"device_ids": null, "selector": ""}), "empty"),
             (json!({"device_ids": null, "selector": "site="}), "at character 6"),
             (json!({"device_ids": null, "selector": "site=north,!site"}), "site"),
-            (json!({"device_ids": null, "selector": "@north"}), "group"),
+            (json!({"device_ids": null, "selector": "@north"}), "no group"),
             (json!({"selector": {"site": "north"}}), "either"),
             (json!({"device_ids": null}), "either"),
             (json!({"reason": "  "}), "reason"),
