@@ -19,6 +19,7 @@ pub mod openvpn_profile;
 pub mod person;
 pub mod proof;
 pub mod recording;
+pub mod rollout;
 pub mod selector;
 pub mod signing_key;
 pub mod status;
