@@ -3,6 +3,7 @@
 mod access;
 mod openvpn;
 mod poll;
+mod proxy;
 mod section;
 mod stream;
 
@@ -14,8 +15,9 @@ use rustls_pki_types::ServerName;
 use toml::de::DeTable;
 
 pub use self::access::Access;
-pub use self::openvpn::{OpenVpn, Proxy, Started, Wrapping, WrappingKind};
+pub use self::openvpn::{OpenVpn, Started, Wrapping, WrappingKind};
 pub use self::poll::Poll;
+pub use self::proxy::{Login, Proxies, Proxy};
 use self::section::Section;
 pub use self::stream::{File, Forward, Terminal};
 use crate::tunnel::profile;
@@ -71,6 +73,8 @@ pub struct Server {
     pub address: Option<SocketAddr>,
     /// The certificates, PEM, that the server's certificate must go back to. No default.
     pub ca_file: PathBuf,
+    /// `[proxy]`.
+    pub proxies: Proxies,
 }
 
 /// How the link reaches the server.
@@ -159,15 +163,18 @@ impl Config {
             return Err(ConfigError::TooLarge { path: path.to_owned() });
         }
         let text = std::fs::read_to_string(path).map_err(read)?;
-        let parsed = Self::parse(&text).map_err(|faults| ConfigError::Faults { path: path.to_owned(), faults })?;
+        let faulty = |faults| ConfigError::Faults { path: path.to_owned(), faults };
+        let mut parsed = Self::parse(&text).map_err(faulty)?;
+        parsed.server.proxies.honour(|name| std::env::var(name).ok()).map_err(|fault| faulty(vec![fault]))?;
         Ok(Self { path: Some(path.to_owned()), ..parsed })
     }
 
-    /// What no stream may write or read: the device's key, and what makes up whom it trusts.
+    /// What no stream may write or read: the device's key, the proxy's password, and what makes up whom it trusts.
     #[must_use]
     pub fn withheld(&self) -> Vec<PathBuf> {
         let keys = self.access.keys.iter().flatten();
-        [&self.state_dir, &self.server.ca_file].into_iter().chain(&self.path).chain(keys).cloned().collect()
+        let password = self.server.proxies.password_file();
+        [&self.state_dir, &self.server.ca_file].into_iter().chain(&self.path).chain(keys).chain(password).cloned().collect()
     }
 
     /// Judges the text of a configuration file.
@@ -195,7 +202,8 @@ impl Config {
 fn read_root(root: &Section<'_>) -> Option<Config> {
     let state_dir = root.required("state_dir", "state_dir = \"/var/lib/cloudlink-agent\"", parse_path);
     let boot_id_path = root.optional("boot_id_path", parse_path);
-    let server = read_server(&root.section("server"));
+    let proxies = proxy::read(&root.section("proxy"));
+    let server = read_server(&root.section("server"), proxies);
     let openvpn = openvpn::read(&root.section("openvpn"));
     if openvpn.started.is_some() {
         check_paths_of_profile(root, state_dir.as_deref(), server.as_ref());
@@ -236,7 +244,7 @@ fn check_paths_of_profile(root: &Section<'_>, state_dir: Option<&Path>, server: 
     }
 }
 
-fn read_server(server: &Section<'_>) -> Option<Server> {
+fn read_server(server: &Section<'_>, proxies: Proxies) -> Option<Server> {
     let transport = server.optional("transport", |text| match text {
         "websocket" => Ok(Transport::WebSocket),
         "openvpn" => Ok(Transport::OpenVpn),
@@ -278,6 +286,7 @@ fn read_server(server: &Section<'_>) -> Option<Server> {
         enroll_name: enroll_name?,
         address,
         ca_file: ca_file?,
+        proxies,
     })
 }
 
@@ -377,6 +386,23 @@ fn parse_host(text: &str) -> Result<String, (String, String)> {
     parse_name(text)
         .map(|_| text.to_owned())
         .map_err(|(problem, _)| (problem, "the name alone, without https:// and without a port".to_owned()))
+}
+
+impl Server {
+    /// What is dialled: a name or an address, and a port.
+    #[must_use]
+    pub fn target(&self) -> (String, u16) {
+        match self.address {
+            Some(address) => (address.ip().to_string(), address.port()),
+            None => (self.host.clone(), self.port),
+        }
+    }
+
+    /// What it is dialled through.
+    #[must_use]
+    pub fn proxy(&self) -> Option<&Proxy> {
+        self.proxies.of(self)
+    }
 }
 
 impl Argv {

@@ -1,6 +1,7 @@
-//! From a configuration to an open connection, of a link or of a stream: name, TCP, TLS 1.3, WebSocket. Each step has a time limit of its own. Inside a
+//! From a configuration to an open connection, of a link or of a stream: name, TCP or a proxy, TLS 1.3, WebSocket. Each step has a time limit of its own. Inside a
 //! tunnel there is neither a name nor TLS.
 
+mod proxy;
 mod wire;
 
 use std::io;
@@ -24,8 +25,9 @@ use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::{WebSocketStream, tungstenite};
 
+pub use self::proxy::ProxyError;
 pub use self::wire::Wire;
-use crate::config::Server;
+use crate::config::{Proxy, Server};
 use crate::problem::{Problem, shown};
 use crate::tls;
 use crate::tunnel::TunnelError;
@@ -102,6 +104,10 @@ pub enum DialError {
     NoAddress { host: String },
     #[error("cannot connect to {address}")]
     Connect { address: SocketAddr, source: io::Error },
+    #[error("the proxy {proxy}")]
+    Proxy { proxy: String, source: ProxyError },
+    #[error("through the proxy {proxy}")]
+    Through { proxy: String, source: Box<Self> },
     #[error("{step} took longer than {} s", within.as_secs())]
     TimedOut { step: &'static str, within: Duration },
     #[error("TLS with {name} failed")]
@@ -134,10 +140,12 @@ impl DialError {
             }
             Self::Closed(close) => is_refusal(close.code),
             Self::Tunnel(error) => error.is_refusal(),
+            Self::Through { source, .. } => source.is_refusal(),
             Self::Tls { source, .. } | Self::WebSocket(tungstenite::Error::Io(source)) => is_refusing_alert(source),
             Self::Resolve { .. }
             | Self::NoAddress { .. }
             | Self::Connect { .. }
+            | Self::Proxy { .. }
             | Self::TimedOut { .. }
             | Self::WebSocket(_)
             | Self::Setup(_)
@@ -153,9 +161,11 @@ impl DialError {
         match self {
             Self::Http(problem) => problem.retry_after,
             Self::Closed(close) => Some(close.retry_after).filter(|after| !after.is_zero()),
+            Self::Through { source, .. } => source.retry_after(),
             Self::Resolve { .. }
             | Self::NoAddress { .. }
             | Self::Connect { .. }
+            | Self::Proxy { .. }
             | Self::TimedOut { .. }
             | Self::Tls { .. }
             | Self::WebSocket(_)
@@ -268,16 +278,30 @@ fn stay_alive(connection: &TcpStream) {
 /// # Errors
 /// When there is none.
 pub async fn resolve(server: &Server) -> Result<Vec<SocketAddr>, DialError> {
-    if let Some(address) = server.address {
-        return Ok(vec![address]);
+    match server.address {
+        Some(address) => Ok(vec![address]),
+        None => resolve_name(&server.host, server.port).await,
     }
-    let host = || server.host.clone();
-    let found = timeout(RESOLVE_WITHIN, tokio::net::lookup_host((server.host.as_str(), server.port)))
+}
+
+/// What the name resolves to just now.
+async fn resolve_name(name: &str, port: u16) -> Result<Vec<SocketAddr>, DialError> {
+    let host = || name.to_owned();
+    let found = timeout(RESOLVE_WITHIN, tokio::net::lookup_host((name, port)))
         .await
-        .map_err(|_| DialError::TimedOut { step: "resolving the server's name", within: RESOLVE_WITHIN })?
+        .map_err(|_| DialError::TimedOut { step: "resolving the name", within: RESOLVE_WITHIN })?
         .map_err(|source| DialError::Resolve { host: host(), source })?;
     let addresses: Vec<SocketAddr> = found.take(ADDRESSES_MAX).collect();
     if addresses.is_empty() { Err(DialError::NoAddress { host: host() }) } else { Ok(addresses) }
+}
+
+/// Lets the proxy connect to the server.
+///
+/// # Errors
+/// What was wrong with the proxy, or what it said.
+pub async fn connect_through(proxy: &Proxy, server: &Server) -> Result<TcpStream, DialError> {
+    let (host, port) = server.target();
+    proxy::open(proxy, &host_and_port(&host, port)).await.map_err(|source| DialError::Proxy { proxy: proxy.to_string(), source })
 }
 
 /// Connects to the first address that answers.
@@ -334,9 +358,13 @@ pub async fn secure(
     client: &tls::Client,
     traffic: Traffic,
 ) -> Result<TlsStream<BufReader<TcpStream>>, DialError> {
-    let addresses = resolve(server).await?;
-    let stream = connect(&addresses).await?;
-    handshake(stream, name, client, traffic).await
+    let Some(proxy) = server.proxy() else {
+        let stream = connect(&resolve(server).await?).await?;
+        return handshake(stream, name, client, traffic).await;
+    };
+    let stream = connect_through(proxy, server).await?;
+    let through = |source| DialError::Through { proxy: proxy.to_string(), source: Box::new(source) };
+    handshake(stream, name, client, traffic).await.map_err(through)
 }
 
 /// Connects to the gateway inside a tunnel, and by no other way.
@@ -420,6 +448,9 @@ fn upgrade_request(authority: &str, stream: &Wire, path: &str, subprotocol: &str
 /// Name and port as in a URL.
 #[must_use]
 pub fn authority(name: &ServerName<'_>, port: u16) -> String {
-    let host = name.to_str();
+    host_and_port(&name.to_str(), port)
+}
+
+fn host_and_port(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }

@@ -9,12 +9,13 @@ use std::path::Path;
 use cloudlink_certs::{KeyId, TrustAnchor};
 use nix::sys::statvfs::statvfs;
 use time::OffsetDateTime;
+use tokio::net::TcpStream;
 use time::format_description::well_known::Rfc3339;
 
 use crate::access::{self, Need};
 use crate::agent::load_anchor;
 use crate::clock::{KnownTime, wall_clock};
-use crate::config::{Argv, Config, Transport};
+use crate::config::{Argv, Config, Proxy, Server, Transport};
 use crate::dial::{self, DialError, Traffic, Wire};
 use crate::executor::Bus;
 use crate::identity::{Identity, Slot};
@@ -217,25 +218,11 @@ async fn network(
 ) -> Vec<Finding> {
     let server = &config.server;
     let mut findings = Vec::new();
-    let addresses = match dial::resolve(server).await {
-        Ok(addresses) => addresses,
-        Err(error) => {
-            let advice = "check server.host and the device's name servers, or set server.address";
-            findings.push(Finding::bad("name", chain(&error), advice));
-            return findings;
-        }
+    let connected = match server.proxy() {
+        Some(proxy) => through(proxy, server, &mut findings).await,
+        None => directly(server, &mut findings).await,
     };
-    let listed: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-    findings.push(Finding::good("name", format!("{} is at {}", server.host, listed.join(", "))));
-    let stream = match dial::connect(&addresses).await {
-        Ok(stream) => stream,
-        Err(error) => {
-            let advice = format!("a firewall must let TCP out to port {} of {}", server.port, server.host);
-            findings.push(Finding::bad("tcp", chain(&error), advice));
-            return findings;
-        }
-    };
-    findings.push(Finding::good("tcp", "connects"));
+    let Some(stream) = connected else { return findings };
     let credential = identity.and_then(|identity| identity.slot(Slot::Next).or(identity.slot(Slot::Current)));
     let name = if credential.is_some() { &server.server_name } else { &server.enroll_name };
     let bounds = Bounds { earliest: known_time.earliest(), own_end: identity.and_then(Identity::ends_at) };
@@ -263,6 +250,51 @@ async fn network(
         findings.push(certificate(identity, known_time));
     }
     findings
+}
+
+/// A connection to the server, or what is in its way.
+async fn directly(server: &Server, findings: &mut Vec<Finding>) -> Option<TcpStream> {
+    if server.proxies.is_some() {
+        findings.push(Finding::good("proxy", "not for this server: proxy.no_proxy, or NO_PROXY, has it"));
+    }
+    let addresses = match dial::resolve(server).await {
+        Ok(addresses) => addresses,
+        Err(error) => {
+            let advice = "check server.host and the device's name servers, or set server.address; where names resolve only \
+                          at a proxy, set proxy.url";
+            findings.push(Finding::bad("name", chain(&error), advice));
+            return None;
+        }
+    };
+    let listed: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    findings.push(Finding::good("name", format!("{} is at {}", server.host, listed.join(", "))));
+    match dial::connect(&addresses).await {
+        Ok(stream) => {
+            findings.push(Finding::good("tcp", "connects"));
+            Some(stream)
+        }
+        Err(error) => {
+            let advice = format!("a firewall must let TCP out to port {} of {}", server.port, server.host);
+            findings.push(Finding::bad("tcp", chain(&error), advice));
+            None
+        }
+    }
+}
+
+/// The same through a proxy, which resolves the name.
+async fn through(proxy: &Proxy, server: &Server, findings: &mut Vec<Finding>) -> Option<TcpStream> {
+    match dial::connect_through(proxy, server).await {
+        Ok(stream) => {
+            let user = proxy.login.as_ref().map_or_else(String::new, |login| format!(" for user {:?}", login.user));
+            findings.push(Finding::good("proxy", format!("{proxy} connects to {}{user}", server.host)));
+            Some(stream)
+        }
+        Err(error) => {
+            let advice = "check proxy.url with whoever runs the proxy; what is to be dialled without it goes into proxy.no_proxy";
+            findings.push(Finding::bad("proxy", chain(&error), advice));
+            None
+        }
+    }
 }
 
 /// Whether the server lets this device in. Without a `Hello` no link begins, so a running agent keeps its own.

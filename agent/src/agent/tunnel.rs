@@ -16,7 +16,8 @@ use crate::identity::Slot;
 use crate::link::Link;
 use crate::tunnel::client::Client;
 use crate::tunnel::interface::{self, Interface, LOOK_EVERY};
-use crate::tunnel::{TunnelError, profile};
+use crate::tunnel::TunnelError;
+use crate::tunnel::profile::Profile;
 
 /// How soon a tunnel is dialled through that came up.
 pub(super) const DIAL_WITHIN: Duration = Duration::from_secs(1);
@@ -147,7 +148,7 @@ impl Agent {
             Some(_) if self.identity.slot(slot).is_none() => Err(DialError::NotEnrolled),
             Some(own) => {
                 own.slot = Some(slot);
-                let profile = is_to_start.then(|| profile::text(&self.config, &own.started, slot)).transpose();
+                let profile = is_to_start.then(|| Profile::new(&self.config, &own.started, slot)).transpose();
                 profile.map(|profile| Some((own.client.handle(), profile))).map_err(DialError::Tunnel)
             }
             None => Ok(None),
@@ -176,7 +177,7 @@ impl Agent {
     pub(super) fn rename_slot_of_client(&mut self) {
         let Some(own) = self.tunnel.as_mut().and_then(|tunnel| tunnel.own.as_mut()) else { return };
         own.slot = Some(Slot::Current);
-        match profile::text(&self.config, &own.started, Slot::Current) {
+        match Profile::new(&self.config, &own.started, Slot::Current) {
             Ok(profile) => own.client.handle().rename(profile),
             Err(error) => tracing::error!(error = chain(&error), "the OpenVPN client cannot be started again"),
         }

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use super::section::Section;
-use super::{parse_host, parse_path};
+use super::{Proxy, parse_host, parse_path};
 use crate::tunnel::profile;
 
 /// Inside the tunnel, at the gateway.
@@ -36,7 +36,7 @@ pub struct Started {
     pub program: Option<PathBuf>,
     /// Default: none.
     pub wrapping: Option<Wrapping>,
-    /// Default: none, the server is dialled directly.
+    /// For the client alone. Default: as everything else, see `[proxy]`.
     pub http_proxy: Option<Proxy>,
 }
 
@@ -52,13 +52,6 @@ pub enum WrappingKind {
     TlsAuth,
     TlsCrypt,
     TlsCryptV2,
-}
-
-/// Where an HTTP proxy is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Proxy {
-    pub host: String,
-    pub port: u16,
 }
 
 impl WrappingKind {
@@ -148,7 +141,7 @@ fn parse_proxy(text: &str) -> Result<Proxy, (String, String)> {
     let hint = "name and port, without http://, such as \"proxy.example.com:3128\"";
     let parsed = text.rsplit_once(':').and_then(|(host, port)| {
         let host = parse_host(host.trim_start_matches('[').trim_end_matches(']')).ok()?;
-        Some(Proxy { host, port: port.parse().ok().filter(|port| *port > 0)? })
+        Some(Proxy { host, port: port.parse().ok().filter(|port| *port > 0)?, login: None })
     });
     parsed.ok_or_else(|| (format!("is {text:?}, which is not a name and a port"), hint.to_owned()))
 }
@@ -196,7 +189,7 @@ mod tests {
         let started = Started {
             program: Some("/opt/openvpn".into()),
             wrapping: Some(Wrapping { kind: WrappingKind::TlsCryptV2, key: "/etc/v2.key".into() }),
-            http_proxy: Some(Proxy { host: "2001:db8::1".to_owned(), port: 3128 }),
+            http_proxy: Some(Proxy { host: "2001:db8::1".to_owned(), port: 3128, login: None }),
         };
         assert_eq!(openvpn.started, Some(started));
     }

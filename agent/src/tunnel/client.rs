@@ -20,7 +20,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{TunnelError, profile};
+use super::profile::{self, Profile};
+use super::TunnelError;
 use crate::backoff::{Backoff, jitter};
 use crate::config::{Config, Started};
 use crate::disk;
@@ -70,7 +71,7 @@ pub struct Handle {
 /// What is to run.
 #[derive(Clone, Debug, Default)]
 struct Plan {
-    profile: Option<String>,
+    profile: Option<Profile>,
     /// With another one the client is started anew.
     generation: u64,
 }
@@ -133,7 +134,7 @@ impl Client {
 
 impl Handle {
     /// Starts a client with this profile, in place of one that runs.
-    pub fn start(&self, profile: String) {
+    pub fn start(&self, profile: Profile) {
         self.plan.send_modify(|plan| {
             plan.generation += 1;
             plan.profile = Some(profile);
@@ -141,7 +142,7 @@ impl Handle {
     }
 
     /// Uses this profile from the next start on. A running client goes on with what it has read.
-    pub fn rename(&self, profile: String) {
+    pub fn rename(&self, profile: Profile) {
         self.plan.send_modify(|plan| plan.profile = Some(profile));
     }
 
@@ -293,8 +294,7 @@ impl Supervisor {
     /// One client, from its start to its end.
     async fn run_client(&mut self, plan: &Plan) -> Ended {
         self.status.send_modify(|status| *status = Status { generation: plan.generation, ..Status::default() });
-        let profile = plan.profile.as_deref().unwrap_or_default();
-        if let Err(source) = disk::write_atomically(&self.profile, profile.as_bytes(), disk::MODE_SECRET) {
+        if let Some(Err(source)) = plan.profile.as_ref().map(|profile| profile.write(&self.profile)) {
             return Ended::Failed(format!("cannot write {}: {source}", self.profile.display()));
         }
         let mut child = match self.spawn() {

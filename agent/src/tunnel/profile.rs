@@ -1,14 +1,20 @@
 //! The profile that the agent writes for a client of its own.
 
 use std::fmt::Write as _;
+use std::io;
 use std::path::{Path, PathBuf};
 
+use zeroize::Zeroizing;
+
 use super::TunnelError;
-use crate::config::{Config, Started, WrappingKind};
+use crate::config::{Config, Login, Proxy, Started, WrappingKind};
+use crate::disk;
 use crate::identity::Slot;
 
 /// The name of the profile in the state directory.
 pub(super) const FILE_NAME: &str = "openvpn.conf";
+/// The name of the file with user and password for a proxy, which the profile names.
+const LOGIN_FILE_NAME: &str = "proxy.auth";
 /// No file of the state directory that a profile names is called longer.
 pub const LONGEST_FILE_NAME: &str = "current.pem";
 /// OpenVPN's limit for a line of a profile, in bytes (`OPTION_LINE_SIZE`), less what may stand before and behind a path.
@@ -31,16 +37,41 @@ pub fn check_path(path: &Path) -> Result<(), PathError> {
     quoted_path(path).map(drop)
 }
 
-/// Everything that the client is told. It is told all of it by the profile, so that people can look at that.
-///
-/// # Errors
-/// When a path in it is nothing that a profile can hold.
-pub fn text(config: &Config, started: &Started, slot: Slot) -> Result<String, TunnelError> {
+/// Everything that the client is told. It is told all of it by the profile, so that people can look at that; all but a password.
+#[derive(Clone, Debug)]
+pub struct Profile {
+    text: String,
+    login: Option<Login>,
+}
+
+impl Profile {
+    /// # Errors
+    /// When a path in it is nothing that a profile can hold.
+    pub fn new(config: &Config, started: &Started, slot: Slot) -> Result<Self, TunnelError> {
+        let proxy = started.http_proxy.as_ref().or(config.server.proxy());
+        Ok(Self { text: text(config, started, proxy, slot)?, login: proxy.and_then(|proxy| proxy.login.clone()) })
+    }
+
+    /// Writes it where the client is told to look.
+    ///
+    /// # Errors
+    /// When a file cannot be written, or the password for the proxy cannot be read.
+    pub(super) fn write(&self, path: &Path) -> io::Result<()> {
+        let login_path = path.with_file_name(LOGIN_FILE_NAME);
+        match &self.login {
+            Some(login) => {
+                let lines = Zeroizing::new(format!("{}\n{}\n", login.user, login.password()?.as_str()));
+                disk::write_atomically(&login_path, lines.as_bytes(), disk::MODE_SECRET)?;
+            }
+            None => drop(disk::remove_if_there(&login_path)?),
+        }
+        disk::write_atomically(path, self.text.as_bytes(), disk::MODE_SECRET)
+    }
+}
+
+fn text(config: &Config, started: &Started, proxy: Option<&Proxy>, slot: Slot) -> Result<String, TunnelError> {
     let server = &config.server;
-    let (host, port) = match server.address {
-        Some(address) => (address.ip().to_string(), address.port()),
-        None => (server.host.clone(), server.port),
-    };
+    let (host, port) = server.target();
     let name = server.server_name.to_str();
     let name =
         name.parse::<cloudlink_certs::ServerName>().map_or_else(|_| name.into_owned(), |name| name.common_name());
@@ -75,8 +106,12 @@ pub fn text(config: &Config, started: &Started, slot: Slot) -> Result<String, Tu
         let direction = if wrapping.kind == WrappingKind::TlsAuth { " 1" } else { "" };
         lines.push(format!("{} {}{direction}", wrapping.kind.name(), path(&wrapping.key)?));
     }
-    if let Some(proxy) = &started.http_proxy {
-        lines.push(format!("http-proxy {} {}", proxy.host, proxy.port));
+    if let Some(proxy) = proxy {
+        let login = match &proxy.login {
+            Some(_) => format!(" {} basic", path(&config.state_dir.join(LOGIN_FILE_NAME))?),
+            None => String::new(),
+        };
+        lines.push(format!("http-proxy {} {}{login}", proxy.host, proxy.port));
     }
     let mut text = String::new();
     for line in lines {
@@ -114,7 +149,7 @@ mod tests {
              [openvpn]\nstart = true\n{openvpn}\n",
         ))
         .unwrap();
-        text(&config, config.openvpn.started.as_ref().unwrap(), slot).unwrap()
+        Profile::new(&config, config.openvpn.started.as_ref().unwrap(), slot).unwrap().text
     }
 
     #[test]
@@ -153,6 +188,32 @@ mod tests {
         ] {
             assert!(profile.lines().any(|found| found == line), "{line} is not in\n{profile}");
         }
+    }
+
+    #[test]
+    fn a_proxys_password_is_in_a_file_of_its_own() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let profile = |proxy: &str| {
+            let config = Config::parse(&format!(
+                "state_dir = {:?}\n[server]\ntransport = \"openvpn\"\nca_file = \"/ca\"\nhost = \"a.example\"\n\
+                 [openvpn]\nstart = true\n[proxy]\n{proxy}\n",
+                dir.path()
+            ))
+            .unwrap();
+            let profile = Profile::new(&config, config.openvpn.started.as_ref().unwrap(), Slot::Current).unwrap();
+            profile.write(&path(&config)).unwrap();
+            std::fs::read_to_string(path(&config)).unwrap()
+        };
+        let login = dir.path().join("proxy.auth");
+        let text = profile("url = \"http://me:a%20secret@proxy.example:3128\"");
+        assert!(text.contains(&format!("\nhttp-proxy proxy.example 3128 {login:?} basic\n")), "{text}");
+        assert!(!text.contains("secret"), "{text}");
+        assert_eq!(std::fs::read_to_string(&login).unwrap(), "me\na secret\n");
+        assert_eq!(std::fs::metadata(&login).unwrap().permissions().mode() & 0o777, 0o600);
+
+        let text = profile("url = \"http://me@proxy.example:3128\"\nno_proxy = [\"example\"]");
+        assert!(!text.contains("http-proxy") && !login.exists(), "{text}");
     }
 
     #[test]

@@ -15,6 +15,8 @@ mod hostile;
 #[cfg(test)]
 mod namespace;
 #[cfg(test)]
+mod proxy;
+#[cfg(test)]
 mod server;
 #[cfg(test)]
 mod session;
