@@ -44,6 +44,7 @@ pub fn hello(boot_id: &str, streams: &[&str]) -> Hello {
         os: shortened(System::long_os_version().unwrap_or_default()),
         hostname: shortened(System::host_name().unwrap_or_default()),
         clock_unix_ms: clock::unix_ms(clock::wall_clock()),
+        transport_failures: Vec::new(),
     }
 }
 

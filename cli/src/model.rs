@@ -174,6 +174,19 @@ pub(crate) struct Device {
     /// Servers of before polling do not name it.
     #[serde(default)]
     pub(crate) poll: Option<Poll>,
+    /// Servers of before do not name them.
+    #[serde(default)]
+    pub(crate) transport_failures: Vec<TransportFailure>,
+}
+
+/// A kind of failure that the device met on its way to the server.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct TransportFailure {
+    pub(crate) transport: String,
+    pub(crate) stage: String,
+    pub(crate) code: String,
+    pub(crate) count: u64,
+    pub(crate) last_at: Timestamp,
 }
 
 impl Device {

@@ -27,6 +27,7 @@ pub mod storm_plan;
 pub mod support_session;
 pub mod tenant;
 pub mod token;
+pub mod transport_failure;
 pub mod webhook;
 
 use uuid::Uuid;

@@ -39,6 +39,7 @@ pub mod tenant;
 pub(crate) mod ticket;
 pub mod token;
 pub mod transition;
+pub mod transport_failure;
 pub mod tunnel;
 pub mod webhook;
 

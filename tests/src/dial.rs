@@ -167,6 +167,7 @@ pub fn hello(boot_id: &str) -> Hello {
         os: "a test".to_owned(),
         hostname: "by-hand".to_owned(),
         clock_unix_ms: 0,
+        transport_failures: Vec::new(),
     }
 }
 

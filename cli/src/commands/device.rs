@@ -269,6 +269,17 @@ fn record(device: &model::Device, here: &Here) -> Table {
     if let Some(poll) = &device.poll {
         poll_fields(&mut table, poll, here);
     }
+    for (index, failure) in device.transport_failures.iter().enumerate() {
+        let times = if failure.count == 1 { "once".to_owned() } else { format!("{} times", failure.count) };
+        let told = format!(
+            "{}: {} at {}, {times}, last {}",
+            failure.transport,
+            failure.code,
+            failure.stage,
+            here.relative(failure.last_at)
+        );
+        table.field(if index == 0 { "failures" } else { "" }, Cell::toned(told, Tone::Warn));
+    }
     table
 }
 
@@ -528,6 +539,23 @@ mod tests {
         });
         let device = model::Device { link: Some(serde_json::from_value(link).unwrap()), ..device() };
         assert!(device.has_agent() && device.tunnel.is_none());
+    }
+
+    #[test]
+    fn what_did_not_work_on_the_way_is_shown() {
+        let failure = |transport: &str, code: &str, count: u64| {
+            let failure = json!({"transport": transport, "stage": "tls", "code": code, "count": count,
+                                 "last_at": "2026-11-21T14:00:00Z"});
+            serde_json::from_value(failure).unwrap()
+        };
+        let failures = vec![failure("websocket", "connection_reset", 12), failure("openvpn", "timed_out", 1)];
+        let text = shown(&model::Device { transport_failures: failures, ..device() });
+        for part in [
+            "failures  websocket: connection_reset at tls, 12 times, last 9 s ago\n",
+            "          openvpn: timed_out at tls, once, last 9 s ago",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
     }
 
     #[test]

@@ -4,8 +4,8 @@ use uuid::Uuid;
 
 use super::message::{
     CertificateIssued, CertificateRefused, CertificateRequest, Command, CommandCancel, CommandReceipt, CommandStatus,
-    Goodbye, Hello, MetricsReport, Reconnect, StreamRefused, StreamRequest, Welcome, command, command_status,
-    stream_request,
+    Goodbye, Hello, MetricsReport, Reconnect, StreamRefused, StreamRequest, TransportFailure, Welcome, command,
+    command_status, stream_request,
 };
 
 /// A string without a limit of its own.
@@ -14,6 +14,10 @@ pub const STRING_BYTES_MAX: usize = 256;
 pub const VERSIONS_MAX: usize = 16;
 /// `Hello.capabilities`.
 pub const CAPABILITIES_MAX: usize = 64;
+/// `Hello.transport_failures`.
+pub const TRANSPORT_FAILURES_MAX: usize = 32;
+/// `TransportFailure.code`.
+pub const FAILURE_CODE_BYTES_MAX: usize = 32;
 /// `Command.reason`.
 pub const REASON_BYTES_MAX: usize = 1024;
 /// `RestartService.service`.
@@ -94,7 +98,18 @@ impl Check for Hello {
         filled("Hello.boot_id", self.boot_id.as_bytes(), STRING_BYTES_MAX)?;
         text("Hello.agent", &self.agent)?;
         text("Hello.os", &self.os)?;
-        text("Hello.hostname", &self.hostname)
+        text("Hello.hostname", &self.hostname)?;
+        count("Hello.transport_failures", self.transport_failures.len(), TRANSPORT_FAILURES_MAX)?;
+        self.transport_failures.iter().try_for_each(Check::check)
+    }
+}
+
+impl Check for TransportFailure {
+    fn check(&self) -> Result<(), FieldError> {
+        filled("TransportFailure.code", self.code.as_bytes(), FAILURE_CODE_BYTES_MAX)?;
+        let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+        within("TransportFailure.code", self.code.bytes().all(is_plain))?;
+        within("TransportFailure.count", self.count > 0)
     }
 }
 

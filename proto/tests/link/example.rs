@@ -7,7 +7,8 @@ use cloudlink_proto::ids::{CommandId, DeviceId, GrantId, TenantId};
 use cloudlink_proto::link::message::{
     CertificateIssued, CertificateRefused, CertificateRequest, CollectMetrics, Command, CommandCancel, CommandReceipt,
     CommandStatus, DeviceMessage, Goodbye, Hello, MetricsReport, Ping, Pong, Reboot, Reconnect, RestartService,
-    ServerMessage, Shutdown, Welcome, command, command_status, device_message, goodbye, server_message,
+    ServerMessage, Shutdown, TransportFailure, Welcome, command, command_status, device_message, goodbye,
+    server_message, transport_failure,
 };
 use cloudlink_proto::link::{Admission, Device, Server, Session, Side, State, Timing};
 use prost::Message;
@@ -33,6 +34,17 @@ pub(crate) fn hello() -> Hello {
         os: "Debian GNU/Linux 12 (bookworm)".to_owned(),
         hostname: "gw-7".to_owned(),
         clock_unix_ms: 1_763_730_000_000,
+        transport_failures: Vec::new(),
+    }
+}
+
+pub(crate) fn failure() -> TransportFailure {
+    TransportFailure {
+        transport: transport_failure::Transport::Websocket.into(),
+        stage: transport_failure::Stage::Tls.into(),
+        code: "connection_reset".to_owned(),
+        count: 3,
+        last_unix_ms: 1_763_729_990_000,
     }
 }
 

@@ -2,16 +2,20 @@
 
 use bytes::Bytes;
 use cloudlink_proto::link::message::{
-    CertificateIssued, CertificateRequest, Command, CommandStatus, Hello, MetricsReport, RestartService, Welcome,
-    command, command_status, device_message, server_message,
+    CertificateIssued, CertificateRequest, Command, CommandStatus, Hello, MetricsReport, RestartService,
+    TransportFailure, Welcome, command, command_status, device_message, server_message,
 };
 use cloudlink_proto::link::{MESSAGE_BYTES_MAX, Session, State, Timing, Violation};
 use rstest::rstest;
 
 use crate::example::{
-    UNKNOWN_KIND, command as any_command, device_in, device_message, hello, report, server_in, server_message, start,
-    status, welcome,
+    UNKNOWN_KIND, command as any_command, device_in, device_message, failure, hello, report, server_in, server_message,
+    start, status, welcome,
 };
+
+fn reporting(failure: TransportFailure) -> Hello {
+    Hello { transport_failures: vec![failure], ..hello() }
+}
 
 #[rstest]
 #[case::versions(Hello { versions: vec![1; 17], ..hello() }, "Hello.versions has more than 16 entries")]
@@ -23,6 +27,11 @@ use crate::example::{
 #[case::agent(Hello { agent: "a".repeat(257), ..hello() }, "Hello.agent is longer than 256 bytes")]
 #[case::os(Hello { os: "a".repeat(257), ..hello() }, "Hello.os is longer than 256 bytes")]
 #[case::hostname(Hello { hostname: "a".repeat(257), ..hello() }, "Hello.hostname is longer than 256 bytes")]
+#[case::failures(Hello { transport_failures: vec![failure(); 33], ..hello() }, "Hello.transport_failures has more than 32 entries")]
+#[case::no_code(reporting(TransportFailure { code: String::new(), ..failure() }), "TransportFailure.code is empty")]
+#[case::code(reporting(TransportFailure { code: "a".repeat(33), ..failure() }), "TransportFailure.code is longer than 32 bytes")]
+#[case::words(reporting(TransportFailure { code: "it broke".to_owned(), ..failure() }), "TransportFailure.code is out of range")]
+#[case::never(reporting(TransportFailure { count: 0, ..failure() }), "TransportFailure.count is out of range")]
 fn hello_over_a_limit_is_refused(#[case] hello: Hello, #[case] fault: &str) {
     let mut server = server_in(State::AwaitHello);
     let violation = server.handle_message(start(), &device_message(device_message::Kind::Hello(hello))).unwrap_err();
@@ -32,6 +41,8 @@ fn hello_over_a_limit_is_refused(#[case] hello: Hello, #[case] fault: &str) {
 
 #[rstest]
 #[case::versions(Hello { versions: vec![1; 16], ..hello() })]
+#[case::failures(Hello { transport_failures: vec![failure(); 32], ..hello() })]
+#[case::unknown_failure(reporting(TransportFailure { transport: 99, stage: 99, code: "a_0".to_owned(), ..failure() }))]
 #[case::capabilities(Hello { capabilities: vec!["a".repeat(256); 64], ..hello() })]
 #[case::strings(Hello { boot_id: "a".repeat(256), agent: "a".repeat(256), os: "a".repeat(256), hostname: "a".repeat(256), ..hello() })]
 #[case::clock_years_off(Hello { clock_unix_ms: u64::MAX, ..hello() })]

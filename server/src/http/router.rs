@@ -73,6 +73,7 @@ fn table(routes: Routes) -> Routes {
         .admit(&[Admin, Operator, Tenant], routes!(v1::group::show::handler))
         .admit(&[Admin, Operator, Tenant], routes!(v1::group::update::handler))
         .admit(&[Admin, Operator, Tenant], routes!(v1::group::delete::handler))
+        .admit(&[Admin, Operator, Tenant], routes!(v1::transport_report::show::handler))
         .admit(&[Tenant], routes!(v1::grant::create::handler))
         .admit(&[Admin, Operator, Tenant], routes!(v1::grant::list::handler))
         .admit(&[Admin, Operator, Tenant], routes!(v1::grant::show::handler))

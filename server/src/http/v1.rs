@@ -129,6 +129,9 @@ pub(super) mod token {
     pub(crate) mod list;
     pub(crate) mod revoke;
 }
+pub(super) mod transport_report {
+    pub(crate) mod show;
+}
 pub(super) mod webhook {
     pub(crate) mod create;
     pub(crate) mod delivery;

@@ -24,6 +24,7 @@ use super::{Shared, TRANSPORT};
 use crate::batch::Unanswered;
 use crate::bus::Hint;
 use crate::metrics::Failure;
+use crate::model::transport_failure;
 use crate::store::dispatch::LinkKey;
 use crate::store::link::{NewLink, OpenedLink, link_suspect_clone};
 use crate::store::single;
@@ -108,6 +109,7 @@ async fn welcome(
     hello: Hello,
     remote: IpAddr,
 ) -> Option<Welcomed> {
+    let transport_failures = transport_failure::told(&hello);
     let boot_id = storable(hello.boot_id);
     let now = clock::now();
     let now_ms = unix_ms(now);
@@ -126,6 +128,7 @@ async fn welcome(
         hostname: storable(hello.hostname),
         clock_offset_ms: clock_offset_ms(hello.clock_unix_ms, now_ms),
         capabilities: hello.capabilities.into_iter().map(storable).collect(),
+        transport_failures,
     };
     let hostname = link.hostname.clone();
     let asking = shared.registry.asking();

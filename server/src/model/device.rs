@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::transport_failure::TransportFailure;
+
 /// The most labels of one device.
 pub const LABELS_MAX: usize = 64;
 /// The longest key or value of a label, in characters.
@@ -111,6 +113,8 @@ pub struct Device {
     pub transport: Option<String>,
     /// Its newest poll.
     pub poll: Option<Poll>,
+    /// How its attempts to reach the server went wrong, as it told: what it met last comes first.
+    pub transport_failures: Vec<TransportFailure>,
 }
 
 /// The device keeps its link, and nothing else of it is let through, in either direction.

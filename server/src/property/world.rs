@@ -495,6 +495,7 @@ impl World {
             hostname: String::new(),
             clock_offset_ms: 0,
             capabilities: Vec::new(),
+            transport_failures: Vec::new(),
         };
         let mut connection = self.store().connection().await?;
         link_open(&mut connection, std::slice::from_ref(&new)).await?;

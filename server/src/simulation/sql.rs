@@ -225,6 +225,7 @@ impl Both {
             hostname: String::new(),
             clock_offset_ms: 0,
             capabilities: Vec::new(),
+            transport_failures: Vec::new(),
         };
         let mut opened = link_open(&mut *self.connection().await, &[link]).await.unwrap();
         let opened = opened.pop().expect("the device may link");

@@ -14,6 +14,7 @@ use crate::model::device::{
     Certificate, Device, DeviceMetrics, DeviceState, Labels, Link, LinkState, Poll, Quarantine, Running, Tunnel,
 };
 use crate::model::selector::Selector;
+use crate::model::transport_failure::TransportFailure;
 
 /// The constraint that refuses a name that another device of the tenant has.
 pub const NAME_TAKEN: &str = "devices_tenant_id_name_key";
@@ -41,6 +42,7 @@ struct Row {
     poll: Option<Json<PollRow>>,
     polled_at: Option<OffsetDateTime>,
     next_poll_by: Option<OffsetDateTime>,
+    transport_failures: Json<Vec<TransportFailure>>,
 }
 
 /// What of a link comes as JSON, so that one null says that there is none.
@@ -161,6 +163,7 @@ impl TryFrom<Row> for Device {
             link,
             tunnel,
             poll,
+            transport_failures: row.transport_failures.0,
         })
     }
 }
@@ -192,7 +195,11 @@ macro_rules! device_query {
                           'clock_offset_ms', q.clock_offset_ms, 'capabilities', q.capabilities, 'running', q.running)
                       end as "poll?: Json<PollRow>",
                       q.polled_at as "polled_at?",
-                      device_next_poll_by(d.id, clock_timestamp()) as "next_poll_by?"
+                      device_next_poll_by(d.id, clock_timestamp()) as "next_poll_by?",
+                      coalesce((select jsonb_agg(jsonb_build_object(
+                                           'transport', f.transport, 'stage', f.stage, 'code', f.code, 'count', f.count,
+                                           'last_at', f.last_at) order by f.last_at desc)
+                                  from transport_failures f where f.device_id = d.id), '[]') as "transport_failures!: _"
                  from devices d
                  join tenants n on n.id = d.tenant_id and not n.internal
                  left join links l on l.device_id = d.id

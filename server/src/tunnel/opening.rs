@@ -205,6 +205,7 @@ async fn take_in(
         hostname: String::new(),
         clock_offset_ms: 0,
         capabilities: Vec::new(),
+        transport_failures: Vec::new(),
     };
     let asking = shared.registry.asking();
     match shared.hellos.ask(link).await {

@@ -138,6 +138,7 @@ fn hello(id: DeviceId, index: usize) -> Hello {
         os: "Debian GNU/Linux 12 (bookworm)".to_owned(),
         hostname: format!("gateway-{index}"),
         clock_unix_ms: 0,
+        transport_failures: Vec::new(),
     }
 }
 

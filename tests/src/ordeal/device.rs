@@ -333,5 +333,6 @@ fn hello(credential: &Credential, index: usize) -> Hello {
         os: "Debian GNU/Linux 12 (bookworm)".to_owned(),
         hostname: format!("gateway-{index}"),
         clock_unix_ms: 0,
+        transport_failures: Vec::new(),
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use cloudlink_certs::Validity;
 use cloudlink_proto::link::message::goodbye::Code;
-use cloudlink_proto::link::message::{Hello, MetricsReport};
+use cloudlink_proto::link::message::{Hello, MetricsReport, TransportFailure, transport_failure};
 use futures_util::{SinkExt, StreamExt};
 use rustls::HandshakeKind;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -252,6 +252,48 @@ async fn text_with_nul_is_stored_with_a_mark_in_its_place(_: PgPoolOptions, data
     Peer::dial_with(&port, &device.credentials, hello).await.unwrap();
     let row = format!("select concat(boot_id, '|', hostname) from links where device_id = '{}'", device.id);
     assert_eq!(port.ask(&row).await.as_deref(), Some("a\u{fffd}b|\u{fffd}"));
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn how_attempts_failed_is_added_up_and_does_not_grow(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let device = Fleet::new(&port).await.device(&port).await;
+    let failure = |code: String, last_unix_ms| TransportFailure {
+        transport: transport_failure::Transport::Websocket.into(),
+        stage: transport_failure::Stage::Tls.into(),
+        code,
+        count: 3,
+        last_unix_ms,
+    };
+    let tell = async |transport_failures| {
+        let boot_id = "boot-1".to_owned();
+        let hello = Hello { boot_id, clock_unix_ms: 7_200_000, transport_failures, ..Hello::default() };
+        Peer::dial_with(&port, &device.credentials, hello).await.unwrap();
+    };
+    // A device's clock may be decades off: what counts is how long ago it was.
+    for _ in 0..2 {
+        tell(vec![
+            failure("reset".to_owned(), 3_600_000),
+            TransportFailure { transport: 99, ..failure("new".to_owned(), 0) },
+        ])
+        .await;
+    }
+    let row = format!(
+        "select string_agg(concat_ws(' ', transport, stage, code, count, round(extract(epoch from now() - last_at) / 3600)), '|')
+           from transport_failures where device_id = '{}'",
+        device.id
+    );
+    assert_eq!(port.ask(&row).await.as_deref(), Some("websocket tls reset 6 1"));
+
+    for round in 0..4 {
+        tell((0..32).map(|number| failure(format!("c{round}_{number}"), 7_000_000 + round)).collect()).await;
+    }
+    let rows = format!("select count(*)::text from transport_failures where device_id = '{}'", device.id);
+    let kept: u32 = port.ask(&rows).await.unwrap().parse().unwrap();
+    assert!((32..=64).contains(&kept), "{kept}");
+    let newest =
+        format!("select count(*)::text from transport_failures where device_id = '{}' and code like 'c3_%'", device.id);
+    assert_eq!(port.ask(&newest).await.as_deref(), Some("32"));
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
