@@ -1,5 +1,6 @@
 //! The agent: keeps one link up, polls when none comes about, renews the certificate, reports metrics, and lets the desk work.
 
+mod climb;
 mod polling;
 mod renewal;
 mod trial;
@@ -19,19 +20,21 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::climb::Climb;
 use self::polling::Polling;
 use self::renewal::Renewal;
 use self::trial::Trial;
 use self::tunnel::{DIAL_WITHIN, Tunnel, may_be_dialled_at_once, may_be_the_certificate};
 use crate::access::Access;
-use crate::backoff::{Backoff, about, jitter};
+use crate::backoff::{about, jitter};
 use crate::clock::{self, KnownTime};
-use crate::config::Config;
+use crate::config::{Config, Transport};
 use crate::desk::Desk;
 use crate::dial::{self, DialError, Route};
 use crate::disk::StateDir;
 use crate::executor::{Bus, Executor};
 use crate::identity::{Identity, Slot};
+use crate::ladder::Failure;
 use crate::ledger::Ledger;
 use crate::link::{Event, Link, until};
 use crate::metrics::Sampler;
@@ -40,8 +43,6 @@ use crate::stream::Streams;
 use crate::tls::{self, Bounds};
 use crate::{chain, machine};
 
-/// How often a device dials that the server does not want: it may be let in again, and must not cost much until then.
-const REFUSED_RETRY: Duration = Duration::from_secs(15 * 60);
 /// Messages that are taken in before a command is begun. A server that sends without end does not keep it from beginning.
 const HEARD_AT_ONCE_MAX: usize = 64;
 /// How soon a renewed certificate is used that failed for another reason than being refused.
@@ -77,7 +78,7 @@ pub struct Agent {
     sampler: Arc<Mutex<Sampler>>,
     link: Option<Link>,
     dialling: Dialling,
-    backoff: Backoff,
+    climb: Climb,
     trial: Trial,
     renewal: Renewal,
     polling: Polling,
@@ -134,6 +135,7 @@ impl Agent {
             trial: if tunnel.is_some() { Trial::interrupting() } else { Trial::default() },
             tunnel,
             polling: Polling::new(&config.poll, Instant::now()),
+            climb: Climb::new(&config),
             config,
             _state_dir: state_dir,
             anchor,
@@ -143,7 +145,6 @@ impl Agent {
             sampler,
             link: None,
             dialling: Dialling::Not,
-            backoff: Backoff::default(),
             renewal: Renewal::default(),
             report_due: None,
             measuring: None,
@@ -249,19 +250,19 @@ impl Agent {
         let dial_at = if let Dialling::At(at, _) = self.dialling { Some(at) } else { None };
         let renew_at = self.renewal.poll_timeout().filter(|_| self.link.is_some());
         let report_at = self.report_due.filter(|_| self.measuring.is_none());
-        let look_at = self.tunnel.as_ref().map(Tunnel::poll_timeout);
-        [dial_at, renew_at, report_at, look_at, self.polling.poll_timeout(), self.desk.poll_timeout()]
-            .into_iter()
-            .flatten()
-            .min()
+        let look_at = self.tunnel_look_at();
+        let climb_at = self.climb.poll_timeout().filter(|_| self.link.is_some());
+        let poll_at = self.polling.poll_timeout();
+        [dial_at, renew_at, report_at, look_at, climb_at, poll_at, self.desk.poll_timeout()].into_iter().flatten().min()
     }
 
     fn handle_timeout(&mut self, now: Instant) {
         let late = self.desk.handle_timeout(now);
         self.tell_all(late);
         self.look_at_tunnel(now);
+        self.climb(now);
         if matches!(self.dialling, Dialling::At(at, _) if at <= now) {
-            self.dial();
+            self.dial(now);
         }
         if self.link.is_some() && self.renewal.poll_timeout().is_some_and(|at| at <= now) {
             self.renew(now);
@@ -302,7 +303,6 @@ impl Agent {
             }
             FromServer::Reconnect { after, reason } => {
                 tracing::info!(after_ms = after.as_millis(), reason = ?shown(&reason), "asked to dial anew");
-                self.backoff.link_ended(self.link.as_ref().map_or(Duration::ZERO, Link::proven_for));
                 if !matches!(self.dialling, Dialling::Now(..)) {
                     self.dialling = Dialling::At(now + after.min(RETRY_AFTER_MAX), Reason::Asked);
                 }
@@ -324,7 +324,7 @@ impl Agent {
     }
 
     fn handle_closed(&mut self, close: &Close) {
-        let Some(link) = self.leave_link() else { return };
+        let Some((link, wait)) = self.leave_link(close) else { return };
         let proven_for_s = link.proven_for().as_secs();
         tracing::info!(by = ?close.by, code = ?close.code, reason = ?shown(&close.message), proven_for_s, "link closed");
         let refused = dial::is_refusal(close.code);
@@ -334,39 +334,44 @@ impl Agent {
             Dialling::At(_, Reason::Own) => false,
             Dialling::Now(..) => true,
         };
-        if refused || !planned {
-            self.dial_later(refused, Some(close.retry_after).filter(|after| !after.is_zero()));
+        // An attempt that is under way is left alone: it may be for a transport that still works.
+        if (refused || !planned) && wait.is_some() {
+            self.dial_later(wait);
         }
     }
 
-    /// Goes on without the present link.
-    fn leave_link(&mut self) -> Option<Link> {
+    /// Goes on without the present link. How long to wait until the next attempt; `None` if one is under way.
+    fn leave_link(&mut self, close: &Close) -> Option<(Link, Option<Duration>)> {
         let link = self.link.take()?;
         self.renewal.link_lost();
         self.polling.unlinked();
         self.report_due = None;
-        self.backoff.link_ended(link.proven_for());
-        Some(link)
+        let wait = self.climb.lost(&link, close);
+        self.rest_tunnel();
+        Some((link, wait))
     }
 
-    fn dial_later(&mut self, refused: bool, retry_after: Option<Duration>) {
-        let wait = match retry_after {
-            _ if refused => about(REFUSED_RETRY, jitter()).max(retry_after.unwrap_or_default().min(RETRY_AFTER_MAX)),
-            // Never before the time that was asked for, and not with everybody else that was asked for it.
-            Some(after) => after.min(RETRY_AFTER_MAX).mul_f64(1.0 + jitter() / 10.0) + self.backoff.next(jitter()),
-            None => self.backoff.next(jitter()),
-        };
-        tracing::info!(wait_ms = wait.as_millis(), "dialling again later");
-        self.dialling = Dialling::At(Instant::now() + wait, Reason::Own);
-    }
-
-    fn dial(&mut self) {
+    fn dial(&mut self, now: Instant) {
+        let not_before = self.climb.not_before(now);
+        if not_before > now {
+            tracing::debug!(wait_ms = (not_before - now).as_millis(), "there were attempts enough for now");
+            self.dialling = Dialling::At(not_before, Reason::Own);
+            return;
+        }
+        if self.link.is_none() {
+            self.climb.look_around();
+        }
         let has = |slot| self.identity.slot(slot).is_some();
         let has_next = has(Slot::Next) && !self.is_beside();
         let slot = self.trial.slot(has(Slot::Current), has_next);
-        if self.tunnel.is_some() {
-            return self.dial_inside(slot);
+        match self.climb.next(now) {
+            Transport::WebSocket => self.dial_directly(now, slot),
+            Transport::OpenVpn => self.dial_inside(now, slot),
         }
+    }
+
+    fn dial_directly(&mut self, now: Instant, slot: Slot) {
+        self.climb.begin(now);
         let hello = self.hello();
         tracing::debug!(slot = ?slot, host = self.config.server.host, "dialling");
         let route = self.direct_route(slot);
@@ -391,7 +396,7 @@ impl Agent {
     }
 
     fn hello(&self) -> Hello {
-        machine::hello(&self.boot_id, &self.streams.capabilities())
+        machine::hello(&self.boot_id, &self.streams.capabilities(), self.climb.failures())
     }
 
     /// Whether the certificate that proves the device is not this agent's.
@@ -405,25 +410,31 @@ impl Agent {
             Ok(link) => self.handle_welcome(slot, link),
             Err(error) => self.handle_dial_error(slot, &error),
         }
+        self.rest_tunnel();
     }
 
     fn handle_dial_error(&mut self, slot: Slot, error: &DialError) {
-        let refused = error.is_refusal();
-        tracing::warn!(error = chain(error), refused, slot = ?slot, "no link");
-        if may_be_dialled_at_once(error) {
-            self.dialling = Dialling::At(Instant::now() + DIAL_WITHIN.mul_f64(jitter()), Reason::Own);
+        let now = Instant::now();
+        let transport = self.climb.trying().name();
+        tracing::warn!(transport, error = chain(error), refused = error.is_refusal(), slot = ?slot, "no link");
+        self.climb.report(error);
+        if may_be_dialled_at_once(error) && self.climb.is_alone() {
+            self.climb.interrupted();
+            self.dialling = Dialling::At(now + DIAL_WITHIN.mul_f64(jitter()), Reason::Own);
             return;
         }
         let is_against_it = may_be_the_certificate(error);
         // A server that made a tunnel with a certificate has taken it, and the other one no longer: what fails then is something
         // else.
-        let is_taken = self.tunnel.is_some() && !is_against_it;
+        let is_taken = self.climb.trying() == Transport::OpenVpn && !is_against_it;
         if !is_taken && self.trial.failed(slot, is_against_it, self.identity.slot(Slot::Current).is_some()) {
             // The present certificate is tried at once: it is not what was refused.
-            self.dialling = Dialling::At(Instant::now() + Duration::from_secs(1).mul_f64(jitter()), Reason::Own);
+            self.climb.interrupted();
+            self.dialling = Dialling::At(now + Duration::from_secs(1).mul_f64(jitter()), Reason::Own);
             return;
         }
-        self.dial_later(refused, error.retry_after());
+        let wait = self.climb.failed(now, error.into());
+        self.dial_later(wait);
     }
 
     fn handle_welcome(&mut self, slot: Slot, link: Link) {
@@ -434,8 +445,10 @@ impl Agent {
             // Its commands would be another device's.
             tracing::error!(device.id = %admission.device_id, "the server takes this device for another one");
             tokio::spawn(async move { link.close(Code::ProtocolError, "that is another device").await });
-            return self.dial_later(true, None);
+            let wait = self.climb.failed(now, Failure { is_answer: true, is_refusal: true, retry_after: None });
+            return self.dial_later(wait);
         }
+        self.climb.welcomed(now);
         // Of a server that proved itself to the client, this much is known: the device's certificate has not ended for it.
         let own_ends = own.filter(|_| !self.is_beside()).map(|own| own.not_after);
         self.known_time.learn(admission.clock_unix_ms, link.server_certificate_ends.or(own_ends));

@@ -9,7 +9,7 @@ const FIRST: Duration = Duration::from_secs(1);
 /// The longest wait.
 const WAIT_MAX: Duration = Duration::from_secs(300);
 /// How long traffic must have been proven on a link before its loss counts as the first one.
-const PROVEN_FOR: Duration = Duration::from_secs(60);
+pub const PROVEN_FOR: Duration = Duration::from_secs(60);
 
 /// How often it went wrong in a row.
 #[derive(Debug, Default)]

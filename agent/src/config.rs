@@ -10,8 +10,10 @@ mod stream;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustls_pki_types::ServerName;
+use serde::{Deserialize, Serialize};
 use toml::de::DeTable;
 
 pub use self::access::Access;
@@ -26,6 +28,11 @@ use crate::tunnel::profile;
 const PORT_DEFAULT: u16 = 443;
 /// Where Linux tells which boot this is.
 const BOOT_ID_PATH_DEFAULT: &str = "/proc/sys/kernel/random/boot_id";
+/// How often the server is dialled at most, unless configured otherwise. Back-off alone comes to about 24.
+const ATTEMPTS_PER_HOUR_DEFAULT: u64 = 60;
+const ATTEMPTS_PER_HOUR_MAX: u64 = 3600;
+const BETTER_AFTER_SECONDS_DEFAULT: u64 = 30 * 60;
+const BETTER_AFTER_SECONDS_MAX: u64 = 7 * 24 * 3600;
 /// What an argument must be to be replaced by the service's name.
 pub const SERVICE_PLACEHOLDER: &str = "{service}";
 /// The longest name of a service, in bytes.
@@ -59,8 +66,12 @@ pub struct Config {
 /// `[server]`: whom to dial and whom to trust.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
-    /// How the link is made. Default: `websocket`.
-    pub transport: Transport,
+    /// How the link is made: the first one that works, best first. Default: `websocket` alone.
+    pub transports: Vec<Transport>,
+    /// How often it is dialled at most. Default: 60.
+    pub attempts_per_hour: usize,
+    /// How soon a better transport is tried again than the one that works, about. Default: 30 minutes.
+    pub better_after: Duration,
     /// The one host name that the device dials. No default.
     pub host: String,
     /// Default: 443.
@@ -78,13 +89,34 @@ pub struct Server {
 }
 
 /// How the link reaches the server.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Transport {
     /// A WebSocket over TLS.
     #[default]
     WebSocket,
     /// A WebSocket inside the tunnel of a stock OpenVPN client.
     OpenVpn,
+}
+
+impl Transport {
+    const ALL: [Self; 2] = [Self::WebSocket, Self::OpenVpn];
+
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::WebSocket => "websocket",
+            Self::OpenVpn => "openvpn",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, (String, String)> {
+        let known = Self::ALL.into_iter().find(|transport| transport.name() == text);
+        known.ok_or_else(|| {
+            let names = Self::ALL.map(|transport| format!("{:?}", transport.name()));
+            (format!("is {text:?}"), names.join(" or "))
+        })
+    }
 }
 
 /// `[service]`: which services an operator may restart, and how that is done.
@@ -174,7 +206,13 @@ impl Config {
     pub fn withheld(&self) -> Vec<PathBuf> {
         let keys = self.access.keys.iter().flatten();
         let password = self.server.proxies.password_file();
-        [&self.state_dir, &self.server.ca_file].into_iter().chain(&self.path).chain(keys).chain(password).cloned().collect()
+        [&self.state_dir, &self.server.ca_file]
+            .into_iter()
+            .chain(&self.path)
+            .chain(keys)
+            .chain(password)
+            .cloned()
+            .collect()
     }
 
     /// Judges the text of a configuration file.
@@ -207,6 +245,10 @@ fn read_root(root: &Section<'_>) -> Option<Config> {
     let openvpn = openvpn::read(&root.section("openvpn"));
     if openvpn.started.is_some() {
         check_paths_of_profile(root, state_dir.as_deref(), server.as_ref());
+    } else if server.as_ref().is_some_and(|server| server.transports.len() > 1 && server.uses(Transport::OpenVpn)) {
+        // A client that goes on by itself would take the link over each time that it comes back.
+        let hint = "set openvpn.start = true: it must be the agent that starts and ends the client";
+        root.section("server").fault("transports", "has \"openvpn\" beside another one", hint);
     }
     let poll = poll::read(&root.section("poll"));
     let service = read_service(&root.section("service"));
@@ -245,11 +287,9 @@ fn check_paths_of_profile(root: &Section<'_>, state_dir: Option<&Path>, server: 
 }
 
 fn read_server(server: &Section<'_>, proxies: Proxies) -> Option<Server> {
-    let transport = server.optional("transport", |text| match text {
-        "websocket" => Ok(Transport::WebSocket),
-        "openvpn" => Ok(Transport::OpenVpn),
-        _ => Err((format!("is {text:?}"), "\"websocket\" or \"openvpn\"".to_owned())),
-    });
+    let transports = read_transports(server);
+    let attempts_per_hour = server.number("attempts_per_hour", ATTEMPTS_PER_HOUR_MAX);
+    let better_after = server.number("better_after_seconds", BETTER_AFTER_SECONDS_MAX);
     let host = server.required("host", "host = \"link.example.com\"", parse_host);
     let port = server.port("port").unwrap_or(PORT_DEFAULT);
     let server_name = server.optional("server_name", parse_name);
@@ -279,7 +319,10 @@ fn read_server(server: &Section<'_>, proxies: Proxies) -> Option<Server> {
         }
     });
     Some(Server {
-        transport: transport.unwrap_or_default(),
+        transports,
+        attempts_per_hour: usize::try_from(attempts_per_hour.unwrap_or(ATTEMPTS_PER_HOUR_DEFAULT))
+            .unwrap_or(usize::MAX),
+        better_after: Duration::from_secs(better_after.unwrap_or(BETTER_AFTER_SECONDS_DEFAULT)),
         server_name: server_name.unwrap_or(own_name),
         host,
         port,
@@ -288,6 +331,31 @@ fn read_server(server: &Section<'_>, proxies: Proxies) -> Option<Server> {
         ca_file: ca_file?,
         proxies,
     })
+}
+
+/// In order, each once; never empty.
+fn read_transports(server: &Section<'_>) -> Vec<Transport> {
+    let alone = server.optional("transport", Transport::parse);
+    if server.has("transport") && server.has("transports") {
+        server.fault("transport", "is of no use with transports", "name all of them there, best first");
+    }
+    let mut transports = Vec::new();
+    for text in server.strings("transports").unwrap_or_default() {
+        match Transport::parse(&text) {
+            Ok(transport) if transports.contains(&transport) => {
+                server.fault("transports", &format!("has {text:?} twice"), "each once, best first");
+            }
+            Ok(transport) => transports.push(transport),
+            Err((problem, hint)) => server.fault("transports", &format!("has an entry that {problem}"), &hint),
+        }
+    }
+    if transports.is_empty() {
+        if server.strings("transports").is_some_and(|texts| texts.is_empty()) {
+            server.fault("transports", "is empty", "such as [\"websocket\", \"openvpn\"]");
+        }
+        transports.push(alone.unwrap_or_default());
+    }
+    transports
 }
 
 fn read_service(service: &Section<'_>) -> Service {
@@ -398,6 +466,12 @@ impl Server {
         }
     }
 
+    /// Whether the link may be made in this way.
+    #[must_use]
+    pub fn uses(&self, transport: Transport) -> bool {
+        self.transports.contains(&transport)
+    }
+
     /// What it is dialled through.
     #[must_use]
     pub fn proxy(&self) -> Option<&Proxy> {
@@ -462,7 +536,7 @@ mod tests {
     #[test]
     fn the_smallest_file_gets_every_default() {
         let config = Config::parse(SMALLEST).unwrap();
-        assert_eq!((config.server.transport, config.server.port), (Transport::WebSocket, 443));
+        assert_eq!((config.server.transports, config.server.port), (vec![Transport::WebSocket], 443));
         assert_eq!(config.server.server_name, ServerName::try_from("link.example.com").unwrap());
         assert_eq!(config.server.enroll_name, ServerName::try_from("enroll.link.example.com").unwrap());
         assert_eq!(config.boot_id_path, Path::new("/proc/sys/kernel/random/boot_id"));
@@ -534,6 +608,28 @@ mod tests {
         assert_eq!(problems.len(), expected.len(), "{problems:#?}");
         for (problem, expected) in problems.iter().zip(expected) {
             assert!(problem.starts_with(expected), "{problem:?} does not begin with {expected:?}");
+        }
+    }
+
+    #[test]
+    fn transports_are_an_order_of_different_ones() {
+        let with = |keys: &str, more: &str| SMALLEST.replace("host = ", &format!("{keys}\nhost = ")) + more;
+        let start = "[openvpn]\nstart = true\n";
+        let both = "transports = [\"openvpn\", \"websocket\"]\nattempts_per_hour = 7\nbetter_after_seconds = 60";
+        let server = Config::parse(&with(both, start)).unwrap().server;
+        assert_eq!(server.transports, [Transport::OpenVpn, Transport::WebSocket]);
+        assert_eq!((server.attempts_per_hour, server.better_after), (7, Duration::from_secs(60)));
+        for (keys, more, expected) in [
+            (both, "", "server.transports has \"openvpn\" beside another one (hint: set openvpn.start"),
+            ("transports = []", "", "server.transports is empty"),
+            ("transports = [\"pigeon\"]", "", "server.transports has an entry that is \"pigeon\""),
+            ("transports = [\"websocket\", \"websocket\"]", "", "server.transports has \"websocket\" twice"),
+            ("transport = \"websocket\"\ntransports = [\"websocket\"]", "", "server.transport is of no use"),
+            ("attempts_per_hour = 0", "", "server.attempts_per_hour is out of range"),
+            ("better_after_seconds = 0", "", "server.better_after_seconds is out of range"),
+        ] {
+            let problems = problems(&with(keys, more));
+            assert!(problems.len() == 1 && problems[0].contains(expected), "{problems:?}");
         }
     }
 

@@ -4,6 +4,7 @@
 mod proxy;
 mod wire;
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -95,6 +96,28 @@ pub struct Way {
     pub tunnel: Option<Interface>,
 }
 
+/// What takes too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    Resolve,
+    Connect,
+    Tls,
+    WebSocket,
+    ConnectInside,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Resolve => "resolving the name",
+            Self::Connect => "connecting",
+            Self::Tls => "the TLS handshake",
+            Self::WebSocket => "opening the WebSocket",
+            Self::ConnectInside => "connecting inside the tunnel",
+        })
+    }
+}
+
 /// Why there is no link, or no stream.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
@@ -109,7 +132,7 @@ pub enum DialError {
     #[error("through the proxy {proxy}")]
     Through { proxy: String, source: Box<Self> },
     #[error("{step} took longer than {} s", within.as_secs())]
-    TimedOut { step: &'static str, within: Duration },
+    TimedOut { step: Step, within: Duration },
     #[error("TLS with {name} failed")]
     Tls { name: String, source: io::Error },
     #[error("{0}")]
@@ -152,6 +175,27 @@ impl DialError {
             | Self::Hello(_)
             | Self::NoWelcome
             | Self::NotEnrolled => false,
+        }
+    }
+
+    /// Whether the server itself has said so, by whatever way it was reached.
+    #[must_use]
+    pub fn is_answer(&self) -> bool {
+        match self {
+            Self::Http(_) | Self::Closed(_) => true,
+            Self::Through { source, .. } => source.is_answer(),
+            Self::Resolve { .. }
+            | Self::NoAddress { .. }
+            | Self::Connect { .. }
+            | Self::Proxy { .. }
+            | Self::TimedOut { .. }
+            | Self::Tls { .. }
+            | Self::WebSocket(_)
+            | Self::Setup(_)
+            | Self::Hello(_)
+            | Self::NoWelcome
+            | Self::NotEnrolled
+            | Self::Tunnel(_) => self.is_refusal(),
         }
     }
 
@@ -289,7 +333,7 @@ async fn resolve_name(name: &str, port: u16) -> Result<Vec<SocketAddr>, DialErro
     let host = || name.to_owned();
     let found = timeout(RESOLVE_WITHIN, tokio::net::lookup_host((name, port)))
         .await
-        .map_err(|_| DialError::TimedOut { step: "resolving the name", within: RESOLVE_WITHIN })?
+        .map_err(|_| DialError::TimedOut { step: Step::Resolve, within: RESOLVE_WITHIN })?
         .map_err(|source| DialError::Resolve { host: host(), source })?;
     let addresses: Vec<SocketAddr> = found.take(ADDRESSES_MAX).collect();
     if addresses.is_empty() { Err(DialError::NoAddress { host: host() }) } else { Ok(addresses) }
@@ -301,7 +345,9 @@ async fn resolve_name(name: &str, port: u16) -> Result<Vec<SocketAddr>, DialErro
 /// What was wrong with the proxy, or what it said.
 pub async fn connect_through(proxy: &Proxy, server: &Server) -> Result<TcpStream, DialError> {
     let (host, port) = server.target();
-    proxy::open(proxy, &host_and_port(&host, port)).await.map_err(|source| DialError::Proxy { proxy: proxy.to_string(), source })
+    proxy::open(proxy, &host_and_port(&host, port))
+        .await
+        .map_err(|source| DialError::Proxy { proxy: proxy.to_string(), source })
 }
 
 /// Connects to the first address that answers.
@@ -318,7 +364,7 @@ pub async fn connect(addresses: &[SocketAddr]) -> Result<TcpStream, DialError> {
                 return Ok(stream);
             }
             Ok(Err(source)) => failure = DialError::Connect { address: *address, source },
-            Err(_) => failure = DialError::TimedOut { step: "connecting", within: CONNECT_WITHIN },
+            Err(_) => failure = DialError::TimedOut { step: Step::Connect, within: CONNECT_WITHIN },
         }
     }
     Err(failure)
@@ -338,7 +384,7 @@ pub async fn handshake(
     let failed = |source| DialError::Tls { name: name.to_str().into_owned(), source };
     let stream = timeout(TLS_WITHIN, TlsConnector::from(client.config()).connect(name.clone(), stream))
         .await
-        .map_err(|_| DialError::TimedOut { step: "the TLS handshake", within: TLS_WITHIN })?
+        .map_err(|_| DialError::TimedOut { step: Step::Tls, within: TLS_WITHIN })?
         .map_err(failed)?;
     let connection = stream.get_ref().1;
     if connection.handshake_kind() == Some(HandshakeKind::Resumed) {
@@ -380,7 +426,7 @@ pub async fn connect_inside(tunnel: &Interface) -> Result<TcpStream, DialError> 
     let address = SocketAddr::from(tunnel.gateway);
     let stream = timeout(CONNECT_WITHIN, socket.connect(address))
         .await
-        .map_err(|_| DialError::TimedOut { step: "connecting inside the tunnel", within: CONNECT_WITHIN })?
+        .map_err(|_| DialError::TimedOut { step: Step::ConnectInside, within: CONNECT_WITHIN })?
         .map_err(|source| DialError::Connect { address, source })?;
     let _ = stream.set_nodelay(true);
     Ok(stream)
@@ -410,7 +456,7 @@ fn limits(read_buffer_bytes: usize, message_bytes_max: usize) -> WebSocketConfig
 async fn upgrade(request: Request<()>, stream: Wire, limits: WebSocketConfig) -> Result<Socket, DialError> {
     let opened = timeout(WEBSOCKET_WITHIN, tokio_tungstenite::client_async_with_config(request, stream, Some(limits)))
         .await
-        .map_err(|_| DialError::TimedOut { step: "opening the WebSocket", within: WEBSOCKET_WITHIN })?;
+        .map_err(|_| DialError::TimedOut { step: Step::WebSocket, within: WEBSOCKET_WITHIN })?;
     match opened {
         Ok((socket, _)) => Ok(socket),
         Err(tungstenite::Error::Http(response)) => {

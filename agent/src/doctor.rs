@@ -9,8 +9,8 @@ use std::path::Path;
 use cloudlink_certs::{KeyId, TrustAnchor};
 use nix::sys::statvfs::statvfs;
 use time::OffsetDateTime;
-use tokio::net::TcpStream;
 use time::format_description::well_known::Rfc3339;
+use tokio::net::TcpStream;
 
 use crate::access::{self, Need};
 use crate::agent::load_anchor;
@@ -19,6 +19,8 @@ use crate::config::{Argv, Config, Proxy, Server, Transport};
 use crate::dial::{self, DialError, Traffic, Wire};
 use crate::executor::Bus;
 use crate::identity::{Identity, Slot};
+use crate::ladder::memory::Memory;
+use crate::ladder::network::Network;
 use crate::ledger::Ledger;
 use crate::tls::{self, Bounds};
 use crate::tunnel::client::is_executable;
@@ -80,6 +82,7 @@ pub async fn examine(config: &Config, bus: &Bus) -> Vec<Finding> {
     findings.extend(state(&config.state_dir));
     let identity = identity(config, &mut findings);
     findings.push(access(config, identity.as_ref()));
+    findings.push(transports(config));
     findings.push(executors(config, bus).await);
     findings.extend(argvs(config));
     findings.extend(stream::examine(config));
@@ -98,19 +101,31 @@ pub async fn examine(config: &Config, bus: &Bus) -> Vec<Finding> {
             "put the fleet's root certificate (PEM) there; the server writes it with `cloudlinkd pki init`",
         )),
     }
-    if config.server.transport == Transport::OpenVpn {
+    if config.server.uses(Transport::OpenVpn) {
         findings.extend(tunnel::examine(config).await);
     }
     findings
 }
 
+/// Which way the link is made, and which one worked last on this network.
+fn transports(config: &Config) -> Finding {
+    let names: Vec<&str> = config.server.transports.iter().map(|transport| transport.name()).collect();
+    if names.len() == 1 {
+        return Finding::good("transports", format!("{} alone", names.join(", ")));
+    }
+    let network = Network::look(Path::new("/"));
+    let found = match Memory::load(&config.state_dir).of(&network) {
+        Some(transport) => format!("{}; here ({network}) {} worked last", names.join(", "), transport.name()),
+        None => format!("{}; here ({network}) none has worked for long yet", names.join(", ")),
+    };
+    Finding::good("transports", found)
+}
+
 /// Whether the server can be looked at without a tunnel: it takes TLS on the port that tunnels come to. Behind a proxy, or beside
 /// a client of somebody else, this device may not get there.
 fn dials_by_itself(config: &Config) -> bool {
-    match config.server.transport {
-        Transport::WebSocket => true,
-        Transport::OpenVpn => config.openvpn.started.as_ref().is_some_and(|started| started.http_proxy.is_none()),
-    }
+    let starts_client = || config.openvpn.started.as_ref().is_some_and(|started| started.http_proxy.is_none());
+    config.server.uses(Transport::WebSocket) || starts_client()
 }
 
 fn boot_id(config: &Config) -> Finding {
@@ -162,7 +177,7 @@ fn state(state_dir: &Path) -> Vec<Finding> {
 fn identity(config: &Config, findings: &mut Vec<Finding>) -> Option<Identity> {
     match Identity::load(&config.state_dir) {
         Ok(identity) if identity.is_enrolled() => Some(identity),
-        Ok(_) if config.server.transport == Transport::OpenVpn && config.openvpn.started.is_none() => {
+        Ok(_) if !config.server.uses(Transport::WebSocket) && config.openvpn.started.is_none() => {
             findings.push(Finding::good("certificate", "none: the OpenVPN client proves who the device is"));
             None
         }
@@ -188,13 +203,10 @@ fn identity(config: &Config, findings: &mut Vec<Finding>) -> Option<Identity> {
 fn clock(config: &Config, known_time: &KnownTime, identity: Option<&Identity>) -> Finding {
     let now = wall_clock();
     let earliest = known_time.earliest();
-    let advice = match config.server.transport {
-        Transport::WebSocket => {
-            "set the clock or enable time synchronisation; the agent judges certificates by the server's last time until then"
-        }
-        Transport::OpenVpn => {
-            "set the clock or enable time synchronisation; OpenVPN judges certificates by it, and has no tunnel until then"
-        }
+    let advice = if config.server.uses(Transport::OpenVpn) {
+        "set the clock or enable time synchronisation; OpenVPN judges certificates by it, and has no tunnel until then"
+    } else {
+        "set the clock or enable time synchronisation; the agent judges certificates by the server's last time until then"
     };
     if now < earliest {
         return Finding::warning(

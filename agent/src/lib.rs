@@ -3,8 +3,8 @@
 //! An [`agent`](agent::Agent) keeps one [`link`] up and lets a [`desk`] work: it decides which command may be begun (with
 //! [`access`], whether the tenant itself has let it), writes it to the [`ledger`] first, and has the [`executor`] carry it out.
 //! [`stream`] serves the terminals, connections and files of support sessions. When no link comes about, the agent
-//! [`poll`]s. Around that: [`identity`] and its renewal, [`tls`] with a
-//! clock that may be wrong ([`clock`]), the [`tunnel`] of an OpenVPN client, [`enroll`], [`metrics`] and [`doctor`]. The command line in `main.rs` is thin.
+//! [`poll`]s. Around that: [`identity`] and its renewal, [`tls`] with a clock that may be wrong ([`clock`]), the [`ladder`] of
+//! transports, the [`tunnel`] of an OpenVPN client, [`enroll`], [`metrics`] and [`doctor`]. The command line in `main.rs` is thin.
 //!
 //! Start reading at [`desk`] for what happens to a command, and at [`agent`] for what happens to a link.
 //!
@@ -24,6 +24,7 @@ pub mod enroll;
 pub mod exchange;
 pub mod executor;
 pub mod identity;
+pub mod ladder;
 pub mod ledger;
 pub mod link;
 pub mod machine;

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use cloudlink_proto::link::STRING_BYTES_MAX;
-use cloudlink_proto::link::message::Hello;
+use cloudlink_proto::link::message::{Hello, TransportFailure};
 use sysinfo::System;
 
 use crate::clock;
@@ -33,7 +33,7 @@ pub fn boot_id(path: &Path) -> io::Result<String> {
 
 /// The first message of a link.
 #[must_use]
-pub fn hello(boot_id: &str, streams: &[&str]) -> Hello {
+pub fn hello(boot_id: &str, streams: &[&str], failures: &[TransportFailure]) -> Hello {
     let commands = Kind::ALL.iter().map(|kind| kind.name());
     Hello {
         // The session fills in what it speaks.
@@ -44,7 +44,7 @@ pub fn hello(boot_id: &str, streams: &[&str]) -> Hello {
         os: shortened(System::long_os_version().unwrap_or_default()),
         hostname: shortened(System::host_name().unwrap_or_default()),
         clock_unix_ms: clock::unix_ms(clock::wall_clock()),
-        transport_failures: Vec::new(),
+        transport_failures: failures.to_vec(),
     }
 }
 

@@ -154,7 +154,7 @@ async fn run_command(config: Config, token_file: Option<PathBuf>) -> anyhow::Res
     let state_dir = StateDir::open(&config.state_dir)?;
     let mut identity = load_identity(&state_dir)?;
     // Beside a client of somebody else it is that client's certificate which counts.
-    let needs_certificate = config.server.transport == Transport::WebSocket || config.openvpn.started.is_some();
+    let needs_certificate = config.server.uses(Transport::WebSocket) || config.openvpn.started.is_some();
     if needs_certificate && !identity.is_enrolled() {
         let token_file = token_file.context("the device is not enrolled: give --token-file, or run `enroll` first")?;
         let token = Token::read(&token_file)?;

@@ -137,6 +137,12 @@ impl Streams {
         }
     }
 
+    /// Whether none is live.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.live.is_empty()
+    }
+
     /// What this device can stream: among the capabilities of its `Hello`.
     #[must_use]
     pub fn capabilities(&self) -> Vec<&'static str> {

@@ -283,9 +283,14 @@ fn stream(segments: Vec<(u32, Vec<u8>)>) -> anyhow::Result<Vec<u8>> {
 
 /// A proxy for `CONNECT`, by `tinyproxy`, where the caller is.
 pub async fn proxy(address: std::net::SocketAddr, directory: &Path) -> anyhow::Result<Program> {
+    proxy_with(address, directory, "").await
+}
+
+/// The same with more of its configuration.
+pub async fn proxy_with(address: std::net::SocketAddr, directory: &Path, more: &str) -> anyhow::Result<Program> {
     let file = directory.join("tinyproxy.conf");
     let text = format!(
-        "Port {}\nListen {}\nTimeout 600\nMaxClients 20\nLogLevel Connect\nConnectPort 443\n",
+        "Port {}\nListen {}\nTimeout 600\nMaxClients 20\nLogLevel Connect\nConnectPort 443\n{more}",
         address.port(),
         address.ip(),
     );

@@ -14,9 +14,9 @@ use crate::config::{Config, OpenVpn, Started, Transport};
 use crate::dial::{DialError, Route};
 use crate::identity::Slot;
 use crate::link::Link;
+use crate::tunnel::TunnelError;
 use crate::tunnel::client::Client;
 use crate::tunnel::interface::{self, Interface, LOOK_EVERY};
-use crate::tunnel::TunnelError;
 use crate::tunnel::profile::Profile;
 
 /// How soon a tunnel is dialled through that came up.
@@ -52,9 +52,8 @@ impl Tunnel {
     /// # Errors
     /// When a client is to be started, and there is no program.
     pub(super) fn new(config: &Config) -> anyhow::Result<Option<Self>> {
-        match config.server.transport {
-            Transport::WebSocket => return Ok(None),
-            Transport::OpenVpn => {}
+        if !config.server.uses(Transport::OpenVpn) {
+            return Ok(None);
         }
         let own = match &config.openvpn.started {
             Some(started) => {
@@ -75,10 +74,6 @@ impl Tunnel {
     /// Whether the certificate that proves the device is somebody else's business.
     pub(super) fn is_beside(&self) -> bool {
         self.own.is_none()
-    }
-
-    pub(super) fn poll_timeout(&self) -> Instant {
-        self.look_at
     }
 
     /// Whether there is another tunnel than at the last look, or none any more.
@@ -111,37 +106,55 @@ impl Tunnel {
 }
 
 impl Agent {
+    /// When to look whether there is a tunnel: as long as one may be wanted.
+    pub(super) fn tunnel_look_at(&self) -> Option<Instant> {
+        let tunnel = self.tunnel.as_ref()?;
+        self.climb.is_in_use(Transport::OpenVpn).then_some(tunnel.look_at)
+    }
+
+    /// Lets the agent's own client end when the link goes, or is to go, another way: its tunnel would take the link over.
+    pub(super) fn rest_tunnel(&mut self) {
+        if self.climb.is_in_use(Transport::OpenVpn) {
+            return;
+        }
+        let Some(own) = self.tunnel.as_mut().and_then(|tunnel| tunnel.own.as_mut()) else { return };
+        if own.slot.take().is_some() {
+            own.client.handle().rest();
+        }
+    }
+
     /// Dials as soon as there is a tunnel, and gives up a link whose tunnel is gone: nothing would be heard of it until its
     /// pings are missed.
     pub(super) fn look_at_tunnel(&mut self, now: Instant) {
-        let Some(tunnel) = self.tunnel.as_mut().filter(|tunnel| tunnel.look_at <= now) else { return };
+        if self.tunnel_look_at().is_none_or(|at| at > now) {
+            return;
+        }
+        let Some(tunnel) = &mut self.tunnel else { return };
         let is_news = tunnel.look(now);
         let is_up = tunnel.seen.is_some();
-        if self.link.as_ref().is_some_and(|link| link.tunnel != tunnel.seen) {
-            self.handle_closed(&Close {
-                by: Party::Transport,
-                code: Code::Unspecified,
-                message: "its tunnel is gone".to_owned(),
-                retry_after: Duration::ZERO,
-            });
+        if self.link.as_ref().is_some_and(|link| link.tunnel.is_some() && link.tunnel != tunnel.seen) {
+            self.handle_closed(&ended("its tunnel is gone"));
         }
-        if is_news && is_up && self.link.is_none() && matches!(self.dialling, Dialling::At(..)) {
+        let is_next = self.climb.next(now) == Transport::OpenVpn;
+        if is_news && is_up && is_next && self.link.is_none() && matches!(self.dialling, Dialling::At(..)) {
             self.dialling = Dialling::At(now + DIAL_WITHIN.mul_f64(jitter()), Reason::Own);
         }
     }
 
     /// Dials through the tunnel; before that, starts the client if it is the agent's and has another certificate, or none.
-    pub(super) fn dial_inside(&mut self, slot: Slot) {
+    pub(super) fn dial_inside(&mut self, now: Instant, slot: Slot) {
         let is_to_start = |agent: &Self| {
             agent.tunnel.as_ref().and_then(|tunnel| tunnel.own.as_ref()).is_some_and(|own| own.slot != Some(slot))
         };
         let is_to_start = is_to_start(self);
         if is_to_start && self.link.is_some() && self.desk.is_at_work() {
             // The end of the old tunnel is the end of the link: not while a command is under way.
-            self.dialling = Dialling::At(Instant::now() + BUSY_RETRY, Reason::Own);
+            self.dialling = Dialling::At(now + BUSY_RETRY, Reason::Own);
             return;
         }
-        let old = if is_to_start { self.leave_link() } else { None };
+        self.climb.begin(now);
+        let is_inside = self.link.as_ref().is_some_and(|link| link.tunnel.is_some());
+        let old = if is_to_start && is_inside { self.leave_link(&ended("its tunnel is made anew")) } else { None };
         let Some(tunnel) = &mut self.tunnel else { return };
         let settings = tunnel.settings.clone();
         let client = match &mut tunnel.own {
@@ -155,7 +168,7 @@ impl Agent {
         };
         let hello = self.hello();
         let opening = async move {
-            if let Some(old) = old {
+            if let Some((old, _)) = old {
                 old.close(Code::Replaced, "the tunnel is made anew, with another certificate").await;
             }
             if let Some((handle, profile)) = client? {
@@ -182,6 +195,12 @@ impl Agent {
             Err(error) => tracing::error!(error = chain(&error), "the OpenVPN client cannot be started again"),
         }
     }
+}
+
+/// The end of a link together with its tunnel.
+fn ended(message: &str) -> Close {
+    let (by, code) = (Party::Transport, Code::Unspecified);
+    Close { by, code, message: message.to_owned(), retry_after: Duration::ZERO }
 }
 
 /// Whether there may be another tunnel already than the one that was dialled through.

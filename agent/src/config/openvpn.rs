@@ -16,7 +16,7 @@ const INTERFACE_STARTED_DEFAULT: &str = "cloudlink";
 /// The longest name of an interface, in bytes (`IFNAMSIZ` with its NUL).
 const INTERFACE_BYTES_MAX: usize = 15;
 
-/// `[openvpn]`: only used with `transport = "openvpn"`.
+/// `[openvpn]`: only used where `openvpn` is among the transports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenVpn {
     /// The tunnel's interface. Default: `tun0`, or `cloudlink` if the agent starts the client.
@@ -165,7 +165,7 @@ mod tests {
     #[test]
     fn beside_a_client_nothing_needs_to_be_set() {
         let config = parsed("");
-        assert_eq!(config.server.transport, Transport::OpenVpn);
+        assert_eq!(config.server.transports, [Transport::OpenVpn]);
         let openvpn = config.openvpn;
         assert_eq!((openvpn.interface.as_str(), openvpn.link_port), ("tun0", 80));
         assert_eq!((openvpn.gateway, openvpn.started), (None, None));

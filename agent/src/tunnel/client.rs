@@ -20,8 +20,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::profile::{self, Profile};
 use super::TunnelError;
+use super::profile::{self, Profile};
 use crate::backoff::{Backoff, jitter};
 use crate::config::{Config, Started};
 use crate::disk;
@@ -138,6 +138,14 @@ impl Handle {
         self.plan.send_modify(|plan| {
             plan.generation += 1;
             plan.profile = Some(profile);
+        });
+    }
+
+    /// Ends the client, and starts none until there is another profile.
+    pub fn rest(&self) {
+        self.plan.send_modify(|plan| {
+            plan.generation += 1;
+            plan.profile = None;
         });
     }
 

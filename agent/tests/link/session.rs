@@ -9,6 +9,7 @@ use cloudlink_agent::disk::StateDir;
 use cloudlink_agent::executor::Bus;
 use cloudlink_certs::DeviceCertificate;
 use cloudlink_proto::link::message::goodbye::Code;
+use cloudlink_proto::link::message::transport_failure::{Stage, Transport};
 use cloudlink_proto::link::message::{
     CertificateIssued, CollectMetrics, Command, CommandReceipt, CommandStatus, Reconnect, RestartService, command,
     command_status,
@@ -112,6 +113,30 @@ async fn carries_a_command_out_once_and_tells_it_until_it_is_receipted() {
     let mut link = server.link().await;
     assert_eq!(link.status().await, measured, "the first was receipted and is not told again");
     assert_eq!(std::fs::read_to_string(device.path("restarts")).unwrap(), "web\n");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn tells_once_how_attempts_failed() {
+    let mut server = TestServer::start(Arc::new(Fleet::new()), NEVER).await;
+    let device = Device::enrolled(&server, YOUNG.0, YOUNG.1);
+    for _ in 0..2 {
+        server.refuse_next(Refusal::Http { status: "503 Service Unavailable", headers: "", body: "" });
+    }
+    let agent = Running::start(&device);
+    let link = server.link().await;
+    let told = &link.hello.transport_failures;
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!((told[0].transport(), told[0].stage()), (Transport::Websocket, Stage::Http));
+    assert_eq!((told[0].code.as_str(), told[0].count), ("status_503", 2));
+    assert!(link.hello.clock_unix_ms.abs_diff(told[0].last_unix_ms) < 60_000, "{told:?}");
+
+    link.order(Order::Goodbye(Code::ShuttingDown, Duration::ZERO)).await;
+    let link = server.link().await;
+    assert_eq!(link.hello.transport_failures, [], "it is told already, and a goodbye is no failure");
+    link.order(Order::Cut).await;
+    let told = server.link().await.hello.transport_failures;
+    assert_eq!((told.len(), told[0].stage(), told[0].code.as_str()), (1, Stage::Link, "broken"), "{told:?}");
     agent.stop().await;
 }
 

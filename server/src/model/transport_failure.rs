@@ -36,7 +36,7 @@ pub struct TransportFailure {
 /// A kind of failure, over all devices with the same label.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct TransportReportItem {
-    /// The label's value. Null: of devices without it.
+    /// The label's value. Null: of devices without it, or of all where no label was asked for.
     pub value: Option<String>,
     pub transport: String,
     pub stage: String,
@@ -51,8 +51,8 @@ pub struct TransportReportItem {
 /// Which transports failed and how, summed by the values of a label.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct TransportReport {
-    /// The label's key.
-    pub by: String,
+    /// The label's key, if one was asked for.
+    pub by: Option<String>,
     pub days: u32,
     /// What most devices have met comes first.
     pub items: Vec<TransportReportItem>,

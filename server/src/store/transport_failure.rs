@@ -8,7 +8,7 @@ use crate::model::transport_failure::TransportReportItem;
 /// Failures of the last days, summed by the values of a label; what most devices have met comes first.
 pub async fn transport_failure_report(
     connection: &mut PgConnection,
-    by: &str,
+    by: Option<&str>,
     days: i32,
     limit: i64,
 ) -> Result<Vec<TransportReportItem>, StoreError> {

@@ -231,8 +231,16 @@ async fn lists_hold_nothing_of_another_tenant_whatever_they_are_asked(pool: PgPo
         let page = route.call(&scene, "").by(&scene.customer).send().await;
         assert_eq!(page.status, StatusCode::OK, "{}: {}", route.id, page.text);
         assert!(others.within(&page.text).is_empty(), "{} shows {:?}", route.id, others.within(&page.text));
-        assert!(!own.within(&page.text).is_empty(), "{} shows nothing of the tenant's own: {}", route.id, page.text);
         lists += 1;
+        // Sums name nobody.
+        if route.id != "transport_report_show" {
+            assert!(
+                !own.within(&page.text).is_empty(),
+                "{} shows nothing of the tenant's own: {}",
+                route.id,
+                page.text
+            );
+        }
     }
     for route in routes_of(Tenant).filter(|route| route.method == Method::GET) {
         let in_path = own.in_path(&route.path);

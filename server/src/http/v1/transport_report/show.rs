@@ -19,8 +19,8 @@ const DAYS_MAX: u32 = 90;
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct ReportQuery {
-    /// The key of a label, as `site`.
-    by: String,
+    /// The key of a label, as `site`. Without it all devices are one.
+    by: Option<String>,
     /// Failures that were last met within so many days: 1 to 90. Default: 7.
     days: Option<u32>,
 }
@@ -35,7 +35,9 @@ pub(crate) async fn handler(
     Query(ReportQuery { by, days }): Query<ReportQuery>,
 ) -> Result<Json<TransportReport>, Problem> {
     let days = days.unwrap_or(DAYS_DEFAULT);
-    if !(1..=LABEL_CHARS_MAX).contains(&by.chars().count()) || by.chars().any(char::is_control) {
+    let is_key =
+        |key: &String| (1..=LABEL_CHARS_MAX).contains(&key.chars().count()) && !key.chars().any(char::is_control);
+    if !by.as_ref().is_none_or(is_key) {
         return Err(Problem::bad_request("`by` must be the key of a label."));
     }
     if !(1..=DAYS_MAX).contains(&days) {
@@ -43,7 +45,7 @@ pub(crate) async fn handler(
     }
     let mut transaction = context.store.begin(caller.visibility()).await?;
     let (limit, within) = (i64::try_from(ITEMS_MAX + 1).unwrap_or(i64::MAX), i32::try_from(days).unwrap_or(i32::MAX));
-    let mut items = transport_failure_report(&mut transaction, &by, within, limit).await?;
+    let mut items = transport_failure_report(&mut transaction, by.as_deref(), within, limit).await?;
     let is_cut = items.len() > ITEMS_MAX;
     items.truncate(ITEMS_MAX);
     Ok(Json(TransportReport { by, days, items, is_cut }))
@@ -85,6 +87,11 @@ mod tests {
         assert_eq!((&report["items"][0]["stage"], &report["is_cut"]), (&json!("tls"), &json!(false)));
         let own = scene.get(path).by(&scene.customer).send().await.expect(StatusCode::OK);
         assert_eq!((own["items"].as_array().unwrap().len(), &own["items"][0]["value"]), (1, &json!("north")));
+        let all = scene.get("/transport-report").by(&scene.operator).send().await.expect(StatusCode::OK);
+        assert_eq!(
+            (&all["by"], &all["items"][0]["devices"], &all["items"][0]["count"]),
+            (&json!(null), &json!(3), &json!(9))
+        );
         let recent =
             scene.get("/transport-report?by=site&days=1").by(&scene.operator).send().await.expect(StatusCode::OK);
         assert_eq!(recent["items"], json!([]));
@@ -101,8 +108,7 @@ mod tests {
     #[sqlx::test(migrator = "crate::store::MIGRATOR")]
     async fn asks_for_a_label_and_a_time_that_can_be(pool: PgPoolOptions, database: PgConnectOptions) {
         let scene = Scene::new(pool, database).await;
-        for query in
-            ["", "?by=", "?by=a%00", "?by=site&days=0", "?by=site&days=91", "?by=site&days=x", "?by=site&other=1"]
+        for query in ["?by=", "?by=a%00", "?by=site&days=0", "?by=site&days=91", "?by=site&days=x", "?by=site&other=1"]
         {
             scene
                 .get(&format!("/transport-report{query}"))
