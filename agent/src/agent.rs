@@ -502,7 +502,7 @@ impl Agent {
         let interval = link.admission.metrics_interval.max(REPORT_INTERVAL_MIN);
         self.report_due = Some(Instant::now() + about(interval, jitter()));
         if let Some(report) = report {
-            self.tell(report);
+            self.tell(MetricsReport { clock_unix_ms: Some(clock::unix_ms(clock::wall_clock())), ..report });
         }
     }
 }

@@ -40,6 +40,8 @@ impl Sampler {
             load_5m: load.as_ref().map(|load| load.five),
             load_15m: load.as_ref().map(|load| load.fifteen),
             uptime_seconds: System::uptime().ok().filter(|seconds| *seconds > 0),
+            // Whoever sends it knows when.
+            clock_unix_ms: None,
         }
     }
 

@@ -24,9 +24,9 @@ pub(crate) use transport::{Call, Pieces, backoff};
 use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::model::{
-    AccessPolicy, AccessRequest, AuditEntry, Command, Delivery, Device, DeviceDrops, Email, EnrollmentToken, Grant,
-    Granted, Group, Me, Node, Opening, Person, Proof, Recording, SignInConfig, SignedReceipt, SignedStatement,
-    SigningKey, Status, StormPlan, SupportSession, Tenant, Token, Webhook,
+    AccessPolicy, AccessRequest, AuditEntry, Command, Delivery, Device, DeviceDrops, DeviceSamples, Email,
+    EnrollmentToken, Grant, Granted, Group, Me, Node, Opening, Person, Proof, Recording, SignInConfig, SignedReceipt,
+    SignedStatement, SigningKey, Status, StormPlan, SupportSession, Tenant, Token, Webhook,
 };
 use transport::{Reply, Transport};
 
@@ -327,6 +327,19 @@ impl Client {
 
     pub(crate) async fn device_metrics(&self, id: Uuid) -> Result<Answer<Value>, Failure> {
         self.one(Call::get(format!("/devices/{id}/metrics"))).await
+    }
+
+    pub(crate) async fn device_samples(
+        &self,
+        id: Uuid,
+        metric: Option<&str>,
+        from: Timestamp,
+        until: Option<Timestamp>,
+        step: Option<u64>,
+    ) -> Result<Answer<DeviceSamples>, Failure> {
+        let call = with(Call::get(format!("/devices/{id}/samples")), "metric", metric.as_ref());
+        let call = with(call, "from", Some(&from));
+        self.one(with(with(call, "until", until.as_ref()), "step", step.as_ref())).await
     }
 
     /// The profile of the device's OpenVPN client, which looks for its key at that path.

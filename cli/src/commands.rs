@@ -21,6 +21,7 @@ mod person;
 mod plan_storm;
 mod receipt;
 mod recording;
+mod sample;
 mod session;
 mod shell;
 mod status;

@@ -232,6 +232,27 @@ pub(crate) struct DeviceDrop {
     pub(crate) last_at: Timestamp,
 }
 
+/// What a device measured over time.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct DeviceSamples {
+    pub(crate) series: Vec<Series>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Series {
+    pub(crate) metric: String,
+    pub(crate) points: Vec<Point>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Point {
+    pub(crate) at: Timestamp,
+    pub(crate) count: u64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+    pub(crate) avg: f64,
+}
+
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Certificate {
     pub(crate) serial: String,

@@ -127,7 +127,7 @@ struct Node {
 
 impl Node {
     async fn run(self, ports: Ports, addresses: Addresses, signals: &mut StopSignals) -> anyhow::Result<()> {
-        let outcome = self.serve(ports, addresses, signals).await;
+        let outcome = Box::pin(self.serve(ports, addresses, signals)).await;
         if let Some(isolation) = self.isolation.get() {
             isolation.withdraw().await;
         }
@@ -172,6 +172,7 @@ impl Node {
             shutdown.soft.clone(),
         );
         api = api.with_tracer(tracer.clone());
+        api = api.with_telemetry(self.config.telemetry.clone());
         api = api.with_storage_key(Arc::clone(&self.storage_key));
         api = api.with_statements(Statements {
             signer: Arc::clone(&self.pki.statements),
@@ -315,6 +316,7 @@ impl Node {
             admission: config.admission.clone(),
             link: config.link.clone(),
             poll: config.poll.clone(),
+            telemetry: config.telemetry.clone(),
             certificate: config.certificate.clone(),
             store,
             bus,

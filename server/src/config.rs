@@ -22,6 +22,7 @@ mod section;
 mod shutdown;
 mod sign_in;
 mod support;
+mod telemetry;
 mod trace;
 mod tunnel;
 mod value;
@@ -50,6 +51,7 @@ pub use section::Shown;
 pub use shutdown::Shutdown;
 pub use sign_in::SignIn;
 pub use support::Support;
+pub use telemetry::Telemetry;
 pub use trace::{Collector, Trace};
 pub use tunnel::{Tunnel, Wrapping};
 pub use value::{HostName, InterfaceName, Seconds, Secret, Warnings};
@@ -78,6 +80,7 @@ pub struct Config {
     pub tunnel: Tunnel,
     pub isolation: Isolation,
     pub support: Support,
+    pub telemetry: Telemetry,
     pub sign_in: SignIn,
     pub notice: Notice,
     pub certificate: Certificate,
@@ -105,6 +108,7 @@ impl Default for Config {
             tunnel: Tunnel::default(),
             isolation: Isolation::default(),
             support: Support::default(),
+            telemetry: Telemetry::default(),
             sign_in: SignIn::default(),
             notice: Notice::default(),
             certificate: Certificate::default(),
@@ -171,6 +175,7 @@ impl Config {
             tunnel: Tunnel::read(given),
             isolation: Isolation::read(given),
             support: Support::read(given),
+            telemetry: Telemetry::read(given),
             sign_in: SignIn::read(given),
             notice: Notice::read(given),
             certificate: Certificate::read(given),
@@ -237,6 +242,12 @@ impl Config {
             "server_reissue_days",
             Problem::Rule("must be below certificate.server_days"),
         );
+        let Telemetry { raw_keep_days: raw, five_minutes_keep_days: five_minutes, hour_keep_days: hour, .. } =
+            self.telemetry;
+        let longer = Problem::Rule("must not be below telemetry.raw_keep_days");
+        require(raw <= five_minutes, "telemetry", "five_minutes_keep_days", longer);
+        let longer = Problem::Rule("must not be below telemetry.five_minutes_keep_days");
+        require(five_minutes <= hour, "telemetry", "hour_keep_days", longer);
         require(
             self.database.lock_timeout_seconds <= self.database.statement_timeout_seconds,
             "database",

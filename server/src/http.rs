@@ -41,6 +41,7 @@ use self::v1::command::create::Creates;
 use crate::batch::Batch;
 use crate::bus::{Bus, Hint};
 use crate::cluster::Peers;
+use crate::config::Telemetry;
 use crate::drain::Drain;
 use crate::isolation::proof::Prover;
 use crate::link::Links;
@@ -149,6 +150,8 @@ pub struct Context {
     tracer: Tracer,
     /// None: nobody can drain it.
     node: Option<LocalNode>,
+    /// How long samples are kept.
+    telemetry: Telemetry,
 }
 
 /// The node that answers.
@@ -214,6 +217,7 @@ impl Context {
             peers: None,
             tracer: Tracer::default(),
             node: None,
+            telemetry: Telemetry::default(),
         }
     }
 
@@ -221,6 +225,12 @@ impl Context {
     #[must_use]
     pub(crate) fn with_tracer(self, tracer: Tracer) -> Self {
         Self { tracer, ..self }
+    }
+
+    /// The same, of a node that keeps samples for so long.
+    #[must_use]
+    pub(crate) fn with_telemetry(self, telemetry: Telemetry) -> Self {
+        Self { telemetry, ..self }
     }
 
     /// The same, of a node that can be drained.

@@ -35,6 +35,7 @@ pub(crate) mod registry;
 mod renew;
 mod report;
 pub(crate) mod request;
+pub(crate) mod sample;
 pub(crate) mod statement;
 mod storm;
 pub(crate) mod stream;
@@ -59,6 +60,7 @@ pub use tls::{Tls, TlsError};
 use limit::{Allowance, Gate};
 pub(crate) use registry::{Asking, Ending, Handle, Order, Registry, Seat, StreamOrder, TunnelSeat, Unproven};
 use report::Reports;
+use sample::Samples;
 use statement::{Closes, Hellos, Polls, Standings, Transitions};
 
 use crate::admission::Admission;
@@ -91,6 +93,7 @@ pub struct Parts {
     pub admission: config::Admission,
     pub link: config::Link,
     pub poll: config::Poll,
+    pub telemetry: config::Telemetry,
     pub certificate: config::Certificate,
     pub store: Store,
     pub bus: Bus,
@@ -114,6 +117,7 @@ pub(crate) struct Shared {
     pub(crate) device: config::Device,
     link: config::Link,
     poll: config::Poll,
+    pub(crate) telemetry: config::Telemetry,
     certificate: config::Certificate,
     pub(crate) store: Store,
     pub(crate) bus: Bus,
@@ -130,6 +134,7 @@ pub(crate) struct Shared {
     enrolling: Arc<Gate>,
     pub(crate) registry: Registry,
     pub(crate) reports: Reports,
+    pub(crate) samples: Samples,
     standings: Batch<Standings>,
     pub(crate) hellos: Batch<Hellos>,
     transitions: Batch<Transitions>,
@@ -156,6 +161,7 @@ impl Links {
             admission,
             link,
             poll,
+            telemetry,
             certificate,
             store,
             bus,
@@ -186,6 +192,7 @@ impl Links {
             polls: Batch::start(Polls, store.clone()),
             admission: Admission::start(&admission, Arc::clone(&metrics)),
             reports: Reports::default(),
+            samples: Samples::default(),
             clones: opening::Clones::default(),
             refusals: Sampler::default(),
             proxies: Proxies::new("device.proxy_from", &device.proxy_from),
@@ -197,6 +204,7 @@ impl Links {
             device,
             link,
             poll,
+            telemetry,
             certificate,
             store,
             bus,
@@ -229,6 +237,24 @@ impl Shared {
             max_missed_pings: self.link.max_missed_pings,
             hello_within: self.link.hello_timeout_seconds.duration(),
         }
+    }
+
+    /// Keeps what a device has measured: as its last report, and as a sample unless it came too soon.
+    fn take_report(&self, device_id: DeviceId, tenant_id: TenantId, report: MetricsReport, is_too_soon: bool, now: Instant) {
+        let clock_offset_ms = report.clock_unix_ms.map(clock::offset_ms);
+        let telemetry = &self.metrics.telemetry;
+        if self.telemetry.enabled && is_too_soon {
+            telemetry.dropped("too_often", 1);
+        } else if self.telemetry.enabled {
+            let gauges = sample::gauges(&report, clock_offset_ms);
+            telemetry.dropped("queue_full", self.samples.put(device_id, tenant_id, gauges, now));
+        }
+        self.reports.put(device_id, tenant_id, report, clock_offset_ms, now);
+    }
+
+    /// A device that reports faster than it was told to fills no tables: the last of its reports is shown all the same.
+    fn sample_spacing(&self) -> Duration {
+        self.link.metrics_interval_seconds.duration().max(Duration::from_secs(1)) / 2
     }
 
     fn reconnect_spread_seconds(&self) -> u32 {

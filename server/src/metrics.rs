@@ -15,6 +15,7 @@ use prometheus::{
 use crate::admission::metrics::AdmissionMetrics;
 use crate::drain::metrics::DrainMetrics;
 use crate::isolation::{DriftKind, policy};
+use crate::link::sample::metrics::TelemetryMetrics;
 use crate::trace::figure::Figures as TraceFigures;
 
 /// Handshakes and enrollments: from a tenth of a millisecond to the time limit.
@@ -376,6 +377,7 @@ pub struct Metrics {
     /// 1 while this node has lost its place among nodes, and serves nobody.
     pub node_fenced: IntGauge,
     pub drain: DrainMetrics,
+    pub telemetry: TelemetryMetrics,
     /// How often the embedded Postgres had to be started again.
     pub postgres_restarts: IntCounter,
     /// `task`: runs of a background task that failed.
@@ -664,6 +666,7 @@ impl Metrics {
                 "1 while this node has lost its place among nodes, and serves nobody.",
             ),
             drain: DrainMetrics::new(&registry),
+            telemetry: TelemetryMetrics::new(&registry),
             postgres_restarts: counter(
                 &registry,
                 "cloudlink_postgres_restarts_total",

@@ -20,6 +20,7 @@ pub mod person;
 pub mod proof;
 pub mod recording;
 pub mod rollout;
+pub mod sample;
 pub mod selector;
 pub mod signing_key;
 pub mod status;

@@ -30,6 +30,7 @@ pub mod receipt;
 pub mod recording;
 pub mod report;
 pub mod retention;
+pub mod sample;
 pub mod setup;
 pub mod sign_in;
 pub mod signing_key;
@@ -338,6 +339,15 @@ impl Store {
     /// For whoever has no other limit; the API's requests have one.
     pub async fn within<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
         timeout(self.patience, work).await.unwrap_or(Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)))
+    }
+
+    /// The same, for what may take longer.
+    pub async fn within_time<T>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        timeout(limit, work).await.unwrap_or(Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)))
     }
 
     /// Begins a transaction that sees what `visibility` says.

@@ -274,6 +274,17 @@ fn measure(name: &str, value: &Value) -> String {
     }
 }
 
+/// A number in the unit that its name ends with, as people read it.
+pub(crate) fn number(name: &str, number: f64) -> String {
+    #[expect(clippy::cast_possible_truncation, reason = "a number of seconds")]
+    match name {
+        _ if name.ends_with("_bytes") => bytes(number.round()),
+        _ if name.ends_with("_ms") => format!("{number:.0} ms"),
+        _ if name.ends_with("_seconds") => rough(jiff::SignedDuration::from_secs(number as i64)),
+        _ => measure(name, &Value::from(number)),
+    }
+}
+
 /// A number of bytes in the unit that says it best.
 #[must_use]
 pub(crate) fn bytes(mut number: f64) -> String {

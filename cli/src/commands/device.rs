@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::isolation::{Day, day};
 use super::openvpn_profile::OpenVpnProfile;
+use super::sample::Samples;
 use super::{Context, command, confirm};
 use crate::argument::{Label, Limit, SELECTOR_HELP};
 use crate::client::{Answer, DeviceFilter};
@@ -50,6 +51,8 @@ pub(crate) enum Device {
     },
     /// Show what a device tried and may not, by day and reason
     Drops(Drops),
+    /// Show what a device measured over time
+    Samples(Samples),
     /// Leave a device its link, and let nothing else of it through; its open ports are closed
     Quarantine {
         /// Name or id
@@ -139,6 +142,7 @@ impl Device {
                 context.show(&device, || record(&device.value, &context.output.here()))
             }
             Self::Drops(drops) => drops.run(context).await,
+            Self::Samples(samples) => samples.run(context).await,
             Self::Quarantine { device, reason } => {
                 let device = resolve::device(&client, device).await?;
                 let device = client.device_quarantine(device.value.id, reason).await?;

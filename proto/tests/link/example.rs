@@ -83,6 +83,7 @@ pub(crate) fn report() -> MetricsReport {
         load_5m: Some(0.25),
         load_15m: Some(0.125),
         uptime_seconds: Some(86_400),
+        clock_unix_ms: None,
     }
 }
 

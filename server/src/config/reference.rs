@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::section::{Field, Section};
 use super::{
     admission, certificate, cluster, database, device, isolation, link, log, node, notice, operations, people, poll,
-    postgres, shutdown, sign_in, support, trace, tunnel,
+    postgres, shutdown, sign_in, support, telemetry, trace, tunnel,
 };
 
 const HEAD: &str = "\
@@ -46,6 +46,7 @@ fn sections() -> [Section; 19] {
         tunnel::Tunnel::describe(),
         isolation::Isolation::describe(),
         support::Support::describe(),
+        telemetry::Telemetry::describe(),
         sign_in::SignIn::describe(),
         notice::Notice::describe(),
         certificate::Certificate::describe(),

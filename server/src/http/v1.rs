@@ -44,6 +44,8 @@ pub(super) mod device {
     pub(crate) mod quarantine;
     pub(crate) mod release;
     pub(crate) mod revoke;
+    pub(crate) mod sample;
+    pub(crate) mod scrape;
     pub(crate) mod show;
     pub(crate) mod update;
 }

@@ -111,8 +111,6 @@ async fn welcome(
 ) -> Option<Welcomed> {
     let transport_failures = transport_failure::told(&hello);
     let boot_id = storable(hello.boot_id);
-    let now = clock::now();
-    let now_ms = unix_ms(now);
     let link = NewLink {
         device_id: peer.device_id,
         tunnel_id,
@@ -126,7 +124,7 @@ async fn welcome(
         agent: storable(hello.agent),
         os: storable(hello.os),
         hostname: storable(hello.hostname),
-        clock_offset_ms: clock_offset_ms(hello.clock_unix_ms, now_ms),
+        clock_offset_ms: clock::offset_ms(hello.clock_unix_ms),
         capabilities: hello.capabilities.into_iter().map(storable).collect(),
         transport_failures,
     };
@@ -158,7 +156,7 @@ async fn welcome(
         device_id: peer.device_id,
         tenant_id: peer.tenant_id,
         epoch: opened.epoch,
-        clock_unix_ms: u64::try_from(now_ms).unwrap_or(0),
+        clock_unix_ms: u64::try_from(clock::unix_ms()).unwrap_or(0),
         metrics_interval: shared.link.metrics_interval_seconds.duration(),
     };
     // A session that has timed out meanwhile is live for the registry all the same, and ends like any other link.
@@ -179,15 +177,6 @@ fn seat(tunnel_id: Option<TunnelId>) -> Seat {
     tunnel_id.map_or(Seat::Direct, |tunnel_id| {
         Seat::Inside(Box::new(InsideSeat { tunnel_id, finished: CancellationToken::new() }))
     })
-}
-
-pub(super) fn unix_ms(now: time::OffsetDateTime) -> i64 {
-    i64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
-}
-
-/// How far a device's clock is ahead of ours.
-pub(super) fn clock_offset_ms(device_unix_ms: u64, now_ms: i64) -> i64 {
-    i64::try_from(device_unix_ms).unwrap_or(i64::MAX).saturating_sub(now_ms)
 }
 
 /// Text of a device, as Postgres can store it: without NUL.

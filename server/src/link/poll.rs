@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use super::admission::{Identified, check_doors, check_standing, register};
 use super::command::{self, to_wire};
 use super::dispatch::{Waking, give_up, note_sending};
-use super::opening::{clock_offset_ms, storable, unix_ms};
+use super::opening::storable;
 use super::problem::{Answer, Problem};
 use super::{Shared, account};
 use crate::bus::Hint;
@@ -94,13 +94,12 @@ async fn exchange(
     mut request: PollRequest,
     remote: IpAddr,
 ) -> Result<PollResponse, Problem> {
-    let now_ms = unix_ms(clock::now());
     let statuses = std::mem::take(&mut request.statuses);
     if let Some(metrics) = request.metrics.take() {
-        shared.reports.put(peer.device_id, peer.tenant_id, metrics, Instant::now());
+        shared.take_report(peer.device_id, peer.tenant_id, metrics, false, Instant::now());
     }
     let boot_id = storable(std::mem::take(&mut request.boot_id));
-    let poll = new_poll(shared, peer, request, boot_id.clone(), remote, now_ms);
+    let poll = new_poll(shared, peer, request, boot_id.clone(), remote);
     let stored = shared.polls.ask(poll).await?.ok_or_else(Problem::revoked)?;
     let reporter = LinkKey { device_id: peer.device_id, epoch: stored.epoch };
     if stored.has_open_commands {
@@ -117,7 +116,7 @@ async fn exchange(
         version: wire::VERSION,
         device_id: peer.device_id.to_string(),
         tenant_id: peer.tenant_id.to_string(),
-        clock_unix_ms: u64::try_from(now_ms).unwrap_or(0),
+        clock_unix_ms: u64::try_from(clock::unix_ms()).unwrap_or(0),
         next_poll_ms: next_poll_ms(shared),
         receipts,
         more: commands.len() >= COMMANDS_MAX || cancels.len() >= CANCELS_MAX,
@@ -137,7 +136,6 @@ fn new_poll(
     request: PollRequest,
     boot_id: String,
     remote: IpAddr,
-    now_ms: i64,
 ) -> NewPoll {
     NewPoll {
         device_id: peer.device_id,
@@ -148,7 +146,7 @@ fn new_poll(
         agent: storable(request.agent),
         os: storable(request.os),
         hostname: storable(request.hostname),
-        clock_offset_ms: clock_offset_ms(request.clock_unix_ms, now_ms),
+        clock_offset_ms: clock::offset_ms(request.clock_unix_ms),
         capabilities: request.capabilities.into_iter().map(storable).collect(),
         running: request.running.into_iter().map(running_json).collect(),
         interval: shared.poll.interval_seconds.duration(),

@@ -24,6 +24,7 @@ struct Waiting {
     tenant_id: TenantId,
     received_at: Instant,
     report: Box<MetricsReport>,
+    clock_offset_ms: Option<i64>,
 }
 
 /// Reports that were taken to be stored, and can be put back.
@@ -31,10 +32,18 @@ struct Waiting {
 pub(crate) struct Taken(Vec<(DeviceId, Waiting)>);
 
 impl Reports {
-    pub(super) fn put(&self, device_id: DeviceId, tenant_id: TenantId, report: MetricsReport, now: Instant) {
+    pub(super) fn put(
+        &self,
+        device_id: DeviceId,
+        tenant_id: TenantId,
+        report: MetricsReport,
+        clock_offset_ms: Option<i64>,
+        now: Instant,
+    ) {
         let mut waiting = self.waiting();
         if waiting.len() < WAITING_MAX || waiting.contains_key(&device_id) {
-            waiting.insert(device_id, Waiting { tenant_id, received_at: now, report: Box::new(report) });
+            waiting
+                .insert(device_id, Waiting { tenant_id, received_at: now, report: Box::new(report), clock_offset_ms });
         }
     }
 
@@ -68,15 +77,15 @@ impl Taken {
                 device_id: *device_id,
                 tenant_id: waiting.tenant_id,
                 received_ms_ago: u64::try_from(now.duration_since(waiting.received_at).as_millis()).unwrap_or(0),
-                report: to_json(&waiting.report),
+                report: to_json(&waiting.report, waiting.clock_offset_ms),
             })
             .collect()
     }
 }
 
-/// The JSON form of a report: the names of `link.proto`; what the device cannot measure is absent.
-fn to_json(report: &MetricsReport) -> Value {
-    let fields: [(&str, Option<Value>); 10] = [
+/// The JSON form of a report: the names of `link.proto`; what the device cannot measure is absent. Of its clock, how far it is ahead.
+fn to_json(report: &MetricsReport, clock_offset_ms: Option<i64>) -> Value {
+    let fields: [(&str, Option<Value>); 11] = [
         ("cpu_percent", report.cpu_percent.map(Value::from)),
         ("memory_used_bytes", report.memory_used_bytes.map(Value::from)),
         ("memory_total_bytes", report.memory_total_bytes.map(Value::from)),
@@ -87,6 +96,7 @@ fn to_json(report: &MetricsReport) -> Value {
         ("load_5m", report.load_5m.map(Value::from)),
         ("load_15m", report.load_15m.map(Value::from)),
         ("uptime_seconds", report.uptime_seconds.map(Value::from)),
+        ("clock_offset_ms", clock_offset_ms.map(Value::from)),
     ];
     let fields: Map<String, Value> =
         fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
@@ -109,8 +119,8 @@ mod tests {
     #[test]
     fn only_the_newest_report_of_a_device_waits() {
         let (reports, now) = (Reports::default(), Instant::now());
-        reports.put(DEVICE, TENANT, report(1), now);
-        reports.put(DEVICE, TENANT, report(2), now);
+        reports.put(DEVICE, TENANT, report(1), None, now);
+        reports.put(DEVICE, TENANT, report(2), None, now);
         let taken = reports.take(10).unwrap();
         assert_eq!(taken.rows(now)[0].report, serde_json::json!({"uptime_seconds": 2}));
         assert!(reports.take(10).is_none());
@@ -119,9 +129,9 @@ mod tests {
     #[test]
     fn what_could_not_be_stored_waits_on_unless_something_newer_came() {
         let (reports, now) = (Reports::default(), Instant::now());
-        reports.put(DEVICE, TENANT, report(1), now);
+        reports.put(DEVICE, TENANT, report(1), None, now);
         let taken = reports.take(10).unwrap();
-        reports.put(DEVICE, TENANT, report(2), now);
+        reports.put(DEVICE, TENANT, report(2), None, now);
         reports.put_back(taken);
         assert_eq!(reports.take(10).unwrap().rows(now)[0].report["uptime_seconds"], 2);
     }

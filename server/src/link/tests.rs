@@ -167,6 +167,7 @@ impl Port {
             admission: settings.admission,
             link: settings.link,
             poll: settings.poll,
+            telemetry: config::Telemetry::default(),
             certificate: settings.certificate,
             store,
             bus: bus.clone(),

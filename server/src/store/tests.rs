@@ -24,7 +24,7 @@ async fn tables_of_tenants(scene: &Scene) -> Vec<(String, &'static str)> {
     let mut tables: Vec<(String, &str)> = sqlx::query_scalar(
         "select c.relname::text from pg_class c join pg_attribute a on a.attrelid = c.oid
           where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p') and a.attname = 'tenant_id'
-            and not a.attisdropped order by 1",
+            and not a.attisdropped and not c.relispartition order by 1",
     )
     .fetch_all(&scene.root)
     .await
@@ -84,6 +84,18 @@ async fn fill(scene: &Scene) {
         scene.sql("insert into device_metrics (device_id, tenant_id, received_at, report) select id, tenant_id, now(), '{}' from devices where id = $1", device.as_uuid()).await;
         scene.sql("insert into polls (device_id, tenant_id, polled_at, interval_seconds, next_by, silent_at, certificate_serial, node, remote_address, boot_id, agent, os, hostname, clock_offset_ms, capabilities, running) select id, tenant_id, now(), 900, now(), now(), uuid_send(id), 'node', '192.0.2.7', 'b', 'a', 'o', 'h', 0, '{}', '[]' from devices where id = $1", device.as_uuid()).await;
         scene.sql("insert into transport_failures select id, tenant_id, 'websocket', 'tls', 'timed_out', 1, now() from devices where id = $1", device.as_uuid()).await;
+        scene
+            .sql(
+                "insert into samples (device_id, tenant_id, at) select id, tenant_id, now() from devices where id = $1",
+                device.as_uuid(),
+            )
+            .await;
+        for table in ["samples_five_minutes", "samples_hour"] {
+            let row = format!(
+                "insert into {table} (device_id, tenant_id, at, stats) select id, tenant_id, now(), '{{}}' from devices where id = $1"
+            );
+            sqlx::query(AssertSqlSafe(row)).bind(device.as_uuid()).execute(&scene.root).await.unwrap();
+        }
         scene.sql("insert into device_drops (device_id, tenant_id, day, reason, packets) select id, tenant_id, current_date, 'port', 1 from devices where id = $1", device.as_uuid()).await;
         scene.sql("insert into tunnel_days (tenant_id, day, node, spans) select tenant_id, current_date, 'node', '{[2026-11-22, 2026-11-23)}' from devices where id = $1", device.as_uuid()).await;
         scene.sql("insert into openings (id, tenant_id, device_id, grant_id, opened_by, port, reason, expires_at) select gen_random_uuid(), d.tenant_id, d.id, g.id, g.created_by, 22, 'r', now() from devices d join grants g on g.tenant_id = d.tenant_id where d.id = $1", device.as_uuid()).await;
@@ -142,6 +154,28 @@ async fn every_table_of_tenants_has_row_level_security(pool: PgPoolOptions, data
     .await
     .unwrap();
     assert!(open.is_empty(), "without row-level security: {open:?}");
+}
+
+/// Rights and policies are those of the table that a query names: whoever could name a part of it would see all tenants there.
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn no_role_of_the_server_reads_a_partition_by_its_name(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    sqlx::query("select samples_keep(7, 31, 400)")
+        .execute(&mut *scene.store.connection().await.unwrap())
+        .await
+        .unwrap();
+    let parts: Vec<(String, bool)> = sqlx::query_as(
+        "select c.relname::text, c.relrowsecurity and not exists (
+                    select from unnest(array['cloudlink_app', 'cloudlink_tenant']) as r(role)
+                     where has_any_column_privilege(r.role, c.oid, 'select, insert, update, references')
+                        or has_table_privilege(r.role, c.oid, 'delete, truncate, trigger'))
+           from pg_class c where c.relnamespace = 'public'::regnamespace and c.relkind = 'r' and c.relispartition",
+    )
+    .fetch_all(&scene.root)
+    .await
+    .unwrap();
+    assert!(parts.len() >= 6, "{parts:?}");
+    assert!(parts.iter().all(|(_, is_closed)| *is_closed), "{parts:?}");
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]

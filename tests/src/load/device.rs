@@ -154,6 +154,7 @@ fn report(index: usize) -> MetricsReport {
         load_5m: Some(0.37),
         load_15m: Some(0.31),
         uptime_seconds: Some(86_400),
+        clock_unix_ms: None,
     }
 }
 

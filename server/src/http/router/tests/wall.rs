@@ -54,6 +54,8 @@ impl Things {
             "insert into receipts (grant_id, tenant_id, statement) select grant_id, tenant_id, 'signed' from support_sessions where id = $1",
             "insert into device_metrics (device_id, tenant_id, received_at, report)
              select device_id, tenant_id, now(), '{}' from support_sessions where id = $1",
+            "insert into samples (device_id, tenant_id, at, cpu_percent)
+             select device_id, tenant_id, now(), 50 from support_sessions where id = $1",
             "insert into device_drops (device_id, tenant_id, day, reason, packets)
              select device_id, tenant_id, current_date, 'port', 1 from support_sessions where id = $1",
         ] {

@@ -1,7 +1,7 @@
 //! `GET /devices/{id}/metrics`: the newest report. To an operator only under a grant, and with an entry in the audit log.
 
 use axum::extract::State;
-use cloudlink_proto::ids::DeviceId;
+use cloudlink_proto::ids::{DeviceId, PersonId};
 
 use crate::http::Context;
 use crate::http::auth::Caller;
@@ -13,7 +13,7 @@ use crate::store::command::{Missing, Obstacle, command_explain};
 use crate::store::device::{device_metrics_read_under_grant, device_metrics_show};
 use crate::store::{StoreError, single};
 
-const SCOPE: &str = "metrics:read";
+pub(super) const SCOPE: &str = "metrics:read";
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RouteError {
@@ -80,13 +80,24 @@ async fn read_under_grant(
     if metrics.is_some() {
         return Ok(metrics);
     }
-    match single!(store, |connection| command_explain(connection, person, id, None, SCOPE))? {
-        Obstacle::DeviceUnknown => Err(RouteError::DeviceUnknown),
-        Obstacle::Grant { missing, .. } => Err(RouteError::GrantRequired(missing)),
-        // A grant is there, and what a revoked device measured last may still be read.
-        Obstacle::NotLinked | Obstacle::NoAgent { .. } | Obstacle::Polling { .. } | Obstacle::Gone => Ok(None),
-        Obstacle::DeviceRevoked => Err(RouteError::GrantRequired(Missing::None)),
+    match refusal(context, person, id).await? {
+        RouteError::NoReport => Ok(None),
+        refusal @ (RouteError::DeviceUnknown | RouteError::GrantRequired(_) | RouteError::Store(_)) => Err(refusal),
     }
+}
+
+/// Why an operator is told nothing of a device; without a reason, there is no report.
+pub(super) async fn refusal(context: &Context, person: PersonId, id: DeviceId) -> Result<RouteError, StoreError> {
+    let store = &context.store;
+    Ok(match single!(store, |connection| command_explain(connection, person, id, None, SCOPE))? {
+        Obstacle::DeviceUnknown => RouteError::DeviceUnknown,
+        Obstacle::Grant { missing, .. } => RouteError::GrantRequired(missing),
+        // A grant is there, and what a revoked device measured last may still be read.
+        Obstacle::NotLinked | Obstacle::NoAgent { .. } | Obstacle::Polling { .. } | Obstacle::Gone => {
+            RouteError::NoReport
+        },
+        Obstacle::DeviceRevoked => RouteError::GrantRequired(Missing::None),
+    })
 }
 
 #[cfg(test)]
