@@ -24,7 +24,7 @@ pub(crate) use transport::{Call, Pieces, backoff};
 use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::model::{
-    AccessPolicy, AccessRequest, AuditEntry, Command, Delivery, Device, DeviceDrops, DeviceSamples, Email,
+    AccessPolicy, AccessRequest, AuditEntry, Command, Delivery, Device, DeviceBoots, DeviceDrops, DeviceSamples, Email,
     EnrollmentToken, Grant, Granted, Group, Me, Node, Opening, Person, Proof, Recording, SignInConfig, SignedReceipt,
     SignedStatement, SigningKey, Status, StormPlan, SupportSession, Tenant, Token, Webhook,
 };
@@ -327,6 +327,10 @@ impl Client {
 
     pub(crate) async fn device_metrics(&self, id: Uuid) -> Result<Answer<Value>, Failure> {
         self.one(Call::get(format!("/devices/{id}/metrics"))).await
+    }
+
+    pub(crate) async fn device_boots(&self, id: Uuid) -> Result<Answer<DeviceBoots>, Failure> {
+        self.one(Call::get(format!("/devices/{id}/boots"))).await
     }
 
     pub(crate) async fn device_samples(

@@ -232,6 +232,27 @@ pub(crate) struct DeviceDrop {
     pub(crate) last_at: Timestamp,
 }
 
+/// When a device booted.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct DeviceBoots {
+    pub(crate) boots: Vec<Boot>,
+    pub(crate) missing: Option<MissingBoot>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Boot {
+    pub(crate) boot_id: String,
+    pub(crate) seen_at: Timestamp,
+    pub(crate) cause: String,
+    pub(crate) command_id: Option<Uuid>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct MissingBoot {
+    pub(crate) command_id: Uuid,
+    pub(crate) ordered_at: Timestamp,
+}
+
 /// What a device measured over time.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct DeviceSamples {

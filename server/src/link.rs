@@ -49,7 +49,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use cloudlink_certs::{Authority, TrustDomain};
+use cloudlink_proto::ids::{DeviceId, TenantId};
 use cloudlink_proto::link::Timing;
+use cloudlink_proto::link::message::MetricsReport;
 use tokio::time::Instant;
 
 pub(crate) use account::account;
@@ -67,7 +69,7 @@ use crate::admission::Admission;
 use crate::batch::Batch;
 use crate::bus::Bus;
 use crate::cluster::Peers;
-use crate::config;
+use crate::{clock, config};
 use crate::drain::Drain;
 use crate::metrics::{Failure, Metrics};
 use crate::proxy::{Proxies, ProxyError};

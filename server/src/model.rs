@@ -5,6 +5,7 @@ pub mod access_policy;
 pub mod access_request;
 pub mod api_scope;
 pub mod audit;
+pub mod boot;
 pub mod command;
 pub mod device;
 pub mod drop;

@@ -4,6 +4,7 @@
 pub mod access_policy;
 pub mod access_request;
 pub mod audit;
+pub mod boot;
 pub mod certificate;
 pub mod command;
 pub mod deadline;

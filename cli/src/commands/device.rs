@@ -51,6 +51,11 @@ pub(crate) enum Device {
     },
     /// Show what a device tried and may not, by day and reason
     Drops(Drops),
+    /// Show when a device booted, and which boots were ordered
+    Boots {
+        /// Name or id
+        device: String,
+    },
     /// Show what a device measured over time
     Samples(Samples),
     /// Leave a device its link, and let nothing else of it through; its open ports are closed
@@ -143,6 +148,16 @@ impl Device {
             }
             Self::Drops(drops) => drops.run(context).await,
             Self::Samples(samples) => samples.run(context).await,
+            Self::Boots { device } => {
+                let device = resolve::device(&client, device).await?;
+                let boots = client.device_boots(device.value.id).await?;
+                let here = context.output.here();
+                context.show(&boots, || boots_table(&boots.value, &here))?;
+                match &boots.value.missing {
+                    Some(missing) if !context.output.json => context.output.line(&not_back(missing, &here)),
+                    Some(_) | None => Ok(()),
+                }
+            }
             Self::Quarantine { device, reason } => {
                 let device = resolve::device(&client, device).await?;
                 let device = client.device_quarantine(device.value.id, reason).await?;
@@ -205,6 +220,25 @@ fn drops_table(drops: &model::DeviceDrops, here: &Here) -> Table {
         ]);
     }
     table
+}
+
+fn boots_table(boots: &model::DeviceBoots, here: &Here) -> Table {
+    let mut table = Table::new(&["FIRST SEEN", "CAUSE", "COMMAND", "BOOT ID"]);
+    for boot in &boots.boots {
+        let tone = if boot.cause == "ordered" { Tone::Plain } else { Tone::Warn };
+        table.row(vec![
+            here.short(boot.seen_at).into(),
+            Cell::toned(boot.cause.clone(), tone),
+            Cell::or_none(boot.command_id.map(|id| id.to_string())),
+            boot.boot_id.clone().into(),
+        ]);
+    }
+    table
+}
+
+fn not_back(missing: &model::MissingBoot, here: &Here) -> String {
+    let ordered = here.full(missing.ordered_at);
+    format!("It was ordered to reboot at {ordered} and has not come back (command {})", missing.command_id)
 }
 
 /// Why packets were not let through.
@@ -420,6 +454,25 @@ mod tests {
         assert!(text.contains("port     1200"), "{text}");
         assert!(text.contains("to reach a port of its node that is not the link's"), "{text}");
         assert!(text.contains("gravity  1"), "{text}");
+    }
+
+    #[test]
+    fn boots_are_shown_with_what_ordered_them_and_a_device_that_is_missing() {
+        let id = "018f0000-0000-7000-8000-000000000001";
+        let boots: model::DeviceBoots = serde_json::from_value(json!({
+            "device_id": id,
+            "boots": [{"boot_id": "b-2", "seen_at": "2026-11-21T14:00:00Z", "cause": "ordered", "command_id": id},
+                      {"boot_id": "b-1", "seen_at": "2026-11-20T14:00:00Z", "cause": "watchdog", "command_id": null}],
+            "missing": {"command_id": id, "ordered_at": "2026-11-21T15:00:00Z"},
+        }))
+        .unwrap();
+        let here = Here { now: "2026-11-21T16:00:00Z".parse().unwrap(), zone: jiff::tz::TimeZone::UTC };
+        let text = boots_table(&boots, &here).render(false, None);
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[1].contains("ordered") && lines[1].contains(id) && lines[1].contains("b-2"), "{text}");
+        assert!(lines[2].contains("watchdog") && lines[2].contains("b-1"), "{text}");
+        let missing = not_back(boots.missing.as_ref().unwrap(), &here);
+        assert!(missing.contains("1 h ago") && missing.contains(id), "{missing}");
     }
 
     #[test]

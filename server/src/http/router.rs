@@ -69,6 +69,7 @@ fn table(routes: Routes) -> Routes {
         .admit(&[Operator, Tenant], routes!(v1::device::metrics::handler))
         .admit(&[Operator, Tenant], routes!(v1::device::sample::handler))
         .admit(&[Tenant], routes!(v1::device::scrape::handler))
+        .admit(&[Admin, Operator, Tenant], routes!(v1::device::boot::handler))
         .admit(&[Admin, Operator, Tenant], routes!(v1::device::openvpn_profile::handler))
         .admit(&[Admin, Operator, Tenant], routes!(v1::group::create::handler))
         .admit(&[Admin, Operator, Tenant], routes!(v1::group::list::handler))

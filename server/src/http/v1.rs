@@ -37,6 +37,7 @@ pub(super) mod command {
     pub(crate) mod show;
 }
 pub(super) mod device {
+    pub(crate) mod boot;
     pub(crate) mod drop;
     pub(crate) mod list;
     pub(crate) mod metrics;
