@@ -13,4 +13,5 @@ pub mod scale;
 pub mod seed;
 pub mod storm;
 pub mod support;
+pub mod telemetry;
 pub mod usage;

@@ -12,7 +12,7 @@ use cloudlink_tests::bench::openvpn::{self, Part};
 use cloudlink_tests::bench::peer::Peer;
 use cloudlink_tests::bench::report::{Line, Report};
 use cloudlink_tests::bench::usage::Process;
-use cloudlink_tests::bench::{command, connect, poll, scale, seed, storm, support};
+use cloudlink_tests::bench::{command, connect, poll, scale, seed, storm, support, telemetry};
 use cloudlink_tests::clock;
 use cloudlink_tests::fleet::Fleet as People;
 use cloudlink_tests::load::{Fleet, Protocol, Swarm};
@@ -82,6 +82,8 @@ enum Only {
     Storm,
     /// What a fleet takes all the time, and what each thing that happens leaves.
     Scale,
+    /// Samples of what devices measure.
+    Telemetry,
 }
 
 impl Arguments {
@@ -130,6 +132,10 @@ fn main() -> Result<ExitCode> {
     if arguments.wants(Only::Storm) {
         let storm = storm::measure(arguments.links, &mut report);
         tokio::runtime::Runtime::new()?.block_on(Box::pin(storm))?;
+    }
+    if arguments.wants(Only::Telemetry) {
+        let telemetry = telemetry::measure(arguments.links, &mut report);
+        tokio::runtime::Runtime::new()?.block_on(Box::pin(telemetry))?;
     }
     let parts = arguments.openvpn_parts();
     match netns::lacking() {
