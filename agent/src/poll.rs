@@ -1,5 +1,5 @@
 //! Fallback polling: one request over HTTPS now and then, when no link comes about. [`Schedule`] decides when, without a clock of its own;
-//! [`exchange`] makes the request.
+//! [`exchange()`] makes the request.
 
 use std::time::Duration;
 
@@ -342,7 +342,7 @@ mod tests {
 
     #[test]
     fn a_request_says_what_a_hello_says() {
-        let hello = machine::hello("boot", &[]);
+        let hello = machine::hello("boot", &[], &[]);
         let request = request(hello.clone(), Duration::from_secs(900));
         assert_eq!((&request.boot_id, &request.agent, request.interval_ms), (&hello.boot_id, &hello.agent, 900_000));
         assert_eq!(request.versions, [poll::VERSION]);

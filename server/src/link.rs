@@ -69,7 +69,6 @@ use crate::admission::Admission;
 use crate::batch::Batch;
 use crate::bus::Bus;
 use crate::cluster::Peers;
-use crate::{clock, config};
 use crate::drain::Drain;
 use crate::metrics::{Failure, Metrics};
 use crate::proxy::{Proxies, ProxyError};
@@ -78,6 +77,7 @@ use crate::store::Store;
 use crate::support::expect::Expectations;
 use crate::trace::Tracer;
 use crate::tunnel::Tunnels;
+use crate::{clock, config};
 
 /// `links.transport` and the metrics' label of links over a connection of their own.
 pub(crate) const TRANSPORT: &str = "websocket";
@@ -242,7 +242,14 @@ impl Shared {
     }
 
     /// Keeps what a device has measured: as its last report, and as a sample unless it came too soon.
-    fn take_report(&self, device_id: DeviceId, tenant_id: TenantId, report: MetricsReport, is_too_soon: bool, now: Instant) {
+    fn take_report(
+        &self,
+        device_id: DeviceId,
+        tenant_id: TenantId,
+        report: MetricsReport,
+        is_too_soon: bool,
+        now: Instant,
+    ) {
         let clock_offset_ms = report.clock_unix_ms.map(clock::offset_ms);
         let telemetry = &self.metrics.telemetry;
         if self.telemetry.enabled && is_too_soon {

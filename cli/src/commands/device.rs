@@ -565,20 +565,20 @@ mod tests {
         });
         let polls = model::Device { poll: Some(serde_json::from_value(poll).unwrap()), ..device() };
         insta::assert_snapshot!(shown(&polls), @r"
-        name         gw-1
-        id           018f0000-0000-7000-8000-000000000001
-        tenant       018f0000-0000-7000-8000-000000000002
-        labels       floor=2, site=north
-        enrolled     2026-11-21 14:00:00 UTC (9 s ago)
-        link         polling
-        last poll    2026-11-21 13:55:09 UTC (5 min ago)
-          next by    2026-11-21 14:12:09 UTC (in 12 min), every 15 min
-          from       192.0.2.7
-          host       gw, Debian
-          agent      agent/1
-          boot id    b-1
-          clock      right (off by 0 ms)
-          runs       nginx active
+        name       gw-1
+        id         018f0000-0000-7000-8000-000000000001
+        tenant     018f0000-0000-7000-8000-000000000002
+        labels     floor=2, site=north
+        enrolled   2026-11-21 14:00:00 UTC (9 s ago)
+        link       polling
+        last poll  2026-11-21 13:55:09 UTC (5 min ago)
+          next by  2026-11-21 14:12:09 UTC (in 12 min), every 15 min
+          from     192.0.2.7
+          host     gw, Debian
+          agent    agent/1
+          boot id  b-1
+          clock    right (off by 0 ms)
+          runs     nginx active
         ");
         assert!(last_heard(&polls).is_some() && last_heard(&device()).is_none());
         let mut silent = polls;

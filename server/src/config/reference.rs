@@ -33,7 +33,7 @@ pub fn reference() -> String {
     text
 }
 
-fn sections() -> [Section; 19] {
+fn sections() -> [Section; 20] {
     [
         node::Node::describe(),
         device::Device::describe(),

@@ -34,7 +34,6 @@ use super::stream::Stream;
 use super::{Shared, account};
 use crate::batch::Unanswered;
 use crate::bus::Hint;
-use crate::clock;
 use crate::model::command::State;
 use crate::store::dispatch::{ClaimedCommand, LinkKey};
 use crate::store::link::{ClosedLink, Ended, link_prove_boot_in_txn};

@@ -130,13 +130,7 @@ fn next_poll_ms(shared: &Shared) -> u32 {
     interval.clamp(*NEXT_POLL_MS.start(), *NEXT_POLL_MS.end())
 }
 
-fn new_poll(
-    shared: &Shared,
-    peer: &Identified,
-    request: PollRequest,
-    boot_id: String,
-    remote: IpAddr,
-) -> NewPoll {
+fn new_poll(shared: &Shared, peer: &Identified, request: PollRequest, boot_id: String, remote: IpAddr) -> NewPoll {
     NewPoll {
         device_id: peer.device_id,
         certificate_serial: HEXLOWER.encode(&peer.serial),

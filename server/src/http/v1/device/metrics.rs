@@ -95,7 +95,7 @@ pub(super) async fn refusal(context: &Context, person: PersonId, id: DeviceId) -
         // A grant is there, and what a revoked device measured last may still be read.
         Obstacle::NotLinked | Obstacle::NoAgent { .. } | Obstacle::Polling { .. } | Obstacle::Gone => {
             RouteError::NoReport
-        },
+        }
         Obstacle::DeviceRevoked => RouteError::GrantRequired(Missing::None),
     })
 }
