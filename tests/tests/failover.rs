@@ -210,7 +210,12 @@ async fn a_primary_that_comes_back_is_not_the_database_any_more() -> anyhow::Res
     cluster.database.start_again().await?;
     cluster.others[0].ready().await?;
     cluster.fleet.server.ready().await?;
-    ensure!(restart(&cluster).await?["state"] == "succeeded");
+    // The device may have lost its link meanwhile.
+    wait_for("a command after the outage", LINK_LIMIT, async || {
+        ensure!(restart(&cluster).await?["state"] == "succeeded");
+        Ok(())
+    })
+    .await?;
     ensure!(commands_in(&mut before).await? == 1);
     device.machine.stop()
 }
