@@ -54,7 +54,9 @@ impl Scene {
         let log = "[log]\nfilter = \"trace\"\n";
         let text = std::fs::read_to_string(&path).unwrap() + &sections(&device) + log;
         std::fs::write(&path, text).unwrap();
-        let agent = Command::new(env!("CARGO_BIN_EXE_cloudlink-agent"))
+        // Whoever starts it may have it ignore signals, which shells must heed all the same.
+        let agent = Command::new("sh")
+            .args(["-c", "trap '' HUP INT QUIT TERM; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_cloudlink-agent")])
             .args(["run", "--config"])
             .arg(&path)
             .env("SECRET_OF_THE_AGENT", "do-not-pass-on")

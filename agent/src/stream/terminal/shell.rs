@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{User, geteuid};
 use tokio::process::Command;
+use tokio::signal::unix::{SignalKind, signal};
 use uuid::Uuid;
 
 use crate::config;
@@ -100,9 +101,21 @@ pub fn become_if_asked(mut command_line: impl Iterator<Item = OsString>) -> Opti
         return Some(io::Error::other("only the agent itself starts it"));
     };
     let taken = rustix::process::setsid().and_then(|_| rustix::process::ioctl_tiocsctty(io::stdin()));
-    if let Err(error) = taken {
-        return Some(error.into());
+    if let Err(error) = taken.map_err(io::Error::from).and_then(|()| heed_signals()) {
+        return Some(error);
     }
     let error = std::process::Command::new(&program).arg0(name).args(command_line).exec();
     Some(io::Error::new(error.kind(), format!("{}: {error}", program.display())))
+}
+
+/// What was ignored when the agent was started, as by `nohup` or in a script's background, would be ignored by the shell and all that it
+/// starts. What has a handler gets its default back with the next program.
+fn heed_signals() -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let _entered = runtime.enter();
+    for kind in [SignalKind::hangup(), SignalKind::interrupt(), SignalKind::quit(), SignalKind::terminate()] {
+        // The handler stays when what listens goes.
+        drop(signal(kind)?);
+    }
+    Ok(())
 }
