@@ -20,6 +20,8 @@ const WAITING_MAX: usize = 100_000;
 const WAITING_FOR_MAX: Duration = Duration::from_secs(20 * 3600);
 /// No load, temperature or offset of a clock is beyond that: what is, was not measured.
 const REAL_MAX: f64 = 1e9;
+/// What is closer to zero is zero: the database refuses a mean that a `real` cannot hold, and with it the means of all devices.
+const REAL_MIN: f64 = 1e-30;
 
 /// Samples that are not stored yet, oldest first.
 #[derive(Debug, Default)]
@@ -99,7 +101,10 @@ impl Taken {
 pub(super) fn gauges(report: &MetricsReport, clock_offset_ms: Option<i64>) -> Gauges {
     let whole = |value: Option<u64>| value.and_then(|value| i64::try_from(value).ok());
     #[expect(clippy::cast_possible_truncation, reason = "seven digits are enough, and it is within the range")]
-    let real = |value: Option<f64>| value.filter(|value| value.abs() <= REAL_MAX).map(|value| value as f32);
+    let real = |value: Option<f64>| {
+        let value = value.filter(|value| value.abs() <= REAL_MAX)?;
+        Some(if value.abs() < REAL_MIN { 0.0 } else { value as f32 })
+    };
     Gauges {
         memory_used_bytes: whole(report.memory_used_bytes),
         memory_total_bytes: whole(report.memory_total_bytes),
@@ -131,6 +136,16 @@ mod tests {
 
     fn rows(taken: &Taken) -> Vec<(i64, OffsetDateTime)> {
         taken.rows().iter().map(|row| (row.gauges.uptime_seconds.unwrap(), row.at)).collect()
+    }
+
+    #[test]
+    fn what_no_mean_could_be_made_of_is_zero_or_nothing() {
+        for (told, kept) in
+            [(1.4e-45, Some(0.0)), (-1e-31, Some(0.0)), (0.5, Some(0.5)), (1e10, None), (f64::NAN, None)]
+        {
+            let report = MetricsReport { load_1m: Some(told), ..MetricsReport::default() };
+            assert_eq!(gauges(&report, None).load_1m, kept, "{told}");
+        }
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub const KEYS_MAX: usize = LABELS_MAX;
 pub const VALUES_MAX: usize = 128;
 /// The longest text that is read, in bytes: as much as the longest words of a selector take.
 pub const TEXT_BYTES_MAX: usize = 64 * 1024;
+/// The most demands that are read of one: as many as it may have labels and values. What they ask of one label is put together each time.
+const DEMANDS_MAX: usize = KEYS_MAX + VALUES_MAX;
 /// The most groups that one selector names.
 pub const GROUPS_MAX: usize = 16;
 
@@ -174,16 +176,17 @@ impl Draft {
         if reader.peek().is_none() {
             return Err(SelectorError::Empty);
         }
-        loop {
+        for _ in 0..DEMANDS_MAX {
             reader.demand(&mut draft)?;
             reader.skip_blanks();
             match reader.next() {
-                None => break,
+                None if draft.groups.len() > GROUPS_MAX => return Err(SelectorError::TooLong),
+                None => return Ok(draft),
                 Some(',') => {}
                 Some(_) => return Err(reader.fault_before(Fault::End)),
             }
         }
-        if draft.groups.len() > GROUPS_MAX { Err(SelectorError::TooLong) } else { Ok(draft) }
+        Err(SelectorError::TooLong)
     }
 
     /// The names of the groups that it takes for granted.

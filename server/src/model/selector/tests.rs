@@ -107,6 +107,8 @@ fn as_much_as_labels_may_be_is_taken_and_no_more() {
     assert_eq!(refused(&keys(KEYS_MAX + 1)), SelectorError::TooLong);
     assert_eq!(refused(&values(VALUES_MAX + 1)), SelectorError::TooLong);
     assert_eq!(refused(&format!("{}a", " ".repeat(TEXT_BYTES_MAX))), SelectorError::TooLong);
+    let unequal: Vec<_> = (0..=DEMANDS_MAX).map(|n| format!("a!={n}")).collect();
+    assert_eq!(Draft::parse(&unequal.join(",")), Err(SelectorError::TooLong), "before it is put together");
     let groups: Vec<_> = (0..=GROUPS_MAX).map(|n| format!("@g{n}")).collect();
     assert_eq!(refused(&groups.join(",")), SelectorError::TooLong);
     let long = "\u{1d11e}".repeat(LABEL_CHARS_MAX);
