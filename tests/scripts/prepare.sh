@@ -45,13 +45,21 @@ main() {
         # What support sessions are measured beside.
         have ssh || lacking+=(openssh-client)
         have sshd || lacking+=(openssh-server)
+        # Machines that are rebooted for real, and what their disks and archives are made with.
+        have qemu-system-x86_64 || lacking+=(qemu-system-x86)
+        [ -x /bin/busybox ] || lacking+=(busybox-static)
+        have cpio || lacking+=(cpio)
+        have mke2fs || lacking+=(e2fsprogs)
         # The OpenID provider that people sign in with.
         have node || lacking+=(nodejs)
         have npm || lacking+=(npm)
     fi
     have cargo || fail "there is no Rust toolchain: see https://rustup.rs"
     [ ${#lacking[@]} -eq 0 ] || install "${lacking[@]}"
-    [ "${1:-}" != peers ] || provider
+    if [ "${1:-}" = peers ]; then
+        provider
+        tests/scripts/vm-kernel.sh
+    fi
 }
 
 # As the lock file says, and again when that has changed.

@@ -42,3 +42,4 @@ pub mod support;
 pub mod terminal;
 pub mod traffic;
 pub mod upgrade;
+pub mod vm;
