@@ -14,13 +14,13 @@
 //! | a link | it is lost with 60 s proven | a new pass with this rung first, after the back-off |
 //! | a link | it is lost sooner | as if the attempt had failed |
 //!
-//! Whatever happens, attempts begin no closer together than [`PAUSE_MIN`], and not more often in an hour than is configured.
+//! Whatever happens, attempts begin no closer together than [`PAUSE_MIN`], and not more often in an hour than is configured: one half of
+//! those may come at any time, the other half evenly spread over the hour, so that a bad minute is not paid for with an hour of silence.
 
 pub mod memory;
 pub mod network;
 pub mod report;
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -73,8 +73,10 @@ pub struct Ladder {
     backoff: Backoff,
     trying: Option<usize>,
     up: Option<Up>,
-    /// When the attempts of the last hour began.
-    begun: VecDeque<Instant>,
+    /// When the last attempt began.
+    begun: Option<Instant>,
+    /// When as many attempts as there were would have begun, had they been spread evenly.
+    spread_until: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -99,7 +101,8 @@ impl Ladder {
             backoff: Backoff::default(),
             trying: None,
             up: None,
-            begun: VecDeque::new(),
+            begun: None,
+            spread_until: None,
         }
     }
 
@@ -138,20 +141,30 @@ impl Ladder {
     /// Before this no attempt may begin, whoever asks for one.
     #[must_use]
     pub fn not_before(&self, now: Instant) -> Instant {
-        let after_last = self.begun.back().map_or(now, |last| *last + PAUSE_MIN);
-        let oldest = self.begun.len().checked_sub(self.settings.attempts_per_hour.max(1));
-        let within_hour = oldest.and_then(|index| self.begun.get(index)).map_or(now, |oldest| *oldest + HOUR);
+        let after_last = self.begun.map_or(now, |last| last + PAUSE_MIN);
+        let ahead = self.every() * u32::try_from(self.at_will() - 1).unwrap_or(u32::MAX);
+        let within_hour = self.spread_until.and_then(|until| until.checked_sub(ahead)).unwrap_or(now);
         now.max(after_last).max(within_hour)
+    }
+
+    /// How many attempts may come at any time.
+    fn at_will(&self) -> usize {
+        self.settings.attempts_per_hour / 2 + 1
+    }
+
+    /// How far apart the others are. With the last of those at will, an hour has room for as many as are configured.
+    fn every(&self) -> Duration {
+        let others = self.settings.attempts_per_hour.max(1) + 1 - self.at_will();
+        // Rounded up: an hour has no room for one more.
+        HOUR / u32::try_from(others).unwrap_or(u32::MAX) + Duration::from_nanos(1)
     }
 
     /// Takes in that an attempt begins. Gives its rung.
     pub fn begin(&mut self, now: Instant) -> usize {
         let rung = self.next(now);
         self.trying = Some(rung);
-        while self.begun.len() >= self.settings.attempts_per_hour.max(1) {
-            self.begun.pop_front();
-        }
-        self.begun.push_back(now);
+        self.begun = Some(now);
+        self.spread_until = Some(self.spread_until.map_or(now, |until| until.max(now)) + self.every());
         rung
     }
 

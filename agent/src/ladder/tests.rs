@@ -121,6 +121,30 @@ fn a_transport_whose_links_do_not_last_is_left_for_the_next_one() {
     assert_eq!(link(&mut ladder, now), 1, "it has proven itself");
 }
 
+/// The cap is what it says, and yet a network that comes and goes must not silence a device for the rest of the hour.
+#[test]
+fn after_a_bad_minute_attempts_come_evenly_spread() {
+    let mut ladder = Ladder::new(SETTINGS, 1, None);
+    let begun = Instant::now();
+    let mut tried = Vec::new();
+    for _ in 0..200 {
+        let now = ladder.not_before(tried.last().map_or(begun, |last| *last));
+        tried.push(now);
+        link(&mut ladder, now);
+        ladder.lost(BLOCKED, seconds(60), 0.0);
+    }
+    let pauses: Vec<Duration> = tried.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(pauses[..30].iter().all(|pause| *pause == PAUSE_MIN), "half of them at will");
+    assert!(pauses[30..].iter().all(|pause| *pause < seconds(121)), "{:?}", pauses[30..].iter().max());
+    let in_an_hour = tried.iter().filter(|at| **at - begun < HOUR).count();
+    assert_eq!(in_an_hour, SETTINGS.attempts_per_hour);
+
+    // What was not used comes back.
+    let later = tried[199] + HOUR;
+    link(&mut ladder, later);
+    assert_eq!(ladder.not_before(later), later + PAUSE_MIN);
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Outcome {
     Fails(Failure, u64),
