@@ -125,7 +125,7 @@ impl Agent {
         let identity = Identity::load(state_dir.path()).context("cannot read the device's certificate")?;
         let ledger = Ledger::open(state_dir.path()).context("cannot open the ledger")?;
         let sampler = Arc::new(Mutex::new(Sampler::new()));
-        let tunnel = Tunnel::new(&config)?;
+        let tunnel = Tunnel::new(&config);
         let executor = Executor::new(&config, bus, Arc::clone(&sampler));
         Ok(Self {
             access: Access::load(&config.access, state_dir.path(), &identity),

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
 use cloudlink_proto::link::message::goodbye::Code;
 use cloudlink_proto::link::{Close, Party};
 use tokio::time::Instant;
@@ -15,7 +14,7 @@ use crate::dial::{DialError, Route};
 use crate::identity::Slot;
 use crate::link::Link;
 use crate::tunnel::TunnelError;
-use crate::tunnel::client::Client;
+use crate::tunnel::client::{self, Client, Handle, Start};
 use crate::tunnel::interface::{self, Interface, LOOK_EVERY};
 use crate::tunnel::profile::Profile;
 
@@ -46,20 +45,24 @@ struct OwnClient {
     slot: Option<Slot>,
 }
 
+impl OwnClient {
+    /// The client, and what it is to be started with. If that cannot be, the next attempt tries it again.
+    fn plan(&mut self, config: &Config, slot: Slot, is_to_start: bool) -> Result<(Handle, Option<Start>), TunnelError> {
+        let start = || Ok((client::program(&self.started)?, Profile::new(config, &self.started, slot)?));
+        let start = is_to_start.then(start).transpose()?;
+        self.slot = Some(slot);
+        Ok((self.client.handle(), start))
+    }
+}
+
 impl Tunnel {
     /// `None` when the link is to go another way.
-    ///
-    /// # Errors
-    /// When a client is to be started, and there is no program.
-    pub(super) fn new(config: &Config) -> anyhow::Result<Option<Self>> {
+    pub(super) fn new(config: &Config) -> Option<Self> {
         if !config.server.uses(Transport::OpenVpn) {
-            return Ok(None);
+            return None;
         }
         let own = match &config.openvpn.started {
-            Some(started) => {
-                let client = Client::new(config, started).context("there is no OpenVPN client to start")?;
-                Some(OwnClient { client, started: started.clone(), slot: None })
-            }
+            Some(started) => Some(OwnClient { client: Client::new(config), started: started.clone(), slot: None }),
             None => {
                 tracing::info!(
                     interface = config.openvpn.interface,
@@ -68,7 +71,7 @@ impl Tunnel {
                 None
             }
         };
-        Ok(Some(Self { settings: config.openvpn.clone(), own, seen: None, look_at: Instant::now() }))
+        Some(Self { settings: config.openvpn.clone(), own, seen: None, look_at: Instant::now() })
     }
 
     /// Whether the certificate that proves the device is somebody else's business.
@@ -159,11 +162,7 @@ impl Agent {
         let settings = tunnel.settings.clone();
         let client = match &mut tunnel.own {
             Some(_) if self.identity.slot(slot).is_none() => Err(DialError::NotEnrolled),
-            Some(own) => {
-                own.slot = Some(slot);
-                let profile = is_to_start.then(|| Profile::new(&self.config, &own.started, slot)).transpose();
-                profile.map(|profile| Some((own.client.handle(), profile))).map_err(DialError::Tunnel)
-            }
+            Some(own) => own.plan(&self.config, slot, is_to_start).map(Some).map_err(DialError::Tunnel),
             None => Ok(None),
         };
         let hello = self.hello();
@@ -171,9 +170,9 @@ impl Agent {
             if let Some((old, _)) = old {
                 old.close(Code::Replaced, "the tunnel is made anew, with another certificate").await;
             }
-            if let Some((handle, profile)) = client? {
-                if let Some(profile) = profile {
-                    handle.start(profile);
+            if let Some((handle, start)) = client? {
+                if let Some((program, profile)) = start {
+                    handle.start(program, profile);
                 }
                 handle.up(UP_WITHIN).await?;
             }

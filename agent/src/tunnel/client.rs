@@ -68,10 +68,13 @@ pub struct Handle {
     status: watch::Receiver<Status>,
 }
 
+/// A program, and what it is told.
+pub type Start = (PathBuf, Profile);
+
 /// What is to run.
 #[derive(Clone, Debug, Default)]
 struct Plan {
-    profile: Option<Profile>,
+    start: Option<Start>,
     /// With another one the client is started anew.
     generation: u64,
 }
@@ -102,22 +105,19 @@ enum Sign {
 
 impl Client {
     /// Looks after a client that has nothing to do yet.
-    ///
-    /// # Errors
-    /// When the program is not there.
-    pub fn new(config: &Config, started: &Started) -> Result<Self, TunnelError> {
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
         let (plan, planned) = watch::channel(Plan::default());
         let (told, status) = watch::channel(Status::default());
         let stop = CancellationToken::new();
         let supervisor = Supervisor {
-            program: program(started)?,
             profile: profile::path(config),
             log: config.state_dir.join(LOG_FILE_NAME),
             plan: planned,
             status: told,
             stop: stop.clone(),
         };
-        Ok(Self { handle: Handle { plan, status }, stop, task: tokio::spawn(supervisor.run()) })
+        Self { handle: Handle { plan, status }, stop, task: tokio::spawn(supervisor.run()) }
     }
 
     #[must_use]
@@ -133,11 +133,11 @@ impl Client {
 }
 
 impl Handle {
-    /// Starts a client with this profile, in place of one that runs.
-    pub fn start(&self, profile: Profile) {
+    /// Starts this program with this profile, in place of a client that runs.
+    pub fn start(&self, program: PathBuf, profile: Profile) {
         self.plan.send_modify(|plan| {
             plan.generation += 1;
-            plan.profile = Some(profile);
+            plan.start = Some((program, profile));
         });
     }
 
@@ -145,13 +145,17 @@ impl Handle {
     pub fn rest(&self) {
         self.plan.send_modify(|plan| {
             plan.generation += 1;
-            plan.profile = None;
+            plan.start = None;
         });
     }
 
     /// Uses this profile from the next start on. A running client goes on with what it has read.
-    pub fn rename(&self, profile: Profile) {
-        self.plan.send_modify(|plan| plan.profile = Some(profile));
+    pub fn rename(&self, renamed: Profile) {
+        self.plan.send_modify(|plan| {
+            if let Some((_, profile)) = &mut plan.start {
+                *profile = renamed;
+            }
+        });
     }
 
     /// Waits until the client that was started last has a tunnel.
@@ -250,7 +254,6 @@ impl Sign {
 
 /// Runs one client after the other.
 struct Supervisor {
-    program: PathBuf,
     profile: PathBuf,
     log: PathBuf,
     plan: watch::Receiver<Plan>,
@@ -271,9 +274,9 @@ enum Ended {
 impl Supervisor {
     async fn run(mut self) {
         let mut backoff = Backoff::default();
-        while let Some(plan) = self.next_plan().await {
+        while let Some((generation, program, profile)) = self.next_plan().await {
             let begun = Instant::now();
-            match self.run_client(&plan).await {
+            match self.run_client(generation, &program, &profile).await {
                 Ended::Stopped => return,
                 Ended::Replaced => backoff = Backoff::default(),
                 Ended::Failed(how) => {
@@ -283,7 +286,7 @@ impl Supervisor {
                     tokio::select! {
                         () = self.stop.cancelled() => return,
                         () = sleep(wait) => {}
-                        Ok(()) = replaced(&mut self.plan, plan.generation) => backoff = Backoff::default(),
+                        Ok(()) = replaced(&mut self.plan, generation) => backoff = Backoff::default(),
                     }
                 }
             }
@@ -291,31 +294,32 @@ impl Supervisor {
     }
 
     /// `None` when the agent stops.
-    async fn next_plan(&mut self) -> Option<Plan> {
-        tokio::select! {
+    async fn next_plan(&mut self) -> Option<(u64, PathBuf, Profile)> {
+        let plan = tokio::select! {
             biased;
-            () = self.stop.cancelled() => None,
-            plan = self.plan.wait_for(|plan| plan.profile.is_some()) => plan.ok().map(|plan| plan.clone()),
-        }
+            () = self.stop.cancelled() => return None,
+            plan = self.plan.wait_for(|plan| plan.start.is_some()) => plan.ok()?.clone(),
+        };
+        plan.start.map(|(program, profile)| (plan.generation, program, profile))
     }
 
     /// One client, from its start to its end.
-    async fn run_client(&mut self, plan: &Plan) -> Ended {
-        self.status.send_modify(|status| *status = Status { generation: plan.generation, ..Status::default() });
-        if let Some(Err(source)) = plan.profile.as_ref().map(|profile| profile.write(&self.profile)) {
+    async fn run_client(&mut self, generation: u64, program: &Path, profile: &Profile) -> Ended {
+        self.status.send_modify(|status| *status = Status { generation, ..Status::default() });
+        if let Err(source) = profile.write(&self.profile) {
             return Ended::Failed(format!("cannot write {}: {source}", self.profile.display()));
         }
-        let mut child = match self.spawn() {
+        let mut child = match self.spawn(program) {
             Ok(child) => child,
-            Err(source) => return Ended::Failed(format!("cannot start {}: {source}", self.program.display())),
+            Err(source) => return Ended::Failed(format!("cannot start {}: {source}", program.display())),
         };
-        tracing::info!(program = %self.program.display(), pid = child.id(), "the OpenVPN client is started");
+        tracing::info!(program = %program.display(), pid = child.id(), "the OpenVPN client is started");
         let mut lines = lines(&mut child);
         let ended = loop {
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => break Ended::Stopped,
-                _ = replaced(&mut self.plan, plan.generation) => break Ended::Replaced,
+                _ = replaced(&mut self.plan, generation) => break Ended::Replaced,
                 Some(line) = lines.recv() => self.handle_line(&line),
                 status = child.wait() => break Ended::Failed(match status {
                     Ok(status) => format!("the OpenVPN client ended with {status}"),
@@ -336,13 +340,13 @@ impl Supervisor {
         ended
     }
 
-    fn spawn(&self) -> io::Result<Child> {
+    fn spawn(&self, program: &Path) -> io::Result<Child> {
         // Whatever takes the place of the agent's file on the disk, this is what runs now.
         Command::new("/proc/self/exe")
             .arg0("cloudlink-agent")
             .arg(SUBCOMMAND)
             .arg(std::process::id().to_string())
-            .arg(&self.program)
+            .arg(program)
             .arg("--config")
             .arg(&self.profile)
             .current_dir("/")

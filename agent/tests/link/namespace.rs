@@ -49,6 +49,17 @@ pub(crate) fn in_mounts<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send 
     }
 }
 
+/// Takes a program away, wherever it is.
+pub(crate) fn hide_program(name: &str) {
+    let path = std::env::var("PATH").unwrap();
+    for directory in path.split(':').chain(["/usr/local/sbin", "/usr/sbin", "/sbin"]) {
+        let program = Path::new(directory).join(name);
+        if program.is_file() {
+            mount(&["--bind", "/dev/null", program.to_str().unwrap()]);
+        }
+    }
+}
+
 /// A disk of 64 KiB.
 pub(crate) fn mount_small_disk(at: &Path) {
     mount(&["-t", "tmpfs", "-o", "size=64k", "small", at.to_str().unwrap()]);

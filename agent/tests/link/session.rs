@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cloudlink_agent::agent::Agent;
+use cloudlink_agent::config::Config;
 use cloudlink_agent::disk::StateDir;
 use cloudlink_agent::executor::Bus;
 use cloudlink_certs::DeviceCertificate;
@@ -22,6 +23,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::namespace::{hide_program, in_mounts};
 use crate::server::{
     Device, Fleet, Incoming, NEVER, Order, Refusal, SOON, ServerLink, TestServer, YOUNG, eventually, serial_in,
 };
@@ -138,6 +140,28 @@ async fn tells_once_how_attempts_failed() {
     let told = server.link().await.hello.transport_failures;
     assert_eq!((told.len(), told[0].stage(), told[0].code.as_str()), (1, Stage::Link, "broken"), "{told:?}");
     agent.stop().await;
+}
+
+#[test]
+fn without_an_openvpn_program_the_other_transport_has_its_turn() {
+    in_mounts(|| async {
+        hide_program("openvpn");
+        let mut server = TestServer::start(Arc::new(Fleet::new()), NEVER).await;
+        let mut device = Device::enrolled(&server, YOUNG.0, YOUNG.1);
+        let path = device.path("agent.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let text = text.replace("[server]\n", "[server]\ntransports = [\"openvpn\", \"websocket\"]\n");
+        device.config = Config::parse(&(text + "[openvpn]\nstart = true\n")).unwrap();
+        let agent = Running::start(&device);
+        let told = server.link().await.hello.transport_failures;
+        assert_eq!(
+            (told.len(), told[0].transport(), told[0].stage()),
+            (1, Transport::Openvpn, Stage::Tunnel),
+            "{told:?}"
+        );
+        assert_eq!(told[0].code, "no_program");
+        agent.stop().await;
+    });
 }
 
 #[tokio::test]
