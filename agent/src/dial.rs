@@ -164,8 +164,10 @@ impl DialError {
             Self::Closed(close) => is_refusal(close.code),
             Self::Tunnel(error) => error.is_refusal(),
             Self::Through { source, .. } => source.is_refusal(),
-            Self::Tls { source, .. } | Self::WebSocket(tungstenite::Error::Io(source)) => is_refusing_alert(source),
-            Self::Resolve { .. }
+            Self::WebSocket(tungstenite::Error::Io(source)) => is_refusing_alert(source),
+            // Until the handshake is done, an alert is anybody's who is on the way.
+            Self::Tls { .. }
+            | Self::Resolve { .. }
             | Self::NoAddress { .. }
             | Self::Connect { .. }
             | Self::Proxy { .. }
@@ -236,8 +238,9 @@ pub fn is_refusal(code: Code) -> bool {
     }
 }
 
-/// With TLS 1.3 a client hears of its certificate only after the handshake, when it reads.
-fn is_refusing_alert(error: &io::Error) -> bool {
+/// Whether the server refuses the certificate. With TLS 1.3 a client hears that only after the handshake, when it reads, and from
+/// nobody else than the server.
+pub(crate) fn is_refusing_alert(error: &io::Error) -> bool {
     let tls = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
     let Some(rustls::Error::AlertReceived(alert)) = tls else {
         return false;

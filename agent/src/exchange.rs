@@ -1,11 +1,16 @@
 //! One HTTP request, and its answer, over a connection that is there.
 
+use std::error::Error as _;
+use std::io;
+
 use bytes::Bytes;
 use http::{Request, response};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::task::AbortOnDropHandle;
+
+use crate::dial::is_refusing_alert;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +19,16 @@ pub enum ExchangeError {
     Request(#[source] hyper::Error),
     #[error("the server's answer cannot be read")]
     Answer,
+}
+
+impl ExchangeError {
+    /// Whether the server refuses who this device is, in the words of TLS.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        let Self::Request(error) = self else { return false };
+        let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+        source.is_some_and(is_refusing_alert)
+    }
 }
 
 /// Sends the request, and takes an answer of so many bytes at most. The connection is of no use after that.

@@ -165,7 +165,8 @@ impl PollError {
         match self {
             Self::Dial(error) => error.is_refusal(),
             Self::Refused(problem) => matches!(problem.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN),
-            Self::Exchange(_) | Self::TimedOut | Self::Request(_) | Self::Answer(_) => false,
+            Self::Exchange(error) => error.is_refusal(),
+            Self::TimedOut | Self::Request(_) | Self::Answer(_) => false,
         }
     }
 

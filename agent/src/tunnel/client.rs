@@ -87,6 +87,8 @@ struct Status {
     is_up: bool,
     /// Attempts in a row that came to nothing.
     failures: u32,
+    /// The server has proven itself in the attempt under way: what is heard from now on is the server's word.
+    is_proven: bool,
     /// The server let the client know that it is not wanted, since there was a tunnel.
     is_refused: bool,
     /// How it ended, as long as no other was started.
@@ -97,6 +99,8 @@ struct Status {
 /// What a line says about the tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sign {
+    /// The server's certificate holds.
+    Proven,
     Up,
     /// The client begins again.
     Again,
@@ -209,15 +213,22 @@ impl Status {
         }
         self.said.push_back(line.to_owned());
         match Sign::of(line) {
+            Some(Sign::Proven) => {
+                self.is_proven = true;
+                false
+            }
             Some(Sign::Up) => {
                 *self = Self { is_up: true, failures: 0, is_refused: false, ..std::mem::take(self) };
                 true
             }
             Some(Sign::Again) => {
                 self.is_up = false;
+                self.is_proven = false;
                 self.failures = self.failures.saturating_add(1);
                 self.failures == 1
             }
+            // Before that, an alert is anybody's who is on the way.
+            Some(Sign::Refused) if !self.is_proven => false,
             Some(Sign::Refused) => {
                 let is_news = !self.is_refused;
                 self.is_up = false;
@@ -242,6 +253,8 @@ impl Sign {
         ];
         if line.starts_with("Initialization Sequence Completed") {
             Some(Self::Up)
+        } else if line.starts_with("VERIFY OK: depth=0") {
+            Some(Self::Proven)
         } else if line.starts_with("SIGUSR1[") {
             Some(Self::Again)
         } else if REFUSALS.iter().any(|refusal| line.contains(refusal)) {
@@ -495,6 +508,7 @@ mod tests {
         status
     }
 
+    const PROVEN: &str = "VERIFY OK: depth=0, CN=link.example.com";
     const AGAIN: &str = "SIGUSR1[soft,connection-reset] received, process restarting";
 
     #[test]
@@ -523,9 +537,12 @@ mod tests {
             "OpenSSL: error:0A000418:SSL routines::tlsv1 alert unknown ca",
             "OpenSSL: error:0A00045C:SSL routines::tlsv13 alert certificate required",
         ] {
-            assert!(heard(&[line]).verdict(1).unwrap().unwrap_err().is_refusal(), "{line}");
+            assert!(heard(&[PROVEN, line]).verdict(1).unwrap().unwrap_err().is_refusal(), "{line}");
+            for forged in [&[line][..], &[PROVEN, AGAIN, line]] {
+                assert!(heard(forged).verdict(1).is_none(), "the server had not proven itself: {forged:?}");
+            }
         }
-        let up_again = heard(&["AUTH_FAILED", "Initialization Sequence Completed", AGAIN]);
+        let up_again = heard(&[PROVEN, "AUTH_FAILED", "Initialization Sequence Completed", AGAIN]);
         assert!(!up_again.is_refused);
     }
 

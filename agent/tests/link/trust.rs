@@ -1,15 +1,20 @@
 //! Which servers are trusted, and at what time that is judged.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use cloudlink_agent::agent::load_anchor;
-use cloudlink_agent::dial::{self, DialError, Traffic};
+use cloudlink_agent::dial::{self, DialError, Route, Traffic};
+use cloudlink_agent::identity::{Identity, Slot};
+use cloudlink_agent::link::Link;
 use cloudlink_agent::tls::{self, Bounds};
+use cloudlink_agent::{machine, poll};
 use cloudlink_certs::Validity;
 use rstest::rstest;
 use rustls::HandshakeKind;
 use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 use crate::server::{Device, Fleet, NEVER, TestServer, in_days};
 
@@ -116,4 +121,40 @@ async fn the_server_of_a_resumed_session_is_judged_again() {
     assert!(client.verify_again(chain, name).unwrap_err().to_string().contains("expired"));
     let secured = dial::secure(server, name, &client, Traffic::Sparse).await.map(|_| ());
     assert!(tls_fault(secured).contains("expired"));
+}
+
+/// Until the server has proven itself, an alert is anybody's who is on the way: it would keep a device away for a quarter of an hour.
+#[tokio::test]
+async fn only_the_servers_own_alert_is_a_refusal() {
+    let server = TestServer::start(Arc::new(Fleet::new()), NEVER).await;
+    let mut device = Device::enrolled(&server, time::Duration::days(10), time::Duration::days(5));
+    let identity = Identity::load(&device.config.state_dir).unwrap();
+    assert_eq!(is_refused(&device, &identity).await, (true, true), "the certificate has ended");
+
+    let forger = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    device.config.server.address = Some(forger.local_addr().unwrap());
+    let forging = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = forger.accept().await.unwrap();
+            let mut greeting = [0; 16];
+            stream.read_exact(&mut greeting).await.unwrap();
+            // A fatal alert: certificate_revoked.
+            stream.write_all(&[21, 3, 3, 0, 2, 2, 44]).await.unwrap();
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        }
+    });
+    assert_eq!(is_refused(&device, &identity).await, (false, false));
+    forging.abort();
+}
+
+/// A link, and a poll.
+async fn is_refused(device: &Device, identity: &Identity) -> (bool, bool) {
+    let anchor = load_anchor(&device.config).unwrap();
+    let tls = tls::Client::new(&anchor, identity.slot(Slot::Current), no_bounds()).unwrap();
+    let route = || Route::Direct { server: Box::new(device.config.server.clone()), tls: tls.clone() };
+    let hello = || machine::hello("boot-1", &[], &[]);
+    let link = Link::open(route(), hello()).await.unwrap_err();
+    let polled =
+        poll::exchange(route(), poll::request(hello(), Duration::from_secs(900)), Vec::new()).await.unwrap_err();
+    (link.is_refusal(), polled.is_refusal())
 }
