@@ -7,7 +7,7 @@ mod trial;
 mod tunnel;
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -16,6 +16,7 @@ use cloudlink_proto::link::message::goodbye::Code;
 use cloudlink_proto::link::message::{CommandStatus, Hello, MetricsReport, StreamRefused};
 use cloudlink_proto::link::{Close, FromServer, ToServer};
 use futures_util::FutureExt;
+use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -37,7 +38,7 @@ use crate::identity::{Identity, Slot};
 use crate::ladder::Failure;
 use crate::ledger::Ledger;
 use crate::link::{Event, Link, until};
-use crate::metrics::Sampler;
+use crate::metrics::{self, Sampler};
 use crate::problem::{RETRY_AFTER_MAX, shown};
 use crate::stream::Streams;
 use crate::tls::{self, Bounds};
@@ -83,7 +84,7 @@ pub struct Agent {
     renewal: Renewal,
     polling: Polling,
     report_due: Option<Instant>,
-    measuring: Option<JoinHandle<MetricsReport>>,
+    measuring: Option<JoinHandle<Option<MetricsReport>>>,
 }
 
 type Opening = Pin<Box<dyn Future<Output = Result<Link, DialError>> + Send>>;
@@ -490,10 +491,7 @@ impl Agent {
 
     fn measure(&mut self) {
         let sampler = Arc::clone(&self.sampler);
-        self.measuring = Some(tokio::task::spawn_blocking(move || {
-            // A sampler holds nothing that a panic could leave half done.
-            sampler.lock().unwrap_or_else(PoisonError::into_inner).sample()
-        }));
+        self.measuring = Some(tokio::spawn(async move { metrics::sample(&sampler).await }));
     }
 
     fn handle_measured(&mut self, report: Option<MetricsReport>) {
@@ -532,9 +530,9 @@ async fn opened(dialling: &mut Dialling) -> (Slot, Result<Link, DialError>) {
 }
 
 /// `None` when the measurement broke off.
-async fn measured(measuring: &mut Option<JoinHandle<MetricsReport>>) -> Option<MetricsReport> {
+async fn measured(measuring: &mut Option<JoinHandle<Option<MetricsReport>>>) -> Option<MetricsReport> {
     match measuring {
-        Some(task) => task.await.ok(),
+        Some(task) => task.await.ok().flatten(),
         None => std::future::pending().await,
     }
 }

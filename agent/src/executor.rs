@@ -3,18 +3,19 @@
 mod argv;
 mod systemd;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cloudlink_proto::poll::RUNNING_MAX;
 use cloudlink_proto::poll::message::Running;
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 
 pub use self::systemd::Bus;
 use crate::command::{Instruction, Kind};
 use crate::config::{Argv, Config, Power, Service, ServiceName};
 use crate::ledger::{FinalState, Report};
-use crate::metrics::{self, Sampler};
+use crate::metrics::{self, SAMPLED_WITHIN, Sampler};
 
 /// How long the restart of a service may take. The server gives up after 180 s.
 const RESTART_WITHIN: Duration = Duration::from_secs(150);
@@ -88,14 +89,12 @@ impl Executor {
     }
 
     async fn collect_metrics(&self) -> Result<Value, Failure> {
-        let sampler = Arc::clone(&self.sampler);
-        let report = tokio::task::spawn_blocking(move || {
-            // A sampler holds nothing that a panic could leave half done.
-            sampler.lock().unwrap_or_else(PoisonError::into_inner).sample()
-        });
-        match report.await {
-            Ok(report) => Ok(metrics::to_json(&report)),
-            Err(_) => Err(Failure::new("internal", "the measurement broke off".to_owned())),
+        match metrics::sample(&self.sampler).await {
+            Some(report) => Ok(metrics::to_json(&report)),
+            None => {
+                let what = format!("the measurement took longer than {} s, or broke off", SAMPLED_WITHIN.as_secs());
+                Err(Failure::new("timeout", what))
+            }
         }
     }
 

@@ -115,7 +115,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     start_log(&config);
     // Two workers: the ledger waits for the disk on one of them, and the link must go on meanwhile.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async {
+    let status = runtime.block_on(async {
         match command {
             Command::Enroll { token_file, .. } => enroll_command(&config, &token_file).await,
             Command::Run { token_file, .. } => Box::pin(run_command(config, token_file)).await,
@@ -125,7 +125,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 Ok(ExitCode::SUCCESS)
             }
         }
-    })
+    });
+    // A sensor that hangs is not waited for any longer.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    status
 }
 
 async fn enroll_command(config: &Config, token_file: &std::path::Path) -> anyhow::Result<ExitCode> {

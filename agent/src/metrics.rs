@@ -1,12 +1,14 @@
 //! What the device measures about itself. What it cannot measure is absent, never zero.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use cloudlink_proto::link::message::MetricsReport;
 use nix::sys::statvfs::statvfs;
 use serde_json::{Map, Value};
 use sysinfo::{Components, MINIMUM_CPU_UPDATE_INTERVAL, System};
-use tokio::time::Instant;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
 
 /// Measures. Keeps what it needs to tell how busy the processors were since the last time.
 #[derive(Debug)]
@@ -15,6 +17,8 @@ pub struct Sampler {
     processors_seen_at: Option<Instant>,
 }
 
+/// How long a measurement may take.
+pub const SAMPLED_WITHIN: Duration = Duration::from_secs(5);
 /// Longer ago than this, the last look at the processors says nothing about now.
 const PROCESSORS_LOOKED_AT_WITHIN: Duration = Duration::from_secs(3600);
 
@@ -64,6 +68,23 @@ impl Sampler {
         let percent = f64::from(system.global_cpu_usage());
         (!system.cpus().is_empty() && percent.is_finite()).then(|| percent.clamp(0.0, 100.0))
     }
+}
+
+/// Measures, if that takes no longer than [`SAMPLED_WITHIN`]. A sensor may hang: one thread hangs with it, and no other.
+pub async fn sample(sampler: &Arc<Mutex<Sampler>>) -> Option<MetricsReport> {
+    within(SAMPLED_WITHIN, Arc::clone(sampler), Sampler::sample).await
+}
+
+async fn within<T, R>(limit: Duration, of: Arc<Mutex<T>>, look: impl FnOnce(&mut T) -> R + Send + 'static) -> Option<R>
+where
+    T: Send + 'static,
+    R: Send + 'static,
+{
+    let looking = async {
+        let mut of = of.lock_owned().await;
+        tokio::task::spawn_blocking(move || look(&mut of)).await.ok()
+    };
+    timeout(limit, looking).await.ok().flatten()
 }
 
 impl Default for Sampler {
@@ -121,6 +142,19 @@ mod tests {
             assert!(report.uptime_seconds.unwrap() > 0);
             assert!(report.temperature_celsius.is_none_or(|celsius| (-50.0..200.0).contains(&celsius)));
         }
+    }
+
+    #[tokio::test]
+    async fn a_sensor_that_hangs_holds_up_nobody_and_takes_one_thread() {
+        let (sensor, limit) = (Arc::new(Mutex::new(0)), Duration::from_millis(100));
+        let (release, hangs) = std::sync::mpsc::channel::<()>();
+        let stuck = within(limit, Arc::clone(&sensor), move |_| hangs.recv().is_ok());
+        assert_eq!(stuck.await, None);
+        let looked = within(limit, Arc::clone(&sensor), |looks| *looks += 1);
+        assert_eq!(looked.await, None, "it still hangs");
+        release.send(()).unwrap();
+        let looks = within(Duration::from_secs(30), sensor, |looks| *looks);
+        assert_eq!(looks.await, Some(0), "nobody else began to look while it hung");
     }
 
     #[test]

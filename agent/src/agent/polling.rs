@@ -1,7 +1,7 @@
 //! How the agent polls while no link comes about. Commands take the same way as over a link: desk, ledger, executor.
 
 use std::pin::Pin;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cloudlink_proto::ids::CommandId;
@@ -13,6 +13,7 @@ use crate::backoff::jitter;
 use crate::chain;
 use crate::config::Poll;
 use crate::identity::Slot;
+use crate::metrics;
 use crate::poll::{self, PollError, Polled, Schedule};
 
 /// The polls of an agent.
@@ -84,12 +85,8 @@ impl Agent {
         tracing::debug!(slot = ?slot, statuses = statuses.len(), "polling");
         self.polling.asking = Some(Box::pin(async move {
             let route = route?;
-            let sampling = tokio::task::spawn_blocking(move || {
-                // A sampler holds nothing that a panic could leave half done.
-                sampler.lock().unwrap_or_else(PoisonError::into_inner).sample()
-            });
-            // Without one the poll is worth as much.
-            request.metrics = sampling.await.ok();
+            // Without them the poll is worth as much.
+            request.metrics = metrics::sample(&sampler).await;
             request.running = executor.running().await;
             poll::exchange(route, request, statuses).await
         }));

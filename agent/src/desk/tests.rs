@@ -1,5 +1,5 @@
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use tokio::sync::Mutex;
 
 use cloudlink_proto::link::message::{CollectMetrics, Reboot, RestartService, Shutdown, command};
 use uuid::Uuid;
