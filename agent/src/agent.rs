@@ -419,6 +419,9 @@ impl Agent {
         let transport = self.climb.trying().name();
         tracing::warn!(transport, error = chain(error), refused = error.is_refusal(), slot = ?slot, "no link");
         self.climb.report(error);
+        if self.climb.trying() == Transport::OpenVpn {
+            self.doubt_password();
+        }
         if may_be_dialled_at_once(error) && self.climb.is_alone() {
             self.climb.interrupted();
             self.dialling = Dialling::At(now + DIAL_WITHIN.mul_f64(jitter()), Reason::Own);

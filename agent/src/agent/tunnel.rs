@@ -43,14 +43,21 @@ struct OwnClient {
     started: Started,
     /// The certificate that the client was started with.
     slot: Option<Slot>,
+    /// Whether it was started with a password for a proxy.
+    has_password: bool,
+    /// It is to be started anew with the same certificate.
+    is_outdated: bool,
 }
 
 impl OwnClient {
     /// The client, and what it is to be started with. If that cannot be, the next attempt tries it again.
     fn plan(&mut self, config: &Config, slot: Slot, is_to_start: bool) -> Result<(Handle, Option<Start>), TunnelError> {
         let start = || Ok((client::program(&self.started)?, Profile::new(config, &self.started, slot)?));
-        let start = is_to_start.then(start).transpose()?;
+        let start: Option<Start> = is_to_start.then(start).transpose()?;
         self.slot = Some(slot);
+        if let Some((_, profile)) = &start {
+            (self.has_password, self.is_outdated) = (profile.has_password(), false);
+        }
         Ok((self.client.handle(), start))
     }
 }
@@ -62,7 +69,13 @@ impl Tunnel {
             return None;
         }
         let own = match &config.openvpn.started {
-            Some(started) => Some(OwnClient { client: Client::new(config), started: started.clone(), slot: None }),
+            Some(started) => Some(OwnClient {
+                client: Client::new(config),
+                started: started.clone(),
+                slot: None,
+                has_password: false,
+                is_outdated: false,
+            }),
             None => {
                 tracing::info!(
                     interface = config.openvpn.interface,
@@ -126,6 +139,13 @@ impl Agent {
         }
     }
 
+    /// The client has read a password that may be another one by now: the next attempt starts it anew.
+    pub(super) fn doubt_password(&mut self) {
+        if let Some(own) = self.tunnel.as_mut().and_then(|tunnel| tunnel.own.as_mut()) {
+            own.is_outdated = own.has_password;
+        }
+    }
+
     /// Dials as soon as there is a tunnel, and gives up a link whose tunnel is gone: nothing would be heard of it until its
     /// pings are missed.
     pub(super) fn look_at_tunnel(&mut self, now: Instant) {
@@ -147,7 +167,11 @@ impl Agent {
     /// Dials through the tunnel; before that, starts the client if it is the agent's and has another certificate, or none.
     pub(super) fn dial_inside(&mut self, now: Instant, slot: Slot) {
         let is_to_start = |agent: &Self| {
-            agent.tunnel.as_ref().and_then(|tunnel| tunnel.own.as_ref()).is_some_and(|own| own.slot != Some(slot))
+            agent
+                .tunnel
+                .as_ref()
+                .and_then(|tunnel| tunnel.own.as_ref())
+                .is_some_and(|own| own.slot != Some(slot) || own.is_outdated)
         };
         let is_to_start = is_to_start(self);
         if is_to_start && self.link.is_some() && self.desk.is_at_work() {

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
-use tokio::sync::Mutex;
 
 use cloudlink_proto::link::message::{CollectMetrics, Reboot, RestartService, Shutdown, command};
+use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use super::*;

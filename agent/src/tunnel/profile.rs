@@ -52,6 +52,12 @@ impl Profile {
         Ok(Self { text: text(config, started, proxy, slot)?, login: proxy.and_then(|proxy| proxy.login.clone()) })
     }
 
+    /// Whether it goes with a password, which the client reads once.
+    #[must_use]
+    pub fn has_password(&self) -> bool {
+        self.login.is_some()
+    }
+
     /// Writes it where the client is told to look.
     ///
     /// # Errors

@@ -21,6 +21,7 @@ use rstest::rstest;
 use uuid::Uuid;
 
 use crate::namespace::{Gateway, in_namespace, ip};
+use crate::proxy::{PASSWORD, PORT, Proxy, USER};
 use crate::server::{Device, Fleet, Incoming, ServerLink, TestServer, YOUNG, eventually, in_days, serial_in};
 
 /// Of the network between the device and the server.
@@ -308,6 +309,21 @@ fn each_wrapping_is_one_that_the_program_understands(#[case] wrapping: &'static 
             (format!("wrapping = \"{wrapping}\"\nwrapping_key = \"{own}\""), arguments)
         });
         let _agent = scene.start_agent();
+        let mut link = scene.link().await;
+        works(&mut link, 1).await;
+    });
+}
+
+#[test]
+fn a_password_of_a_proxy_that_was_corrected_is_used_by_the_next_attempt() {
+    in_namespace(|| async {
+        let Some(proxy) = Proxy::start().await else { return };
+        let file = proxy.password_file("not-it");
+        let section = format!("[proxy]\nurl = \"http://{USER}@127.0.0.1:{PORT}\"\npassword_file = {file:?}\n");
+        let mut scene = Scene::with(YOUNG, |_| (section, Vec::new()));
+        let _agent = scene.start_agent();
+        eventually("an attempt fails", || scene.log().contains("no link transport=\"openvpn\"")).await;
+        proxy.password_file(PASSWORD);
         let mut link = scene.link().await;
         works(&mut link, 1).await;
     });

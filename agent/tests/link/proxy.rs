@@ -19,19 +19,19 @@ use crate::namespace::{in_namespace, ip};
 use crate::server::{Device, Fleet, NEVER, TOKEN, TestServer, eventually};
 use crate::stream::{Scene, TERMINAL};
 
-const USER: &str = "gateway";
-const PASSWORD: &str = "open-sesame";
-const PORT: u16 = 3128;
+pub(crate) const USER: &str = "gateway";
+pub(crate) const PASSWORD: &str = "open-sesame";
+pub(crate) const PORT: u16 = 3128;
 
 /// `tinyproxy`, on loopback.
-struct Proxy {
+pub(crate) struct Proxy {
     process: Child,
     dir: tempfile::TempDir,
 }
 
 impl Proxy {
     /// `None`, and a word about it, where there is none.
-    async fn start() -> Option<Self> {
+    pub(crate) async fn start() -> Option<Self> {
         if Command::new("tinyproxy").arg("-v").stdout(Stdio::null()).status().is_err() {
             use std::io::Write as _;
             let _ = writeln!(std::io::stderr(), "skipped: it takes the package tinyproxy");
@@ -57,7 +57,7 @@ impl Proxy {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap().matches(": CONNECT 127.0.0.1:").count()
     }
 
-    fn password_file(&self, password: &str) -> PathBuf {
+    pub(crate) fn password_file(&self, password: &str) -> PathBuf {
         let file = self.dir.path().join("password");
         std::fs::write(&file, password).unwrap();
         file
