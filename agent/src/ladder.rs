@@ -222,20 +222,21 @@ impl Ladder {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let up = self.up?;
-        let better_at = up.better.map(|(_, at)| at).filter(|_| self.trying.is_none());
+        let better_at = up.better.map(|(_, at)| self.not_before(at)).filter(|_| self.trying.is_none());
         [up.look_at, better_at].into_iter().flatten().min()
     }
 
-    /// Whether it is time to try a better rung.
+    /// Whether it is time to try a better rung. Not when there were attempts enough for now: an attempt that comes later, whatever is
+    /// better by then, would make the present link anew for nothing.
     #[must_use]
     pub fn is_better_due(&self, now: Instant) -> bool {
-        self.trying.is_none() && self.up.and_then(|up| up.better).is_some_and(|(_, at)| at <= now)
+        self.trying.is_none() && self.up.and_then(|up| up.better).is_some_and(|(_, at)| self.not_before(at) <= now)
     }
 
     /// Not now: what goes over the link must not be disturbed.
     pub fn put_better_off(&mut self, until: Instant) {
         if let Some((_, at)) = self.up.as_mut().and_then(|up| up.better.as_mut()) {
-            *at = until;
+            *at = until.max(*at);
         }
     }
 

@@ -121,6 +121,22 @@ fn a_transport_whose_links_do_not_last_is_left_for_the_next_one() {
     assert_eq!(link(&mut ladder, now), 1, "it has proven itself");
 }
 
+#[test]
+fn at_the_cap_a_better_rung_waits_and_the_link_stays() {
+    let mut ladder = Ladder::new(Settings { attempts_per_hour: 2, better_after: seconds(1) }, 2, None);
+    let begun = Instant::now();
+    assert_eq!(fail(&mut ladder, begun, BLOCKED).0, 0);
+    let begun = begun + PAUSE_MIN;
+    assert_eq!(link(&mut ladder, begun), 1);
+    let due = begun + seconds(2);
+    assert!(!ladder.is_better_due(due), "there were attempts enough for now");
+    ladder.prove(begun + PROVEN_FOR, PROVEN_FOR);
+    let at = ladder.poll_timeout().unwrap();
+    assert_eq!(at, ladder.not_before(due));
+    assert!(ladder.is_better_due(at));
+    assert_eq!(ladder.begin(at), 0);
+}
+
 /// The cap is what it says, and yet a network that comes and goes must not silence a device for the rest of the hour.
 #[test]
 fn after_a_bad_minute_attempts_come_evenly_spread() {
@@ -183,7 +199,6 @@ fn run(rungs: usize, per_hour: usize, first: usize, outcomes: &[Outcome], jitter
                     now = at;
                     ladder.prove(now, now - welcomed);
                     if ladder.is_better_due(now) {
-                        now = ladder.not_before(now);
                         tried.push((now, ladder.begin(now)));
                         assert_eq!(ladder.failed(now, BLOCKED, jitter), None);
                     }
