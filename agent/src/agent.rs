@@ -79,6 +79,8 @@ pub struct Agent {
     sampler: Arc<Mutex<Sampler>>,
     link: Option<Link>,
     dialling: Dialling,
+    /// When the server wants to be dialled anew that said so while an attempt was under way.
+    asked: Option<Instant>,
     climb: Climb,
     trial: Trial,
     renewal: Renewal,
@@ -146,6 +148,7 @@ impl Agent {
             sampler,
             link: None,
             dialling: Dialling::Not,
+            asked: None,
             renewal: Renewal::default(),
             report_due: None,
             measuring: None,
@@ -262,8 +265,10 @@ impl Agent {
         self.tell_all(late);
         self.look_at_tunnel(now);
         self.climb(now);
-        if matches!(self.dialling, Dialling::At(at, _) if at <= now) {
-            self.dial(now);
+        if let Dialling::At(at, reason) = self.dialling
+            && at <= now
+        {
+            self.dial(now, reason);
         }
         if self.link.is_some() && self.renewal.poll_timeout().is_some_and(|at| at <= now) {
             self.renew(now);
@@ -304,8 +309,10 @@ impl Agent {
             }
             FromServer::Reconnect { after, reason } => {
                 tracing::info!(after_ms = after.as_millis(), reason = ?shown(&reason), "asked to dial anew");
-                if !matches!(self.dialling, Dialling::Now(..)) {
-                    self.dialling = Dialling::At(now + after.min(RETRY_AFTER_MAX), Reason::Asked);
+                let at = now + after.min(RETRY_AFTER_MAX);
+                match self.dialling {
+                    Dialling::Now(..) => self.asked = Some(at),
+                    Dialling::Not | Dialling::At(..) => self.dialling = Dialling::At(at, Reason::Asked),
                 }
             }
             FromServer::StreamRequest { id, grant_id, request, .. } => {
@@ -352,15 +359,18 @@ impl Agent {
         Some((link, wait))
     }
 
-    fn dial(&mut self, now: Instant) {
+    fn dial(&mut self, now: Instant, reason: Reason) {
         let not_before = self.climb.not_before(now);
         if not_before > now {
             tracing::debug!(wait_ms = (not_before - now).as_millis(), "there were attempts enough for now");
-            self.dialling = Dialling::At(not_before, Reason::Own);
+            self.dialling = Dialling::At(not_before, reason);
             return;
         }
         if self.link.is_none() {
             self.climb.look_around();
+        } else if reason == Reason::Asked {
+            // What is asked for is a link in place of this one, and a better transport may not make it.
+            self.climb.put_better_off(now);
         }
         let has = |slot| self.identity.slot(slot).is_some();
         let has_next = has(Slot::Next) && !self.is_beside();
@@ -407,11 +417,25 @@ impl Agent {
 
     fn handle_opened(&mut self, slot: Slot, opened: Result<Link, DialError>) {
         self.dialling = Dialling::Not;
+        let asked = self.asked.take();
         match opened {
+            // A newer link is what was asked for.
             Ok(link) => self.handle_welcome(slot, link),
-            Err(error) => self.handle_dial_error(slot, &error),
+            Err(error) => {
+                self.handle_dial_error(slot, &error);
+                self.keep_asked(asked.filter(|_| !error.is_refusal()));
+            }
         }
         self.rest_tunnel();
+    }
+
+    /// Dials when the server asked for it, and not before the agent's own plan.
+    fn keep_asked(&mut self, asked: Option<Instant>) {
+        let Some(asked) = asked.filter(|asked| self.link.is_some() || *asked <= Instant::now() + SLOT_MAX) else {
+            return;
+        };
+        let planned = if let Dialling::At(at, _) = self.dialling { at } else { asked };
+        self.dialling = Dialling::At(asked.max(planned), Reason::Asked);
     }
 
     fn handle_dial_error(&mut self, slot: Slot, error: &DialError) {

@@ -94,6 +94,11 @@ impl Climb {
         self.transports.len() == 1
     }
 
+    /// No better transport has its turn now.
+    pub(super) fn put_better_off(&mut self, now: Instant) {
+        self.ladder.put_better_off(now + BUSY_RETRY);
+    }
+
     /// How long to wait after this attempt; `None` if there is no need for another.
     pub(super) fn failed(&mut self, now: Instant, failure: Failure) -> Option<Duration> {
         self.ladder.failed(now, failure, jitter())
@@ -161,7 +166,7 @@ impl Agent {
         // A tunnel that is left takes with it what goes through it.
         let is_in_need = self.desk.is_at_work() || link.tunnel.is_some() && !self.streams.is_empty();
         if is_in_need || !matches!(self.dialling, Dialling::Not) {
-            return self.climb.ladder.put_better_off(now + BUSY_RETRY);
+            return self.climb.put_better_off(now);
         }
         self.dialling = Dialling::At(now, Reason::Own);
     }

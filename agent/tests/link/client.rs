@@ -13,7 +13,7 @@ use cloudlink_certs::{DeviceCertificate, Validity};
 use cloudlink_proto::link::FromDevice;
 use cloudlink_proto::link::message::goodbye::Code;
 use cloudlink_proto::link::message::{
-    CertificateIssued, CollectMetrics, Command as Instruction, CommandReceipt, command, command_status,
+    CertificateIssued, CollectMetrics, Command as Instruction, CommandReceipt, Reconnect, command, command_status,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use crate::namespace::{Gateway, in_namespace, ip};
 use crate::proxy::{PASSWORD, PORT, Proxy, USER};
-use crate::server::{Device, Fleet, Incoming, ServerLink, TestServer, YOUNG, eventually, in_days, serial_in};
+use crate::server::{Device, Fleet, Incoming, NEVER, ServerLink, TestServer, YOUNG, eventually, in_days, serial_in};
 
 /// Of the network between the device and the server.
 const SERVER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -327,6 +327,28 @@ fn a_password_of_a_proxy_that_was_corrected_is_used_by_the_next_attempt() {
         let mut link = scene.link().await;
         works(&mut link, 1).await;
     });
+}
+
+#[tokio::test]
+async fn a_time_to_dial_that_is_given_while_something_better_is_tried_is_kept() {
+    let mut server = TestServer::start(Arc::new(Fleet::new()), NEVER).await;
+    let device = Device::enrolled(&server, YOUNG.0, YOUNG.1);
+    let (program, tried) = (device.path("client"), device.path("tried"));
+    std::fs::write(&program, format!("#!/bin/sh\necho >> {}\nexec sleep 3\n", tried.display())).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = device.path("agent.toml");
+    let keys = "[server]\ntransports = [\"openvpn\", \"websocket\"]\nbetter_after_seconds = 1\n";
+    let text = std::fs::read_to_string(&path).unwrap().replace("[server]\n", keys);
+    std::fs::write(&path, format!("{text}[openvpn]\nstart = true\nprogram = {program:?}\n")).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cloudlink-agent"));
+    let _agent = Process::start(command.arg("run").arg("--config").arg(&path), &device.path("agent.log"));
+    let mut old = server.link().await;
+    let attempts = || std::fs::read_to_string(&tried).unwrap_or_default().len();
+    let before = attempts();
+    eventually("something better is tried", || attempts() > before).await;
+    old.send(Reconnect { after_ms: 10, reason: "drain".to_owned() }).await;
+    server.link().await;
+    assert_eq!(old.closed().await.code, Code::Replaced);
 }
 
 #[test]
