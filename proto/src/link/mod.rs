@@ -70,6 +70,7 @@ use std::time::Duration;
 
 pub use close::{Close, Party, close_code, goodbye_code};
 pub use device::{Device, FromServer, ToServer};
+pub use failure::{FAILURE_CODES, is_failure_code};
 pub use limit::{
     CAPABILITIES_MAX, CERTIFICATE_BYTES_MAX, CHAIN_MAX, CSR_BYTES_MAX, DATA_JSON_BYTES_MAX, FAILURE_CODE_BYTES_MAX,
     FieldError, FieldFault, GRANT_STATEMENT_BYTES_MAX, HOST_BYTES_MAX, MISSED_PINGS_MAX, PATH_BYTES_MAX, PERCENT_MAX,
@@ -83,6 +84,7 @@ pub use violation::Violation;
 
 mod close;
 mod device;
+mod failure;
 pub(crate) mod limit;
 mod server;
 mod session;

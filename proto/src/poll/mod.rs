@@ -22,7 +22,8 @@ use prost::Message;
 
 use self::message::{PollRequest, PollResponse, Running};
 use crate::link::limit::{
-    CAPABILITIES_MAX, Check, SERVICE_BYTES_MAX, VERSIONS_MAX, count, filled, length, text, within,
+    CAPABILITIES_MAX, Check, SERVICE_BYTES_MAX, TRANSPORT_FAILURES_MAX, VERSIONS_MAX, count, filled, length, text,
+    within,
 };
 use crate::link::{FieldError, message as link};
 
@@ -161,6 +162,8 @@ impl Check for PollRequest {
         }
         count("PollRequest.running", self.running.len(), RUNNING_MAX)?;
         count("PollRequest.statuses", self.statuses.len(), STATUSES_MAX)?;
+        count("PollRequest.transport_failures", self.transport_failures.len(), TRANSPORT_FAILURES_MAX)?;
+        self.transport_failures.iter().try_for_each(Check::check)?;
         self.metrics.iter().try_for_each(Check::check)?;
         self.running.iter().try_for_each(Check::check)?;
         self.statuses.iter().try_for_each(Check::check)
@@ -239,6 +242,11 @@ mod tests {
     #[test]
     fn every_limit_is_kept_by_both_sides() {
         let running = |name: &str, state: &str| Running { name: name.to_owned(), state: state.to_owned(), kind: 0 };
+        let failure = |code: &str| link::TransportFailure {
+            code: code.to_owned(),
+            count: 1,
+            ..link::TransportFailure::default()
+        };
         let too_hot = link::MetricsReport { cpu_percent: Some(101.0), ..link::MetricsReport::default() };
         for (request, field) in [
             (PollRequest { boot_id: String::new(), ..polite() }, "PollRequest.boot_id"),
@@ -251,6 +259,11 @@ mod tests {
             (PollRequest { statuses: vec![status(0); STATUSES_MAX + 1], ..polite() }, "PollRequest.statuses"),
             (PollRequest { statuses: vec![status(DATA_JSON_BYTES_MAX + 1)], ..polite() }, "CommandStatus.data_json"),
             (PollRequest { metrics: Some(too_hot), ..polite() }, "MetricsReport.cpu_percent"),
+            (
+                PollRequest { transport_failures: vec![failure("a"); TRANSPORT_FAILURES_MAX + 1], ..polite() },
+                "PollRequest.transport_failures",
+            ),
+            (PollRequest { transport_failures: vec![failure("no words")], ..polite() }, "TransportFailure.code"),
         ] {
             let fault = |result: Result<PollRequest, PollError>| match result {
                 Err(PollError::Field(error)) => error.field,

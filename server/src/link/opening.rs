@@ -109,7 +109,7 @@ async fn welcome(
     hello: Hello,
     remote: IpAddr,
 ) -> Option<Welcomed> {
-    let transport_failures = transport_failure::told(&hello);
+    let transport_failures = transport_failure::told(&hello.transport_failures, hello.clock_unix_ms);
     let boot_id = storable(hello.boot_id);
     let link = NewLink {
         device_id: peer.device_id,

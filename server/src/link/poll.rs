@@ -31,6 +31,7 @@ use super::{Shared, account};
 use crate::bus::Hint;
 use crate::clock;
 use crate::metrics::Failure;
+use crate::model::transport_failure;
 use crate::store::dispatch::{Dispatch, LinkKey, PollClaim, dispatch_claim_polled};
 use crate::store::link::link_prove_boot_in_txn;
 use crate::store::poll::NewPoll;
@@ -144,6 +145,7 @@ fn new_poll(shared: &Shared, peer: &Identified, request: PollRequest, boot_id: S
         capabilities: request.capabilities.into_iter().map(storable).collect(),
         running: request.running.into_iter().map(running_json).collect(),
         interval: shared.poll.interval_seconds.duration(),
+        transport_failures: transport_failure::told(&request.transport_failures, request.clock_unix_ms),
     }
 }
 

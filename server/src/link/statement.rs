@@ -7,6 +7,7 @@ use crate::store::certificate::{Certificate, certificate_list};
 use crate::store::link::{ClosedLink, NewLink, OpenedLink, link_close, link_open};
 use crate::store::poll::{NewPoll, StoredPoll, poll_store};
 use crate::store::transition::{Applied, Durability, Transition, transition_apply};
+use crate::store::transport_failure::transport_failures_add;
 use crate::store::{Connection, StoreError};
 
 /// What is a certificate worth? Asked by serial, when a link is to be opened.
@@ -55,6 +56,9 @@ impl Statement for Hellos {
 
     async fn ask(&self, connection: &mut Connection, links: &[NewLink]) -> Result<Vec<Option<OpenedLink>>, StoreError> {
         let mut opened = link_open(connection, links).await?;
+        let is_opened = |link: &&NewLink| opened.iter().any(|opened| opened.device_id == link.device_id);
+        let told = links.iter().filter(is_opened).map(|link| (link.device_id, link.transport_failures.as_slice()));
+        transport_failures_add(connection, told).await?;
         Ok(links
             .iter()
             .map(|link| {
@@ -123,6 +127,9 @@ impl Statement for Polls {
     async fn ask(&self, connection: &mut Connection, polls: &[NewPoll]) -> Result<Vec<Option<StoredPoll>>, StoreError> {
         let stored = poll_store(connection, polls).await?;
         let of = |poll: &NewPoll| stored.iter().copied().find(|stored| stored.device_id == poll.device_id);
+        let told = polls.iter().filter(|poll| of(poll).is_some());
+        transport_failures_add(connection, told.map(|poll| (poll.device_id, poll.transport_failures.as_slice())))
+            .await?;
         Ok(polls.iter().map(of).collect())
     }
 }

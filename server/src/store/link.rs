@@ -23,10 +23,6 @@ use crate::model::transport_failure::NewTransportFailure;
 
 /// Boots of one device that are remembered, newest first: a device that invents them fills no table.
 pub(super) const BOOTS_MAX: i64 = 256;
-/// Kinds of failed attempts of one device that are kept when it tells of others: as many as it may tell at once.
-const TRANSPORT_FAILURES_MAX: i64 = 32;
-/// A kind that was not met for so long is counted from the start, in days.
-const FAILURE_FORGOTTEN_DAYS: i32 = 30;
 
 /// A device that said hello, or whose tunnel is up.
 #[derive(Clone, Debug, Serialize)]
@@ -52,7 +48,8 @@ pub struct NewLink {
     pub hostname: String,
     pub clock_offset_ms: i64,
     pub capabilities: Vec<String>,
-    /// What the device says of attempts that failed.
+    /// What the device says of attempts that failed. Not stored here: [`transport_failures_add`](super::transport_failure).
+    #[serde(skip)]
     pub transport_failures: Vec<NewTransportFailure>,
 }
 
@@ -113,7 +110,7 @@ pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Resu
                select h.* from jsonb_to_recordset($1) as h(
                    device_id uuid, tunnel_id uuid, has_agent boolean, certificate_serial text, node text, transport text,
                    remote_address inet, boot_id text, agent text, os text, hostname text, clock_offset_ms bigint,
-                   capabilities text[], transport_failures jsonb, ipv4 inet, ipv6 inet, client text, platform text, cipher text)
+                   capabilities text[], ipv4 inet, ipv6 inet, client text, platform text, cipher text)
            ),
            admitted as materialized (
                select h.*, c.serial, c.state as certificate_state, d.tenant_id,
@@ -176,28 +173,6 @@ pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Resu
                   and b.seen_at < (select seen_at from device_boots o where o.device_id = a.device_id
                                     order by seen_at desc offset $2 limit 1)
            ),
-           failed as (
-               insert into transport_failures as t (device_id, tenant_id, transport, stage, code, count, last_at)
-               select a.device_id, a.tenant_id, f.transport, f.stage, f.code, f.count,
-                      clock_timestamp() - f.ms_ago * interval '1 millisecond'
-                 from admitted a join opened o on o.device_id = a.device_id
-                cross join jsonb_to_recordset(a.transport_failures)
-                           as f(transport text, stage text, code text, count bigint, ms_ago bigint)
-                order by 1, 3, 4, 5
-                   on conflict (device_id, transport, stage, code) do update
-                  set last_at = greatest(t.last_at, excluded.last_at),
-                      count = case when t.last_at > excluded.last_at - make_interval(days => $4) then t.count else 0 end
-                              + excluded.count
-           ),
-           failures_forgotten as (
-               delete from transport_failures t using admitted a
-                where t.device_id = a.device_id and jsonb_array_length(a.transport_failures) > 0
-                  and (t.transport, t.stage, t.code) not in
-                      (select o.transport, o.stage, o.code from transport_failures o
-                        where o.device_id = a.device_id order by o.last_at desc limit $3)
-                  and not exists (select from jsonb_to_recordset(a.transport_failures) as f(transport text, stage text, code text)
-                                   where (f.transport, f.stage, f.code) = (t.transport, t.stage, t.code))
-           ),
            activated as (
                update certificates c set state = 'active', used_at = clock_timestamp()
                  from admitted a where a.certificate_state = 'issued' and c.serial = a.serial and c.state = 'issued'
@@ -225,8 +200,6 @@ pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Resu
                            left join polls q on q.device_id = o.device_id"#,
         Json(links) as _,
         BOOTS_MAX,
-        TRANSPORT_FAILURES_MAX,
-        FAILURE_FORGOTTEN_DAYS,
     )
     .fetch_all(connection)
     .await?;

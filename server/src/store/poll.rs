@@ -10,6 +10,7 @@ use sqlx::types::Json;
 
 use super::StoreError;
 use super::link::BOOTS_MAX;
+use crate::model::transport_failure::NewTransportFailure;
 
 /// A device that polls.
 #[derive(Clone, Debug)]
@@ -29,6 +30,8 @@ pub struct NewPoll {
     pub running: Value,
     /// When it is told to come back.
     pub interval: Duration,
+    /// What the device says of attempts that failed. Not stored here: [`transport_failures_add`](super::transport_failure).
+    pub transport_failures: Vec<NewTransportFailure>,
 }
 
 #[derive(Serialize)]

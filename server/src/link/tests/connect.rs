@@ -273,7 +273,7 @@ async fn how_attempts_failed_is_added_up_and_does_not_grow(_: PgPoolOptions, dat
     // A device's clock may be decades off: what counts is how long ago it was.
     for _ in 0..2 {
         tell(vec![
-            failure("reset".to_owned(), 3_600_000),
+            failure("connection_reset".to_owned(), 3_600_000),
             TransportFailure { transport: 99, ..failure("new".to_owned(), 0) },
         ])
         .await;
@@ -283,16 +283,23 @@ async fn how_attempts_failed_is_added_up_and_does_not_grow(_: PgPoolOptions, dat
            from transport_failures where device_id = '{}'",
         device.id
     );
-    assert_eq!(port.ask(&row).await.as_deref(), Some("websocket tls reset 6 1"));
+    assert_eq!(port.ask(&row).await.as_deref(), Some("websocket tls connection_reset 6 1"));
 
     for round in 0..4 {
-        tell((0..32).map(|number| failure(format!("c{round}_{number}"), 7_000_000 + round)).collect()).await;
+        tell(
+            (0..32)
+                .map(|number| failure(format!("status_{}", 100 * (round + 1) + number), 7_000_000 + round))
+                .collect(),
+        )
+        .await;
     }
     let rows = format!("select count(*)::text from transport_failures where device_id = '{}'", device.id);
     let kept: u32 = port.ask(&rows).await.unwrap().parse().unwrap();
     assert!((32..=64).contains(&kept), "{kept}");
-    let newest =
-        format!("select count(*)::text from transport_failures where device_id = '{}' and code like 'c3_%'", device.id);
+    let newest = format!(
+        "select count(*)::text from transport_failures where device_id = '{}' and code like 'status_4%'",
+        device.id
+    );
     assert_eq!(port.ask(&newest).await.as_deref(), Some("32"));
 }
 

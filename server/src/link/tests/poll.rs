@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use cloudlink_proto::ids::CommandId;
 use cloudlink_proto::link::message::command_status::State;
-use cloudlink_proto::link::message::{MetricsReport, command};
+use cloudlink_proto::link::message::{MetricsReport, TransportFailure, command, transport_failure};
 use cloudlink_proto::poll::message::{PollRequest, PollResponse, Running};
 use cloudlink_proto::poll::{self, COMMANDS_MAX, CONTENT_TYPE, POLL_PATH, REQUEST_BYTES_MAX};
 use http_body_util::{BodyExt, Full};
@@ -93,6 +93,28 @@ async fn a_poll_says_who_is_there_and_is_told_when_to_come_back(_: PgPoolOptions
     assert_eq!(port.ask(next).await.as_deref(), Some("true"));
     assert_eq!(port.ask("select count(*)::text from links").await.as_deref(), Some("0"), "a poll is no link");
     assert_eq!(port.metric("cloudlink_polls_total"), 1);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_device_that_only_ever_polls_tells_why_no_link_comes_about(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let (_, device) = unlinked(&port).await;
+    let failure = |code: &str| TransportFailure {
+        transport: transport_failure::Transport::Websocket.into(),
+        stage: transport_failure::Stage::Http.into(),
+        code: code.to_owned(),
+        count: 2,
+        last_unix_ms: 1000,
+    };
+    for _ in 0..2 {
+        let transport_failures = vec![failure("status_403"), failure("invented_1"), failure("invented_2")];
+        let request = PollRequest { clock_unix_ms: 61_000, transport_failures, ..says("boot-1") };
+        poll(&port, &device, request).await;
+    }
+    let told = "select string_agg(concat_ws(' ', transport, stage, code, count, round(extract(epoch from now() - last_at) / 60)),
+                                  '|' order by code) from transport_failures";
+    let expected = "websocket http other 8 1|websocket http status_403 4 1";
+    assert_eq!(port.ask(told).await.as_deref(), Some(expected));
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]

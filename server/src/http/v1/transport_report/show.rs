@@ -106,6 +106,22 @@ mod tests {
     }
 
     #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn a_report_of_many_sites_is_cut(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        for number in 0..=super::ITEMS_MAX {
+            let device = DeviceId::from_uuid(new_id());
+            scene
+                .insert_device(device, scene.tenant, &format!("d{number}"), json!({"site": format!("{number}")}))
+                .await;
+        }
+        let failed = "insert into transport_failures
+            select id, tenant_id, 'websocket', 'tls', 'connection_reset', 3, now() from devices where id <> $1";
+        scene.sql(failed, scene.device.as_uuid()).await;
+        let report = scene.get("/transport-report?by=site").by(&scene.operator).send().await.expect(StatusCode::OK);
+        assert_eq!((report["items"].as_array().unwrap().len(), &report["is_cut"]), (super::ITEMS_MAX, &json!(true)));
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
     async fn asks_for_a_label_and_a_time_that_can_be(pool: PgPoolOptions, database: PgConnectOptions) {
         let scene = Scene::new(pool, database).await;
         for query in ["?by=", "?by=a%00", "?by=site&days=0", "?by=site&days=91", "?by=site&days=x", "?by=site&other=1"]
