@@ -26,7 +26,7 @@ use crate::failure::Failure;
 use crate::model::{
     AccessPolicy, AccessRequest, AuditEntry, Command, Delivery, Device, DeviceBoots, DeviceDrops, DeviceSamples, Email,
     EnrollmentToken, Grant, Granted, Group, Me, Node, Opening, Person, Proof, Recording, SignInConfig, SignedReceipt,
-    SignedStatement, SigningKey, Status, StormPlan, SupportSession, Tenant, Token, Webhook,
+    SignedStatement, SigningKey, Status, StormPlan, SupportSession, Tenant, Token, TransportReport, Webhook,
 };
 use transport::{Reply, Transport};
 
@@ -323,6 +323,15 @@ impl Client {
     ) -> Result<Answer<DeviceDrops>, Failure> {
         let call = with(Call::get(format!("/devices/{id}/drops")), "from", from.as_ref());
         self.one(with(call, "until", until.as_ref())).await
+    }
+
+    pub(crate) async fn transport_report(
+        &self,
+        by: Option<&str>,
+        days: Option<u32>,
+    ) -> Result<Answer<TransportReport>, Failure> {
+        let call = with(Call::get("/transport-report"), "by", by.as_ref());
+        self.one(with(call, "days", days.as_ref())).await
     }
 
     pub(crate) async fn device_metrics(&self, id: Uuid) -> Result<Answer<Value>, Failure> {

@@ -28,6 +28,7 @@ mod status;
 mod support;
 mod tenant;
 mod token;
+mod transport_report;
 mod watch;
 mod webhook;
 
@@ -162,6 +163,7 @@ enum Verb {
     /// How devices are kept apart, and the proof of it
     #[command(subcommand)]
     Isolation(isolation::Isolation),
+    TransportReport(transport_report::Show),
     /// What was done under a grant, signed
     #[command(subcommand)]
     Receipt(receipt::Receipt),
@@ -228,6 +230,7 @@ impl Line {
             Verb::Recording(verb) => Box::pin(verb.run(context)).await,
             Verb::Audit(audit) => audit.run(context).await,
             Verb::Isolation(verb) => verb.run(context).await,
+            Verb::TransportReport(show) => show.run(context).await,
             Verb::Receipt(verb) => verb.run(context).await,
             Verb::Tenants(list) => list.run(context).await,
             Verb::Tenant(verb) => verb.run(context).await,

@@ -189,6 +189,24 @@ pub(crate) struct TransportFailure {
     pub(crate) last_at: Timestamp,
 }
 
+/// A kind of failure, over all devices with the same label.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct TransportReportItem {
+    /// `None`: of devices without the label, or of all.
+    pub(crate) value: Option<String>,
+    pub(crate) devices: u64,
+    #[serde(flatten)]
+    pub(crate) failure: TransportFailure,
+}
+
+/// Which transports failed and how, summed by the values of a label.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct TransportReport {
+    pub(crate) by: Option<String>,
+    pub(crate) items: Vec<TransportReportItem>,
+    pub(crate) is_cut: bool,
+}
+
 impl Device {
     #[must_use]
     pub(crate) fn is_linked(&self) -> bool {
