@@ -184,7 +184,8 @@ impl DialError {
     #[must_use]
     pub fn is_answer(&self) -> bool {
         match self {
-            Self::Http(_) | Self::Closed(_) => true,
+            Self::Http(_) => true,
+            Self::Closed(close) => is_answer(close.code),
             Self::Through { source, .. } => source.is_answer(),
             Self::Resolve { .. }
             | Self::NoAddress { .. }
@@ -222,6 +223,13 @@ impl DialError {
             | Self::Tunnel(_) => None,
         }
     }
+}
+
+/// Whether a goodbye says that the transport works. One that says that nothing came in time says that it does not: something on the
+/// way passes on answers only when they are whole.
+#[must_use]
+pub fn is_answer(code: Code) -> bool {
+    code != Code::TimedOut
 }
 
 /// Whether a goodbye says that this device, its certificate or its software is not wanted: somebody must act first.
@@ -502,4 +510,20 @@ pub fn authority(name: &ServerName<'_>, port: u16) -> String {
 
 fn host_and_port(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use cloudlink_proto::link::Party;
+
+    use super::*;
+
+    #[test]
+    fn a_goodbye_because_nothing_came_is_no_sign_that_the_transport_works() {
+        let closed = |code| {
+            let close = Close { by: Party::Peer, code, message: String::new(), retry_after: Duration::ZERO };
+            DialError::Closed(close).is_answer()
+        };
+        assert!(!closed(Code::TimedOut) && closed(Code::Overloaded) && closed(Code::Revoked));
+    }
 }
