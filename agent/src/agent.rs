@@ -137,7 +137,7 @@ impl Agent {
             streams: Streams::new(&config),
             trial: if tunnel.is_some() { Trial::interrupting() } else { Trial::default() },
             tunnel,
-            polling: Polling::new(&config.poll, Instant::now()),
+            polling: Polling::new(&config, Instant::now()),
             climb: Climb::new(&config),
             config,
             _state_dir: state_dir,
@@ -255,7 +255,7 @@ impl Agent {
         let renew_at = self.renewal.poll_timeout().filter(|_| self.link.is_some());
         let report_at = self.report_due.filter(|_| self.measuring.is_none());
         let look_at = self.tunnel_look_at();
-        let climb_at = self.climb.poll_timeout().filter(|_| self.link.is_some());
+        let climb_at = self.climb.poll_timeout();
         let poll_at = self.polling.poll_timeout();
         [dial_at, renew_at, report_at, look_at, climb_at, poll_at, self.desk.poll_timeout()].into_iter().flatten().min()
     }
@@ -378,12 +378,14 @@ impl Agent {
         match self.climb.next(now) {
             Transport::WebSocket => self.dial_directly(now, slot),
             Transport::OpenVpn => self.dial_inside(now, slot),
+            Transport::Polling => self.dial_by_poll(now),
         }
     }
 
     fn dial_directly(&mut self, now: Instant, slot: Slot) {
         self.climb.begin(now);
         let hello = self.hello();
+        self.climb.tells(&hello.transport_failures);
         tracing::debug!(slot = ?slot, host = self.config.server.host, "dialling");
         let route = self.direct_route(slot);
         let opening = async move { Link::open(route?, hello).await };

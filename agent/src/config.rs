@@ -66,7 +66,7 @@ pub struct Config {
 /// `[server]`: whom to dial and whom to trust.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
-    /// How the link is made: the first one that works, best first. Default: `websocket` alone.
+    /// How the server is reached: the first one that works, best first. Default: `websocket` alone.
     pub transports: Vec<Transport>,
     /// How often it is dialled at most. Default: 60.
     pub attempts_per_hour: usize,
@@ -97,16 +97,19 @@ pub enum Transport {
     WebSocket,
     /// A WebSocket inside the tunnel of a stock OpenVPN client.
     OpenVpn,
+    /// No link: requests over HTTPS, now and then.
+    Polling,
 }
 
 impl Transport {
-    const ALL: [Self; 2] = [Self::WebSocket, Self::OpenVpn];
+    const ALL: [Self; 3] = [Self::WebSocket, Self::OpenVpn, Self::Polling];
 
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::WebSocket => "websocket",
             Self::OpenVpn => "openvpn",
+            Self::Polling => "polling",
         }
     }
 
@@ -251,6 +254,13 @@ fn read_root(root: &Section<'_>) -> Option<Config> {
         root.section("server").fault("transports", "has \"openvpn\" beside another one", hint);
     }
     let poll = poll::read(&root.section("poll"));
+    if !poll.enabled && server.as_ref().is_some_and(|server| server.uses(Transport::Polling)) {
+        root.section("poll").fault(
+            "enabled",
+            "is false, with \"polling\" among server.transports",
+            "leave one of them out",
+        );
+    }
     let service = read_service(&root.section("service"));
     let power = read_power(&root.section("power"));
     let access = access::read(&root.section("access"));
@@ -348,6 +358,14 @@ fn read_transports(server: &Section<'_>) -> Vec<Transport> {
             Ok(transport) => transports.push(transport),
             Err((problem, hint)) => server.fault("transports", &format!("has an entry that {problem}"), &hint),
         }
+    }
+    if transports.iter().rev().skip(1).any(|transport| *transport == Transport::Polling) {
+        // It would be used as long as it works, which is nearly always, and no link be made.
+        server.fault(
+            "transports",
+            "has \"polling\" before others",
+            "it is what is left when no link comes about: last",
+        );
     }
     if transports.is_empty() {
         if server.strings("transports").is_some_and(|texts| texts.is_empty()) {
@@ -466,7 +484,13 @@ impl Server {
         }
     }
 
-    /// Whether the link may be made in this way.
+    /// Whether the device proves itself to the server directly, with a certificate of its own.
+    #[must_use]
+    pub fn is_dialled_directly(&self) -> bool {
+        self.uses(Transport::WebSocket) || self.uses(Transport::Polling)
+    }
+
+    /// Whether the server may be reached in this way.
     #[must_use]
     pub fn uses(&self, transport: Transport) -> bool {
         self.transports.contains(&transport)
@@ -619,11 +643,15 @@ mod tests {
         let server = Config::parse(&with(both, start)).unwrap().server;
         assert_eq!(server.transports, [Transport::OpenVpn, Transport::WebSocket]);
         assert_eq!((server.attempts_per_hour, server.better_after), (7, Duration::from_secs(60)));
+        let with_polling = with("transports = [\"websocket\", \"polling\"]", "");
+        assert_eq!(Config::parse(&with_polling).unwrap().server.transports, [Transport::WebSocket, Transport::Polling]);
         for (keys, more, expected) in [
             (both, "", "server.transports has \"openvpn\" beside another one (hint: set openvpn.start"),
             ("transports = []", "", "server.transports is empty"),
             ("transports = [\"pigeon\"]", "", "server.transports has an entry that is \"pigeon\""),
             ("transports = [\"websocket\", \"websocket\"]", "", "server.transports has \"websocket\" twice"),
+            ("transports = [\"polling\", \"websocket\"]", "", "server.transports has \"polling\" before others"),
+            ("transport = \"polling\"", "[poll]\nenabled = false\n", "poll.enabled is false, with \"polling\" among"),
             ("transport = \"websocket\"\ntransports = [\"websocket\"]", "", "server.transport is of no use"),
             ("attempts_per_hour = 0", "", "server.attempts_per_hour is out of range"),
             ("better_after_seconds = 0", "", "server.better_after_seconds is out of range"),

@@ -125,7 +125,7 @@ fn transports(config: &Config) -> Finding {
 /// a client of somebody else, this device may not get there.
 fn dials_by_itself(config: &Config) -> bool {
     let starts_client = || config.openvpn.started.as_ref().is_some_and(|started| started.http_proxy.is_none());
-    config.server.uses(Transport::WebSocket) || starts_client()
+    config.server.is_dialled_directly() || starts_client()
 }
 
 fn boot_id(config: &Config) -> Finding {
@@ -177,7 +177,7 @@ fn state(state_dir: &Path) -> Vec<Finding> {
 fn identity(config: &Config, findings: &mut Vec<Finding>) -> Option<Identity> {
     match Identity::load(&config.state_dir) {
         Ok(identity) if identity.is_enrolled() => Some(identity),
-        Ok(_) if !config.server.uses(Transport::WebSocket) && config.openvpn.started.is_none() => {
+        Ok(_) if !config.server.is_dialled_directly() && config.openvpn.started.is_none() => {
             findings.push(Finding::good("certificate", "none: the OpenVPN client proves who the device is"));
             None
         }

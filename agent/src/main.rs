@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 use cloudlink_agent::agent::{Agent, load_anchor};
 use cloudlink_agent::backoff::{Backoff, jitter};
 use cloudlink_agent::clock::KnownTime;
-use cloudlink_agent::config::{Config, ConfigError, LogFormat, Transport};
+use cloudlink_agent::config::{Config, ConfigError, LogFormat};
 use cloudlink_agent::disk::StateDir;
 use cloudlink_agent::doctor::{self, Verdict};
 use cloudlink_agent::enroll::{EnrollError, Token, enroll};
@@ -157,7 +157,7 @@ async fn run_command(config: Config, token_file: Option<PathBuf>) -> anyhow::Res
     let state_dir = StateDir::open(&config.state_dir)?;
     let mut identity = load_identity(&state_dir)?;
     // Beside a client of somebody else it is that client's certificate which counts.
-    let needs_certificate = config.server.uses(Transport::WebSocket) || config.openvpn.started.is_some();
+    let needs_certificate = config.server.is_dialled_directly() || config.openvpn.started.is_some();
     if needs_certificate && !identity.is_enrolled() {
         let token_file = token_file.context("the device is not enrolled: give --token-file, or run `enroll` first")?;
         let token = Token::read(&token_file)?;

@@ -64,8 +64,8 @@ impl Schedule {
         }
     }
 
-    /// A link is up.
-    pub fn linked(&mut self) {
+    /// A link is up, or what was asked of the server had no answer and is asked again when somebody says so.
+    pub fn stop(&mut self) {
         let Self { after, interval, .. } = *self;
         *self = Self {
             after,
@@ -170,6 +170,16 @@ impl PollError {
         }
     }
 
+    /// Whether the server itself has said so, by whatever way it was reached.
+    #[must_use]
+    pub fn is_answer(&self) -> bool {
+        match self {
+            Self::Dial(error) => error.is_answer(),
+            Self::Refused(_) => true,
+            Self::Exchange(_) | Self::TimedOut | Self::Request(_) | Self::Answer(_) => self.is_refusal(),
+        }
+    }
+
     /// When the server wants to be asked again.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
@@ -203,6 +213,7 @@ pub fn request(hello: Hello, interval: Duration) -> PollRequest {
         os: hello.os,
         hostname: hello.hostname,
         clock_unix_ms: hello.clock_unix_ms,
+        transport_failures: hello.transport_failures,
         interval_ms: u32::try_from(interval.as_millis()).unwrap_or(u32::MAX),
         ..poll::request()
     }
@@ -259,7 +270,7 @@ mod tests {
         let now = Instant::now();
         let mut schedule = Schedule::new(Some(AFTER), now);
         assert_eq!(seconds(&schedule, now), Some(300.0));
-        schedule.linked();
+        schedule.stop();
         assert_eq!(seconds(&schedule, now), None);
         schedule.tell(now, MIDDLE);
         assert_eq!(seconds(&schedule, now), None, "the link tells");

@@ -10,8 +10,6 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::watch;
 
-use crate::port;
-
 /// What it holds back of one answer.
 const HELD_BYTES_MAX: usize = 1024 * 1024;
 
@@ -35,8 +33,7 @@ pub struct Middlebox {
 }
 
 impl Middlebox {
-    pub async fn start(server: SocketAddr, passes: Passes) -> anyhow::Result<Self> {
-        let address = port::free()?;
+    pub async fn start(address: SocketAddr, server: SocketAddr, passes: Passes) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let (passes, let_through) = (watch::Sender::new(passes), Arc::new(AtomicUsize::new(0)));
         let (changes, count) = (passes.subscribe(), Arc::clone(&let_through));

@@ -17,6 +17,7 @@ use crate::ladder::network::Network;
 use crate::ladder::report::{self, Report};
 use crate::ladder::{Failure, Ladder, Settings};
 use crate::link::Link;
+use crate::poll::PollError;
 
 /// When a better transport is tried that had to wait for what goes over the present one.
 const BUSY_RETRY: Duration = Duration::from_secs(60);
@@ -29,6 +30,8 @@ pub(super) struct Climb {
     memory: Memory,
     network: Network,
     report: Report,
+    /// What the attempt under way tells of it.
+    telling: Vec<TransportFailure>,
 }
 
 impl Climb {
@@ -42,7 +45,7 @@ impl Climb {
         }
         let settings = Settings { attempts_per_hour: server.attempts_per_hour, better_after: server.better_after };
         let ladder = Ladder::new(settings, transports.len(), first);
-        Self { transports, ladder, memory, network, report: Report::default() }
+        Self { transports, ladder, memory, network, report: Report::default(), telling: Vec::new() }
     }
 
     /// The transport of an attempt that begins now.
@@ -67,7 +70,49 @@ impl Climb {
 
     pub(super) fn welcomed(&mut self, now: Instant) {
         self.ladder.welcomed(now, jitter());
-        self.report.told();
+        self.report.told(&std::mem::take(&mut self.telling));
+    }
+
+    /// Takes in what the attempt under way tells of those that failed.
+    pub(super) fn tells(&mut self, failures: &[TransportFailure]) {
+        self.telling = failures.to_vec();
+    }
+
+    /// A poll has told these.
+    pub(super) fn told(&mut self, failures: &[TransportFailure]) {
+        self.report.told(failures);
+    }
+
+    /// Whether polling is one of the transports. If not, the agent polls beside its attempts.
+    pub(super) fn has_polling(&self) -> bool {
+        self.transports.contains(&Transport::Polling)
+    }
+
+    /// Takes in that a poll was answered, where polling is one of the transports.
+    pub(super) fn polled(&mut self, now: Instant) {
+        if self.is_trying(Transport::Polling) {
+            self.ladder.welcomed(now, jitter());
+            tracing::info!("no link: the device polls");
+        }
+    }
+
+    /// Takes in that a poll failed, and for how long they were answered before. How long to wait before the next attempt; `None` if one
+    /// is under way.
+    pub(super) fn poll_failed(&mut self, now: Instant, failure: Failure, proven_for: Duration) -> Option<Duration> {
+        if self.is_trying(Transport::Polling) {
+            self.ladder.failed(now, failure, jitter())
+        } else {
+            self.ladder.lost(failure, proven_for, jitter())
+        }
+    }
+
+    /// Takes in how a poll failed.
+    pub(super) fn report_poll(&mut self, error: &PollError) {
+        self.report.add(Transport::Polling, &error.into(), unix_ms(wall_clock()));
+    }
+
+    fn is_trying(&self, transport: Transport) -> bool {
+        self.ladder.trying().is_some_and(|rung| self.transport(rung) == transport)
     }
 
     /// What the server is to hear of attempts that failed.
@@ -154,17 +199,19 @@ fn here() -> Network {
 }
 
 impl Agent {
-    /// Looks whether the link has proven itself, and tries a better transport when it is time.
+    /// Looks whether the link, or polling, has proven itself, and tries a better transport when it is time.
     pub(super) fn climb(&mut self, now: Instant) {
-        let Some(link) = self.link.as_ref().filter(|_| self.climb.poll_timeout().is_some_and(|at| at <= now)) else {
+        if self.climb.poll_timeout().is_none_or(|at| at > now) {
             return;
-        };
-        self.climb.prove(now, link.proven_for());
+        }
+        let proven_for = self.link.as_ref().map_or(self.polling.proven_for(), Link::proven_for);
+        self.climb.prove(now, proven_for);
         if !self.climb.ladder.is_better_due(now) {
             return;
         }
         // A tunnel that is left takes with it what goes through it.
-        let is_in_need = self.desk.is_at_work() || link.tunnel.is_some() && !self.streams.is_empty();
+        let is_tunnelled = self.link.as_ref().is_some_and(|link| link.tunnel.is_some());
+        let is_in_need = self.desk.is_at_work() || is_tunnelled && !self.streams.is_empty();
         if is_in_need || !matches!(self.dialling, Dialling::Not) {
             return self.climb.put_better_off(now);
         }
@@ -189,10 +236,16 @@ impl From<&DialError> for Failure {
     }
 }
 
+impl From<&PollError> for Failure {
+    fn from(error: &PollError) -> Self {
+        Self { is_answer: error.is_answer(), is_refusal: error.is_refusal(), retry_after: error.retry_after() }
+    }
+}
+
 impl From<&Close> for Failure {
     fn from(close: &Close) -> Self {
         Self {
-            is_answer: close.by == Party::Peer,
+            is_answer: close.by == Party::Peer && dial::is_answer(close.code),
             is_refusal: dial::is_refusal(close.code),
             retry_after: Some(close.retry_after).filter(|after| !after.is_zero()),
         }

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cloudlink_proto::ids::CommandId;
-use cloudlink_proto::link::message::Command;
+use cloudlink_proto::link::message::{Command, TransportFailure};
 use tokio::time::Instant;
 
-use super::Agent;
+use super::{Agent, Dialling};
 use crate::backoff::jitter;
 use crate::chain;
-use crate::config::Poll;
+use crate::config::{Config, Poll, Transport};
 use crate::identity::Slot;
+use crate::ladder::Failure;
 use crate::metrics;
 use crate::poll::{self, PollError, Polled, Schedule};
 
@@ -22,6 +23,10 @@ pub(super) struct Polling {
     asking: Option<Asking>,
     /// The certificate that is asked with, if there are two: the other one after a refusal.
     slot: Slot,
+    /// What the poll under way tells of attempts that failed.
+    telling: Vec<TransportFailure>,
+    /// Answers since the last link or failure: when the first came, and the last.
+    answered: Option<(Instant, Instant)>,
 }
 
 type Asking = Pin<Box<dyn Future<Output = Result<Polled, PollError>> + Send>>;
@@ -33,9 +38,23 @@ impl std::fmt::Debug for Polling {
 }
 
 impl Polling {
-    pub(super) fn new(config: &Poll, now: Instant) -> Self {
-        let after = config.enabled.then(|| Duration::from_secs(config.after_seconds));
-        Self { schedule: Schedule::new(after, now), asking: None, slot: Slot::Current }
+    /// Where polling is one of the transports, it is the ladder that says when to begin.
+    pub(super) fn new(config: &Config, now: Instant) -> Self {
+        let Poll { enabled, after_seconds } = config.poll;
+        let is_own_plan = enabled && !config.server.uses(Transport::Polling);
+        let after = is_own_plan.then(|| Duration::from_secs(after_seconds));
+        Self {
+            schedule: Schedule::new(after, now),
+            asking: None,
+            slot: Slot::Current,
+            telling: Vec::new(),
+            answered: None,
+        }
+    }
+
+    /// For how long polls were answered, without one between that failed.
+    pub(super) fn proven_for(&self) -> Duration {
+        self.answered.map_or(Duration::ZERO, |(first, last)| last - first)
     }
 
     pub(super) const fn poll_timeout(&self) -> Option<Instant> {
@@ -44,8 +63,9 @@ impl Polling {
 
     /// A link is up: what a poll under way would bring comes over that one.
     pub(super) fn linked(&mut self) {
-        self.schedule.linked();
+        self.schedule.stop();
         self.asking = None;
+        self.answered = None;
     }
 
     pub(super) fn unlinked(&mut self) {
@@ -72,14 +92,27 @@ impl Agent {
         if self.polling.poll_timeout().is_none_or(|due| due > now) {
             return;
         }
-        self.polling.schedule.begun();
-        let slot = self.polling_slot();
-        if self.identity.slot(slot).is_none() {
+        if self.identity.slot(self.polling_slot()).is_none() {
+            self.polling.schedule.stop();
             tracing::info!("without a certificate of its own the device does not poll");
             return;
         }
+        self.ask();
+    }
+
+    /// Polls, as the attempt to reach the server whose turn it is.
+    pub(super) fn dial_by_poll(&mut self, now: Instant) {
+        self.climb.begin(now);
+        self.dialling = Dialling::Not;
+        self.ask();
+    }
+
+    fn ask(&mut self) {
+        self.polling.schedule.begun();
+        let slot = self.polling_slot();
         let route = self.direct_route(slot);
         let mut request = poll::request(self.hello(), self.polling.schedule.interval());
+        self.polling.telling = request.transport_failures.clone();
         let statuses = self.desk.outstanding();
         let (sampler, executor) = (Arc::clone(&self.sampler), self.desk.executor());
         tracing::debug!(slot = ?slot, statuses = statuses.len(), "polling");
@@ -104,11 +137,26 @@ impl Agent {
             Err(error) => {
                 let is_refused = error.is_refusal();
                 tracing::warn!(error = chain(&error), refused = is_refused, "a poll failed");
-                if is_refused {
-                    self.polling.slot = if self.polling_slot() == Slot::Current { Slot::Next } else { Slot::Current };
-                }
-                self.polling.schedule.failed(now, is_refused, error.retry_after(), jitter());
+                self.climb.report_poll(&error);
+                self.poll_failed(now, Failure::from(&error));
             }
+        }
+        self.rest_tunnel();
+    }
+
+    fn poll_failed(&mut self, now: Instant, failure: Failure) {
+        if failure.is_refusal {
+            self.polling.slot = if self.polling_slot() == Slot::Current { Slot::Next } else { Slot::Current };
+        }
+        let proven_for = self.polling.proven_for();
+        self.polling.answered = None;
+        if !self.climb.has_polling() {
+            return self.polling.schedule.failed(now, failure.is_refusal, failure.retry_after, jitter());
+        }
+        self.polling.schedule.stop();
+        // An attempt that is under way is left alone.
+        if let wait @ Some(_) = self.climb.poll_failed(now, failure, proven_for) {
+            self.dial_later(wait);
         }
     }
 
@@ -118,8 +166,14 @@ impl Agent {
         if own.is_some_and(|own| own.to_string() != response.device_id) {
             // Its commands would be another device's.
             tracing::error!("the server takes this device for another one");
-            return self.polling.schedule.failed(now, true, None, jitter());
+            return self.poll_failed(now, Failure { is_answer: true, is_refusal: true, retry_after: None });
         }
+        self.climb.told(&std::mem::take(&mut self.polling.telling));
+        if self.climb.has_polling() {
+            self.climb.polled(now);
+        }
+        let first = self.polling.answered.map_or(now, |(first, _)| first);
+        self.polling.answered = Some((first, now));
         self.known_time.learn(response.clock_unix_ms, server_certificate_ends);
         let interval = Duration::from_millis(response.next_poll_ms.into());
         let (commands, receipts) = (response.commands.len(), response.receipts.len());

@@ -190,6 +190,7 @@ impl Agent {
             None => Ok(None),
         };
         let hello = self.hello();
+        self.climb.tells(&hello.transport_failures);
         let opening = async move {
             if let Some((old, _)) = old {
                 old.close(Code::Replaced, "the tunnel is made anew, with another certificate").await;

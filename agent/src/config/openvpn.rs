@@ -243,7 +243,7 @@ mod tests {
         let faults = Config::parse(&text).unwrap_err();
         assert_eq!(
             faults[0].to_string(),
-            "line 5: server.transport is \"carrier-pigeon\" (hint: \"websocket\" or \"openvpn\")"
+            "line 5: server.transport is \"carrier-pigeon\" (hint: \"websocket\" or \"openvpn\" or \"polling\")"
         );
     }
 }

@@ -1,6 +1,7 @@
 //! Which transports failed and how, until a server has heard of it.
 
 use std::borrow::Cow;
+use std::error::Error as _;
 use std::io;
 
 use cloudlink_proto::link::TRANSPORT_FAILURES_MAX;
@@ -12,6 +13,8 @@ use tokio_tungstenite::tungstenite;
 
 use crate::config::Transport;
 use crate::dial::{DialError, ProxyError, Step};
+use crate::exchange::ExchangeError;
+use crate::poll::PollError;
 use crate::tunnel::TunnelError;
 
 /// What went wrong, without words of others.
@@ -21,7 +24,7 @@ pub struct Fault {
     pub code: Cow<'static, str>,
 }
 
-/// The kinds of failures since the last welcome, the one that was met last at the end.
+/// The kinds of failures that the server has not heard of, the one that was met last at the end.
 #[derive(Debug, Default)]
 pub struct Report {
     failures: Vec<TransportFailure>,
@@ -32,6 +35,7 @@ impl Report {
         let transport = match transport {
             Transport::WebSocket => transport_failure::Transport::Websocket,
             Transport::OpenVpn => transport_failure::Transport::Openvpn,
+            Transport::Polling => transport_failure::Transport::Polling,
         };
         let is_known = |known: &TransportFailure| {
             (known.transport(), known.stage(), known.code.as_str()) == (transport, fault.stage, &fault.code)
@@ -55,9 +59,16 @@ impl Report {
         &self.failures
     }
 
-    /// The server has it.
-    pub fn told(&mut self) {
-        self.failures.clear();
+    /// The server has heard of these. What came to them meanwhile it has not.
+    pub fn told(&mut self, told: &[TransportFailure]) {
+        let is_same = |one: &TransportFailure, other: &TransportFailure| {
+            (one.transport, one.stage, &one.code) == (other.transport, other.stage, &other.code)
+        };
+        for failure in &mut self.failures {
+            let heard = told.iter().find(|told| is_same(told, failure)).map_or(0, |told| told.count);
+            failure.count = failure.count.saturating_sub(heard);
+        }
+        self.failures.retain(|failure| failure.count > 0);
     }
 }
 
@@ -82,6 +93,25 @@ impl From<&DialError> for Fault {
             DialError::Hello(_) => (Stage::Device, "no_hello"),
             DialError::NotEnrolled => (Stage::Device, "not_enrolled"),
             DialError::Tunnel(error) => (Stage::Tunnel, tunnel_code(error)),
+        };
+        Self { stage, code: code.into() }
+    }
+}
+
+impl From<&PollError> for Fault {
+    fn from(error: &PollError) -> Self {
+        let (stage, code) = match error {
+            PollError::Dial(error) => return error.into(),
+            PollError::Refused(problem) => {
+                return Self { stage: Stage::Http, code: format!("status_{}", problem.status.as_u16()).into() };
+            }
+            PollError::Exchange(ExchangeError::Request(error)) => {
+                let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+                (Stage::Http, source.map_or("closed", tls_code))
+            }
+            PollError::Exchange(ExchangeError::Answer) | PollError::Answer(_) => (Stage::Http, "not_an_answer"),
+            PollError::TimedOut => (Stage::Http, "timed_out"),
+            PollError::Request(_) => (Stage::Device, "no_request"),
         };
         Self { stage, code: code.into() }
     }
@@ -177,10 +207,12 @@ fn close_code(code: Code) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use cloudlink_proto::link::is_failure_code;
+
     use super::*;
 
     fn fault(number: usize) -> Fault {
-        Fault { stage: Stage::Proxy, code: format!("status_{number}").into() }
+        Fault { stage: Stage::Proxy, code: format!("status_{}", 100 + number).into() }
     }
 
     #[test]
@@ -193,8 +225,11 @@ mod tests {
         let told: Vec<_> =
             report.failures().iter().map(|told| (told.transport, told.count, told.last_unix_ms)).collect();
         assert_eq!(told, [(2, 1, 2), (1, 2, 3)]);
-        report.told();
-        assert!(report.failures().is_empty());
+        let telling = report.failures().to_vec();
+        report.add(Transport::OpenVpn, &reset, 4);
+        report.told(&telling);
+        let left: Vec<_> = report.failures().iter().map(|left| (left.transport, left.count)).collect();
+        assert_eq!(left, [(2, 1)], "what came while it was told is told with the next");
     }
 
     #[test]
@@ -205,8 +240,18 @@ mod tests {
             report.add(Transport::WebSocket, &fault(0), number as u64);
         }
         let failures = report.failures();
-        assert_eq!((failures.len(), failures[31].code.as_str(), failures[31].count), (32, "status_0", 101));
-        assert_eq!(failures[30].code, "status_99");
+        assert_eq!((failures.len(), failures[31].code.as_str(), failures[31].count), (32, "status_100", 101));
+        assert_eq!(failures[30].code, "status_199");
+    }
+
+    #[test]
+    fn every_end_of_a_link_and_failure_of_a_poll_is_in_words_that_the_server_knows() {
+        for code in (0..20).filter_map(|number| Code::try_from(number).ok()) {
+            assert!(is_failure_code(&lost(code).code), "{code:?}");
+        }
+        for error in [PollError::TimedOut, ExchangeError::Answer.into(), DialError::NoWelcome.into()] {
+            assert!(is_failure_code(&Fault::from(&error).code), "{error}");
+        }
     }
 
     #[test]
@@ -230,9 +275,11 @@ mod tests {
                 (Stage::Proxy, "wrong_login"),
             ),
             (TunnelError::NoProgram.into(), (Stage::Tunnel, "no_program")),
+            (DialError::NotEnrolled, (Stage::Device, "not_enrolled")),
         ] {
             let fault = Fault::from(&error);
             assert_eq!((fault.stage, fault.code.as_ref()), expected);
+            assert!(is_failure_code(&fault.code), "{fault:?}");
         }
     }
 }
