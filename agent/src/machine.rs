@@ -45,6 +45,7 @@ pub fn hello(boot_id: &str, streams: &[&str], failures: &[TransportFailure]) -> 
         hostname: shortened(System::host_name().unwrap_or_default()),
         clock_unix_ms: clock::unix_ms(clock::wall_clock()),
         transport_failures: failures.to_vec(),
+        busy_lock: None,
     }
 }
 

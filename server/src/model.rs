@@ -6,6 +6,7 @@ pub mod access_request;
 pub mod api_scope;
 pub mod audit;
 pub mod boot;
+pub mod busy_lock;
 pub mod command;
 pub mod device;
 pub mod drop;

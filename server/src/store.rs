@@ -5,6 +5,7 @@ pub mod access_policy;
 pub mod access_request;
 pub mod audit;
 pub mod boot;
+pub mod busy_lock;
 pub mod certificate;
 pub mod command;
 pub mod deadline;

@@ -168,6 +168,7 @@ pub fn hello(boot_id: &str) -> Hello {
         hostname: "by-hand".to_owned(),
         clock_unix_ms: 0,
         transport_failures: Vec::new(),
+        busy_lock: None,
     }
 }
 

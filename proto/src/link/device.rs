@@ -7,9 +7,9 @@ use uuid::Uuid;
 use super::limit::{Check, FieldError, FieldFault, read_id};
 use super::message::goodbye::Code;
 use super::message::{
-    CertificateIssued, CertificateRefused, CertificateRequest, Command, CommandCancel, CommandReceipt, CommandStatus,
-    DeviceMessage, Hello, MetricsReport, ServerMessage, StreamRefused, StreamRequest, Welcome, device_message,
-    server_message,
+    BusyLock, CertificateIssued, CertificateRefused, CertificateRequest, Command, CommandCancel, CommandReceipt,
+    CommandStatus, DeviceMessage, Hello, MetricsReport, ServerMessage, StreamRefused, StreamRequest, Welcome,
+    device_message, server_message,
 };
 use super::server::Admission;
 use super::session::{Common, SendError, Session, Side, Timing};
@@ -83,6 +83,7 @@ pub enum ToServer {
     CommandStatus(CommandStatus),
     CertificateRequest(CertificateRequest),
     StreamRefused(StreamRefused),
+    BusyLock(BusyLock),
 }
 
 impl Session<Device> {
@@ -164,6 +165,7 @@ impl Side for Device {
             ToServer::CommandStatus(message) => message.check(),
             ToServer::CertificateRequest(message) => message.check(),
             ToServer::StreamRefused(message) => message.check(),
+            ToServer::BusyLock(message) => message.check(),
         }
     }
 
@@ -266,9 +268,10 @@ impl From<ToServer> for DeviceMessage {
             ToServer::CommandStatus(message) => device_message::Kind::CommandStatus(message),
             ToServer::CertificateRequest(message) => device_message::Kind::CertificateRequest(message),
             ToServer::StreamRefused(message) => device_message::Kind::StreamRefused(message),
+            ToServer::BusyLock(message) => device_message::Kind::BusyLock(message),
         };
         Self { kind: Some(kind) }
     }
 }
 
-super::session::outgoing! { ToServer: MetricsReport, CommandStatus, CertificateRequest, StreamRefused }
+super::session::outgoing! { ToServer: MetricsReport, CommandStatus, CertificateRequest, StreamRefused, BusyLock }

@@ -3,9 +3,9 @@
 use uuid::Uuid;
 
 use super::message::{
-    CertificateIssued, CertificateRefused, CertificateRequest, Command, CommandCancel, CommandReceipt, CommandStatus,
-    Goodbye, Hello, MetricsReport, Reconnect, StreamRefused, StreamRequest, TransportFailure, Welcome, command,
-    command_status, stream_request,
+    BusyLock, CertificateIssued, CertificateRefused, CertificateRequest, Command, CommandCancel, CommandReceipt,
+    CommandStatus, Goodbye, Hello, MetricsReport, Reconnect, StreamRefused, StreamRequest, TransportFailure, Welcome,
+    command, command_status, stream_request,
 };
 
 /// A string without a limit of its own.
@@ -50,6 +50,8 @@ pub const TERMINAL_CELLS_MAX: u32 = 1000;
 pub const TERM_BYTES_MAX: usize = 64;
 /// `Forward.host`.
 pub const HOST_BYTES_MAX: usize = 253;
+/// `BusyLock.left_ms`, at most.
+pub const BUSY_LEFT_MS_MAX: u64 = 8 * 24 * 3600 * 1000;
 /// `FilePut.path` and `FileGet.path`.
 pub const PATH_BYTES_MAX: usize = 4096;
 
@@ -100,7 +102,18 @@ impl Check for Hello {
         text("Hello.os", &self.os)?;
         text("Hello.hostname", &self.hostname)?;
         count("Hello.transport_failures", self.transport_failures.len(), TRANSPORT_FAILURES_MAX)?;
-        self.transport_failures.iter().try_for_each(Check::check)
+        self.transport_failures.iter().try_for_each(Check::check)?;
+        self.busy_lock.as_ref().map_or(Ok(()), Check::check)
+    }
+}
+
+impl Check for BusyLock {
+    fn check(&self) -> Result<(), FieldError> {
+        within("BusyLock.left_ms", self.left_ms <= BUSY_LEFT_MS_MAX)?;
+        match self.left_ms {
+            0 => text("BusyLock.reason", &self.reason),
+            _ => filled("BusyLock.reason", self.reason.as_bytes(), STRING_BYTES_MAX),
+        }
     }
 }
 

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use super::limit::{Check, FieldError, read_id};
 use super::message::goodbye::Code;
 use super::message::{
-    CertificateIssued, CertificateRefused, CertificateRequest, Command, CommandCancel, CommandReceipt, CommandStatus,
-    DeviceMessage, Hello, MetricsReport, Reconnect, ServerMessage, StreamRefused, StreamRequest, Welcome,
-    command_status, device_message, server_message,
+    BusyLock, CertificateIssued, CertificateRefused, CertificateRequest, Command, CommandCancel, CommandReceipt,
+    CommandStatus, DeviceMessage, Hello, MetricsReport, Reconnect, ServerMessage, StreamRefused, StreamRequest,
+    Welcome, command_status, device_message, server_message,
 };
 use super::session::{Common, SendError, Session, Side, Timing};
 use super::state::{Event, State};
@@ -37,6 +37,8 @@ pub enum FromDevice {
     },
     /// It asks for a new certificate.
     CertificateRequest(CertificateRequest),
+    /// Which lock it holds.
+    BusyLock(BusyLock),
     /// It does not open a stream.
     StreamRefused {
         /// `refused.id`, read.
@@ -186,6 +188,11 @@ impl Side for Server {
             Some(Kind::StreamRefused(refused)) => {
                 session.only_live("StreamRefused")?;
                 read_refused(refused).map(Some).map_err(Violation::Field)
+            }
+            Some(Kind::BusyLock(lock)) => {
+                session.only_live("BusyLock")?;
+                lock.check().map_err(Violation::Field)?;
+                Ok(Some(FromDevice::BusyLock(lock)))
             }
             None => {
                 session.unknown_received();

@@ -165,6 +165,7 @@ impl Check for PollRequest {
         count("PollRequest.transport_failures", self.transport_failures.len(), TRANSPORT_FAILURES_MAX)?;
         self.transport_failures.iter().try_for_each(Check::check)?;
         self.metrics.iter().try_for_each(Check::check)?;
+        self.busy_lock.iter().try_for_each(Check::check)?;
         self.running.iter().try_for_each(Check::check)?;
         self.statuses.iter().try_for_each(Check::check)
     }

@@ -35,6 +35,7 @@ pub(crate) fn hello() -> Hello {
         hostname: "gw-7".to_owned(),
         clock_unix_ms: 1_763_730_000_000,
         transport_failures: Vec::new(),
+        busy_lock: None,
     }
 }
 
@@ -97,6 +98,7 @@ pub(crate) fn command(kind: Option<command::Kind>) -> Command {
         sent_after_ms: 0,
         grant_statement: String::new(),
         trace_parent: String::new(),
+        override_busy: false,
         kind,
     }
 }

@@ -24,6 +24,7 @@ pub(super) fn to_wire(command: ClaimedCommand, now: Instant) -> Command {
         grant_id: command.grant_id.to_wire(),
         grant_statement: command.grant_statement.unwrap_or_default(),
         trace_parent: command.trace.map(|trace| trace.to_string()).unwrap_or_default(),
+        override_busy: command.override_busy,
         kind: Some(command.instruction.to_wire()),
     }
 }

@@ -34,11 +34,13 @@ use super::stream::Stream;
 use super::{Shared, account};
 use crate::batch::Unanswered;
 use crate::bus::Hint;
+use crate::model::busy_lock::{self, NewBusyLock};
 use crate::model::command::State;
+use crate::store::busy_lock::busy_lock_tell;
 use crate::store::dispatch::{ClaimedCommand, LinkKey};
 use crate::store::link::{ClosedLink, Ended, link_prove_boot_in_txn};
 use crate::store::transition::{Applied, Transition};
-use crate::store::{StoreError, Visibility};
+use crate::store::{StoreError, Visibility, single};
 
 pub(super) type Socket = WebSocketStream<Stream>;
 
@@ -93,13 +95,15 @@ enum Work {
         not_before: Instant,
     },
     Renew(Bytes),
+    /// The lock that the device holds, and when it said so.
+    Busy(Option<NewBusyLock>, Instant),
 }
 
 impl Work {
     fn not_before(&self) -> Option<Instant> {
         match self {
             Self::Report { not_before, .. } => Some(*not_before),
-            Self::ProveBoot | Self::Renew(_) => None,
+            Self::ProveBoot | Self::Renew(_) | Self::Busy(..) => None,
         }
     }
 }
@@ -109,6 +113,7 @@ enum Done {
     BootProven,
     Reported { command_id: CommandId, target: State, applied: Result<Applied, Unanswered> },
     Renewed(Renewed),
+    BusyTold,
 }
 
 type Doing = Pin<Box<dyn Future<Output = Done> + Send>>;
@@ -142,6 +147,12 @@ impl Link {
     /// Commands of the device are open: its boot id may prove some, and others may be due.
     pub(super) fn with_open_commands(mut self) -> Self {
         self.work.push_back(Box::new(Work::ProveBoot));
+        self
+    }
+
+    /// The device said with its hello which lock it holds, and that, or an older one, is to be written down.
+    pub(super) fn with_busy_lock(mut self, lock: Option<NewBusyLock>) -> Self {
+        self.busy(lock);
         self
     }
 }
@@ -222,6 +233,7 @@ impl Link {
             }
             Some(FromDevice::CommandStatus { id, status, .. }) => self.reported(id, status),
             Some(FromDevice::CertificateRequest(request)) => self.push(Work::Renew(request.csr_der)),
+            Some(FromDevice::BusyLock(lock)) => self.busy(busy_lock::told(&lock)),
             Some(FromDevice::StreamRefused { id, refused }) => {
                 let StreamRefused { code, message, .. } = refused;
                 self.shared.expectations.refuse(self.handle.key.device_id, id, code, message);
@@ -315,7 +327,7 @@ impl Link {
         // Only the newest state of a command is worth a statement.
         let waiting = self.work.iter_mut().find_map(|work| match work.as_mut() {
             Work::Report { transition, not_before } if transition.command_id == id => Some((transition, not_before)),
-            Work::Report { .. } | Work::ProveBoot | Work::Renew(_) => None,
+            Work::Report { .. } | Work::ProveBoot | Work::Renew(_) | Work::Busy(..) => None,
         });
         match waiting {
             Some((waiting, due)) if !waiting.target.is_final() => {
@@ -325,6 +337,12 @@ impl Link {
             Some(_) => {}
             None => self.push(Work::Report { transition, not_before }),
         }
+    }
+
+    /// Only what it said last is worth a statement.
+    fn busy(&mut self, lock: Option<NewBusyLock>) {
+        self.work.retain(|work| !matches!(**work, Work::Busy(..)));
+        self.push(Work::Busy(lock, Instant::now()));
     }
 
     fn push(&mut self, work: Work) {
@@ -351,6 +369,10 @@ impl Link {
                 let applied = apply(&shared, &transition).await;
                 Done::Reported { command_id, target, applied }
             }),
+            Work::Busy(lock, heard_at) => Box::pin(async move {
+                tell_busy(&shared, handle.key, lock, heard_at).await;
+                Done::BusyTold
+            }),
             Work::Renew(csr_der) => {
                 let tenant_id = self.tenant_id;
                 Box::pin(async move {
@@ -365,7 +387,7 @@ impl Link {
             Done::BootProven => self.shared.bus.send(Hint::CommandsDue(self.handle.key.device_id)),
             Done::Reported { command_id, target, applied: Ok(applied) } => self.applied(command_id, target, applied),
             // It was logged. Without a receipt the device says it again over its next link.
-            Done::Reported { applied: Err(_), .. } => {}
+            Done::Reported { applied: Err(_), .. } | Done::BusyTold => {}
             Done::Renewed(Renewed::Issued(certificate)) => {
                 self.send(CertificateIssued { chain_der: vec![certificate.to_vec().into()] });
             }
@@ -560,6 +582,24 @@ async fn prove_boot(shared: &Shared, handle: &Handle, boot_id: &str) {
             Err(error) => {
                 // The sweep of deadlines ends what this would have proven.
                 tracing::error!(error = &error as &dyn std::error::Error, "cannot judge the commands of another boot");
+                return;
+            }
+        }
+    }
+}
+
+/// Writes down which lock the device holds, however long the database is away.
+async fn tell_busy(shared: &Shared, reporter: LinkKey, mut lock: Option<NewBusyLock>, mut heard_at: Instant) {
+    loop {
+        let waited = std::mem::replace(&mut heard_at, Instant::now()).elapsed();
+        lock = lock.and_then(|lock| lock.after(waited));
+        let store = &shared.store;
+        let told = async { single!(store, |connection| busy_lock_tell(connection, reporter, lock.as_ref())) };
+        match store.within(told).await {
+            Ok(()) => return,
+            Err(error) if error.is_retryable() => sleep(STORE_RETRY).await,
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot write down a busy lock");
                 return;
             }
         }

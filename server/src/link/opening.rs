@@ -24,6 +24,7 @@ use super::{Shared, TRANSPORT};
 use crate::batch::Unanswered;
 use crate::bus::Hint;
 use crate::metrics::Failure;
+use crate::model::busy_lock::{self, NewBusyLock};
 use crate::model::transport_failure;
 use crate::store::dispatch::LinkKey;
 use crate::store::link::{NewLink, OpenedLink, link_suspect_clone};
@@ -57,9 +58,12 @@ pub(crate) async fn open(shared: &Arc<Shared>, upgraded: UpgradedLink, remote: I
         Some(hello) => welcome(shared, &mut session, &peer, tunnel_id, hello, remote).await,
         None => None,
     };
-    if let Some(Welcomed { handle, boot_id, hostname, opened }) = opened {
-        let link = Link::new(Arc::clone(shared), socket, session, handle, &peer, boot_id.as_str().into());
+    if let Some(Welcomed { handle, boot_id, hostname, busy, opened }) = opened {
+        let mut link = Link::new(Arc::clone(shared), socket, session, handle, &peer, boot_id.as_str().into());
         suspect_clone(shared, &opened, &boot_id, &hostname).await;
+        if busy.is_some() || opened.has_busy_lock {
+            link = link.with_busy_lock(busy);
+        }
         return Some(if opened.has_open_commands { link.with_open_commands() } else { link });
     }
     let failure = if session.close().is_some_and(|close| close.code == Code::TimedOut) {
@@ -97,6 +101,7 @@ struct Welcomed {
     handle: Arc<super::Handle>,
     boot_id: String,
     hostname: String,
+    busy: Option<NewBusyLock>,
     opened: OpenedLink,
 }
 
@@ -110,6 +115,7 @@ async fn welcome(
     remote: IpAddr,
 ) -> Option<Welcomed> {
     let transport_failures = transport_failure::told(&hello.transport_failures, hello.clock_unix_ms);
+    let busy = hello.busy_lock.as_ref().and_then(busy_lock::told);
     let boot_id = storable(hello.boot_id);
     let link = NewLink {
         device_id: peer.device_id,
@@ -163,7 +169,7 @@ async fn welcome(
     if let Err(error) = session.welcome(now.into_std(), &admission) {
         tracing::debug!(device = %peer.device_id, %error, "a device could not be welcomed in time");
     }
-    Some(Welcomed { handle, boot_id, hostname, opened })
+    Some(Welcomed { handle, boot_id, hostname, busy, opened })
 }
 
 /// The node that has the device's older link ends that.

@@ -31,7 +31,8 @@ use super::{Shared, account};
 use crate::bus::Hint;
 use crate::clock;
 use crate::metrics::Failure;
-use crate::model::transport_failure;
+use crate::model::{busy_lock, transport_failure};
+use crate::store::busy_lock::busy_lock_tell;
 use crate::store::dispatch::{Dispatch, LinkKey, PollClaim, dispatch_claim_polled};
 use crate::store::link::link_prove_boot_in_txn;
 use crate::store::poll::NewPoll;
@@ -96,6 +97,7 @@ async fn exchange(
     remote: IpAddr,
 ) -> Result<PollResponse, Problem> {
     let statuses = std::mem::take(&mut request.statuses);
+    let busy = request.busy_lock.take().as_ref().and_then(busy_lock::told);
     if let Some(metrics) = request.metrics.take() {
         shared.take_report(peer.device_id, peer.tenant_id, metrics, false, Instant::now());
     }
@@ -103,6 +105,12 @@ async fn exchange(
     let poll = new_poll(shared, peer, request, boot_id.clone(), remote);
     let stored = shared.polls.ask(poll).await?.ok_or_else(Problem::revoked)?;
     let reporter = LinkKey { device_id: peer.device_id, epoch: stored.epoch };
+    // A live link of the device says it itself.
+    if !stored.is_linked && (busy.is_some() || stored.has_busy_lock) {
+        let store = &shared.store;
+        let told = async { single!(store, |connection| busy_lock_tell(connection, reporter, busy.as_ref())) };
+        store.within(told).await.map_err(failed)?;
+    }
     if stored.has_open_commands {
         prove_boot(shared, reporter, &boot_id).await?;
     }

@@ -58,6 +58,8 @@ pub struct Kind {
     pub proof: Proof,
     /// Whether a device may do it that has no link and polls. What does it must be proven by the device's report alone.
     pub by_polling: bool,
+    /// Whether a device that holds a busy lock is not to be asked for it.
+    pub disturbs: bool,
 }
 
 /// What proves that a command succeeded.
@@ -81,6 +83,7 @@ impl Instruction {
         run_within: Duration::from_secs(30),
         proof: Proof::Report,
         by_polling: true,
+        disturbs: false,
     };
     const RESTART_SERVICE: Kind = Kind {
         name: "service.restart",
@@ -88,6 +91,7 @@ impl Instruction {
         run_within: Duration::from_secs(180),
         proof: Proof::Report,
         by_polling: false,
+        disturbs: true,
     };
     const REBOOT: Kind = Kind {
         name: "device.reboot",
@@ -95,6 +99,7 @@ impl Instruction {
         run_within: Duration::from_secs(900),
         proof: Proof::OtherBoot,
         by_polling: false,
+        disturbs: true,
     };
     const SHUTDOWN: Kind = Kind {
         name: "device.shutdown",
@@ -102,6 +107,7 @@ impl Instruction {
         run_within: Duration::from_secs(180),
         proof: Proof::LinkLost,
         by_polling: false,
+        disturbs: true,
     };
 
     #[must_use]
@@ -204,6 +210,8 @@ pub struct Command {
     /// What proves the result: `{"kind": "device_report" | "boot_id" | "link_lost", …}`.
     #[schema(value_type = Option<Object>)]
     pub proof: Option<serde_json::Value>,
+    /// To be done also while the device holds a busy lock.
+    pub override_busy: bool,
     /// While it is queued, and its device polls: it will run by then. Null: the device does not poll, or too late for the command.
     #[serde(with = "time::serde::rfc3339::option")]
     pub runs_by: Option<OffsetDateTime>,

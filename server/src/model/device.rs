@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::busy_lock::BusyLock;
 use super::transport_failure::TransportFailure;
 
 /// The most labels of one device.
@@ -113,6 +114,8 @@ pub struct Device {
     pub transport: Option<String>,
     /// Its newest poll.
     pub poll: Option<Poll>,
+    /// The lock that it holds: what would disturb it is refused. Null: none.
+    pub busy_lock: Option<BusyLock>,
     /// How its attempts to reach the server went wrong, as it told: what it met last comes first.
     pub transport_failures: Vec<TransportFailure>,
 }

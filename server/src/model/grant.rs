@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::busy_lock;
 use super::command::Instruction;
 use super::device::Labels;
 use super::opening;
@@ -19,6 +20,7 @@ pub const START_AHEAD_MAX: time::Duration = time::Duration::days(366);
 pub fn is_known_scope(scope: &str) -> bool {
     scope == opening::SCOPE
         || support_session::SCOPES.contains(&scope)
+        || scope == busy_lock::OVERRIDE_SCOPE
         || Instruction::KINDS.into_iter().any(|kind| kind.scope == scope)
 }
 

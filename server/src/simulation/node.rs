@@ -409,6 +409,7 @@ fn order(claimed: &Claimed, asked_at: Instant) -> ClaimedCommand {
         grant_statement: None,
         trace: None,
         is_resent: claimed.is_resent,
+        override_busy: false,
     }
 }
 

@@ -41,6 +41,7 @@ struct Row {
     message: Option<String>,
     data: Option<Value>,
     proof: Option<Value>,
+    override_busy: bool,
     runs_by: Option<OffsetDateTime>,
     request_hash: Vec<u8>,
 }
@@ -71,6 +72,7 @@ impl TryFrom<Row> for Command {
             message: row.message,
             data: row.data,
             proof: row.proof,
+            override_busy: row.override_busy,
             runs_by: row.runs_by,
         })
     }
@@ -87,6 +89,7 @@ macro_rules! command_query {
                       c.reason as "reason!", c.state as "state!", c.created_at as "created_at!",
                       c.expires_at as "expires_at!", c.deadline_at, c.sent_at, c.accepted_at, c.finished_at,
                       c.cancel_requested_at, c.percent, c.code, c.message, c.data, c.proof,
+                      c.override_busy as "override_busy!",
                       command_runs_by(c.device_id, c.by_polling, c.state, c.expires_at, clock_timestamp()) as runs_by,
                       c.request_hash as "request_hash!" "#
                 + $tail
@@ -111,6 +114,8 @@ pub struct NewCommand {
     pub start_within: Duration,
     /// Whether it may wait for the device to link.
     pub may_queue: bool,
+    /// Whether it is to be done also while the device holds a busy lock.
+    pub override_busy: bool,
     pub idempotency_key: Option<String>,
     pub request_hash: [u8; 32],
     /// Whose doing it is.
@@ -136,6 +141,8 @@ struct Asked<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     trace_parent: Option<String>,
     by_polling: bool,
+    disturbs: bool,
+    override_busy: bool,
 }
 
 impl<'a> Asked<'a> {
@@ -158,6 +165,8 @@ impl<'a> Asked<'a> {
             request_hash: HEXLOWER.encode(&command.request_hash),
             trace_parent: command.trace.map(|trace| trace.to_string()),
             by_polling: kind.by_polling,
+            disturbs: kind.disturbs,
+            override_busy: command.override_busy,
         }
     }
 }
@@ -178,7 +187,7 @@ pub async fn command_create(
              select a.* from jsonb_to_recordset($1) as a(
                  id uuid, operator_id uuid, actor jsonb, device_id uuid, grant_id uuid, scope text, kind text, arguments jsonb,
                  reason text, start_within_seconds float8, run_seconds integer, may_queue boolean, idempotency_key text,
-                 request_hash text, trace_parent text, by_polling boolean)
+                 request_hash text, trace_parent text, by_polling boolean, disturbs boolean, override_busy boolean)
               where (select k.id from commands k
                       where k.requested_by = a.operator_id and k.idempotency_key = a.idempotency_key) is null
          ),
@@ -188,7 +197,8 @@ pub async fn command_create(
               cross join lateral command_create(
                         a.id, a.operator_id, a.device_id, a.grant_id, a.scope, a.kind, a.arguments, a.reason,
                         make_interval(secs => a.start_within_seconds), a.run_seconds, a.may_queue, a.idempotency_key,
-                        decode(a.request_hash, 'hex'), a.trace_parent, a.by_polling) c
+                        decode(a.request_hash, 'hex'), a.trace_parent, a.by_polling, a.disturbs,
+                        a.override_busy) c
          )
          select",
         "from (
@@ -196,7 +206,8 @@ pub async fn command_create(
                        (row).tenant_id, actor, 'command.created', jsonb_build_object('kind', 'command', 'id', (row).id),
                        jsonb_build_object('device_id', (row).device_id, 'grant_id', (row).grant_id, 'kind', (row).kind,
                                           'arguments', (row).arguments, 'reason', (row).reason,
-                                          'expires_at', (row).expires_at)) as audited
+                                          'expires_at', (row).expires_at)
+                       || case when (row).override_busy then jsonb_build_object('override_busy', true) else '{}' end) as audited
               from (select row, actor from made order by (row).tenant_id, (row).id) m
             offset 0) r, lateral (select (r.row).*) c
           where r.audited > 0",
@@ -286,8 +297,9 @@ pub async fn command_explain(
     operator: PersonId,
     device: DeviceId,
     grant: Option<GrantId>,
-    scope: &str,
+    scopes: &[&str],
 ) -> Result<Obstacle, StoreError> {
+    let scopes: Vec<String> = scopes.iter().map(|&scope| scope.to_owned()).collect();
     let row = sqlx::query!(
         r#"select d.tenant_id, d.state,
                   (select l.has_agent from links l where l.device_id = d.id and l.closed_at is null) as has_agent,
@@ -302,7 +314,7 @@ pub async fn command_explain(
                                   end as missing,
                                   over_at
                              from (select g.operator_ids is null or $2 = any (g.operator_ids) as is_named,
-                                          $4 = any (g.scopes) as has_scope,
+                                          $4::text[] <@ g.scopes as has_scope,
                                           grant_state(g, clock_timestamp()) as state,
                                           coalesce(g.revoked_at, g.ends_at) as over_at
                                      from grants g
@@ -317,7 +329,7 @@ pub async fn command_explain(
         device.as_uuid(),
         operator.as_uuid(),
         grant.map(GrantId::as_uuid),
-        scope
+        &scopes as &[String]
     )
     .fetch_optional(connection)
     .await?;

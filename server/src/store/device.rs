@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::StoreError;
+use crate::model::busy_lock::BusyLock;
 use crate::model::device::{
     Certificate, Device, DeviceMetrics, DeviceState, Labels, Link, LinkState, Poll, Quarantine, Running, Tunnel,
 };
@@ -42,6 +43,9 @@ struct Row {
     poll: Option<Json<PollRow>>,
     polled_at: Option<OffsetDateTime>,
     next_poll_by: Option<OffsetDateTime>,
+    busy_reason: Option<String>,
+    busy_since: Option<OffsetDateTime>,
+    busy_until: Option<OffsetDateTime>,
     transport_failures: Json<Vec<TransportFailure>>,
 }
 
@@ -163,6 +167,11 @@ impl TryFrom<Row> for Device {
             link,
             tunnel,
             poll,
+            busy_lock: row
+                .busy_reason
+                .zip(row.busy_since)
+                .zip(row.busy_until)
+                .map(|((reason, since), until)| BusyLock { reason, since, until }),
             transport_failures: row.transport_failures.0,
         })
     }
@@ -196,6 +205,7 @@ macro_rules! device_query {
                       end as "poll?: Json<PollRow>",
                       q.polled_at as "polled_at?",
                       device_next_poll_by(d.id, clock_timestamp()) as "next_poll_by?",
+                      b.reason as "busy_reason?", b.since as "busy_since?", b.until as "busy_until?",
                       coalesce((select jsonb_agg(jsonb_build_object(
                                            'transport', f.transport, 'stage', f.stage, 'code', f.code, 'count', f.count,
                                            'last_at', f.last_at) order by f.last_at desc)
@@ -205,6 +215,7 @@ macro_rules! device_query {
                  left join links l on l.device_id = d.id
                  left join tunnels t on t.device_id = d.id and t.id = l.tunnel_id and l.closed_at is null
                  left join polls q on q.device_id = d.id
+                 left join busy_locks b on b.device_id = d.id and b.until = busy_lock_in_force(d.id, clock_timestamp())
                  left join lateral (
                      select encode(serial, 'hex') as serial, not_after from certificates
                       where device_id = d.id and state in ('active', 'issued')

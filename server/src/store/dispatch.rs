@@ -43,6 +43,8 @@ pub struct ClaimedCommand {
     pub trace: Option<TraceParent>,
     /// Whether an earlier link may have delivered it already.
     pub is_resent: bool,
+    /// To be done also while the device holds a busy lock.
+    pub override_busy: bool,
 }
 
 /// A command that was sent and is not to be begun any more.
@@ -116,16 +118,17 @@ pub async fn dispatch_claim(connection: &mut PgConnection, links: &[LinkKey]) ->
                returning c.id, c.device_id, due.epoch, c.grant_id, c.kind, c.arguments, c.reason, due.name, due.before,
                          due.statement,
                          (extract(epoch from c.expires_at - clock_timestamp()) * 1000)::bigint as start_within_ms,
-                         c.created_at, c.trace_parent
+                         c.created_at, c.trace_parent, c.override_busy
            )
            select false as "is_callback!", id as "id!", device_id as "device_id!", epoch as "epoch!", grant_id as "grant_id!",
                   kind as "kind!", arguments as "arguments!", reason as "reason!", name as "name!",
                   start_within_ms as "start_within_ms!", before = 'sent' as "is_resent!", created_at as "created_at!",
-                  false as "is_asked!", statement as "statement?", trace_parent as "trace_parent?"
+                  false as "is_asked!", statement as "statement?", trace_parent as "trace_parent?",
+                  override_busy as "override_busy!"
              from claimed
            union all
            select true, c.id, c.device_id, t.epoch, c.grant_id, c.kind, c.arguments, c.reason, '', 0, false, c.created_at,
-                  c.cancel_requested_at is not null, null, null
+                  c.cancel_requested_at is not null, null, null, false
              from target t
              join commands c on c.device_id = t.device_id and c.finished_at is null and c.state in ('sent', 'accepted')
              join grants g on g.id = c.grant_id
@@ -198,7 +201,7 @@ pub async fn dispatch_claim_polled(
                returning c.id, c.device_id, due.epoch, c.grant_id, c.kind, c.arguments, c.reason, due.name, due.before,
                          due.statement,
                          (extract(epoch from c.expires_at - clock_timestamp()) * 1000)::bigint as start_within_ms,
-                         c.created_at, c.trace_parent
+                         c.created_at, c.trace_parent, c.override_busy
            ),
            called_back as (
                select c.id, c.device_id, t.epoch, c.grant_id, c.kind, c.arguments, c.reason, c.created_at,
@@ -213,10 +216,11 @@ pub async fn dispatch_claim_polled(
            select false as "is_callback!", id as "id!", device_id as "device_id!", epoch as "epoch!", grant_id as "grant_id!",
                   kind as "kind!", arguments as "arguments!", reason as "reason!", name as "name!",
                   start_within_ms as "start_within_ms!", before = 'sent' as "is_resent!", created_at as "created_at!",
-                  false as "is_asked!", statement as "statement?", trace_parent as "trace_parent?"
+                  false as "is_asked!", statement as "statement?", trace_parent as "trace_parent?",
+                  override_busy as "override_busy!"
              from claimed
            union all
-           select true, id, device_id, epoch, grant_id, kind, arguments, reason, '', 0, false, created_at, is_asked, null, null
+           select true, id, device_id, epoch, grant_id, kind, arguments, reason, '', 0, false, created_at, is_asked, null, null, false
              from called_back
             order by 12, 2"#,
         claim.device.device_id.as_uuid(),
@@ -249,6 +253,7 @@ struct Row {
     is_asked: bool,
     statement: Option<String>,
     trace_parent: Option<String>,
+    override_busy: bool,
 }
 
 fn read(rows: Vec<Row>, asked_at: Instant) -> Dispatch {
@@ -276,6 +281,7 @@ fn read(rows: Vec<Row>, asked_at: Instant) -> Dispatch {
             grant_statement: row.statement,
             trace: place::of_text(row.trace_parent.as_deref()),
             is_resent: row.is_resent,
+            override_busy: row.override_busy,
         });
     }
     dispatch

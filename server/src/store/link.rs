@@ -80,6 +80,8 @@ pub struct OpenedLink {
     pub epoch: u64,
     /// Whether commands of the device are not yet final.
     pub has_open_commands: bool,
+    /// Whether a busy lock of the device is written down, in force or not.
+    pub has_busy_lock: bool,
     /// Whether the device is in quarantine, as of now.
     pub is_quarantined: bool,
     /// The link that it replaces.
@@ -186,6 +188,7 @@ pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Resu
            )
            select o.device_id, o.tenant_id, o.epoch,
                   exists (select from commands c where c.device_id = o.device_id and c.finished_at is null) as "has_open_commands!",
+                  exists (select from busy_locks b where b.device_id = o.device_id) as "has_busy_lock!",
                   (select a.is_quarantined from admitted a where a.device_id = o.device_id) as "is_quarantined!",
                   exists (select from device_boots b where b.device_id = o.device_id and b.boot_id = o.boot_id) as "is_known_boot!",
                   p.certificate_serial as "previous_serial?",
@@ -220,6 +223,7 @@ pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Resu
                 tenant_id: TenantId::from_uuid(row.tenant_id),
                 epoch: epoch(row.epoch)?,
                 has_open_commands: row.has_open_commands,
+                has_busy_lock: row.has_busy_lock,
                 is_quarantined: row.is_quarantined,
                 previous,
                 is_known_boot: row.is_known_boot,

@@ -171,7 +171,7 @@ pub async fn opening_explain(
     device: DeviceId,
     grant: Option<GrantId>,
 ) -> Result<Obstacle, StoreError> {
-    match command_explain(connection, operator, device, grant, SCOPE).await? {
+    match command_explain(connection, operator, device, grant, &[SCOPE]).await? {
         command::Obstacle::DeviceUnknown => return Ok(Obstacle::DeviceUnknown),
         command::Obstacle::DeviceRevoked => return Ok(Obstacle::DeviceRevoked),
         command::Obstacle::Grant { tenant, missing } => return Ok(Obstacle::Grant { tenant, missing }),

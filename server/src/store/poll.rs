@@ -61,6 +61,8 @@ pub struct StoredPoll {
     pub is_linked: bool,
     /// Whether commands of the device are not yet final.
     pub has_open_commands: bool,
+    /// Whether a busy lock of the device is written down, in force or not.
+    pub has_busy_lock: bool,
 }
 
 /// What a device may take on top of its interval: a tenth that it draws by itself, and the time of a poll.
@@ -139,7 +141,8 @@ pub async fn poll_store(connection: &mut PgConnection, polls: &[NewPoll]) -> Res
            )
            select s.device_id, coalesce(l.epoch, 0) as "epoch!",
                   coalesce(l.closed_at is null and l.has_agent, false) as "is_linked!",
-                  exists (select from commands c where c.device_id = s.device_id and c.finished_at is null) as "has_open_commands!"
+                  exists (select from commands c where c.device_id = s.device_id and c.finished_at is null) as "has_open_commands!",
+                  exists (select from busy_locks b where b.device_id = s.device_id) as "has_busy_lock!"
              from stored s left join links l on l.device_id = s.device_id"#,
         Json(&rows) as _,
         BOOTS_MAX,
@@ -153,6 +156,7 @@ pub async fn poll_store(connection: &mut PgConnection, polls: &[NewPoll]) -> Res
             epoch: row.epoch.unsigned_abs(),
             is_linked: row.is_linked,
             has_open_commands: row.has_open_commands,
+            has_busy_lock: row.has_busy_lock,
         })
         .collect())
 }

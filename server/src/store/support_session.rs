@@ -183,14 +183,15 @@ pub async fn support_session_explain(
     connection: &mut PgConnection,
     new: &NewSession<'_>,
 ) -> Result<Obstacle, StoreError> {
-    let is_polling = match command_explain(connection, new.operator, new.device, new.grant, new.target.scope()).await? {
-        command::Obstacle::DeviceUnknown => return Ok(Obstacle::DeviceUnknown),
-        command::Obstacle::DeviceRevoked => return Ok(Obstacle::DeviceRevoked),
-        command::Obstacle::Grant { tenant, missing } => return Ok(Obstacle::Grant { tenant, missing }),
-        // The grant is there.
-        command::Obstacle::Polling { .. } => true,
-        command::Obstacle::NotLinked | command::Obstacle::NoAgent { .. } | command::Obstacle::Gone => false,
-    };
+    let is_polling =
+        match command_explain(connection, new.operator, new.device, new.grant, &[new.target.scope()]).await? {
+            command::Obstacle::DeviceUnknown => return Ok(Obstacle::DeviceUnknown),
+            command::Obstacle::DeviceRevoked => return Ok(Obstacle::DeviceRevoked),
+            command::Obstacle::Grant { tenant, missing } => return Ok(Obstacle::Grant { tenant, missing }),
+            // The grant is there.
+            command::Obstacle::Polling { .. } => true,
+            command::Obstacle::NotLinked | command::Obstacle::NoAgent { .. } | command::Obstacle::Gone => false,
+        };
     let row = sqlx::query!(
         r#"select d.tenant_id, d.quarantined_at is not null as "is_quarantined!",
                   exists (select from links l where l.device_id = d.id and l.closed_at is null) as "is_linked!",

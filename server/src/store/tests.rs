@@ -83,6 +83,7 @@ async fn fill(scene: &Scene) {
         scene.sql("insert into device_boots (device_id, tenant_id, boot_id) select id, tenant_id, 'b' from devices where id = $1", device.as_uuid()).await;
         scene.sql("insert into device_metrics (device_id, tenant_id, received_at, report) select id, tenant_id, now(), '{}' from devices where id = $1", device.as_uuid()).await;
         scene.sql("insert into polls (device_id, tenant_id, polled_at, interval_seconds, next_by, silent_at, certificate_serial, node, remote_address, boot_id, agent, os, hostname, clock_offset_ms, capabilities, running) select id, tenant_id, now(), 900, now(), now(), uuid_send(id), 'node', '192.0.2.7', 'b', 'a', 'o', 'h', 0, '{}', '[]' from devices where id = $1", device.as_uuid()).await;
+        scene.sql("insert into busy_locks select id, tenant_id, 'r', now(), now() + interval '1 hour' from devices where id = $1", device.as_uuid()).await;
         scene.sql("insert into transport_failures select id, tenant_id, 'websocket', 'tls', 'timed_out', 1, now() from devices where id = $1", device.as_uuid()).await;
         scene
             .sql(

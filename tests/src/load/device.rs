@@ -139,6 +139,7 @@ fn hello(id: DeviceId, index: usize) -> Hello {
         hostname: format!("gateway-{index}"),
         clock_unix_ms: 0,
         transport_failures: Vec::new(),
+        busy_lock: None,
     }
 }
 

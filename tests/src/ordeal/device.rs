@@ -334,5 +334,6 @@ fn hello(credential: &Credential, index: usize) -> Hello {
         hostname: format!("gateway-{index}"),
         clock_unix_ms: 0,
         transport_failures: Vec::new(),
+        busy_lock: None,
     }
 }

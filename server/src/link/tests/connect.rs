@@ -6,8 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use cloudlink_certs::Validity;
 use cloudlink_proto::link::message::goodbye::Code;
-use cloudlink_proto::link::message::{Hello, MetricsReport, TransportFailure, transport_failure};
+use cloudlink_proto::link::message::{
+    BusyLock, DeviceMessage, Hello, MetricsReport, TransportFailure, device_message, transport_failure,
+};
 use futures_util::{SinkExt, StreamExt};
+use prost::Message as _;
 use rustls::HandshakeKind;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio_tungstenite::tungstenite::Message;
@@ -301,6 +304,53 @@ async fn how_attempts_failed_is_added_up_and_does_not_grow(_: PgPoolOptions, dat
         device.id
     );
     assert_eq!(port.ask(&newest).await.as_deref(), Some("32"));
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn the_lock_that_a_device_holds_is_known_as_it_told_last(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let device = Fleet::new(&port).await.device(&port).await;
+    let lock = |reason: &str, left_ms| BusyLock { reason: reason.to_owned(), left_ms };
+    let held = format!(
+        "select coalesce((select reason || ' ' || round(extract(epoch from busy_lock_in_force(device_id, now()) - now()) / 3600)
+                            from busy_locks where device_id = '{}'), 'none')",
+        device.id
+    );
+    let changes = "select coalesce(string_agg(entry::jsonb ->> 'action', ' ' order by seq), '') from audit
+                    where entry::jsonb ->> 'action' like 'device.busy%'";
+
+    let busy_lock = Some(lock("a\0b", 7_200_000));
+    let hello = Hello { boot_id: "boot-1".to_owned(), busy_lock, ..Hello::default() };
+    let mut link = Peer::dial_with(&port, &device.credentials, hello.clone()).await.unwrap();
+    port.until(&held, "a\u{fffd}b 2").await;
+    link.send(lock("results", 10_800_000)).await;
+    port.until(&held, "results 3").await;
+    // The same again is no change.
+    link.send(lock("results", 10_790_000)).await;
+    link.send(lock("", 0)).await;
+    port.until(&held, "none").await;
+    link.send(lock("results", 3_600_000)).await;
+    port.until(&held, "results 1").await;
+    let set = "device.busy_lock_set";
+    let expected = format!("{set} {set} device.busy_lock_cleared {set}");
+    port.until(changes, &expected).await;
+
+    // A device that comes back without one has cleared it meanwhile.
+    Peer::dial(&port, &device.credentials, "boot-2").await.unwrap();
+    port.until(&held, "none").await;
+    port.until(changes, &format!("{expected} device.busy_lock_cleared")).await;
+
+    // Longer than any may be: the device is sent away.
+    let mut link = Peer::dial(&port, &device.credentials, "boot-2").await.unwrap();
+    link.send_raw(raw(lock("for ever", 9 * 24 * 3_600_000))).await;
+    assert_eq!(link.ended().await, Code::ProtocolError);
+    assert_eq!(port.ask(&held).await.as_deref(), Some("none"));
+}
+
+/// As a device that knows no limits sends it.
+fn raw(lock: BusyLock) -> Message {
+    let kind = Some(device_message::Kind::BusyLock(lock));
+    Message::binary(DeviceMessage { kind }.encode_to_vec())
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]

@@ -138,7 +138,7 @@ impl Fleet {
         let kind = crate::model::command::Instruction::kind_named(kind).unwrap();
         let made: i64 = sqlx::query_scalar(
             "select count(*) from command_create($1, $2, $3, null, $4, $5, $6, 'test', make_interval(secs => $7), $8, true,
-                                                 null, sha256('request'), null, $9)",
+                                                 null, sha256('request'), null, $9, $10, false)",
         )
         .bind(id)
         .bind(self.operator)
@@ -149,6 +149,7 @@ impl Fleet {
         .bind(f64::from(start_within_seconds))
         .bind(i32::try_from(kind.run_within.as_secs()).unwrap())
         .bind(kind.by_polling)
+        .bind(kind.disturbs)
         .fetch_one(&port.database)
         .await
         .unwrap();

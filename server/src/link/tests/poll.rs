@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use cloudlink_proto::ids::CommandId;
 use cloudlink_proto::link::message::command_status::State;
-use cloudlink_proto::link::message::{MetricsReport, TransportFailure, command, transport_failure};
+use cloudlink_proto::link::message::{BusyLock, MetricsReport, TransportFailure, command, transport_failure};
 use cloudlink_proto::poll::message::{PollRequest, PollResponse, Running};
 use cloudlink_proto::poll::{self, COMMANDS_MAX, CONTENT_TYPE, POLL_PATH, REQUEST_BYTES_MAX};
 use http_body_util::{BodyExt, Full};
@@ -66,6 +66,18 @@ fn receipts(response: &PollResponse) -> Vec<CommandId> {
 
 fn column(command: CommandId, column: &str) -> String {
     format!("select ({column})::text from commands where id = '{command}'")
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_poll_tells_the_lock_that_the_device_holds(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let (_, device) = unlinked(&port).await;
+    let held = format!("select coalesce((select reason from busy_locks where device_id = '{}'), 'none')", device.id);
+    let busy_lock = Some(BusyLock { reason: "results".to_owned(), left_ms: 60_000 });
+    poll(&port, &device, PollRequest { busy_lock, ..says("boot-1") }).await;
+    assert_eq!(port.ask(&held).await.as_deref(), Some("results"));
+    poll(&port, &device, says("boot-1")).await;
+    assert_eq!(port.ask(&held).await.as_deref(), Some("none"));
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]

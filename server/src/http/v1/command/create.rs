@@ -24,11 +24,13 @@ use crate::http::problem::{Kind, Problem, respond_as_problem};
 use crate::http::request::{Id, IdempotencyKey, Json, NoQuery};
 use crate::http::traced::Place;
 use crate::model::audit::Subject;
+use crate::model::busy_lock::{BusyLock, OVERRIDE_SCOPE};
 use crate::model::command::{
     Command, Instruction, InstructionError, QUEUE_FOR_MAX, START_WITHIN_DEFAULT, State as CommandState,
 };
 use crate::model::new_id;
 use crate::store::audit::audit_append;
+use crate::store::busy_lock::busy_lock_show;
 use crate::store::command::{KEY_USED, Missing, NewCommand, Obstacle, command_create, command_explain, command_of_key};
 use crate::store::{Connection, StoreError, single};
 use crate::trace::Span;
@@ -53,6 +55,9 @@ pub(crate) struct CommandCreate {
     grant_id: Option<Uuid>,
     /// How long it may wait for the device to link: 1 to 604,800. Left out: now or never.
     queue_for_seconds: Option<u64>,
+    /// Do it also while the device holds a busy lock: the grant must allow `busy:override` as well.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    override_busy: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +72,8 @@ pub(crate) enum RouteError {
     Polling { next_by: OffsetDateTime, by_polling: bool },
     #[error("no agent answers on the device's tunnel")]
     NoAgent,
+    #[error("the device is busy")]
+    Busy(BusyLock),
     #[error("the device is revoked")]
     DeviceRevoked,
     #[error("no such device")]
@@ -118,6 +125,13 @@ impl From<RouteError> for Problem {
             RouteError::NoAgent => Self::new(
                 Kind::NoAgent,
                 "The device is linked by an OpenVPN client alone: no agent answers on this tunnel. Start cloudlink-agent on the device, or let the command wait for it with `queue_for_seconds`.",
+            ),
+            RouteError::Busy(BusyLock { reason, until, .. }) => Self::new(
+                Kind::DeviceBusy,
+                format!(
+                    "The device asks not to be disturbed until {}: {reason:?}. Try then, or, with a grant that allows `{OVERRIDE_SCOPE}`, with `override_busy`.",
+                    rfc3339(until)
+                ),
             ),
             RouteError::DeviceRevoked => {
                 Self::new(Kind::DeviceRevoked, "The device was revoked. It takes no commands any more.")
@@ -195,6 +209,7 @@ pub(crate) async fn handler(
         reason: request.reason,
         start_within,
         may_queue: request.queue_for_seconds.is_some(),
+        override_busy: request.override_busy,
         idempotency_key: key,
         request_hash,
         trace: span.as_ref().map(Span::place).or(place),
@@ -270,9 +285,10 @@ async fn create(context: &Context, caller: &Caller, new: &NewCommand) -> Result<
             let is_same = hash == new.request_hash;
             return if is_same { Ok(Made::Before(command)) } else { Err(RouteError::KeyConflict) };
         }
-        let scope = new.instruction.kind().scope;
+        let kind = new.instruction.kind();
+        let scopes: &[&str] = if new.override_busy { &[kind.scope, OVERRIDE_SCOPE] } else { &[kind.scope] };
         let explained =
-            single!(store, |connection| command_explain(connection, new.operator, new.device, new.grant, scope));
+            single!(store, |connection| command_explain(connection, new.operator, new.device, new.grant, scopes));
         match explained? {
             Obstacle::DeviceUnknown => return Err(RouteError::DeviceUnknown),
             Obstacle::DeviceRevoked => return Err(RouteError::DeviceRevoked),
@@ -293,6 +309,13 @@ async fn create(context: &Context, caller: &Caller, new: &NewCommand) -> Result<
                 return Err(RouteError::GrantRequired(missing));
             }
             Obstacle::Gone => {}
+        }
+        if kind.disturbs
+            && !new.override_busy
+            && let Some((tenant, lock)) = single!(store, |connection| busy_lock_show(connection, new.device))?
+        {
+            single!(store, |connection| audit_refused(connection, caller, new, tenant, "busy"))?;
+            return Err(RouteError::Busy(lock));
         }
     }
     Err(RouteError::Unsettled)
@@ -633,5 +656,69 @@ mod tests {
         let shown = scene.get(&path).by(&scene.customer).send().await.expect(StatusCode::OK);
         assert_eq!(shown["runs_by"], Value::Null, "the link takes it");
         assert_eq!(asked(reboot()).await.expect(StatusCode::CREATED)["state"], "queued");
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn a_busy_device_takes_what_does_not_disturb_and_the_rest_only_by_an_override(
+        pool: PgPoolOptions,
+        database: PgConnectOptions,
+    ) {
+        let scene = Scene::new(pool, database).await;
+        scene.link(scene.device).await;
+        scene.grant(json!({"scopes": ["device:reboot", "metrics:read", "service:restart"]})).await;
+        let lock = |seconds: i64| {
+            format!(
+                "insert into busy_locks select id, tenant_id, 'writing the day''s results', now() - interval '1 hour',
+                        now() + make_interval(secs => {seconds}) from devices where id = $1
+                     on conflict (device_id) do update set until = excluded.until"
+            )
+        };
+        let busy = async |seconds| {
+            let statement = sqlx::AssertSqlSafe(lock(seconds));
+            sqlx::query(statement).bind(scene.device.as_uuid()).execute(&scene.root).await.unwrap();
+        };
+        let ask = async |body: Value| call(&scene, &scene.operator, scene.device, body).send().await;
+
+        busy(3600).await;
+        let patient = json!({"kind": "device.reboot", "reason": "r", "queue_for_seconds": 60});
+        let restart = json!({"kind": "service.restart", "arguments": {"service": "nginx"}, "reason": "r"});
+        for body in [reboot(), patient, restart] {
+            let problem = ask(body).await.expect_problem(Kind::DeviceBusy);
+            let detail = problem["detail"].as_str().unwrap();
+            assert!(detail.contains("writing the day's results") && detail.contains("override_busy"), "{detail}");
+        }
+        ask(json!({"kind": "metrics.collect", "reason": "r"})).await.expect(StatusCode::CREATED);
+        let path = format!("/devices/{}", scene.device);
+        let shown = scene.get(&path).by(&scene.customer).send().await.expect(StatusCode::OK);
+        assert_eq!(shown["busy_lock"]["reason"], "writing the day's results");
+
+        // The override is a permission of its own, and is written down.
+        let mut forced = reboot();
+        forced["override_busy"] = true.into();
+        let refused = ask(forced.clone()).await;
+        assert_eq!(refused.expect_problem(Kind::GrantRequired)["reason"], "scope");
+        scene.grant(json!({"scopes": ["device:reboot", "busy:override"]})).await;
+        ask(reboot()).await.expect_problem(Kind::DeviceBusy);
+        assert_eq!(ask(forced).await.expect(StatusCode::CREATED)["override_busy"], true);
+        let overridden: Option<String> = sqlx::query_scalar(
+            "select entry::jsonb #>> '{details,override_busy}' from audit where action = 'command.created' order by seq desc limit 1",
+        )
+        .fetch_one(&scene.root)
+        .await
+        .unwrap();
+        assert_eq!(overridden.as_deref(), Some("true"));
+        let missing: i64 = sqlx::query_scalar(
+            "select count(*) from audit where action = 'command.refused' and entry::jsonb #>> '{details,missing}' = 'busy'",
+        )
+        .fetch_one(&scene.root)
+        .await
+        .unwrap();
+        assert_eq!(missing, 4);
+
+        // A lock that is over is none.
+        busy(-1).await;
+        assert_eq!(ask(reboot()).await.expect(StatusCode::CREATED)["override_busy"], false);
+        let shown = scene.get(&path).by(&scene.customer).send().await.expect(StatusCode::OK);
+        assert_eq!(shown["busy_lock"], Value::Null);
     }
 }

@@ -89,7 +89,7 @@ async fn read_under_grant(
 /// Why an operator is told nothing of a device; without a reason, there is no report.
 pub(super) async fn refusal(context: &Context, person: PersonId, id: DeviceId) -> Result<RouteError, StoreError> {
     let store = &context.store;
-    Ok(match single!(store, |connection| command_explain(connection, person, id, None, SCOPE))? {
+    Ok(match single!(store, |connection| command_explain(connection, person, id, None, &[SCOPE]))? {
         Obstacle::DeviceUnknown => RouteError::DeviceUnknown,
         Obstacle::Grant { missing, .. } => RouteError::GrantRequired(missing),
         // A grant is there, and what a revoked device measured last may still be read.

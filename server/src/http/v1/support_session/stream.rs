@@ -224,7 +224,7 @@ pub(crate) async fn handler(
 /// Why somebody may not join.
 async fn refused(context: &Context, caller: &Caller, device: DeviceId, scope: &str) -> RouteError {
     let explained = async {
-        single!(context.store, |connection| command_explain(connection, caller.person(), device, None, scope))
+        single!(context.store, |connection| command_explain(connection, caller.person(), device, None, &[scope]))
     };
     match explained.await {
         Ok(Obstacle::Grant { missing, .. }) => RouteError::GrantRequired(missing),
