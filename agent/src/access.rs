@@ -132,7 +132,12 @@ impl Access {
         command: &Command,
     ) -> Result<Leave, Denied> {
         match &command.kind {
-            Some(kind) => self.judge(known_time, now, grant, scope_of_command(kind), &command.grant_statement),
+            Some(kind) => {
+                if command.override_busy {
+                    self.judge(known_time, now, grant, OVERRIDE_SCOPE, &command.grant_statement)?;
+                }
+                self.judge(known_time, now, grant, scope_of_command(kind), &command.grant_statement)
+            }
             // Of a kind that is not known, nothing is begun anyhow.
             None => Ok(Leave { until: Some(now) }),
         }
@@ -190,6 +195,9 @@ impl Access {
         floor.max(wall_clock())
     }
 }
+
+/// What a grant must allow, besides the command itself, for the device's busy lock to be overridden.
+const OVERRIDE_SCOPE: &str = "busy:override";
 
 fn scope_of_command(kind: &command::Kind) -> &'static str {
     match kind {

@@ -28,6 +28,7 @@ use self::trial::Trial;
 use self::tunnel::{DIAL_WITHIN, Tunnel, may_be_dialled_at_once, may_be_the_certificate};
 use crate::access::Access;
 use crate::backoff::{about, jitter};
+use crate::busy::Busy;
 use crate::clock::{self, KnownTime};
 use crate::config::{Config, Transport};
 use crate::desk::Desk;
@@ -42,7 +43,7 @@ use crate::metrics::{self, Sampler};
 use crate::problem::{RETRY_AFTER_MAX, shown};
 use crate::stream::Streams;
 use crate::tls::{self, Bounds};
-use crate::{chain, machine};
+use crate::{chain, local, machine};
 
 /// Messages that are taken in before a command is begun. A server that sends without end does not keep it from beginning.
 const HEARD_AT_ONCE_MAX: usize = 64;
@@ -73,6 +74,10 @@ pub struct Agent {
     identity: Identity,
     boot_id: String,
     desk: Desk,
+    /// What applications on the device see of the agent.
+    local: Arc<local::Desk>,
+    /// The busy lock has changed, and there was no link to say so over.
+    has_busy_to_tell: bool,
     streams: Streams,
     /// What the link goes through, if it does not go directly.
     tunnel: Option<Tunnel>,
@@ -130,10 +135,13 @@ impl Agent {
         let sampler = Arc::new(Mutex::new(Sampler::new()));
         let tunnel = Tunnel::new(&config);
         let executor = Executor::new(&config, bus, Arc::clone(&sampler));
+        let busy = Arc::new(Busy::load(state_dir.path(), config.busy.max));
         Ok(Self {
             access: Access::load(&config.access, state_dir.path(), &identity),
             known_time: KnownTime::load(state_dir.path(), tls::authority_made(&anchor)),
-            desk: Desk::new(ledger, executor, boot_id.clone()),
+            desk: Desk::new(ledger, executor, boot_id.clone(), Arc::clone(&busy)),
+            local: Arc::new(local::Desk::new(busy)),
+            has_busy_to_tell: false,
             streams: Streams::new(&config),
             trial: if tunnel.is_some() { Trial::interrupting() } else { Trial::default() },
             tunnel,
@@ -158,6 +166,8 @@ impl Agent {
     /// Runs until it is told to stop. Nothing that the server or the network does ends it.
     pub async fn run(mut self, stop: CancellationToken) {
         self.dialling = Dialling::At(Instant::now(), Reason::Own);
+        let _serving = self.serve_applications();
+        let local = Arc::clone(&self.local);
         loop {
             self.begin_commands().await;
             let wake = self.poll_timeout();
@@ -168,6 +178,7 @@ impl Agent {
                     let status = self.desk.handle_done(id, report);
                     self.tell(status);
                 }
+                () = local.busy.changed() => self.handle_busy(),
                 refused = self.streams.done() => self.tell_refusal(refused),
                 event = next_event(&mut self.link) => self.handle_event(event),
                 (slot, opened) = opened(&mut self.dialling) => self.handle_opened(slot, opened),
@@ -177,6 +188,20 @@ impl Agent {
             }
         }
         self.stop().await;
+    }
+
+    /// The link is worth more than the socket: without one, the agent goes on.
+    fn serve_applications(&self) -> Option<local::Serving> {
+        let served = local::serve(&self.config.local, Arc::clone(&self.local));
+        let socket = self.config.local.socket.display();
+        served.inspect_err(|error| tracing::error!(%socket, error = chain(error), "applications are not served")).ok()
+    }
+
+    fn handle_busy(&mut self) {
+        let refused = self.desk.handle_busy();
+        self.tell_all(refused);
+        self.has_busy_to_tell = self.link.is_none();
+        self.tell(self.local.busy.told());
     }
 
     /// Lets commands that are under way end, and says goodbye. A reboot is not waited for.
@@ -353,6 +378,7 @@ impl Agent {
         let link = self.link.take()?;
         self.renewal.link_lost();
         self.polling.unlinked();
+        self.local.linked(None);
         self.report_due = None;
         let wait = self.climb.lost(&link, close);
         self.rest_tunnel();
@@ -409,7 +435,7 @@ impl Agent {
     }
 
     fn hello(&self) -> Hello {
-        machine::hello(&self.boot_id, &self.streams.capabilities(), self.climb.failures())
+        machine::hello(&self.boot_id, &self.streams.capabilities(), self.climb.failures(), &self.local.busy)
     }
 
     /// Whether the certificate that proves the device is not this agent's.
@@ -487,6 +513,11 @@ impl Agent {
         );
         if let Some(old) = self.link.replace(link) {
             tokio::spawn(async move { old.close(Code::Replaced, "a newer link is up").await });
+        }
+        self.local.linked(Some(self.climb.trying().name()));
+        if std::mem::take(&mut self.has_busy_to_tell) {
+            // It changed while there was no link: before the hello was made, or after.
+            self.tell(self.local.busy.told());
         }
         self.polling.linked();
         self.settle_slots(slot, now);

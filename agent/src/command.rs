@@ -50,6 +50,15 @@ impl Kind {
             Self::CollectMetrics | Self::RestartService => false,
         }
     }
+
+    /// Whether it is refused while the device is busy.
+    #[must_use]
+    pub const fn disturbs(self) -> bool {
+        match self {
+            Self::CollectMetrics => false,
+            Self::RestartService | Self::Reboot | Self::Shutdown => true,
+        }
+    }
 }
 
 impl Instruction {

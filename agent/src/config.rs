@@ -1,6 +1,7 @@
 //! The configuration file: what may be set, its defaults, and everything that is wrong with one, all at once.
 
 mod access;
+mod local;
 mod openvpn;
 mod poll;
 mod proxy;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use toml::de::DeTable;
 
 pub use self::access::Access;
+pub use self::local::{Busy, Local};
 pub use self::openvpn::{OpenVpn, Started, Wrapping, WrappingKind};
 pub use self::poll::Poll;
 pub use self::proxy::{Login, Proxies, Proxy};
@@ -60,6 +62,8 @@ pub struct Config {
     pub terminal: Terminal,
     pub forward: Forward,
     pub file: File,
+    pub local: Local,
+    pub busy: Busy,
     pub log: Log,
 }
 
@@ -267,6 +271,8 @@ fn read_root(root: &Section<'_>) -> Option<Config> {
     let terminal = stream::read_terminal(&root.section("terminal"));
     let forward = stream::read_forward(&root.section("forward"));
     let file = stream::read_file(&root.section("file"));
+    let local = local::read(&root.section("local"), state_dir.as_deref());
+    let busy = local::read_busy(&root.section("busy"));
     let log = read_log(&root.section("log"));
     Some(Config {
         path: None,
@@ -281,6 +287,8 @@ fn read_root(root: &Section<'_>) -> Option<Config> {
         terminal,
         forward,
         file,
+        local: local?,
+        busy,
         log,
     })
 }

@@ -20,6 +20,7 @@ use tracing::Value;
 use tracing::field::display;
 
 use crate::access::{Denied, Leave};
+use crate::busy::{Busy, InForce};
 use crate::chain;
 use crate::command::{Instruction, Kind};
 use crate::executor::{self, Executor};
@@ -34,6 +35,7 @@ pub struct Desk {
     ledger: Ledger,
     executor: Arc<Executor>,
     boot_id: String,
+    busy: Arc<Busy>,
     waiting: VecDeque<Waiting>,
     running: Vec<Running>,
     tasks: JoinSet<(CommandId, Report)>,
@@ -46,6 +48,7 @@ struct Waiting {
     id: CommandId,
     instruction: Instruction,
     start_by: Instant,
+    override_busy: bool,
     trace: Option<TraceParent>,
 }
 
@@ -75,11 +78,12 @@ impl Begun {
 impl Desk {
     /// Takes up the ledger, and settles what an earlier agent left unfinished: none of it is begun again.
     #[must_use]
-    pub fn new(ledger: Ledger, executor: Executor, boot_id: String) -> Self {
+    pub fn new(ledger: Ledger, executor: Executor, boot_id: String, busy: Arc<Busy>) -> Self {
         let mut desk = Self {
             ledger,
             executor: Arc::new(executor),
             boot_id,
+            busy,
             waiting: VecDeque::new(),
             running: Vec::new(),
             tasks: JoinSet::new(),
@@ -162,6 +166,12 @@ impl Desk {
         {
             return Err(Refusal::NotAllowed);
         }
+        if instruction.kind().disturbs()
+            && !command.override_busy
+            && let Some(lock) = self.busy.in_force()
+        {
+            return Err(Refusal::Locked(lock));
+        }
         // What no clock can express is never late.
         let start_by =
             now.checked_add(Duration::from_millis(command.start_within_ms)).unwrap_or(now + START_WITHIN_MAX);
@@ -180,7 +190,8 @@ impl Desk {
         }
         let intent = Intent { id, kind: instruction.kind(), boot_id: self.boot_id.clone(), server_unix_ms };
         self.ledger.accept(intent).map_err(Refusal::Ledger)?;
-        self.waiting.push_back(Waiting { id, instruction, start_by, trace: trace_of(command) });
+        let override_busy = command.override_busy;
+        self.waiting.push_back(Waiting { id, instruction, start_by, override_busy, trace: trace_of(command) });
         Ok(())
     }
 
@@ -230,6 +241,15 @@ impl Desk {
         late.into_iter()
             .map(|late| self.finish(late.id, Report::without_data(FinalState::Expired, "expired", "not begun in time")))
             .collect()
+    }
+
+    /// Ends what waits and would disturb a device that has become busy. The answers are to be told.
+    pub fn handle_busy(&mut self) -> Vec<CommandStatus> {
+        let Some(lock) = self.busy.in_force() else { return Vec::new() };
+        let disturbs = |waiting: &Waiting| waiting.instruction.kind().disturbs() && !waiting.override_busy;
+        let (refused, waiting) = self.waiting.drain(..).partition::<VecDeque<_>, _>(disturbs);
+        self.waiting = waiting;
+        refused.into_iter().map(|waiting| self.finish(waiting.id, Refusal::Locked(lock.clone()).report())).collect()
     }
 
     /// When [`Self::handle_timeout`] is next to be called.
@@ -354,6 +374,8 @@ enum Refusal {
     Expired,
     Cancelled,
     Busy(&'static str),
+    /// The device asks not to be disturbed.
+    Locked(InForce),
     LedgerCorrupt,
     Ledger(AcceptError),
 }
@@ -374,7 +396,8 @@ impl Refusal {
             | Self::Denied(_)
             | Self::Expired
             | Self::Cancelled
-            | Self::Busy(_) => Memory::Disk,
+            | Self::Busy(_)
+            | Self::Locked(_) => Memory::Disk,
             Self::LedgerCorrupt | Self::Ledger(_) => Memory::Volatile,
         }
     }
@@ -390,6 +413,10 @@ impl Refusal {
             Self::Expired => Report::without_data(FinalState::Expired, "expired", "it came too late to be begun"),
             Self::Cancelled => Report::without_data(FinalState::Cancelled, "cancelled", "called back before it came"),
             Self::Busy(message) => refused("busy", message),
+            Self::Locked(InForce { reason, left }) => {
+                let message = format!("the device asks not to be disturbed for another {} s: {reason}", left.as_secs());
+                refused("device_busy", &message)
+            }
             Self::LedgerCorrupt | Self::Ledger(AcceptError::Damaged) => {
                 refused("ledger_corrupt", "the device's ledger is damaged; run `cloudlink-agent doctor` on the device")
             }

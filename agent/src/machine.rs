@@ -7,6 +7,7 @@ use cloudlink_proto::link::STRING_BYTES_MAX;
 use cloudlink_proto::link::message::{Hello, TransportFailure};
 use sysinfo::System;
 
+use crate::busy::Busy;
 use crate::clock;
 use crate::command::Kind;
 use crate::disk;
@@ -33,7 +34,7 @@ pub fn boot_id(path: &Path) -> io::Result<String> {
 
 /// The first message of a link.
 #[must_use]
-pub fn hello(boot_id: &str, streams: &[&str], failures: &[TransportFailure]) -> Hello {
+pub fn hello(boot_id: &str, streams: &[&str], failures: &[TransportFailure], busy: &Busy) -> Hello {
     let commands = Kind::ALL.iter().map(|kind| kind.name());
     Hello {
         // The session fills in what it speaks.
@@ -45,7 +46,7 @@ pub fn hello(boot_id: &str, streams: &[&str], failures: &[TransportFailure]) -> 
         hostname: shortened(System::host_name().unwrap_or_default()),
         clock_unix_ms: clock::unix_ms(clock::wall_clock()),
         transport_failures: failures.to_vec(),
-        busy_lock: None,
+        busy_lock: Some(busy.told()).filter(|lock| lock.left_ms > 0),
     }
 }
 

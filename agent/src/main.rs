@@ -19,7 +19,9 @@ use cloudlink_agent::identity::Identity;
 use cloudlink_agent::problem::shown;
 use cloudlink_agent::stream::terminal;
 use cloudlink_agent::tunnel::client;
-use cloudlink_agent::{chain, tls};
+use cloudlink_agent::{chain, local, tls};
+use http::Method;
+use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -63,9 +65,37 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Ask not to be disturbed: while the lock is in force, no reboot, shutdown or restart is begun
+    #[command(subcommand)]
+    Busy(BusyCommand),
     /// The configuration file
     #[command(subcommand)]
     Config(ConfigCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum BusyCommand {
+    /// Set or renew the lock
+    Set {
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// For how many seconds from now
+        #[arg(long, value_name = "SECONDS")]
+        seconds: u64,
+        /// Why, for those who wait
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+    /// End it
+    Clear {
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Show it
+    Show {
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -103,6 +133,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Enroll { config, .. }
         | Command::Run { config, .. }
         | Command::Doctor { config }
+        | Command::Busy(
+            BusyCommand::Set { config, .. } | BusyCommand::Clear { config } | BusyCommand::Show { config },
+        )
         | Command::Config(ConfigCommand::Check { config }) => config.clone(),
     };
     let config = match Config::load(&path) {
@@ -120,6 +153,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Enroll { token_file, .. } => enroll_command(&config, &token_file).await,
             Command::Run { token_file, .. } => Box::pin(run_command(config, token_file)).await,
             Command::Doctor { .. } => Ok(doctor_command(&config).await),
+            Command::Busy(command) => busy_command(&config, command).await,
             Command::Config(ConfigCommand::Check { .. }) => {
                 print(&format!("{} is good", path.display()));
                 Ok(ExitCode::SUCCESS)
@@ -213,6 +247,21 @@ async fn enroll_patiently(
         tracing::warn!(error = chain(&error), wait_ms = wait.as_millis(), "not enrolled yet");
         tokio::time::sleep(wait).await;
     }
+}
+
+async fn busy_command(config: &Config, command: BusyCommand) -> anyhow::Result<ExitCode> {
+    let (method, body) = match command {
+        BusyCommand::Set { seconds, reason, .. } => (Method::PUT, Some(json!({"reason": reason, "seconds": seconds}))),
+        BusyCommand::Clear { .. } => (Method::DELETE, None),
+        BusyCommand::Show { .. } => (Method::GET, None),
+    };
+    let lock = local::ask(&config.local.socket, method, "/v1/busy", body.as_ref()).await?;
+    let reason = lock["reason"].as_str().map(|reason| reason.escape_debug().to_string());
+    print(&match (reason, lock["seconds_left"].as_u64()) {
+        (Some(reason), Some(seconds)) => format!("busy for another {seconds} s: {reason}"),
+        _ => "not busy".to_owned(),
+    });
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn doctor_command(config: &Config) -> ExitCode {

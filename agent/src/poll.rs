@@ -215,6 +215,7 @@ pub fn request(hello: Hello, interval: Duration) -> PollRequest {
         clock_unix_ms: hello.clock_unix_ms,
         transport_failures: hello.transport_failures,
         interval_ms: u32::try_from(interval.as_millis()).unwrap_or(u32::MAX),
+        busy_lock: hello.busy_lock,
         ..poll::request()
     }
 }
@@ -257,6 +258,7 @@ fn http_request(authority: &str, body: Bytes) -> Request<Full<Bytes>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::busy::Busy;
 
     const AFTER: Duration = Duration::from_secs(300);
     const MIDDLE: f64 = 0.5;
@@ -354,10 +356,14 @@ mod tests {
 
     #[test]
     fn a_request_says_what_a_hello_says() {
-        let hello = machine::hello("boot", &[], &[]);
+        let dir = tempfile::tempdir().unwrap();
+        let busy = Busy::load(dir.path(), Duration::from_secs(60));
+        busy.set("results", Duration::from_secs(60)).unwrap();
+        let hello = machine::hello("boot", &[], &[], &busy);
         let request = request(hello.clone(), Duration::from_secs(900));
         assert_eq!((&request.boot_id, &request.agent, request.interval_ms), (&hello.boot_id, &hello.agent, 900_000));
         assert_eq!(request.versions, [poll::VERSION]);
+        assert_eq!(request.busy_lock.as_ref().unwrap().reason, "results");
         assert!(poll::write_request(&request).is_ok());
     }
 }

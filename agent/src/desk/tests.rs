@@ -54,7 +54,8 @@ impl Device {
         ))
         .unwrap();
         let executor = Executor::new(&config, Bus::System, Arc::new(Mutex::new(Sampler::new())));
-        Desk::new(Ledger::open(state_dir).unwrap(), executor, boot_id.to_owned())
+        let busy = Arc::new(Busy::load(state_dir, Duration::from_secs(3600)));
+        Desk::new(Ledger::open(state_dir).unwrap(), executor, boot_id.to_owned(), busy)
     }
 }
 
@@ -345,4 +346,38 @@ async fn with_a_full_disk_commands_are_refused_and_stay_so_when_there_is_room_ag
     assert_eq!(told(&deliver(&mut desk, 2, restart("db"))), full, "what was refused is not run later");
     assert_eq!(told(&deliver(&mut desk, 3, restart("db"))).0, command_status::State::Accepted);
     assert_eq!(device.runs(), ["restart web"]);
+}
+
+#[tokio::test]
+async fn a_busy_device_does_only_what_does_not_disturb_it_or_overrides_its_lock() {
+    let device = Device::new();
+    let mut desk = device.start("boot-1");
+    // Accepted before, and not begun.
+    assert_eq!(told(&deliver(&mut desk, 1, restart("web"))).0, command_status::State::Accepted);
+    assert_eq!(
+        told(&deliver(&mut desk, 2, command::Kind::CollectMetrics(CollectMetrics {}))).0,
+        command_status::State::Accepted
+    );
+    desk.busy.set("writing results", Duration::from_secs(600)).unwrap();
+    let refused = desk.handle_busy();
+    assert_eq!(refused.iter().map(told).collect::<Vec<_>>(), [(command_status::State::Refused, "device_busy")]);
+    assert_eq!(begin(&mut desk), Some(id(2)));
+    assert_eq!(told(&end(&mut desk).await).0, command_status::State::Succeeded);
+
+    for (number, kind) in [(3, restart("web")), (4, reboot()), (5, command::Kind::Shutdown(Shutdown {}))] {
+        let answer = deliver(&mut desk, number, kind);
+        assert_eq!(told(&answer), (command_status::State::Refused, "device_busy"));
+        assert!(answer.message.contains("writing results"), "{answer:?}");
+    }
+    assert_eq!(device.runs(), [""; 0]);
+    let forced =
+        Command { override_busy: true, start_within_ms: HOUR_MS, kind: Some(restart("web")), ..Command::default() };
+    desk.handle_command(Instant::now(), id(6), &forced, Ok(Leave::UNLIMITED), 1_000);
+    assert_eq!(desk.handle_busy(), []);
+    assert_eq!(begin(&mut desk), Some(id(6)));
+    assert_eq!(told(&end(&mut desk).await).0, command_status::State::Succeeded);
+    desk.busy.clear().unwrap();
+    // What was refused stays refused.
+    assert_eq!(told(&deliver(&mut desk, 4, reboot())).0, command_status::State::Refused);
+    assert_eq!(told(&deliver(&mut desk, 7, restart("web"))).0, command_status::State::Accepted);
 }

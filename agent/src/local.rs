@@ -1,0 +1,322 @@
+//! What applications on the device may ask of the agent, over a Unix socket: HTTP/1.1, JSON, one request a connection. Who may use it,
+//! the permissions of the socket say.
+//!
+//! | request | |
+//! |---|---|
+//! | `GET /v1/status` | how the device stands |
+//! | `GET /v1/busy` | the busy lock, or null |
+//! | `PUT /v1/busy` | set or renew it: `{"reason": "…", "seconds": 3600}` |
+//! | `DELETE /v1/busy` | end it |
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::busy::{Busy, BusyError};
+use crate::chain;
+use crate::config::Local as LocalConfig;
+use crate::exchange::{ExchangeError, exchange};
+use crate::machine::AGENT;
+
+/// Connections at once. Who comes later waits.
+const CONNECTIONS_MAX: usize = 16;
+/// The largest body of a request.
+const BODY_BYTES_MAX: usize = 4096;
+/// The largest head of a request.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// From the connection to the end of the answer.
+const SERVED_WITHIN: Duration = Duration::from_secs(10);
+/// How long a client of ours waits for the answer.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
+/// After an accept that failed: there may be no file descriptors left.
+const ACCEPT_RETRY: Duration = Duration::from_millis(200);
+
+/// What applications can ask about, kept by the agent.
+#[derive(Debug)]
+pub struct Desk {
+    pub busy: Arc<Busy>,
+    link: Mutex<Option<&'static str>>,
+}
+
+impl Desk {
+    #[must_use]
+    pub fn new(busy: Arc<Busy>) -> Self {
+        Self { busy, link: Mutex::new(None) }
+    }
+
+    /// By which transport the device is linked now, if it is.
+    pub fn linked(&self, transport: Option<&'static str>) {
+        *self.link.lock().unwrap_or_else(PoisonError::into_inner) = transport;
+    }
+
+    fn status(&self) -> Value {
+        let link = *self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        json!({"agent": AGENT, "link": link, "busy": self.shown_busy()})
+    }
+
+    fn shown_busy(&self) -> Value {
+        let lock = self.busy.in_force();
+        lock.map_or(Value::Null, |lock| json!({"reason": lock.reason, "seconds_left": lock.left.as_secs()}))
+    }
+}
+
+/// Serves applications for as long as it is kept.
+#[derive(Debug)]
+pub struct Serving(#[expect(dead_code, reason = "dropping it ends the task")] AbortOnDropHandle<()>);
+
+/// Begins to serve. The state directory's lock makes sure that no other agent is at the same socket.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub fn serve(config: &LocalConfig, desk: Arc<Desk>) -> io::Result<Serving> {
+    let listener = listen(config)?;
+    Ok(Serving(AbortOnDropHandle::new(tokio::spawn(accept(listener, desk)))))
+}
+
+fn listen(config: &LocalConfig) -> io::Result<UnixListener> {
+    let path = &config.socket;
+    match std::fs::symlink_metadata(path) {
+        Ok(there) if there.file_type().is_socket() => std::fs::remove_file(path)?,
+        Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is something else than a socket")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let listener = UnixListener::bind(path)?;
+    if let Some(group) = &config.group {
+        let group = nix::unistd::Group::from_name(group)?.ok_or_else(|| io::Error::other("there is no such group"))?;
+        std::os::unix::fs::chown(path, None, Some(group.gid.as_raw()))?;
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(config.mode))?;
+    Ok(listener)
+}
+
+async fn accept(listener: UnixListener, desk: Arc<Desk>) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let desk = Arc::clone(&desk);
+                tokio::spawn(async move {
+                    let _place = place;
+                    let _ = timeout(SERVED_WITHIN, serve_one(stream, desk)).await;
+                });
+            }
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "an application was not let in");
+                sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+}
+
+async fn serve_one(stream: UnixStream, desk: Arc<Desk>) {
+    let answering = service_fn(|request| {
+        let desk = Arc::clone(&desk);
+        async move { Ok::<_, std::convert::Infallible>(answer(&desk, request).await) }
+    });
+    let mut server = hyper::server::conn::http1::Builder::new();
+    server.timer(TokioTimer::new()).keep_alive(false).max_buf_size(HEAD_BYTES_MAX);
+    // Who breaks off, or does not speak HTTP, has his reasons.
+    let _ = server.serve_connection(TokioIo::new(stream), answering).await;
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BusyRequest {
+    reason: String,
+    seconds: u64,
+}
+
+async fn answer(desk: &Desk, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let path = request.uri().path().to_owned();
+    match (path.as_str(), request.method()) {
+        ("/v1/status", &Method::GET) => answered(StatusCode::OK, &desk.status()),
+        ("/v1/status", _) => not_allowed("GET"),
+        ("/v1/busy", &Method::GET) => answered(StatusCode::OK, &desk.shown_busy()),
+        ("/v1/busy", &Method::PUT) => match read(request).await {
+            Ok(BusyRequest { reason, seconds }) => changed(desk, desk.busy.set(&reason, Duration::from_secs(seconds))),
+            Err(refused) => *refused,
+        },
+        ("/v1/busy", &Method::DELETE) => changed(desk, desk.busy.clear()),
+        ("/v1/busy", _) => not_allowed("GET, PUT, DELETE"),
+        _ => refused(StatusCode::NOT_FOUND, "there is no such path"),
+    }
+}
+
+fn changed(desk: &Desk, done: Result<(), BusyError>) -> Response<Full<Bytes>> {
+    match done {
+        Ok(()) => {
+            tracing::info!(lock = ?desk.busy.in_force(), "an application has changed the busy lock");
+            answered(StatusCode::OK, &desk.shown_busy())
+        }
+        Err(error @ (BusyError::Reason | BusyError::Length(_))) => {
+            refused(StatusCode::UNPROCESSABLE_ENTITY, &error.to_string())
+        }
+        Err(error @ BusyError::Disk(_)) => {
+            tracing::error!(error = chain(&error), "the busy lock cannot be changed");
+            refused(StatusCode::INTERNAL_SERVER_ERROR, &chain(&error))
+        }
+    }
+}
+
+async fn read<T: serde::de::DeserializeOwned>(request: Request<Incoming>) -> Result<T, Box<Response<Full<Bytes>>>> {
+    let refuse = |status, detail: &str| Box::new(refused(status, detail));
+    let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await;
+    let body = body.map_err(|_| refuse(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large, or broken off"))?;
+    serde_json::from_slice(&body.to_bytes()).map_err(|error| refuse(StatusCode::BAD_REQUEST, &error.to_string()))
+}
+
+fn answered(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn refused(status: StatusCode, detail: &str) -> Response<Full<Bytes>> {
+    answered(status, &json!({"error": detail}))
+}
+
+fn not_allowed(allowed: &'static str) -> Response<Full<Bytes>> {
+    let mut response = refused(StatusCode::METHOD_NOT_ALLOWED, "the method does not fit the path");
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    response
+}
+
+/// Why an agent did not answer as it should.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    #[error("no agent answers at {0}: is it running, and may you use its socket?")]
+    Unreachable(String, #[source] io::Error),
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
+    #[error("the agent does not answer")]
+    TimedOut,
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Asks the agent that serves this socket.
+///
+/// # Errors
+/// When it does not answer, or refuses.
+pub async fn ask(socket: &Path, method: Method, path: &'static str, body: Option<&Value>) -> Result<Value, AskError> {
+    let asking = async {
+        let unreachable = |error| AskError::Unreachable(socket.display().to_string(), error);
+        let stream = UnixStream::connect(socket).await.map_err(unreachable)?;
+        let body = body.map(ToString::to_string).unwrap_or_default();
+        let mut request = Request::new(Full::new(Bytes::from(body)));
+        (*request.method_mut(), *request.uri_mut()) = (method, http::Uri::from_static(path));
+        request.headers_mut().insert(http::header::HOST, HeaderValue::from_static("localhost"));
+        let (head, body) = exchange(stream, request, HEAD_BYTES_MAX).await?;
+        let answer: Value = serde_json::from_slice(&body).map_err(|_| ExchangeError::Answer)?;
+        if head.status.is_success() {
+            return Ok(answer);
+        }
+        Err(AskError::Refused(answer["error"].as_str().unwrap_or("the agent refuses").escape_debug().to_string()))
+    };
+    timeout(ANSWERED_WITHIN, asking).await.map_err(|_| AskError::TimedOut)?
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn start(dir: &Path) -> (LocalConfig, Arc<Desk>, Serving) {
+        let config = LocalConfig { socket: dir.join("local.sock"), mode: 0o660, group: None };
+        let desk = Arc::new(Desk::new(Arc::new(Busy::load(dir, HOUR))));
+        let serving = serve(&config, Arc::clone(&desk)).unwrap();
+        (config, desk, serving)
+    }
+
+    #[tokio::test]
+    async fn a_lock_is_set_shown_and_cleared() {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, desk, _serving) = start(dir.path());
+        assert_eq!(std::fs::metadata(&config.socket).unwrap().permissions().mode() & 0o777, 0o660);
+        let busy = async |method, body: Option<Value>| ask(&config.socket, method, "/v1/busy", body.as_ref()).await;
+        assert_eq!(busy(Method::GET, None).await.unwrap(), Value::Null);
+        let set = busy(Method::PUT, Some(json!({"reason": "results", "seconds": 600}))).await.unwrap();
+        assert_eq!(set["reason"], "results");
+        assert_eq!(desk.busy.in_force().unwrap().reason, "results");
+        desk.linked(Some("websocket"));
+        let status = ask(&config.socket, Method::GET, "/v1/status", None).await.unwrap();
+        assert_eq!((&status["busy"]["reason"], &status["link"]), (&json!("results"), &json!("websocket")));
+        assert_eq!(busy(Method::DELETE, None).await.unwrap(), Value::Null);
+        assert_eq!(desk.busy.in_force(), None);
+    }
+
+    #[tokio::test]
+    async fn what_makes_no_sense_is_refused_and_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, desk, _serving) = start(dir.path());
+        for body in [
+            json!({"reason": "", "seconds": 60}),
+            json!({"reason": "r", "seconds": 0}),
+            json!({"reason": "r", "seconds": 3601}),
+            json!({"reason": "r", "seconds": -1}),
+            json!({"reason": "r"}),
+            json!({"reason": "r", "seconds": 60, "force": true}),
+            json!({"reason": "r".repeat(BODY_BYTES_MAX), "seconds": 60}),
+        ] {
+            let refused = ask(&config.socket, Method::PUT, "/v1/busy", Some(&body)).await;
+            assert!(matches!(refused, Err(AskError::Refused(_))), "{refused:?}");
+        }
+        for (method, path) in [(Method::POST, "/v1/busy"), (Method::GET, "/v2/busy"), (Method::PUT, "/v1/status")] {
+            assert!(matches!(ask(&config.socket, method, path, None).await, Err(AskError::Refused(_))));
+        }
+        assert_eq!(desk.busy.in_force(), None);
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_is_let_go_and_keeps_nobody_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, _desk, _serving) = start(dir.path());
+        let mut silent = Vec::new();
+        for _ in 0..CONNECTIONS_MAX {
+            silent.push(UnixStream::connect(&config.socket).await.unwrap());
+        }
+        silent[0].write_all(b"GET /v1/busy HT").await.unwrap();
+        // Served once the others are let go.
+        let mut late = UnixStream::connect(&config.socket).await.unwrap();
+        late.write_all(b"GET /v1/busy HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        timeout(3 * SERVED_WITHIN, late.read_to_string(&mut answer)).await.unwrap().unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_was_left_is_replaced_and_another_file_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, desk, serving) = start(dir.path());
+        drop(serving);
+        let serving = serve(&config, Arc::clone(&desk)).unwrap();
+        assert_eq!(ask(&config.socket, Method::GET, "/v1/busy", None).await.unwrap(), Value::Null);
+        drop(serving);
+        std::fs::remove_file(&config.socket).unwrap();
+        std::fs::write(&config.socket, "precious").unwrap();
+        assert_eq!(serve(&config, desk).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read_to_string(&config.socket).unwrap(), "precious");
+    }
+}
