@@ -148,6 +148,7 @@ impl Failure {
                 "unauthenticated" => "Sign in: cloudlink login",
                 "version_mismatch" => "Run the command again: it starts from the newest version.",
                 "not_linked" => "To wait for the device: --queue-for 10m",
+                "device_busy" => "With a grant that allows busy:override: --override-busy",
                 "no_agent" => "To wait for an agent: --queue-for 10m",
                 "unprocessable" => return longest(problem),
                 _ => return None,
@@ -262,6 +263,7 @@ mod tests {
     #[case("method_not_allowed", 405, 1)]
     #[case("not_linked", 409, 8)]
     #[case("no_agent", 409, 8)]
+    #[case("device_busy", 409, 8)]
     #[case("polling", 409, 8)]
     #[case("device_revoked", 409, 8)]
     #[case("conflict", 409, 8)]

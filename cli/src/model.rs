@@ -174,9 +174,19 @@ pub(crate) struct Device {
     /// Servers of before polling do not name it.
     #[serde(default)]
     pub(crate) poll: Option<Poll>,
+    /// Servers of before busy locks do not name it.
+    #[serde(default)]
+    pub(crate) busy_lock: Option<BusyLock>,
     /// Servers of before do not name them.
     #[serde(default)]
     pub(crate) transport_failures: Vec<TransportFailure>,
+}
+
+/// "Not now", said by the device.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct BusyLock {
+    pub(crate) reason: String,
+    pub(crate) until: Timestamp,
 }
 
 /// A kind of failure that the device met on its way to the server.

@@ -288,6 +288,10 @@ fn record(device: &model::Device, here: &Here) -> Table {
     } else if device.state != "active" {
         table.field("state", Cell::toned(device.state.clone(), Tone::Warn));
     }
+    if let Some(busy) = &device.busy_lock {
+        table.field("busy", Cell::toned(format!("until {}", here.full(busy.until)), Tone::Warn));
+        table.field("  because", busy.reason.clone());
+    }
     if let Some(quarantine) = &device.quarantine {
         let by = quarantine.by.map_or_else(|| "the server".to_owned(), |by| by.to_string());
         table.field("quarantine", Cell::toned(format!("since {}", here.full(quarantine.since)), Tone::Bad));

@@ -23,6 +23,9 @@ pub(crate) struct Common {
     /// Id of the grant to act under; without it, the server chooses one that allows it
     #[arg(long, value_name = "GRANT")]
     grant: Option<String>,
+    /// Do it also while the device asks not to be disturbed; needs busy:override
+    #[arg(long)]
+    override_busy: bool,
     /// Wait for the end, which is the default
     #[arg(long, overrides_with = "no_wait")]
     wait: bool,
@@ -74,7 +77,7 @@ pub(crate) struct Metrics {
     #[arg(long, required_unless_present = "latest")]
     reason: Option<String>,
     /// Show the newest regular report instead of asking the device
-    #[arg(long, conflicts_with_all = ["reason", "queue_for", "grant", "wait", "no_wait", "idempotency_key"])]
+    #[arg(long, conflicts_with_all = ["reason", "queue_for", "grant", "override_busy", "wait", "no_wait", "idempotency_key"])]
     latest: bool,
 }
 
@@ -139,6 +142,9 @@ impl Common {
     ) -> Result<(), Failure> {
         if let Some(span) = self.queue_for {
             body["queue_for_seconds"] = span.as_seconds().into();
+        }
+        if self.override_busy {
+            body["override_busy"] = true.into();
         }
         if let Some(grant) = &self.grant {
             body["grant_id"] = resolve::id("grant", grant)?.to_string().into();
