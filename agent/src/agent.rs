@@ -135,12 +135,13 @@ impl Agent {
         let sampler = Arc::new(Mutex::new(Sampler::new()));
         let tunnel = Tunnel::new(&config);
         let executor = Executor::new(&config, bus, Arc::clone(&sampler));
+        let restarts = executor.restarts();
         let busy = Arc::new(Busy::load(state_dir.path(), config.busy.max));
         Ok(Self {
             access: Access::load(&config.access, state_dir.path(), &identity),
             known_time: KnownTime::load(state_dir.path(), tls::authority_made(&anchor)),
             desk: Desk::new(ledger, executor, boot_id.clone(), Arc::clone(&busy)),
-            local: Arc::new(local::Desk::new(busy)),
+            local: Arc::new(local::Desk::new(busy, restarts)),
             has_busy_to_tell: false,
             streams: Streams::new(&config),
             trial: if tunnel.is_some() { Trial::interrupting() } else { Trial::default() },

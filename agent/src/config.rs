@@ -41,6 +41,8 @@ pub const SERVICE_PLACEHOLDER: &str = "{service}";
 pub const SERVICE_NAME_BYTES_MAX: usize = 128;
 /// The most services that may be allowed.
 const SERVICES_MAX: usize = 256;
+/// The most services that applications restart by themselves: each may keep a connection waiting.
+const BY_APPLICATION_MAX: usize = 32;
 /// The largest configuration file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
 
@@ -133,6 +135,8 @@ pub struct Service {
     pub allow: Vec<ServiceName>,
     /// Program and arguments; the argument `{service}` is replaced. Default: systemd is asked over D-Bus.
     pub restart_argv: Option<Argv>,
+    /// Those of them that applications restart by themselves, when they hear of it over the local socket. Default: none.
+    pub by_application: Vec<ServiceName>,
 }
 
 /// `[power]`: how the device is rebooted and shut down.
@@ -404,8 +408,29 @@ fn read_service(service: &Section<'_>) -> Service {
     if let Some(argv) = &restart_argv {
         check_placeholder(service, argv);
     }
+    let by_application = read_by_application(service, &allow);
     service.finish();
-    Service { allow, restart_argv }
+    Service { allow, restart_argv, by_application }
+}
+
+fn read_by_application(service: &Section<'_>, allow: &[ServiceName]) -> Vec<ServiceName> {
+    let names = service.strings("by_application").unwrap_or_default();
+    if names.len() > BY_APPLICATION_MAX {
+        let problem = format!("has more than {BY_APPLICATION_MAX} names");
+        service.fault("by_application", &problem, "let fewer services be restarted so");
+    }
+    let mut found = Vec::new();
+    for name in names {
+        match allow.iter().find(|allowed| allowed.as_str() == name) {
+            Some(allowed) => found.push(allowed.clone()),
+            None => service.fault(
+                "by_application",
+                &format!("has the name {name:?}, which allow has not"),
+                "add it to allow",
+            ),
+        }
+    }
+    found
 }
 
 fn check_placeholder(service: &Section<'_>, argv: &Argv) {
@@ -560,6 +585,29 @@ mod tests {
 
     const SMALLEST: &str =
         "state_dir = \"/var/lib/a\"\n[server]\nhost = \"link.example.com\"\nca_file = \"/etc/ca.pem\"\n";
+
+    #[test]
+    fn only_what_is_allowed_is_restarted_by_its_application_and_locks_are_bounded() {
+        let with = |text: &str| format!("{SMALLEST}{text}");
+        let config = Config::parse(&with(
+            "[service]\nallow = [\"meter\", \"web\"]\nby_application = [\"meter\"]\n[local]\nmode = \"0660\"\n[busy]\nmax_seconds = 60\n",
+        ))
+        .unwrap();
+        assert_eq!(config.service.by_application, [ServiceName::parse("meter").unwrap()]);
+        assert_eq!((config.local.mode, config.busy.max), (0o660, Duration::from_secs(60)));
+        assert_eq!(config.local.socket, Path::new("/var/lib/a/local.sock"));
+        for (text, named) in [
+            ("[service]\nallow = [\"web\"]\nby_application = [\"meter\"]\n", "by_application has the name \"meter\""),
+            ("[local]\nmode = \"0777\"\n", "local.mode is"),
+            ("[local]\ngroup = \"\"\n", "local.group is"),
+            ("[busy]\nmax_seconds = 604801\n", "busy.max_seconds is out of range"),
+        ] {
+            let problems = problems(&with(text));
+            assert!(problems.len() == 1 && problems[0].contains(named), "{problems:?}");
+        }
+        let socket = format!("[local]\nsocket = \"/{}\"\n", "x".repeat(107));
+        assert!(problems(&with(&socket))[0].contains("longer than 107 bytes"));
+    }
 
     fn problems(text: &str) -> Vec<String> {
         Config::parse(text).unwrap_err().iter().map(ToString::to_string).collect()

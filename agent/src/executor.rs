@@ -10,11 +10,13 @@ use cloudlink_proto::poll::RUNNING_MAX;
 use cloudlink_proto::poll::message::Running;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 pub use self::systemd::Bus;
 use crate::command::{Instruction, Kind};
 use crate::config::{Argv, Config, Power, Service, ServiceName};
 use crate::ledger::{FinalState, Report};
+use crate::local::{NotRestarted, Restarts};
 use crate::metrics::{self, SAMPLED_WITHIN, Sampler};
 
 /// How long the restart of a service may take. The server gives up after 180 s.
@@ -35,6 +37,7 @@ pub struct Executor {
     power: Power,
     bus: Bus,
     sampler: Arc<Mutex<Sampler>>,
+    restarts: Arc<Restarts>,
 }
 
 /// Why a command that was begun did not work.
@@ -50,7 +53,14 @@ pub struct Failure {
 impl Executor {
     #[must_use]
     pub fn new(config: &Config, bus: Bus, sampler: Arc<Mutex<Sampler>>) -> Self {
-        Self { service: config.service.clone(), power: config.power.clone(), bus, sampler }
+        let restarts = Arc::new(Restarts::new(&config.service.by_application));
+        Self { service: config.service.clone(), power: config.power.clone(), bus, sampler, restarts }
+    }
+
+    /// What applications restart by themselves.
+    #[must_use]
+    pub fn restarts(&self) -> Arc<Restarts> {
+        Arc::clone(&self.restarts)
     }
 
     /// Whether the configuration lets this service be restarted.
@@ -99,10 +109,33 @@ impl Executor {
     }
 
     async fn restart(&self, service: &ServiceName) -> Result<Value, Failure> {
+        if self.restarts.has(service.as_str()) {
+            return self.restart_by_application(service).await;
+        }
         match &self.service.restart_argv {
             Some(argv) => argv::run(&argv.for_service(service), RESTART_WITHIN).await,
             None => systemd::restart(&self.bus, service, RESTART_WITHIN).await,
         }
+    }
+
+    async fn restart_by_application(&self, service: &ServiceName) -> Result<Value, Failure> {
+        let asked_at = Instant::now();
+        let asked = self.restarts.ask(service.as_str(), RESTART_WITHIN).await;
+        let waited_ms = u64::try_from(asked_at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let data = json!({ "by_application": true, "duration_ms": waited_ms });
+        let (code, message) = match asked {
+            Ok(()) => return Ok(data),
+            Err(NotRestarted::Refused(reason)) => {
+                ("application_refused", format!("the application did not restart: {reason}"))
+            }
+            Err(NotRestarted::Unheard) => {
+                ("no_application", "no application asked the agent whether to restart".to_owned())
+            }
+            Err(NotRestarted::Unconfirmed) => {
+                ("timeout", "the application was told to restart, and did not say in time that it has".to_owned())
+            }
+        };
+        Err(Failure::new(code, message).with_data(data))
     }
 
     async fn reboot(&self) -> Result<Value, Failure> {

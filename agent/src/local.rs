@@ -7,6 +7,10 @@
 //! | `GET /v1/busy` | the busy lock, or null |
 //! | `PUT /v1/busy` | set or renew it: `{"reason": "…", "seconds": 3600}` |
 //! | `DELETE /v1/busy` | end it |
+//! | `GET /v1/services/NAME/restart` | wait to hear of a restart: `{"id": "…"}`, or null after a while |
+//! | `POST /v1/services/NAME/restart/ID` | say what came of it: `{"restarted": true}`, or false with a `reason` |
+
+mod restart;
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -27,6 +31,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
 
 use crate::busy::{Busy, BusyError};
 use crate::chain;
@@ -34,14 +39,20 @@ use crate::config::Local as LocalConfig;
 use crate::exchange::{ExchangeError, exchange};
 use crate::machine::AGENT;
 
-/// Connections at once. Who comes later waits.
-const CONNECTIONS_MAX: usize = 16;
+pub use self::restart::{NotRestarted, Restarts};
+
+/// Connections at once, twice as many as applications can wait. Who comes later waits.
+const CONNECTIONS_MAX: usize = 64;
 /// The largest body of a request.
 const BODY_BYTES_MAX: usize = 4096;
 /// The largest head of a request.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// From the connection to the end of the answer.
+/// Until the head of a request is there; and for everything but its wait.
 const SERVED_WITHIN: Duration = Duration::from_secs(10);
+/// How long an application waits to hear of a restart before it has to ask again.
+const WAIT: Duration = Duration::from_secs(25);
+/// The longest reason, in bytes.
+const REASON_BYTES_MAX: usize = 256;
 /// How long a client of ours waits for the answer.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
 /// After an accept that failed: there may be no file descriptors left.
@@ -51,13 +62,14 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub struct Desk {
     pub busy: Arc<Busy>,
+    restarts: Arc<Restarts>,
     link: Mutex<Option<&'static str>>,
 }
 
 impl Desk {
     #[must_use]
-    pub fn new(busy: Arc<Busy>) -> Self {
-        Self { busy, link: Mutex::new(None) }
+    pub fn new(busy: Arc<Busy>, restarts: Arc<Restarts>) -> Self {
+        Self { busy, restarts, link: Mutex::new(None) }
     }
 
     /// By which transport the device is linked now, if it is.
@@ -115,7 +127,7 @@ async fn accept(listener: UnixListener, desk: Arc<Desk>) {
                 let desk = Arc::clone(&desk);
                 tokio::spawn(async move {
                     let _place = place;
-                    let _ = timeout(SERVED_WITHIN, serve_one(stream, desk)).await;
+                    let _ = timeout(SERVED_WITHIN + WAIT, serve_one(stream, desk)).await;
                 });
             }
             Err(error) => {
@@ -132,7 +144,7 @@ async fn serve_one(stream: UnixStream, desk: Arc<Desk>) {
         async move { Ok::<_, std::convert::Infallible>(answer(&desk, request).await) }
     });
     let mut server = hyper::server::conn::http1::Builder::new();
-    server.timer(TokioTimer::new()).keep_alive(false).max_buf_size(HEAD_BYTES_MAX);
+    server.timer(TokioTimer::new()).header_read_timeout(SERVED_WITHIN).keep_alive(false).max_buf_size(HEAD_BYTES_MAX);
     // Who breaks off, or does not speak HTTP, has his reasons.
     let _ = server.serve_connection(TokioIo::new(stream), answering).await;
 }
@@ -142,6 +154,14 @@ async fn serve_one(stream: UnixStream, desk: Arc<Desk>) {
 struct BusyRequest {
     reason: String,
     seconds: u64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Restarted {
+    restarted: bool,
+    #[serde(default)]
+    reason: String,
 }
 
 async fn answer(desk: &Desk, request: Request<Incoming>) -> Response<Full<Bytes>> {
@@ -156,8 +176,44 @@ async fn answer(desk: &Desk, request: Request<Incoming>) -> Response<Full<Bytes>
         },
         ("/v1/busy", &Method::DELETE) => changed(desk, desk.busy.clear()),
         ("/v1/busy", _) => not_allowed("GET, PUT, DELETE"),
-        _ => refused(StatusCode::NOT_FOUND, "there is no such path"),
+        (path, method) => match path.strip_prefix("/v1/services/").and_then(|rest| rest.split_once("/restart")) {
+            Some((service, _)) if !desk.restarts.has(service) => refused(
+                StatusCode::NOT_FOUND,
+                "no such service is restarted by its application (service.by_application)",
+            ),
+            Some((service, "")) if method == Method::GET => {
+                let id = desk.restarts.wait(service, WAIT).await;
+                answered(StatusCode::OK, &id.map_or(Value::Null, |id| json!({ "id": id })))
+            }
+            Some((_, "")) => not_allowed("GET"),
+            Some((service, id)) => match id.strip_prefix('/').and_then(|id| Uuid::parse_str(id).ok()) {
+                Some(id) if method == Method::POST => confirm(desk, service, id, request).await,
+                Some(_) => not_allowed("POST"),
+                None => no_path(),
+            },
+            None => no_path(),
+        },
     }
+}
+
+async fn confirm(desk: &Desk, service: &str, id: Uuid, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let Restarted { restarted, reason } = match read(request).await {
+        Ok(said) => said,
+        Err(refused) => return *refused,
+    };
+    if reason.len() > REASON_BYTES_MAX || reason.chars().any(char::is_control) {
+        let detail = format!("a reason has at most {REASON_BYTES_MAX} bytes, none of them a control character");
+        return refused(StatusCode::UNPROCESSABLE_ENTITY, &detail);
+    }
+    if desk.restarts.confirm(service, id, if restarted { Ok(()) } else { Err(reason) }) {
+        answered(StatusCode::OK, &Value::Null)
+    } else {
+        refused(StatusCode::NOT_FOUND, "nobody waits for that any more")
+    }
+}
+
+fn no_path() -> Response<Full<Bytes>> {
+    refused(StatusCode::NOT_FOUND, "there is no such path")
 }
 
 fn changed(desk: &Desk, done: Result<(), BusyError>) -> Response<Full<Bytes>> {
@@ -240,12 +296,14 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::config::ServiceName;
 
     const HOUR: Duration = Duration::from_secs(3600);
 
     fn start(dir: &Path) -> (LocalConfig, Arc<Desk>, Serving) {
         let config = LocalConfig { socket: dir.join("local.sock"), mode: 0o660, group: None };
-        let desk = Arc::new(Desk::new(Arc::new(Busy::load(dir, HOUR))));
+        let restarts = Restarts::new(&[ServiceName::parse("meter").unwrap()]);
+        let desk = Arc::new(Desk::new(Arc::new(Busy::load(dir, HOUR)), Arc::new(restarts)));
         let serving = serve(&config, Arc::clone(&desk)).unwrap();
         (config, desk, serving)
     }
@@ -287,6 +345,31 @@ mod tests {
             assert!(matches!(ask(&config.socket, method, path, None).await, Err(AskError::Refused(_))));
         }
         assert_eq!(desk.busy.in_force(), None);
+    }
+
+    #[tokio::test]
+    async fn an_application_hears_of_a_restart_and_says_what_came_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, desk, _serving) = start(dir.path());
+        let tell = async |id: &str, body: Value| {
+            let path: &'static str = format!("/v1/services/meter/restart/{id}").leak();
+            ask(&config.socket, Method::POST, path, Some(&body)).await
+        };
+        let application = async {
+            let heard = ask(&config.socket, Method::GET, "/v1/services/meter/restart", None).await.unwrap();
+            let id = heard["id"].as_str().unwrap().to_owned();
+            for nonsense in [json!({"restarted": "yes"}), json!({"restarted": false, "reason": "a\nb"}), json!({})] {
+                assert!(tell(&id, nonsense).await.is_err());
+            }
+            assert!(tell(&Uuid::nil().to_string(), json!({"restarted": true})).await.is_err());
+            tell(&id, json!({"restarted": false, "reason": "in a reading"})).await.unwrap();
+            assert!(tell(&id, json!({"restarted": true})).await.is_err());
+        };
+        let (asked, ()) = tokio::join!(desk.restarts.ask("meter", 3 * SERVED_WITHIN), application);
+        assert_eq!(asked, Err(NotRestarted::Refused("in a reading".to_owned())));
+        for path in ["/v1/services/other/restart", "/v1/services/meter/restarts", "/v1/services/meter/restart/1"] {
+            assert!(matches!(ask(&config.socket, Method::GET, path, None).await, Err(AskError::Refused(_))), "{path}");
+        }
     }
 
     #[tokio::test]

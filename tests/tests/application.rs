@@ -1,11 +1,14 @@
-//! "Not now": a device that asks not to be disturbed.
+//! What applications on a device say to its agent, and hear of it: "not now", and restarts.
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use cloudlink_tests::fleet::{Device, Fleet};
+use cloudlink_tests::machine::{Machine, SERVICE};
 use cloudlink_tests::poll::wait_for;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 
 /// For what a device tells to be known.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -77,4 +80,52 @@ async fn a_busy_lock_survives_a_reboot_and_blocks_the_next_until_it_is_overridde
         ensure!(found == times, "{word} {found} times: {entries:#?}");
     }
     Ok(())
+}
+
+/// Asks the agent as an application does that knows nothing but HTTP.
+async fn ask(machine: &Machine, method: &str, path: &str, body: &Value) -> anyhow::Result<Value> {
+    let mut stream = UnixStream::connect(machine.state_dir().join("local.sock")).await?;
+    let body = body.to_string();
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    ensure!(answer.starts_with("HTTP/1.1 200 "), "{method} {path}: {answer}");
+    let (_, body) = answer.split_once("\r\n\r\n").context("no body")?;
+    Ok(serde_json::from_str(body)?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_is_restarted_by_its_application() -> anyhow::Result<()> {
+    let fleet = Fleet::start().await?;
+    let mut machine = fleet.new_machine("gateway")?;
+    let text = std::fs::read_to_string(machine.config_file())?;
+    let text = text.replace("[service]\n", &format!("[service]\nby_application = [{SERVICE:?}]\n"));
+    std::fs::write(machine.config_file(), text)?;
+    machine.enroll(&fleet.enrollment_token("gateway").await?)?;
+    machine.power_on()?;
+    let devices = fleet.tenant.get("/devices").await?;
+    let id = devices["items"][0]["id"].as_str().context("no device")?.to_owned();
+    fleet.wait_for_link(&id, "live").await?;
+    fleet.grant(&id, &["service:restart"]).await?;
+    let status = ask(&machine, "GET", "/v1/status", &Value::Null).await?;
+    ensure!(status["link"] == "websocket" && status["busy"].is_null(), "{status}");
+
+    for said in [json!({"restarted": true}), json!({"restarted": false, "reason": "in a reading"})] {
+        let command = fleet.command(&id, "service.restart", &json!({ "service": SERVICE })).await?;
+        let path = format!("/v1/services/{SERVICE}/restart");
+        let order = ask(&machine, "GET", &path, &Value::Null).await?;
+        let order = order["id"].as_str().context("no order")?;
+        ask(&machine, "POST", &format!("{path}/{order}"), &said).await?;
+        let done = fleet.finished(&command).await?;
+        if said["restarted"] == true {
+            ensure!(done["state"] == "succeeded" && done["data"]["by_application"] == true, "{done}");
+        } else {
+            ensure!(done["state"] == "failed" && done["code"] == "application_refused", "{done}");
+            ensure!(done["message"].as_str().is_some_and(|message| message.contains("in a reading")), "{done}");
+        }
+    }
+    ensure!(machine.restarts() == 0, "somebody else has restarted it");
+    machine.stop()
 }
