@@ -196,7 +196,10 @@ async fn act(session: &mut Session<Server>, incoming: FromDevice, seen: &mpsc::S
             seen.send(Seen::Status(state, status.data_json)).await.unwrap();
         }
         FromDevice::Metrics(_) => seen.send(Seen::Report).await.unwrap(),
-        FromDevice::CertificateRequest(_) | FromDevice::StreamRefused { .. } | FromDevice::Goodbye => {}
+        FromDevice::CertificateRequest(_)
+        | FromDevice::BusyLock(_)
+        | FromDevice::StreamRefused { .. }
+        | FromDevice::Goodbye => {}
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cloudlink_agent::agent::load_anchor;
+use cloudlink_agent::busy::Busy;
 use cloudlink_agent::dial::{self, DialError, Route, Traffic};
 use cloudlink_agent::identity::{Identity, Slot};
 use cloudlink_agent::link::Link;
@@ -152,7 +153,8 @@ async fn is_refused(device: &Device, identity: &Identity) -> (bool, bool) {
     let anchor = load_anchor(&device.config).unwrap();
     let tls = tls::Client::new(&anchor, identity.slot(Slot::Current), no_bounds()).unwrap();
     let route = || Route::Direct { server: Box::new(device.config.server.clone()), tls: tls.clone() };
-    let hello = || machine::hello("boot-1", &[], &[]);
+    let busy = Busy::load(&device.config.state_dir, Duration::from_secs(3600));
+    let hello = || machine::hello("boot-1", &[], &[], &busy);
     let link = Link::open(route(), hello()).await.unwrap_err();
     let polled =
         poll::exchange(route(), poll::request(hello(), Duration::from_secs(900)), Vec::new()).await.unwrap_err();
