@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -13,10 +14,15 @@ use tokio::sync::watch;
 /// What it holds back of one answer.
 const HELD_BYTES_MAX: usize = 1024 * 1024;
 
+/// By so much what a device says is late where it passes slowly. It speaks about four times until there is a link.
+const LATE: Duration = Duration::from_secs(1);
+
 /// What passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Passes {
     Everything,
+    /// The same, and what the device says a second late: what the server says by itself is under way before it has heard more.
+    Slowly,
     /// A TLS handshake; what the server says after it once the server has closed the connection. A link waits for that for ever.
     WholeAnswers,
     /// The same of one connection in ten; the others are cut.
@@ -47,10 +53,9 @@ impl Middlebox {
                     continue;
                 }
                 count.fetch_add(1, Ordering::Relaxed);
-                let is_held = passes != Passes::Everything;
                 tokio::spawn(async move {
                     tokio::select! {
-                        () = pass(near, server, is_held) => {}
+                        () = pass(near, server, passes) => {}
                         // Whatever was let through before is cut.
                         _ = changes.changed() => {}
                     }
@@ -72,20 +77,23 @@ impl Middlebox {
     }
 }
 
-async fn pass(near: TcpStream, server: SocketAddr, is_held: bool) {
+async fn pass(near: TcpStream, server: SocketAddr, passes: Passes) {
     let Ok(far) = TcpStream::connect(server).await else { return };
     let _ = (near.set_nodelay(true), far.set_nodelay(true));
     let ((from_device, to_device), (from_server, to_server)) = (near.into_split(), far.into_split());
     // How often the device has spoken: first its greeting, and then, when it has heard the server's, all the rest.
     let spoken = watch::Sender::new(0_u32);
     let hears = spoken.subscribe();
-    tokio::join!(upstream(from_device, to_server, spoken), downstream(from_server, to_device, hears, is_held));
+    let late = if passes == Passes::Slowly { LATE } else { Duration::ZERO };
+    let is_held = !matches!(passes, Passes::Everything | Passes::Slowly);
+    tokio::join!(upstream(from_device, to_server, spoken, late), downstream(from_server, to_device, hears, is_held));
 }
 
-async fn upstream(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, spoken: watch::Sender<u32>) {
+async fn upstream(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, spoken: watch::Sender<u32>, late: Duration) {
     let mut buffer = vec![0; 16 * 1024];
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
         spoken.send_modify(|spoken| *spoken += 1);
+        tokio::time::sleep(late).await;
         if to.write_all(&buffer[..count]).await.is_err() {
             break;
         }

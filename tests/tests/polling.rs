@@ -106,7 +106,7 @@ async fn unheard(fleet: &Fleet, middlebox: &Middlebox, device: &Device) -> anyho
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_cannot_link_polls_and_links_again_when_it_can() -> anyhow::Result<()> {
-    let (fleet, middlebox, device) = fleet(Passes::WholeAnswers).await?;
+    let (fleet, middlebox, mut device) = fleet(Passes::WholeAnswers).await?;
     let shown = reached_by(&fleet, &device, "polling", COMMAND_LIMIT).await?;
     let poll = &shown["poll"];
     ensure!(poll["boot_id"] == device.machine.boot_id()?, "{shown}");
@@ -142,11 +142,22 @@ async fn a_device_that_cannot_link_polls_and_links_again_when_it_can() -> anyhow
     ensure!(done["state"] == "succeeded" && done["data"]["memory_total_bytes"].is_u64(), "{done}");
     ensure!(begun(&device, &id)? == 1);
 
-    // One that has ended, and of which the server has not heard, is known when the link comes with it.
+    // One that has ended, and of which the server has not heard, is known when a link comes with it. So that no poll tells of it before,
+    // the device comes back without; and the line is slow, so that the server gives it again before it hears of it.
     let id = unheard(&fleet, &middlebox, &device).await?;
-    middlebox.set(Passes::Everything);
+    device.machine.kill_agent()?;
+    let config = std::fs::read_to_string(device.machine.config_file())?;
+    std::fs::write(device.machine.config_file(), config.replace("[poll]\n", "[poll]\nenabled = false\n"))?;
+    middlebox.set(Passes::Slowly);
+    device.machine.power_on()?;
     let shown = reached_by(&fleet, &device, "websocket", LINK_AGAIN_LIMIT).await?;
     ensure!(shown["poll"]["next_poll_by"].is_null(), "{shown}");
+    wait_for("the link to come with the command", COMMAND_LIMIT, async || {
+        let log = device.machine.log_text()?;
+        ensure!(log.lines().any(|line| line.contains("a command came again: told") && line.contains(&id)), "{log}");
+        Ok(())
+    })
+    .await?;
     let done = fleet.finished(&id).await?;
     ensure!(done["state"] == "succeeded" && begun(&device, &id)? == 1, "{done}\n{}", device.machine.log_text()?);
     let id = fleet.command(&device.id, "service.restart", &json!({ "service": SERVICE })).await?;
