@@ -205,6 +205,8 @@ fn scope_of_command(kind: &command::Kind) -> &'static str {
         command::Kind::RestartService(_) => "service:restart",
         command::Kind::Reboot(_) => "device:reboot",
         command::Kind::Shutdown(_) => "device:shutdown",
+        command::Kind::OsUpdate(_) => "os:update",
+        command::Kind::AgentUpdate(_) => "agent:update",
     }
 }
 

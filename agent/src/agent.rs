@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use cloudlink_certs::TrustAnchor;
+use cloudlink_proto::ids::CommandId;
 use cloudlink_proto::link::message::goodbye::Code;
 use cloudlink_proto::link::message::{CommandStatus, Hello, MetricsReport, StreamRefused};
 use cloudlink_proto::link::{Close, FromServer, ToServer};
@@ -34,7 +35,7 @@ use crate::config::{Config, Transport};
 use crate::desk::Desk;
 use crate::dial::{self, DialError, Route};
 use crate::disk::StateDir;
-use crate::executor::{Bus, Executor};
+use crate::executor::{Bus, Executor, Steps};
 use crate::identity::{Identity, Slot};
 use crate::ladder::Failure;
 use crate::ledger::Ledger;
@@ -78,6 +79,8 @@ pub struct Agent {
     local: Arc<local::Desk>,
     /// The busy lock has changed, and there was no link to say so over.
     has_busy_to_tell: bool,
+    /// How far its commands are.
+    steps: Steps,
     streams: Streams,
     /// What the link goes through, if it does not go directly.
     tunnel: Option<Tunnel>,
@@ -134,7 +137,7 @@ impl Agent {
         let ledger = Ledger::open(state_dir.path()).context("cannot open the ledger")?;
         let sampler = Arc::new(Mutex::new(Sampler::new()));
         let tunnel = Tunnel::new(&config);
-        let executor = Executor::new(&config, bus, Arc::clone(&sampler));
+        let (executor, steps) = Executor::new(&config, bus, Arc::clone(&sampler));
         let restarts = executor.restarts();
         let busy = Arc::new(Busy::load(state_dir.path(), config.busy.max));
         Ok(Self {
@@ -143,6 +146,7 @@ impl Agent {
             desk: Desk::new(ledger, executor, boot_id.clone(), Arc::clone(&busy)),
             local: Arc::new(local::Desk::new(busy, restarts)),
             has_busy_to_tell: false,
+            steps,
             streams: Streams::new(&config),
             trial: if tunnel.is_some() { Trial::interrupting() } else { Trial::default() },
             tunnel,
@@ -180,6 +184,7 @@ impl Agent {
                     self.tell(status);
                 }
                 () = local.busy.changed() => self.handle_busy(),
+                Some((id, percent)) = self.steps.recv() => self.tell_step(id, percent),
                 refused = self.streams.done() => self.tell_refusal(refused),
                 event = next_event(&mut self.link) => self.handle_event(event),
                 (slot, opened) = opened(&mut self.dialling) => self.handle_opened(slot, opened),
@@ -261,6 +266,12 @@ impl Agent {
         let Some(link) = &mut self.link else { return self.polling.tell() };
         if let Err(error) = link.send(message) {
             tracing::warn!(%error, "a message was not sent");
+        }
+    }
+
+    fn tell_step(&mut self, id: CommandId, percent: u32) {
+        if let Some(status) = self.desk.handle_step(id, percent) {
+            self.tell(status);
         }
     }
 
@@ -378,6 +389,7 @@ impl Agent {
     fn leave_link(&mut self, close: &Close) -> Option<(Link, Option<Duration>)> {
         let link = self.link.take()?;
         self.renewal.link_lost();
+        self.desk.executor().set_contact(false);
         self.polling.unlinked();
         self.local.linked(None);
         self.report_due = None;
@@ -521,6 +533,7 @@ impl Agent {
             self.tell(self.local.busy.told());
         }
         self.polling.linked();
+        self.desk.executor().set_contact(true);
         self.settle_slots(slot, now);
         let outstanding = self.desk.outstanding();
         self.tell_all(outstanding);

@@ -1,6 +1,7 @@
 //! What a device can be told to do. A new kind is added here, in `link.proto`, and as an executor.
 
-use cloudlink_proto::link::message::command;
+use cloudlink_proto::link::message::{self, command};
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 
 use crate::config::ServiceName;
@@ -16,6 +17,10 @@ pub enum Kind {
     Reboot,
     #[serde(rename = "device.shutdown")]
     Shutdown,
+    #[serde(rename = "os.update")]
+    UpdateOs,
+    #[serde(rename = "agent.update")]
+    UpdateAgent,
 }
 
 /// A command's kind and arguments.
@@ -25,11 +30,26 @@ pub enum Instruction {
     RestartService(ServiceName),
     Reboot,
     Shutdown,
+    UpdateOs(Update),
+    UpdateAgent(Update),
+}
+
+/// What is to be fetched, checked and installed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Update {
+    pub url: String,
+    /// Of the whole file, in hex, small letters.
+    pub sha256: String,
+    /// In bytes.
+    pub size: u64,
+    /// What the device says afterwards that it runs.
+    pub version: String,
 }
 
 impl Kind {
     /// All of them: the device's capabilities.
-    pub const ALL: [Self; 4] = [Self::CollectMetrics, Self::RestartService, Self::Reboot, Self::Shutdown];
+    pub const ALL: [Self; 6] =
+        [Self::CollectMetrics, Self::RestartService, Self::Reboot, Self::Shutdown, Self::UpdateOs, Self::UpdateAgent];
 
     /// Its name in the API and among the capabilities.
     #[must_use]
@@ -39,6 +59,8 @@ impl Kind {
             Self::RestartService => "service.restart",
             Self::Reboot => "device.reboot",
             Self::Shutdown => "device.shutdown",
+            Self::UpdateOs => "os.update",
+            Self::UpdateAgent => "agent.update",
         }
     }
 
@@ -47,7 +69,16 @@ impl Kind {
     pub const fn is_power(self) -> bool {
         match self {
             Self::Reboot | Self::Shutdown => true,
-            Self::CollectMetrics | Self::RestartService => false,
+            Self::CollectMetrics | Self::RestartService | Self::UpdateOs | Self::UpdateAgent => false,
+        }
+    }
+
+    /// Whether it puts something else in place of what runs, and may go on after a restart of the agent.
+    #[must_use]
+    pub const fn is_update(self) -> bool {
+        match self {
+            Self::UpdateOs | Self::UpdateAgent => true,
+            Self::CollectMetrics | Self::RestartService | Self::Reboot | Self::Shutdown => false,
         }
     }
 
@@ -56,13 +87,13 @@ impl Kind {
     pub const fn disturbs(self) -> bool {
         match self {
             Self::CollectMetrics => false,
-            Self::RestartService | Self::Reboot | Self::Shutdown => true,
+            Self::RestartService | Self::Reboot | Self::Shutdown | Self::UpdateOs | Self::UpdateAgent => true,
         }
     }
 }
 
 impl Instruction {
-    /// Reads what the server asks for; `None` when the service's name cannot be one.
+    /// Reads what the server asks for; `None` when the service's name cannot be one, or an artifact is missing.
     #[must_use]
     pub fn from_wire(kind: &command::Kind) -> Option<Self> {
         Some(match kind {
@@ -70,6 +101,8 @@ impl Instruction {
             command::Kind::RestartService(restart) => Self::RestartService(ServiceName::parse(&restart.service)?),
             command::Kind::Reboot(_) => Self::Reboot,
             command::Kind::Shutdown(_) => Self::Shutdown,
+            command::Kind::OsUpdate(update) => Self::UpdateOs(Update::from_wire(update)?),
+            command::Kind::AgentUpdate(update) => Self::UpdateAgent(Update::from_wire(update)?),
         })
     }
 
@@ -80,7 +113,40 @@ impl Instruction {
             Self::RestartService(_) => Kind::RestartService,
             Self::Reboot => Kind::Reboot,
             Self::Shutdown => Kind::Shutdown,
+            Self::UpdateOs(_) => Kind::UpdateOs,
+            Self::UpdateAgent(_) => Kind::UpdateAgent,
         }
+    }
+
+    /// What is to be installed, if anything is.
+    #[must_use]
+    pub const fn update(&self) -> Option<&Update> {
+        match self {
+            Self::UpdateOs(update) | Self::UpdateAgent(update) => Some(update),
+            Self::CollectMetrics | Self::RestartService(_) | Self::Reboot | Self::Shutdown => None,
+        }
+    }
+
+    /// The update of this kind; `None` if it is none.
+    #[must_use]
+    pub fn of_update(kind: Kind, update: Update) -> Option<Self> {
+        match kind {
+            Kind::UpdateOs => Some(Self::UpdateOs(update)),
+            Kind::UpdateAgent => Some(Self::UpdateAgent(update)),
+            Kind::CollectMetrics | Kind::RestartService | Kind::Reboot | Kind::Shutdown => None,
+        }
+    }
+}
+
+impl Update {
+    fn from_wire(update: &message::Update) -> Option<Self> {
+        let artifact = update.artifact.as_ref()?;
+        Some(Self {
+            url: artifact.url.clone(),
+            sha256: HEXLOWER.encode(&artifact.sha256),
+            size: artifact.size,
+            version: update.version.clone(),
+        })
     }
 }
 

@@ -7,6 +7,7 @@ mod poll;
 mod proxy;
 mod section;
 mod stream;
+mod update;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ pub use self::poll::Poll;
 pub use self::proxy::{Login, Proxies, Proxy};
 use self::section::Section;
 pub use self::stream::{File, Forward, Terminal};
+pub use self::update::{Installer, Update};
 use crate::tunnel::profile;
 
 /// The port that every device may dial.
@@ -66,6 +68,7 @@ pub struct Config {
     pub file: File,
     pub local: Local,
     pub busy: Busy,
+    pub update: Update,
     pub log: Log,
 }
 
@@ -277,6 +280,7 @@ fn read_root(root: &Section<'_>) -> Option<Config> {
     let file = stream::read_file(&root.section("file"));
     let local = local::read(&root.section("local"), state_dir.as_deref());
     let busy = local::read_busy(&root.section("busy"));
+    let update = update::read(&root.section("update"));
     let log = read_log(&root.section("log"));
     Some(Config {
         path: None,
@@ -293,6 +297,7 @@ fn read_root(root: &Section<'_>) -> Option<Config> {
         file,
         local: local?,
         busy,
+        update,
         log,
     })
 }

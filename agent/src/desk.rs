@@ -23,7 +23,7 @@ use crate::access::{Denied, Leave};
 use crate::busy::{Busy, InForce};
 use crate::chain;
 use crate::command::{Instruction, Kind};
-use crate::executor::{self, Executor};
+use crate::executor::{self, Executor, Failure};
 use crate::ledger::{AcceptError, Entry, EntryIntent, FinalState, Intent, Ledger, Progress, Report};
 
 /// The most commands that wait to be begun. One more is refused as `busy`.
@@ -76,7 +76,8 @@ impl Begun {
 }
 
 impl Desk {
-    /// Takes up the ledger, and settles what an earlier agent left unfinished: none of it is begun again.
+    /// Takes up the ledger, and settles what an earlier agent left unfinished: none of it is begun again, and what goes on over a
+    /// restart by its nature goes on.
     #[must_use]
     pub fn new(ledger: Ledger, executor: Executor, boot_id: String, busy: Arc<Busy>) -> Self {
         let mut desk = Self {
@@ -99,6 +100,11 @@ impl Desk {
         for id in desk.ledger.unfinished() {
             desk.settle(id);
         }
+        for kind in Kind::ALL.into_iter().filter(|kind| kind.is_update()) {
+            if !desk.waiting.iter().any(|waiting| waiting.instruction.kind() == kind) {
+                desk.executor.tidy(kind);
+            }
+        }
         desk
     }
 
@@ -106,6 +112,14 @@ impl Desk {
         let Some(Entry { intent: Some(intent), progress, .. }) = self.ledger.entry(id) else {
             return;
         };
+        let goes_on = if *progress == Progress::Running { self.executor.unfinished(id, intent.kind) } else { None };
+        if let Some(instruction) = goes_on {
+            tracing::info!(command.id = %id, "going on with a command of an earlier run");
+            let start_by = Instant::now() + START_WITHIN_MAX;
+            // It was begun before whatever keeps the device busy now.
+            let override_busy = true;
+            return self.waiting.push_back(Waiting { id, instruction, start_by, override_busy, trace: None });
+        }
         let report = settled(intent, progress, &self.boot_id);
         tracing::info!(command.id = %id, state = ?report.state, code = report.code, "settled a command of an earlier run");
         self.finish(id, report);
@@ -161,10 +175,8 @@ impl Desk {
         let kind = command.kind.as_ref().ok_or(Refusal::UnknownKind)?;
         let leave = leave.map_err(Refusal::Denied)?;
         let instruction = Instruction::from_wire(kind).ok_or(Refusal::NotAllowed)?;
-        if let Instruction::RestartService(service) = &instruction
-            && !self.executor.allows(service)
-        {
-            return Err(Refusal::NotAllowed);
+        if let Some(failure) = self.executor.refusal(&instruction) {
+            return Err(Refusal::Configuration(failure));
         }
         if instruction.kind().disturbs()
             && !command.override_busy
@@ -282,7 +294,8 @@ impl Desk {
 
     fn may_begin(&self, position: usize) -> bool {
         let kind = self.waiting[position].instruction.kind();
-        if self.running.iter().any(|running| running.kind.is_power() || running.kind == kind) {
+        let excludes = |other: Kind| other.is_power() || other == kind || other.is_update() && kind.is_update();
+        if self.running.iter().any(|running| excludes(running.kind)) {
             return false;
         }
         // A reboot waits until it is the first and alone; nothing comes after it.
@@ -299,7 +312,7 @@ impl Desk {
         let executor = Arc::clone(&self.executor);
         self.tasks.spawn(async move {
             // A panic would take the id with it: what it does to the device is over, and is told.
-            let work = tokio::spawn(async move { executor.execute(&begun.instruction).await });
+            let work = tokio::spawn(async move { executor.execute(begun.id, &begun.instruction).await });
             let report = work.await.unwrap_or_else(|_| {
                 Report::without_data(FinalState::Failed, "internal", "the agent failed while it was at it")
             });
@@ -319,6 +332,13 @@ impl Desk {
         }
     }
 
+    /// Takes how far a command is. The answer is to be told; nothing comes after the end.
+    #[must_use]
+    pub fn handle_step(&self, id: CommandId, percent: u32) -> Option<CommandStatus> {
+        let is_running = self.running.iter().any(|running| running.id == id);
+        is_running.then(|| CommandStatus { percent: Some(percent), ..status(id, &Progress::Running) })
+    }
+
     /// Takes what became of a command. The answer is to be told.
     pub fn handle_done(&mut self, id: CommandId, report: Report) -> CommandStatus {
         let position = self.running.iter().position(|running| running.id == id);
@@ -332,10 +352,10 @@ impl Desk {
         self.stopping = true;
     }
 
-    /// Whether something runs that is worth waiting for before the agent stops: a reboot is not.
+    /// Whether something runs that is worth waiting for before the agent stops: a reboot is not, and an update goes on later.
     #[must_use]
     pub fn is_at_work(&self) -> bool {
-        self.running.iter().any(|running| !running.kind.is_power())
+        self.running.iter().any(|running| !running.kind.is_power() && !running.kind.is_update())
     }
 
     fn finish(&mut self, id: CommandId, report: Report) -> CommandStatus {
@@ -370,6 +390,7 @@ const START_WITHIN_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 enum Refusal {
     UnknownKind,
     NotAllowed,
+    Configuration(Failure),
     Denied(Denied),
     Expired,
     Cancelled,
@@ -393,6 +414,7 @@ impl Refusal {
         match self {
             Self::UnknownKind
             | Self::NotAllowed
+            | Self::Configuration(_)
             | Self::Denied(_)
             | Self::Expired
             | Self::Cancelled
@@ -407,8 +429,9 @@ impl Refusal {
         match self {
             Self::UnknownKind => refused("unknown_kind", "this agent does not know that kind of command"),
             Self::NotAllowed => {
-                refused("not_allowed", "the service is not on the allow-list of the device's configuration")
+                refused("not_allowed", "what is asked for cannot be on the allow-list of the device's configuration")
             }
+            Self::Configuration(failure) => refused(failure.code, &failure.message),
             Self::Denied(denied) => refused(denied.code(), &denied.to_string()),
             Self::Expired => Report::without_data(FinalState::Expired, "expired", "it came too late to be begun"),
             Self::Cancelled => Report::without_data(FinalState::Cancelled, "cancelled", "called back before it came"),
@@ -441,7 +464,7 @@ fn settled(intent: &EntryIntent, progress: &Progress, boot_id: &str) -> Report {
                 "the agent was started again, and the device was not",
             )
         },
-        Kind::Shutdown | Kind::RestartService | Kind::CollectMetrics => {
+        Kind::Shutdown | Kind::RestartService | Kind::CollectMetrics | Kind::UpdateOs | Kind::UpdateAgent => {
             let message = match progress {
                 Progress::Accepted => "the agent stopped before it was begun",
                 Progress::Running | Progress::Reported(_) | Progress::Receipted { .. } => {

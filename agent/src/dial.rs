@@ -28,7 +28,7 @@ use tokio_tungstenite::{WebSocketStream, tungstenite};
 
 pub use self::proxy::ProxyError;
 pub use self::wire::Wire;
-use crate::config::{Proxy, Server};
+use crate::config::{Proxies, Proxy, Server};
 use crate::problem::{Problem, shown};
 use crate::tls;
 use crate::tunnel::TunnelError;
@@ -422,6 +422,28 @@ pub async fn secure(
     let stream = connect_through(proxy, server).await?;
     let through = |source| DialError::Through { proxy: proxy.to_string(), source: Box::new(source) };
     handshake(stream, name, client, traffic).await.map_err(through)
+}
+
+/// Connects to a host that is not the server, through the proxy if there is one for it; with TLS if there is a client for that.
+///
+/// # Errors
+/// Of any step.
+pub async fn open_other(
+    proxies: &Proxies,
+    host: &str,
+    port: u16,
+    client: Option<&tls::Client>,
+) -> Result<Wire, DialError> {
+    let stream = match proxies.of_host(host, port) {
+        Some(proxy) => proxy::open(proxy, &host_and_port(host, port))
+            .await
+            .map_err(|source| DialError::Proxy { proxy: proxy.to_string(), source })?,
+        None => connect(&resolve_name(host, port).await?).await?,
+    };
+    let Some(client) = client else { return Ok(Wire::Plain(stream)) };
+    let name = ServerName::try_from(host.to_owned())
+        .map_err(|error| DialError::Tls { name: host.to_owned(), source: io::Error::other(error) })?;
+    Ok(Wire::Tls(Box::new(handshake(stream, &name, client, Traffic::Bulk).await?)))
 }
 
 /// Connects to the gateway inside a tunnel, and by no other way.

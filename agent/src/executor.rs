@@ -2,10 +2,12 @@
 
 mod argv;
 mod systemd;
+mod update;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use cloudlink_proto::ids::CommandId;
 use cloudlink_proto::poll::RUNNING_MAX;
 use cloudlink_proto::poll::message::Running;
 use serde_json::{Value, json};
@@ -13,6 +15,8 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 pub use self::systemd::Bus;
+pub use self::update::Steps;
+use self::update::Updater;
 use crate::command::{Instruction, Kind};
 use crate::config::{Argv, Config, Power, Service, ServiceName};
 use crate::ledger::{FinalState, Report};
@@ -38,6 +42,7 @@ pub struct Executor {
     bus: Bus,
     sampler: Arc<Mutex<Sampler>>,
     restarts: Arc<Restarts>,
+    updater: Updater,
 }
 
 /// Why a command that was begun did not work.
@@ -51,10 +56,13 @@ pub struct Failure {
 }
 
 impl Executor {
+    /// With what tells how far commands are.
     #[must_use]
-    pub fn new(config: &Config, bus: Bus, sampler: Arc<Mutex<Sampler>>) -> Self {
+    pub fn new(config: &Config, bus: Bus, sampler: Arc<Mutex<Sampler>>) -> (Self, Steps) {
         let restarts = Arc::new(Restarts::new(&config.service.by_application));
-        Self { service: config.service.clone(), power: config.power.clone(), bus, sampler, restarts }
+        let (updater, steps) = Updater::new(config);
+        let (service, power) = (config.service.clone(), config.power.clone());
+        (Self { service, power, bus, sampler, restarts, updater }, steps)
     }
 
     /// What applications restart by themselves.
@@ -63,19 +71,47 @@ impl Executor {
         Arc::clone(&self.restarts)
     }
 
-    /// Whether the configuration lets this service be restarted.
+    /// Why the configuration does not let this be done.
     #[must_use]
-    pub fn allows(&self, service: &ServiceName) -> bool {
-        self.service.allow.contains(service)
+    pub fn refusal(&self, instruction: &Instruction) -> Option<Failure> {
+        match instruction {
+            Instruction::RestartService(service) => (!self.service.allow.contains(service)).then(|| {
+                let message = "the service is not on the allow-list of the device's configuration";
+                Failure::new("not_allowed", message.to_owned())
+            }),
+            Instruction::UpdateOs(update) | Instruction::UpdateAgent(update) => {
+                self.updater.refusal(instruction.kind(), update)
+            }
+            Instruction::CollectMetrics | Instruction::Reboot | Instruction::Shutdown => None,
+        }
+    }
+
+    /// Whether the device is in contact with the server, which an update ends with.
+    pub fn set_contact(&self, contact: bool) {
+        self.updater.set_contact(contact);
+    }
+
+    /// What an earlier agent has begun and this one goes on with.
+    #[must_use]
+    pub fn unfinished(&self, id: CommandId, kind: Kind) -> Option<Instruction> {
+        Instruction::of_update(kind, self.updater.unfinished(id, kind)?)
+    }
+
+    /// Removes what an earlier agent has left that nothing goes on with.
+    pub fn tidy(&self, kind: Kind) {
+        self.updater.tidy(kind);
     }
 
     /// Does it. A reboot or shutdown that works does not return.
-    pub async fn execute(&self, instruction: &Instruction) -> Report {
+    pub async fn execute(&self, id: CommandId, instruction: &Instruction) -> Report {
         let done = match instruction {
             Instruction::CollectMetrics => self.collect_metrics().await,
             Instruction::RestartService(service) => self.restart(service).await,
             Instruction::Reboot => self.reboot().await,
             Instruction::Shutdown => self.shut_down().await,
+            Instruction::UpdateOs(update) | Instruction::UpdateAgent(update) => {
+                Box::pin(self.updater.run(id, instruction.kind(), update)).await
+            }
         };
         match done {
             Ok(data) => Report { data: Some(data), ..Report::without_data(FinalState::Succeeded, "", "") },
@@ -164,7 +200,7 @@ pub fn not_done_code(kind: Kind) -> &'static str {
     match kind {
         Kind::Reboot => "not_rebooted",
         Kind::Shutdown => "not_shut_down",
-        Kind::CollectMetrics | Kind::RestartService => "interrupted",
+        Kind::CollectMetrics | Kind::RestartService | Kind::UpdateOs | Kind::UpdateAgent => "interrupted",
     }
 }
 

@@ -18,6 +18,13 @@ const BOOT_ID_BYTES_MAX: u64 = 128;
 /// Name and version of this software.
 pub const AGENT: &str = concat!("cloudlink-agent/", env!("CARGO_PKG_VERSION"));
 
+/// The version alone.
+#[must_use]
+pub fn version() -> &'static str {
+    // Of what the server is told: one text, so that both are always the same.
+    AGENT.split_once('/').map_or(AGENT, |(_, version)| version)
+}
+
 /// Reads which boot of the operating system this is.
 ///
 /// # Errors

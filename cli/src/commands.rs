@@ -29,6 +29,7 @@ mod support;
 mod tenant;
 mod token;
 mod transport_report;
+mod update;
 mod watch;
 mod webhook;
 
@@ -134,6 +135,10 @@ enum Verb {
     Shutdown(instruction::Shutdown),
     /// Restart a service on a device
     Restart(instruction::Restart),
+    /// Install another operating system on a device
+    UpdateOs(update::UpdateOs),
+    /// Install another agent on a device
+    UpdateAgent(update::UpdateAgent),
     /// Let a device measure itself now, or show what it measured last
     Metrics(instruction::Metrics),
     /// List commands, newest first
@@ -218,6 +223,8 @@ impl Line {
             Verb::Reboot(reboot) => Box::pin(reboot.run(context)).await,
             Verb::Shutdown(shutdown) => Box::pin(shutdown.run(context)).await,
             Verb::Restart(restart) => Box::pin(restart.run(context)).await,
+            Verb::UpdateOs(update) => Box::pin(update.run(context)).await,
+            Verb::UpdateAgent(update) => Box::pin(update.run(context)).await,
             Verb::Metrics(metrics) => Box::pin(metrics.run(context)).await,
             Verb::Commands(list) => list.run(context).await,
             Verb::Command(verb) => Box::pin(verb.run(context)).await,

@@ -175,6 +175,7 @@ impl Agent {
         let first = self.polling.answered.map_or(now, |(first, _)| first);
         self.polling.answered = Some((first, now));
         self.known_time.learn(response.clock_unix_ms, server_certificate_ends);
+        self.desk.executor().set_contact(true);
         let interval = Duration::from_millis(response.next_poll_ms.into());
         let (commands, receipts) = (response.commands.len(), response.receipts.len());
         tracing::info!(commands, receipts, interval_s = interval.as_secs(), "the server answered a poll");

@@ -104,8 +104,18 @@ impl Proxies {
         let address = server.address.map(|address| address.ip().to_string());
         let (_, port) = server.target();
         let mut names = [Some(server.host.as_str()), address.as_deref()].into_iter().flatten();
-        let is_excepted = names.any(|name| self.exceptions.iter().any(|exception| exception.holds(name, port)));
+        let is_excepted = names.any(|name| self.excepts(name, port));
         self.proxy.as_ref().filter(|_| !is_excepted)
+    }
+
+    /// The proxy for a host that is not the server.
+    #[must_use]
+    pub fn of_host(&self, host: &str, port: u16) -> Option<&Proxy> {
+        self.proxy.as_ref().filter(|_| !self.excepts(host, port))
+    }
+
+    fn excepts(&self, name: &str, port: u16) -> bool {
+        self.exceptions.iter().any(|exception| exception.holds(name, port))
     }
 
     /// Whether something is configured, for whatever server.

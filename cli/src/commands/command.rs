@@ -152,8 +152,9 @@ fn took(span: jiff::SignedDuration) -> String {
 }
 
 fn what(command: &model::Command) -> String {
-    match command.arguments["service"].as_str() {
-        Some(service) => format!("{} {service}", command.kind),
+    let about = command.arguments["service"].as_str().or_else(|| command.arguments["version"].as_str());
+    match about {
+        Some(about) => format!("{} {about}", command.kind),
         None => command.kind.clone(),
     }
 }

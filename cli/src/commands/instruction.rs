@@ -16,7 +16,7 @@ use crate::resolve;
 #[derive(Debug, Args)]
 pub(crate) struct Common {
     /// Name or id of the device
-    device: String,
+    pub(super) device: String,
     /// Wait this long for the device to link, as in 10m; without it, it is now or never
     #[arg(long, value_name = "SPAN")]
     queue_for: Option<Span>,
@@ -133,7 +133,7 @@ fn latest(report: &Value, context: &Context) -> Table {
 
 impl Common {
     /// Asks for it and, unless told otherwise, waits for what becomes of it.
-    async fn run(
+    pub(super) async fn run(
         &self,
         context: &Context,
         client: &Client,

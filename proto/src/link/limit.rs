@@ -4,8 +4,8 @@ use uuid::Uuid;
 
 use super::message::{
     BusyLock, CertificateIssued, CertificateRefused, CertificateRequest, Command, CommandCancel, CommandReceipt,
-    CommandStatus, Goodbye, Hello, MetricsReport, Reconnect, StreamRefused, StreamRequest, TransportFailure, Welcome,
-    command, command_status, stream_request,
+    CommandStatus, Goodbye, Hello, MetricsReport, Reconnect, StreamRefused, StreamRequest, TransportFailure, Update,
+    Welcome, command, command_status, stream_request,
 };
 
 /// A string without a limit of its own.
@@ -22,6 +22,12 @@ pub const FAILURE_CODE_BYTES_MAX: usize = 32;
 pub const REASON_BYTES_MAX: usize = 1024;
 /// `RestartService.service`.
 pub const SERVICE_BYTES_MAX: usize = 128;
+/// `Artifact.url`.
+pub const URL_BYTES_MAX: usize = 2048;
+/// `Artifact.sha256`, exactly.
+pub const SHA256_BYTES: usize = 32;
+/// `Update.version`.
+pub const VERSION_BYTES_MAX: usize = 128;
 /// `CommandStatus.message`.
 pub const STATUS_MESSAGE_BYTES_MAX: usize = 1024;
 /// `CommandStatus.data_json`.
@@ -161,10 +167,23 @@ impl Check for Command {
             Some(command::Kind::RestartService(restart)) => {
                 filled("RestartService.service", restart.service.as_bytes(), SERVICE_BYTES_MAX)
             }
+            Some(command::Kind::OsUpdate(update) | command::Kind::AgentUpdate(update)) => update.check(),
             Some(command::Kind::CollectMetrics(_) | command::Kind::Reboot(_) | command::Kind::Shutdown(_)) | None => {
                 Ok(())
             }
         }
+    }
+}
+
+impl Check for Update {
+    fn check(&self) -> Result<(), FieldError> {
+        let artifact =
+            self.artifact.as_ref().ok_or(FieldError { field: "Update.artifact", fault: FieldFault::Empty })?;
+        filled("Artifact.url", artifact.url.as_bytes(), URL_BYTES_MAX)?;
+        within("Artifact.sha256", artifact.sha256.len() == SHA256_BYTES)?;
+        within("Artifact.size", artifact.size > 0)?;
+        filled("Update.version", self.version.as_bytes(), VERSION_BYTES_MAX)?;
+        within("Update.version", self.version.bytes().all(|byte| byte.is_ascii_graphic()))
     }
 }
 

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use cloudlink_proto::link::message::{
-    CertificateIssued, CertificateRequest, Command, CommandStatus, Hello, MetricsReport, RestartService,
-    TransportFailure, Welcome, command, command_status, device_message, server_message,
+    Artifact, CertificateIssued, CertificateRequest, Command, CommandStatus, Hello, MetricsReport, RestartService,
+    TransportFailure, Update, Welcome, command, command_status, device_message, server_message,
 };
 use cloudlink_proto::link::{MESSAGE_BYTES_MAX, Session, State, Timing, Violation};
 use rstest::rstest;
@@ -90,6 +90,13 @@ fn certificate_request_over_a_limit_is_refused(#[case] csr_der: Bytes, #[case] f
 #[case::trace_parent(Command { trace_parent: "0".repeat(257), ..any_command(None) }, "Command.trace_parent is longer than 256 bytes")]
 #[case::service(any_command(Some(restart("a".repeat(129)))), "RestartService.service is longer than 128 bytes")]
 #[case::no_service(any_command(Some(restart(String::new()))), "RestartService.service is empty")]
+#[case::no_artifact(any_command(Some(update(None, "2"))), "Update.artifact is empty")]
+#[case::no_url(any_command(Some(update(Some(artifact(0, 32, 1)), "2"))), "Artifact.url is empty")]
+#[case::url(any_command(Some(update(Some(artifact(2049, 32, 1)), "2"))), "Artifact.url is longer than 2048 bytes")]
+#[case::digest(any_command(Some(update(Some(artifact(9, 31, 1)), "2"))), "Artifact.sha256 is out of range")]
+#[case::no_size(any_command(Some(update(Some(artifact(9, 32, 0)), "2"))), "Artifact.size is out of range")]
+#[case::no_version(any_command(Some(update(Some(artifact(9, 32, 1)), ""))), "Update.version is empty")]
+#[case::version(any_command(Some(update(Some(artifact(9, 32, 1)), "a b"))), "Update.version is out of range")]
 fn command_over_a_limit_is_refused(#[case] command: Command, #[case] fault: &str) {
     assert_refused_by_device(State::Live, server_message::Kind::Command(command), fault);
 }
@@ -216,6 +223,14 @@ fn failed() -> CommandStatus {
 
 fn restart(service: String) -> command::Kind {
     command::Kind::RestartService(RestartService { service })
+}
+
+fn update(artifact: Option<Artifact>, version: &str) -> command::Kind {
+    command::Kind::OsUpdate(Update { artifact, version: version.to_owned() })
+}
+
+fn artifact(url_bytes: usize, sha256_bytes: usize, size: u64) -> Artifact {
+    Artifact { url: "u".repeat(url_bytes), sha256: vec![0; sha256_bytes].into(), size }
 }
 
 fn assert_refused_by_server(kind: device_message::Kind, fault: &str) {

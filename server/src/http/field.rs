@@ -60,8 +60,8 @@ pub(crate) fn check_scopes(scopes: &mut Vec<String>) -> Result<(), Problem> {
         return Ok(());
     }
     Err(Problem::unprocessable(
-        "`scopes` must name at least one of metrics:read, service:restart, device:reboot, device:shutdown, tcp:open, \
-         shell:open, file:read, file:write, and nothing else.",
+        "`scopes` must name at least one of metrics:read, service:restart, device:reboot, device:shutdown, os:update, \
+         agent:update, tcp:open, shell:open, file:read, file:write, and nothing else.",
     ))
 }
 

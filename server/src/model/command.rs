@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use cloudlink_proto::link::message;
+use cloudlink_proto::link::{SHA256_BYTES, URL_BYTES_MAX, VERSION_BYTES_MAX, message};
+use data_encoding::HEXLOWER;
+use reqwest::Url;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -27,6 +29,24 @@ pub enum Instruction {
     Reboot {},
     #[serde(rename = "device.shutdown")]
     Shutdown {},
+    #[serde(rename = "os.update")]
+    UpdateOs(Update),
+    #[serde(rename = "agent.update")]
+    UpdateAgent(Update),
+}
+
+/// What a device is to fetch, to check and to install.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Update {
+    /// `https`, or `http` where the device allows that; without user, password and fragment. 1 to 2,048 bytes.
+    pub url: String,
+    /// Of the whole file: 64 hexadecimal digits, small letters.
+    pub sha256: String,
+    /// In bytes, at least 1.
+    pub size: i64,
+    /// What the device will say that it runs: 1 to 128 printable ASCII characters without blanks.
+    pub version: String,
 }
 
 /// The longest name of a service, in bytes.
@@ -43,6 +63,8 @@ pub enum InstructionError {
         "a service has 1 to {SERVICE_NAME_BYTES_MAX} characters of A-Z a-z 0-9 . _ @ : - and does not begin with -"
     )]
     ServiceName,
+    #[error("{0}")]
+    Update(&'static str),
 }
 
 /// What every instruction of one kind has in common.
@@ -75,7 +97,14 @@ pub enum Proof {
 
 impl Instruction {
     /// Every kind there is.
-    pub const KINDS: [&Kind; 4] = [&Self::COLLECT_METRICS, &Self::RESTART_SERVICE, &Self::REBOOT, &Self::SHUTDOWN];
+    pub const KINDS: [&Kind; 6] = [
+        &Self::COLLECT_METRICS,
+        &Self::RESTART_SERVICE,
+        &Self::REBOOT,
+        &Self::SHUTDOWN,
+        &Self::UPDATE_OS,
+        &Self::UPDATE_AGENT,
+    ];
 
     const COLLECT_METRICS: Kind = Kind {
         name: "metrics.collect",
@@ -109,6 +138,16 @@ impl Instruction {
         by_polling: false,
         disturbs: true,
     };
+    // The device reports only once it is back with the new version, or with the old one. A slow download takes hours.
+    const UPDATE_OS: Kind = Kind {
+        name: "os.update",
+        scope: "os:update",
+        run_within: Duration::from_secs(12 * 3600),
+        proof: Proof::Report,
+        by_polling: true,
+        disturbs: true,
+    };
+    const UPDATE_AGENT: Kind = Kind { name: "agent.update", scope: "agent:update", ..Self::UPDATE_OS };
 
     #[must_use]
     pub fn kind(&self) -> &'static Kind {
@@ -117,6 +156,8 @@ impl Instruction {
             Self::RestartService { .. } => &Self::RESTART_SERVICE,
             Self::Reboot {} => &Self::REBOOT,
             Self::Shutdown {} => &Self::SHUTDOWN,
+            Self::UpdateOs(_) => &Self::UPDATE_OS,
+            Self::UpdateAgent(_) => &Self::UPDATE_AGENT,
         }
     }
 
@@ -128,6 +169,10 @@ impl Instruction {
         let instruction: Self = serde_json::from_value(tagged).map_err(InstructionError::Arguments)?;
         match &instruction {
             Self::RestartService { service } if !is_service_name(service) => Err(InstructionError::ServiceName),
+            Self::UpdateOs(update) | Self::UpdateAgent(update) => {
+                update.check().map_err(InstructionError::Update)?;
+                Ok(instruction)
+            }
             Self::RestartService { .. } | Self::CollectMetrics {} | Self::Reboot {} | Self::Shutdown {} => {
                 Ok(instruction)
             }
@@ -139,6 +184,7 @@ impl Instruction {
     pub fn arguments(&self) -> serde_json::Value {
         match self {
             Self::RestartService { service } => serde_json::json!({ "service": service }),
+            Self::UpdateOs(update) | Self::UpdateAgent(update) => serde_json::json!(update),
             Self::CollectMetrics {} | Self::Reboot {} | Self::Shutdown {} => serde_json::json!({}),
         }
     }
@@ -158,6 +204,48 @@ impl Instruction {
             }
             Self::Reboot {} => message::command::Kind::Reboot(message::Reboot {}),
             Self::Shutdown {} => message::command::Kind::Shutdown(message::Shutdown {}),
+            Self::UpdateOs(update) => message::command::Kind::OsUpdate(update.to_wire()),
+            Self::UpdateAgent(update) => message::command::Kind::AgentUpdate(update.to_wire()),
+        }
+    }
+}
+
+impl Update {
+    fn check(&self) -> Result<(), &'static str> {
+        let url = Url::parse(&self.url).ok().filter(|url| {
+            let plain = url.username().is_empty() && url.password().is_none() && url.fragment().is_none();
+            plain && matches!(url.scheme(), "https" | "http") && url.has_host()
+        });
+        if url.is_none() || self.url.len() > URL_BYTES_MAX || !self.url.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(
+                "`url` must be an https or http URL without user, password and fragment, of at most 2048 bytes",
+            );
+        }
+        if self.digest().is_none_or(|digest| digest.len() != SHA256_BYTES) {
+            return Err("`sha256` must be 64 hexadecimal digits in small letters");
+        }
+        if self.size < 1 {
+            return Err("`size` must be the number of bytes, at least 1");
+        }
+        let is_plain = self.version.bytes().all(|byte| byte.is_ascii_graphic());
+        if !(1..=VERSION_BYTES_MAX).contains(&self.version.len()) || !is_plain {
+            return Err("`version` must be 1 to 128 printable ASCII characters without blanks");
+        }
+        Ok(())
+    }
+
+    fn digest(&self) -> Option<Vec<u8>> {
+        HEXLOWER.decode(self.sha256.as_bytes()).ok()
+    }
+
+    fn to_wire(&self) -> message::Update {
+        message::Update {
+            artifact: Some(message::Artifact {
+                url: self.url.clone(),
+                sha256: self.digest().unwrap_or_default().into(),
+                size: u64::try_from(self.size).unwrap_or_default(),
+            }),
+            version: self.version.clone(),
         }
     }
 }
@@ -360,6 +448,36 @@ mod tests {
         for service in ["", "a b", "a;b", "../x", "ü", "--now", "a\0", &"x".repeat(129)] {
             assert!(matches!(restart(service), Err(InstructionError::ServiceName)), "{service:?}");
         }
+    }
+
+    #[test]
+    fn updates_name_a_plain_file_by_its_digest() {
+        use serde_json::json;
+        let good = json!({"url": "https://u.example.com/os.raucb?x=1", "sha256": "ab".repeat(32), "size": 7, "version": "2.0"});
+        let parse = |key: &str, value: serde_json::Value| {
+            let mut arguments = good.clone();
+            arguments[key] = value;
+            Instruction::parse("os.update", arguments)
+        };
+        let read = parse("version", json!("2.1")).unwrap();
+        assert_eq!((read.kind().scope, &read.arguments()["version"]), ("os:update", &json!("2.1")));
+        for (key, value) in [
+            ("url", json!("file:///etc/passwd")),
+            ("url", json!("https://user:secret@u.example.com/")),
+            ("url", json!("https://u.example.com/#a")),
+            ("url", json!("//u.example.com/")),
+            ("url", json!(format!("https://u.example.com/{}", "x".repeat(2048)))),
+            ("sha256", json!("AB".repeat(32))),
+            ("sha256", json!("ab".repeat(31))),
+            ("size", json!(0)),
+            ("size", json!(-1)),
+            ("version", json!("")),
+            ("version", json!("a b")),
+        ] {
+            let read = parse(key, value.clone());
+            assert!(matches!(read, Err(InstructionError::Update(_))), "{key} {value}: {read:?}");
+        }
+        assert!(matches!(parse("delta", json!("x")), Err(InstructionError::Arguments(_))));
     }
 
     #[test]

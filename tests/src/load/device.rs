@@ -102,7 +102,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
                 let succeeded = status(command_status::State::Succeeded);
                 self.link.send(CommandStatus { data_json, ..succeeded })?;
             }
-            Some(command::Kind::RestartService(_) | command::Kind::Reboot(_) | command::Kind::Shutdown(_)) | None => {
+            Some(
+                command::Kind::RestartService(_)
+                | command::Kind::Reboot(_)
+                | command::Kind::Shutdown(_)
+                | command::Kind::OsUpdate(_)
+                | command::Kind::AgentUpdate(_),
+            )
+            | None => {
                 let refused = status(command_status::State::Refused);
                 let code = if command.kind.is_none() { "unknown_kind" } else { "not_allowed" };
                 self.link.send(CommandStatus { code: code.to_owned(), ..refused })?;

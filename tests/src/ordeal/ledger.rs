@@ -69,7 +69,13 @@ impl Ledger {
         let kind = match command.kind {
             Some(command::Kind::CollectMetrics(_)) => Kind::Metrics,
             Some(command::Kind::RestartService(_)) => Kind::Restart,
-            Some(command::Kind::Reboot(_) | command::Kind::Shutdown(_)) | None => {
+            Some(
+                command::Kind::Reboot(_)
+                | command::Kind::Shutdown(_)
+                | command::Kind::OsUpdate(_)
+                | command::Kind::AgentUpdate(_),
+            )
+            | None => {
                 return self.end(id, State::Refused, "not_allowed");
             }
         };

@@ -43,9 +43,10 @@ const ATTEMPTS_MAX: usize = 2;
 #[derive(Debug, Deserialize, Serialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct CommandCreate {
-    /// `metrics.collect`, `service.restart`, `device.reboot` or `device.shutdown`.
+    /// `metrics.collect`, `service.restart`, `device.reboot`, `device.shutdown`, `os.update` or `agent.update`.
     kind: String,
-    /// What the kind asks for: `{"service": "…"}` for `service.restart`, nothing for the others.
+    /// What the kind asks for: `{"service": "…"}` for `service.restart`, an artifact (`url`, `sha256`, `size`) and a `version` for
+    /// updates, nothing for the others.
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
     arguments: Value,
@@ -95,9 +96,9 @@ respond_as_problem!(RouteError);
 impl From<RouteError> for Problem {
     fn from(error: RouteError) -> Self {
         match error {
-            RouteError::Instruction(error @ (InstructionError::UnknownKind | InstructionError::ServiceName)) => {
-                Self::unprocessable(format!("The command is not allowed: {error}."))
-            }
+            RouteError::Instruction(
+                error @ (InstructionError::UnknownKind | InstructionError::ServiceName | InstructionError::Update(_)),
+            ) => Self::unprocessable(format!("The command is not allowed: {error}.")),
             RouteError::Instruction(error @ InstructionError::Arguments(_)) => {
                 Self::bad_request(format!("`arguments` is malformed: {error}."))
             }
