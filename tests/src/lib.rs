@@ -11,6 +11,7 @@
 //! Waits are level-triggered, bounded and named: [`poll::wait_for`].
 
 pub mod api;
+pub mod artifact;
 pub mod attack;
 pub mod balancer;
 pub mod bench;

@@ -150,6 +150,12 @@ filter = "info,cloudlink_agent=debug"
         Ok(self)
     }
 
+    /// Adds to its agent's configuration.
+    pub fn configure(&self, sections: &str) -> anyhow::Result<()> {
+        let text = std::fs::read_to_string(self.config_file())?;
+        Ok(std::fs::write(self.config_file(), format!("{text}{sections}"))?)
+    }
+
     /// A command of its agent, to be run where the machine stands.
     pub fn agent(&self) -> anyhow::Result<Command> {
         Ok(self.bound(binary("cloudlink-agent")?))
@@ -178,8 +184,13 @@ filter = "info,cloudlink_agent=debug"
 
     /// Switches the machine on.
     pub fn power_on(&mut self) -> anyhow::Result<()> {
+        self.power_on_with(&binary("cloudlink-agent")?)
+    }
+
+    /// Switches the machine on, with an agent of its own.
+    pub fn power_on_with(&mut self, agent: &Path) -> anyhow::Result<()> {
         let mut command = self.bound(self.directory.join("power-on"));
-        command.current_dir(&self.directory).arg(binary("cloudlink-agent")?).arg(self.config_file());
+        command.current_dir(&self.directory).arg(agent).arg(self.config_file());
         self.running = Some(Program::start("cloudlink-agent", command, &self.directory.join("agent.log"))?);
         Ok(())
     }
