@@ -273,6 +273,16 @@ async fn what_the_database_does_not_understand_fits_nothing(pool: PgPoolOptions,
             .unwrap();
         assert!(!fits, "{beyond:?}");
     }
+    // Neither true nor null, which would be true for whoever asks whether it does not fit.
+    for said in [json!({"": null}), json!({"": null, "a": "1"})] {
+        let fits: Option<bool> = sqlx::query_scalar("select labels_match($1, $2)")
+            .bind(&device)
+            .bind(&said)
+            .fetch_one(&mut *connection)
+            .await
+            .unwrap();
+        assert_eq!(fits, Some(false), "{said}");
+    }
     let without: Option<bool> =
         sqlx::query_scalar("select labels_match($1, null)").bind(&device).fetch_one(&mut *connection).await.unwrap();
     assert_eq!(without, None);
