@@ -32,7 +32,8 @@ pub async fn boot_list(connection: &mut PgConnection, device: DeviceId) -> Resul
     Ok(rows.into_iter().map(|row| boot((row.boot_id, row.seen_at, row.command_id))).collect())
 }
 
-/// The newest reboot that the device has accepted, if it has neither booted since nor has a link now.
+/// The newest reboot that the device has accepted, if it has neither booted since nor is there now, by a link or by polls. A poll of
+/// another boot, or one that the next is still to follow, is as good as a link: of the boot before it may be the last.
 pub async fn boot_missing(connection: &mut PgConnection, device: DeviceId) -> Result<Option<MissingBoot>, StoreError> {
     Ok(sqlx::query_as!(
         MissingBoot,
@@ -41,6 +42,9 @@ pub async fn boot_missing(connection: &mut PgConnection, device: DeviceId) -> Re
               and c.accepted_at is not null and c.sent_at is not null
               and not exists (select from device_boots b where b.device_id = $1 and b.seen_at > c.sent_at)
               and not exists (select from links l where l.device_id = $1 and l.closed_at is null)
+              and not exists (select from polls q
+                               where q.device_id = $1 and q.polled_at > c.accepted_at
+                                 and (q.boot_id is distinct from c.boot_id or clock_timestamp() < q.silent_at))
             order by c.created_at desc limit 1"#,
         device.as_uuid(),
     )

@@ -102,6 +102,33 @@ mod tests {
     }
 
     #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn a_device_that_polls_is_not_missing(pool: PgPoolOptions, database: PgConnectOptions) {
+        let scene = Scene::new(pool, database).await;
+        scene.grant(json!({})).await;
+        let path = format!("/devices/{}/boots", scene.device);
+        let missing =
+            async || scene.get(&path).by(&scene.customer).send().await.expect(StatusCode::OK)["missing"].clone();
+        let polled = async |boot: &str, polled: &str, silent: &str| {
+            let sql = format!(
+                "update polls set boot_id = '{boot}', polled_at = now() + interval '{polled}',
+                        silent_at = now() + interval '{silent}' where device_id = $1"
+            );
+            sqlx::query(sqlx::AssertSqlSafe(sql)).bind(scene.device.as_uuid()).execute(&scene.root).await.unwrap();
+        };
+        booted(&scene, "a", 50).await;
+        let id = ordered(&scene, "a", 10, "running").await;
+        scene.poll(scene.device).await;
+        polled("a", "-11 minutes", "10 minutes").await;
+        assert_eq!(missing().await["command_id"], json!(id), "it took the order, and was not heard of since");
+        polled("a", "-9 minutes", "10 minutes").await;
+        assert_eq!(missing().await, Value::Null, "it is there still, and is yet to go");
+        polled("a", "-9 minutes", "-1 minute").await;
+        assert_eq!(missing().await["command_id"], json!(id), "silent ever since");
+        polled("b", "-9 minutes", "-1 minute").await;
+        assert_eq!(missing().await, Value::Null, "it came back, and went again");
+    }
+
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
     async fn a_device_that_has_not_come_back_is_missing(pool: PgPoolOptions, database: PgConnectOptions) {
         let scene = Scene::new(pool, database).await;
         scene.grant(json!({})).await;
