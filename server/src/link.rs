@@ -44,8 +44,9 @@ mod tests;
 mod ticket;
 pub(crate) mod tls;
 
+use std::collections::HashSet;
 use std::net::IpAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use cloudlink_certs::{Authority, TrustDomain};
@@ -63,6 +64,7 @@ use limit::{Allowance, Gate};
 pub(crate) use registry::{Asking, Ending, Handle, Order, Registry, Seat, StreamOrder, TunnelSeat, Unproven};
 use report::Reports;
 use sample::Samples;
+use sample::pace::Pace;
 use statement::{Closes, Hellos, Polls, Standings, Transitions};
 
 use crate::admission::Admission;
@@ -137,6 +139,9 @@ pub(crate) struct Shared {
     pub(crate) registry: Registry,
     pub(crate) reports: Reports,
     pub(crate) samples: Samples,
+    pace: Pace,
+    /// Devices whose poll is being answered.
+    polling: Mutex<HashSet<DeviceId>>,
     standings: Batch<Standings>,
     pub(crate) hellos: Batch<Hellos>,
     transitions: Batch<Transitions>,
@@ -195,6 +200,8 @@ impl Links {
             admission: Admission::start(&admission, Arc::clone(&metrics)),
             reports: Reports::default(),
             samples: Samples::default(),
+            pace: Pace::default(),
+            polling: Mutex::default(),
             clones: opening::Clones::default(),
             refusals: Sampler::default(),
             proxies: Proxies::new("device.proxy_from", &device.proxy_from),
@@ -241,18 +248,21 @@ impl Shared {
         }
     }
 
-    /// Keeps what a device has measured: as its last report, and as a sample unless it came too soon.
+    /// Keeps what a device has measured: as its last report, and as a sample unless it came too soon. `since_last`: how long ago
+    /// it reported to any node, where that is known.
     fn take_report(
         &self,
         device_id: DeviceId,
         tenant_id: TenantId,
         report: MetricsReport,
-        is_too_soon: bool,
+        since_last: Option<Duration>,
         now: Instant,
     ) {
         let clock_offset_ms = report.clock_unix_ms.map(clock::offset_ms);
         let telemetry = &self.metrics.telemetry;
-        if self.telemetry.enabled && is_too_soon {
+        let spacing = self.sample_spacing();
+        let is_due = || since_last.is_none_or(|since| since >= spacing) && self.pace.is_due(device_id, spacing, now);
+        if self.telemetry.enabled && !is_due() {
             telemetry.dropped("too_often", 1);
         } else if self.telemetry.enabled {
             let gauges = sample::gauges(&report, clock_offset_ms);

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use cloudlink_proto::ids::{CommandId, TenantId};
 use cloudlink_proto::link::message::goodbye::Code;
 use cloudlink_proto::link::message::{
-    CertificateIssued, CertificateRefused, Command, CommandCancel, CommandReceipt, CommandStatus, MetricsReport,
-    Reconnect, StreamRefused, StreamRequest,
+    CertificateIssued, CertificateRefused, Command, CommandCancel, CommandReceipt, CommandStatus, Reconnect,
+    StreamRefused, StreamRequest,
 };
 use cloudlink_proto::link::{
     CLOSE_WITHIN, FromDevice, Party, REASON_BYTES_MAX, STRING_BYTES_MAX, SendError, Server, Session, ToDevice,
@@ -70,8 +70,6 @@ pub(crate) struct Link {
     handle: Arc<Handle>,
     tenant_id: TenantId,
     boot_id: Box<str>,
-    /// When a report was a sample last.
-    sampled_at: Option<Instant>,
     /// When the certificate ends.
     expires_at: Instant,
     work: VecDeque<Box<Work>>,
@@ -131,17 +129,7 @@ impl Link {
         boot_id: Box<str>,
     ) -> Self {
         let (tenant_id, expires_at) = (peer.tenant_id, peer.expires_at);
-        Self {
-            shared,
-            socket,
-            session,
-            handle,
-            tenant_id,
-            boot_id,
-            sampled_at: None,
-            expires_at,
-            work: VecDeque::new(),
-        }
+        Self { shared, socket, session, handle, tenant_id, boot_id, expires_at, work: VecDeque::new() }
     }
 
     /// Commands of the device are open: its boot id may prove some, and others may be due.
@@ -229,7 +217,7 @@ impl Link {
         self.handle.heard(self.session.last_proven().into());
         match message {
             Some(FromDevice::Metrics(report)) => {
-                self.measured(report, now);
+                self.shared.take_report(self.handle.key.device_id, self.tenant_id, report, None, now);
             }
             Some(FromDevice::CommandStatus { id, status, .. }) => self.reported(id, status),
             Some(FromDevice::CertificateRequest(request)) => self.push(Work::Renew(request.csr_der)),
@@ -240,15 +228,6 @@ impl Link {
             }
             Some(FromDevice::Hello(_) | FromDevice::Goodbye) | None => {}
         }
-    }
-
-    fn measured(&mut self, report: MetricsReport, now: Instant) {
-        let spacing = self.shared.sample_spacing();
-        let is_too_soon = self.sampled_at.is_some_and(|at| now.duration_since(at) < spacing);
-        if !is_too_soon {
-            self.sampled_at = Some(now);
-        }
-        self.shared.take_report(self.handle.key.device_id, self.tenant_id, report, is_too_soon, now);
     }
 
     fn time_passed(&mut self) {

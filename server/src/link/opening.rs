@@ -27,7 +27,7 @@ use crate::metrics::Failure;
 use crate::model::busy_lock::{self, NewBusyLock};
 use crate::model::transport_failure;
 use crate::store::dispatch::LinkKey;
-use crate::store::link::{NewLink, OpenedLink, link_suspect_clone};
+use crate::store::link::{NewLink, OpenedLink, Previous, link_suspect_clone};
 use crate::store::single;
 use crate::{clock, tunnel};
 
@@ -60,7 +60,10 @@ pub(crate) async fn open(shared: &Arc<Shared>, upgraded: UpgradedLink, remote: I
     };
     if let Some(Welcomed { handle, boot_id, hostname, busy, opened }) = opened {
         let mut link = Link::new(Arc::clone(shared), socket, session, handle, &peer, boot_id.as_str().into());
-        suspect_clone(shared, &opened, &boot_id, &hostname).await;
+        let previous = opened.previous.as_ref().map(|previous| &previous.machine);
+        if let Some(previous) = previous.filter(|_| opened.is_known_boot) {
+            suspect_clone(shared, &peer, previous, &boot_id, &hostname).await;
+        }
         if busy.is_some() || opened.has_busy_lock {
             link = link.with_busy_lock(busy);
         }
@@ -174,7 +177,7 @@ async fn welcome(
 
 /// The node that has the device's older link ends that.
 pub(crate) fn tell_other_node(shared: &Shared, opened: &OpenedLink) {
-    if opened.previous.as_ref().is_some_and(|previous| previous.was_live && previous.node != shared.node) {
+    if opened.previous.as_ref().is_some_and(|previous| previous.machine.was_live && previous.node != shared.node) {
         shared.bus.send(Hint::DeviceLinked(opened.device_id));
     }
 }
@@ -190,24 +193,31 @@ pub(super) fn storable(text: String) -> String {
     if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }
 }
 
-/// A boot id is random and new with each boot. When a device comes back with one that is not its last, but was seen
-/// before, two machines take turns: somebody has copied the certificate and its key.
-async fn suspect_clone(shared: &Shared, opened: &OpenedLink, boot_id: &str, hostname: &str) {
-    let Some(previous) = opened.previous.as_ref().filter(|previous| previous.boot_id != boot_id) else { return };
-    if !opened.is_known_boot || !shared.clones.may_suspect(opened.device_id, Instant::now()) {
+/// A boot id is random and new with each boot. When a device comes back with one that was seen before, but is not its last, two
+/// machines take turns: somebody has copied the certificate and its key.
+pub(super) async fn suspect_clone(
+    shared: &Shared,
+    peer: &Identified,
+    previous: &Previous,
+    boot_id: &str,
+    hostname: &str,
+) {
+    if previous.boot_id == boot_id || !shared.clones.may_suspect(peer.device_id, Instant::now()) {
         return;
     }
     shared.metrics.clones_suspected.inc();
-    tracing::warn!(device = %opened.device_id, "two machines seem to use the certificate of one device");
+    tracing::warn!(device = %peer.device_id, "two machines seem to use the certificate of one device");
     let details = json!({
         "boot_ids": [previous.boot_id, boot_id],
         "hostnames": [previous.hostname, hostname],
         "serials": [HEXLOWER.encode(&previous.certificate_serial)],
         "was_live": previous.was_live,
     });
-    let written = async { single!(shared.store, |connection| link_suspect_clone(connection, opened, &details)) };
+    let Identified { tenant_id, device_id, .. } = *peer;
+    let written =
+        async { single!(shared.store, |connection| link_suspect_clone(connection, tenant_id, device_id, &details)) };
     if let Err(error) = shared.store.within(written).await {
-        shared.clones.forget(opened.device_id);
+        shared.clones.forget(device_id);
         tracing::warn!(error = &error as &dyn std::error::Error, "cannot record the suspicion of a clone");
     }
 }

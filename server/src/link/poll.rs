@@ -5,9 +5,9 @@
 //! device says it again. Commands are claimed in that epoch, too, and only while no agent answers on a live link.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
-use cloudlink_proto::ids::{CommandId, TunnelId};
+use cloudlink_proto::ids::{CommandId, DeviceId, TunnelId};
 use cloudlink_proto::link::message::{Command, CommandCancel, CommandReceipt, CommandStatus};
 use cloudlink_proto::poll::message::{PollRequest, PollResponse, Running, running};
 use cloudlink_proto::poll::{
@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use super::admission::{Identified, check_doors, check_standing, register};
 use super::command::{self, to_wire};
 use super::dispatch::{Waking, give_up, note_sending};
-use super::opening::storable;
+use super::opening::{storable, suspect_clone};
 use super::problem::{Answer, Problem};
 use super::{Shared, account};
 use crate::bus::Hint;
@@ -37,6 +37,9 @@ use crate::store::dispatch::{Dispatch, LinkKey, PollClaim, dispatch_claim_polled
 use crate::store::link::link_prove_boot_in_txn;
 use crate::store::poll::NewPoll;
 use crate::store::{StoreError, Visibility, single};
+
+/// When a device comes back whose poll before is being answered.
+const TURN_RETRY_SECONDS: u32 = 5;
 
 /// Answers a request of a device under [`wire::POLL_PATH`].
 pub(super) async fn answer(
@@ -53,6 +56,7 @@ pub(super) async fn answer(
         return Err(Problem::not_found("inside a tunnel a device links; it polls outside of it"));
     }
     let peer = peer?;
+    let _turn = Turn::take(shared, peer.device_id)?;
     let request = read(request).await?;
     let _registration = register(shared, &peer)?;
     check_doors(shared)?;
@@ -67,6 +71,29 @@ pub(super) async fn answer(
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(PROTOBUF));
     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     Ok(answer)
+}
+
+/// A device has one poll at a time at a node: another is one of somebody who has its key, or does not wait for answers.
+struct Turn<'a> {
+    shared: &'a Shared,
+    device: DeviceId,
+}
+
+impl<'a> Turn<'a> {
+    fn take(shared: &'a Shared, device: DeviceId) -> Result<Self, Problem> {
+        // As many as there are connections, which are limited.
+        if !shared.polling.lock().unwrap_or_else(PoisonError::into_inner).insert(device) {
+            let detail = "the device's poll before this one is being answered";
+            return Err(Problem::too_many_requests(detail, TURN_RETRY_SECONDS));
+        }
+        Ok(Self { shared, device })
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.shared.polling.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.device);
+    }
 }
 
 async fn read(request: Request<Incoming>) -> Result<PollRequest, Problem> {
@@ -98,12 +125,17 @@ async fn exchange(
 ) -> Result<PollResponse, Problem> {
     let statuses = std::mem::take(&mut request.statuses);
     let busy = request.busy_lock.take().as_ref().and_then(busy_lock::told);
-    if let Some(metrics) = request.metrics.take() {
-        shared.take_report(peer.device_id, peer.tenant_id, metrics, false, Instant::now());
-    }
+    let metrics = request.metrics.take();
     let boot_id = storable(std::mem::take(&mut request.boot_id));
     let poll = new_poll(shared, peer, request, boot_id.clone(), remote);
+    let hostname = poll.hostname.clone();
     let stored = shared.polls.ask(poll).await?.ok_or_else(Problem::revoked)?;
+    if let Some(metrics) = metrics {
+        shared.take_report(peer.device_id, peer.tenant_id, metrics, stored.since_last, Instant::now());
+    }
+    if let Some(previous) = stored.previous.as_ref().filter(|_| stored.is_known_boot) {
+        suspect_clone(shared, peer, previous, &boot_id, &hostname).await;
+    }
     let reporter = LinkKey { device_id: peer.device_id, epoch: stored.epoch };
     // A live link of the device says it itself.
     if !stored.is_linked && (busy.is_some() || stored.has_busy_lock) {

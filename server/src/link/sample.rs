@@ -2,6 +2,7 @@
 //! not keep up, the oldest are dropped, and counted.
 
 pub(crate) mod metrics;
+pub(super) mod pace;
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};

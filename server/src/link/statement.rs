@@ -126,7 +126,7 @@ impl Statement for Polls {
 
     async fn ask(&self, connection: &mut Connection, polls: &[NewPoll]) -> Result<Vec<Option<StoredPoll>>, StoreError> {
         let stored = poll_store(connection, polls).await?;
-        let of = |poll: &NewPoll| stored.iter().copied().find(|stored| stored.device_id == poll.device_id);
+        let of = |poll: &NewPoll| stored.iter().find(|stored| stored.device_id == poll.device_id).cloned();
         let told = polls.iter().filter(|poll| of(poll).is_some());
         transport_failures_add(connection, told.map(|poll| (poll.device_id, poll.transport_failures.as_slice())))
             .await?;

@@ -229,7 +229,7 @@ impl Both {
         };
         let mut opened = link_open(&mut *self.connection().await, &[link]).await.unwrap();
         let opened = opened.pop().expect("the device may link");
-        let live_before = opened.previous.filter(|previous| previous.was_live).map(|previous| previous.node);
+        let live_before = opened.previous.filter(|previous| previous.machine.was_live).map(|previous| previous.node);
         let model = self.tables.open(&node, device_id);
         let sql = (opened.epoch, opened.has_open_commands, live_before);
         self.same("open", &(node, device_id), sql, (model.epoch, model.has_open_commands, model.live_before));

@@ -90,15 +90,22 @@ pub struct OpenedLink {
     pub is_known_boot: bool,
 }
 
-/// What tells one machine from another that uses the same certificate.
+/// The link before a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PreviousLink {
-    pub certificate_serial: Vec<u8>,
-    pub boot_id: String,
-    pub hostname: String,
+    pub machine: Previous,
     /// That served it.
     pub node: String,
     pub connected_at: OffsetDateTime,
+}
+
+/// What tells one machine from another that uses the same certificate: what it said when it was heard of last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Previous {
+    pub certificate_serial: Vec<u8>,
+    pub boot_id: String,
+    pub hostname: String,
+    /// Whether there was a live link.
     pub was_live: bool,
 }
 
@@ -210,12 +217,14 @@ pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Resu
         .map(|row| {
             let previous = row.previous_serial.and_then(|certificate_serial| {
                 Some(PreviousLink {
-                    certificate_serial,
-                    boot_id: row.previous_boot_id?,
-                    hostname: row.previous_hostname?,
+                    machine: Previous {
+                        certificate_serial,
+                        boot_id: row.previous_boot_id?,
+                        hostname: row.previous_hostname?,
+                        was_live: row.previous_was_live,
+                    },
                     node: row.previous_node?,
                     connected_at: row.previous_connected_at?,
-                    was_live: row.previous_was_live,
                 })
             });
             Ok(OpenedLink {
@@ -504,14 +513,15 @@ pub async fn link_prove(connection: &mut PgConnection, links: &[ProvenLink]) -> 
 /// Writes that a certificate seems to be in use on two machines.
 pub async fn link_suspect_clone(
     connection: &mut PgConnection,
-    link: &OpenedLink,
+    tenant_id: TenantId,
+    device_id: DeviceId,
     details: &Value,
 ) -> Result<(), StoreError> {
     sqlx::query!(
         r#"select audit_append($1, '{"kind": "server"}', 'link.clone_suspected',
                                jsonb_build_object('kind', 'device', 'id', $2::uuid), $3)"#,
-        link.tenant_id.as_uuid(),
-        link.device_id.as_uuid(),
+        tenant_id.as_uuid(),
+        device_id.as_uuid(),
         details,
     )
     .fetch_one(connection)

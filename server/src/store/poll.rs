@@ -9,7 +9,7 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 
 use super::StoreError;
-use super::link::BOOTS_MAX;
+use super::link::{BOOTS_MAX, Previous};
 use crate::model::transport_failure::NewTransportFailure;
 
 /// A device that polls.
@@ -52,7 +52,7 @@ struct Row<'a> {
 }
 
 /// A poll that is its device's newest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct StoredPoll {
     pub device_id: DeviceId,
     /// The epoch that the device reports in: that of its newest link, 0 if it never had one.
@@ -63,6 +63,12 @@ pub struct StoredPoll {
     pub has_open_commands: bool,
     /// Whether a busy lock of the device is written down, in force or not.
     pub has_busy_lock: bool,
+    /// How long ago the device polled before, if it did.
+    pub since_last: Option<Duration>,
+    /// The link or the poll before this one, whichever is newer.
+    pub previous: Option<Previous>,
+    /// Whether this boot of the device had linked or polled before.
+    pub is_known_boot: bool,
 }
 
 /// What a device may take on top of its interval: a tenth that it draws by itself, and the time of a poll.
@@ -126,7 +132,7 @@ pub async fn poll_store(connection: &mut PgConnection, polls: &[NewPoll]) -> Res
                       remote_address = excluded.remote_address, boot_id = excluded.boot_id, agent = excluded.agent,
                       os = excluded.os, hostname = excluded.hostname, clock_offset_ms = excluded.clock_offset_ms,
                       capabilities = excluded.capabilities, running = excluded.running
-               returning q.device_id
+               returning q.device_id, q.boot_id, q.polled_at
            ),
            booted as (
                insert into device_boots (device_id, tenant_id, boot_id)
@@ -139,11 +145,25 @@ pub async fn poll_store(connection: &mut PgConnection, polls: &[NewPoll]) -> Res
                   and b.seen_at < (select seen_at from device_boots o where o.device_id = a.device_id
                                     order by seen_at desc offset $2 limit 1)
            )
+           -- What was there before: nothing of this statement is seen here.
            select s.device_id, coalesce(l.epoch, 0) as "epoch!",
                   coalesce(l.closed_at is null and l.has_agent, false) as "is_linked!",
                   exists (select from commands c where c.device_id = s.device_id and c.finished_at is null) as "has_open_commands!",
-                  exists (select from busy_locks b where b.device_id = s.device_id) as "has_busy_lock!"
-             from stored s left join links l on l.device_id = s.device_id"#,
+                  exists (select from busy_locks b where b.device_id = s.device_id) as "has_busy_lock!",
+                  extract(epoch from s.polled_at - q.polled_at)::float8 as "since_last?",
+                  exists (select from device_boots b where b.device_id = s.device_id and b.boot_id = s.boot_id) as "is_known_boot!",
+                  p.certificate_serial as "previous_serial?", p.hostname as "previous_hostname?",
+                  coalesce(nullif(p.boot_id, ''),
+                           (select b.boot_id from device_boots b where b.device_id = s.device_id
+                             order by b.seen_at desc limit 1)) as "previous_boot_id?",
+                  l.device_id is not null and l.closed_at is null as "was_live!"
+             from stored s left join links l on l.device_id = s.device_id
+                           left join polls q on q.device_id = s.device_id
+                           left join lateral (
+                               select l.certificate_serial, l.hostname, l.boot_id, l.connected_at as at where l.device_id is not null
+                                union all
+                               select q.certificate_serial, q.hostname, q.boot_id, q.polled_at where q.device_id is not null
+                                order by at desc limit 1) p on true"#,
         Json(&rows) as _,
         BOOTS_MAX,
     )
@@ -157,6 +177,17 @@ pub async fn poll_store(connection: &mut PgConnection, polls: &[NewPoll]) -> Res
             is_linked: row.is_linked,
             has_open_commands: row.has_open_commands,
             has_busy_lock: row.has_busy_lock,
+            // Below zero where the database's clock was set back: then it is as if it were now.
+            since_last: row.since_last.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()),
+            previous: row.previous_serial.and_then(|certificate_serial| {
+                Some(Previous {
+                    certificate_serial,
+                    boot_id: row.previous_boot_id?,
+                    hostname: row.previous_hostname?,
+                    was_live: row.was_live,
+                })
+            }),
+            is_known_boot: row.is_known_boot,
         })
         .collect())
 }

@@ -10,6 +10,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
 use super::database::Relay;
@@ -231,6 +232,93 @@ async fn a_poll_proves_a_reboot_and_no_clone(_: PgPoolOptions, database: PgConne
     port.until_metric("cloudlink_link_clones_suspected_total", 1).await;
     let suspected = "select string_agg((entry::jsonb -> 'details' ->> 'boot_ids'), ' ') from audit where action = 'link.clone_suspected'";
     assert_eq!(port.ask(suspected).await.as_deref(), Some(r#"["boot-2", "boot-1"]"#));
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn two_machines_that_take_turns_at_polling_are_suspected(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let (_, device) = unlinked(&port).await;
+    for boot in ["boot-1", "boot-1", "boot-2"] {
+        poll(&port, &device, says(boot)).await;
+    }
+    assert_eq!(port.metric("cloudlink_link_clones_suspected_total"), 0, "it has booted");
+    poll(&port, &device, says("boot-1")).await;
+    assert_eq!(port.metric("cloudlink_link_clones_suspected_total"), 1);
+    let suspected =
+        "select (entry::jsonb -> 'details' ->> 'boot_ids') from audit where action = 'link.clone_suspected'";
+    assert_eq!(port.ask(suspected).await.as_deref(), Some(r#"["boot-2", "boot-1"]"#));
+
+    // One polls while the other is linked.
+    let (_, other) = unlinked(&port).await;
+    poll(&port, &other, says("boot-1")).await;
+    let _link = Peer::dial(&port, &other.credentials, "boot-2").await.unwrap();
+    poll(&port, &other, says("boot-2")).await;
+    assert_eq!(port.metric("cloudlink_link_clones_suspected_total"), 1);
+    poll(&port, &other, says("boot-1")).await;
+    assert_eq!(port.metric("cloudlink_link_clones_suspected_total"), 2);
+    let was_live = "select string_agg(entry::jsonb -> 'details' ->> 'was_live', ' ' order by entry::jsonb -> 'details' ->> 'was_live') from audit
+                     where action = 'link.clone_suspected'";
+    assert_eq!(port.ask(was_live).await.as_deref(), Some("false true"));
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_device_that_polls_or_links_more_often_is_not_sampled_more_often(
+    _: PgPoolOptions,
+    database: PgConnectOptions,
+) {
+    let port = Port::start_with(database, |settings| settings.link.metrics_interval_seconds = Seconds(7200)).await;
+    let (_, device) = unlinked(&port).await;
+    let measured = |uptime| MetricsReport { uptime_seconds: Some(uptime), ..MetricsReport::default() };
+    for uptime in 1..=3 {
+        poll(&port, &device, PollRequest { metrics: Some(measured(uptime)), ..says("boot-1") }).await;
+    }
+    let too_often = r#"cloudlink_telemetry_dropped_total{reason="too_often"}"#;
+    assert_eq!(port.metric(too_often), 2);
+    // The last link of each is another one.
+    for (uptime, dropped) in [(4, 3), (5, 4)] {
+        let mut link = Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
+        link.send(measured(uptime)).await;
+        port.until_metric(too_often, dropped).await;
+    }
+    // What another node has heard is known by the database alone.
+    let other = unlinked(&port).await.1;
+    poll(&port, &other, says("boot-1")).await;
+    poll(&port, &other, PollRequest { metrics: Some(measured(6)), ..says("boot-1") }).await;
+    assert_eq!(port.metric(too_often), 5);
+    port.until("select string_agg(report ->> 'uptime_seconds', ' ' order by 1) from device_metrics", "5 6").await;
+    port.until("select string_agg(uptime_seconds::text, ' ') from samples", "1").await;
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_device_has_one_poll_at_a_time(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let (_, device) = unlinked(&port).await;
+    let body = poll::write_request(&says("boot-1")).unwrap();
+    let first = {
+        // Its body is yet to come.
+        let head = format!(
+            "POST {POLL_PATH} HTTP/1.1\r\nhost: {SERVER_NAME}\r\ncontent-type: {CONTENT_TYPE}\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        let mut stream = dial_tls(&port, &device.credentials, SERVER_NAME).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream
+    };
+    let begun = tokio::time::Instant::now();
+    while port.links.0.polling.lock().unwrap().is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "it is not begun");
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+    let refused = problem(&post(&port, &device.credentials, body.clone()).await);
+    assert_eq!(refused, (429, "too_many_requests".to_owned()));
+    let (_, other) = unlinked(&port).await;
+    poll(&port, &other, says("boot-1")).await;
+    drop(first);
+    while !port.links.0.polling.lock().unwrap().is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "it goes on");
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+    poll(&port, &device, says("boot-1")).await;
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
