@@ -94,4 +94,6 @@ id! {
     NoticeId,
     /// A selector with a name.
     GroupId,
+    /// The same command to many devices.
+    RolloutId,
 }

@@ -32,6 +32,7 @@ pub mod receipt;
 pub mod recording;
 pub mod report;
 pub mod retention;
+pub mod rollout;
 pub mod sample;
 pub mod setup;
 pub mod sign_in;

@@ -14,6 +14,7 @@ mod receipt;
 pub(crate) mod recording;
 mod retention;
 pub(crate) mod revocation;
+pub(crate) mod rollout;
 pub(crate) mod superseded;
 pub(crate) mod support;
 mod telemetry;
@@ -38,6 +39,7 @@ pub fn start(links: &Links, shutdown: &Shutdown) {
     shutdown.spawn_vital("revocation", revocation::run(links.clone(), shutdown.clone()));
     shutdown.spawn_vital("samples", telemetry::store(links.clone(), shutdown.clone()));
     shutdown.spawn_vital("telemetry", telemetry::keep(links.clone(), shutdown.clone()));
+    shutdown.spawn_vital("rollouts", rollout::run(links.clone(), shutdown.clone()));
     shutdown.spawn_vital("opening ends", opening::sweep(links.clone(), shutdown.clone()));
     if let Some(tickets) = links.0.tls.tickets() {
         shutdown.spawn_vital("session tickets", ticket::run(links.clone(), Arc::clone(tickets), shutdown.clone()));

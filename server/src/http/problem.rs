@@ -52,6 +52,7 @@ pub(crate) enum Kind {
     RecordingUnavailable,
     Conflict,
     IdempotencyConflict,
+    PlanMoved,
     VersionMismatch,
     TooLarge,
     Unprocessable,
@@ -108,6 +109,7 @@ impl Kind {
             Self::IdempotencyConflict => {
                 (StatusCode::CONFLICT, "idempotency_conflict", "The idempotency key belongs to another request")
             }
+            Self::PlanMoved => (StatusCode::CONFLICT, "plan_moved", "The plan does not hold any more"),
             Self::VersionMismatch => (StatusCode::PRECONDITION_FAILED, "version_mismatch", "Somebody else changed it"),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large", "The body is too large"),
             Self::Unprocessable => (StatusCode::UNPROCESSABLE_ENTITY, "unprocessable", "The request is not allowed"),

@@ -101,6 +101,16 @@ pub(super) mod recording {
     pub(crate) mod list;
     pub(crate) mod show;
 }
+pub(super) mod rollout {
+    pub(crate) mod apply;
+    pub(crate) mod change;
+    pub(crate) mod execution;
+    pub(crate) mod list;
+    pub(crate) mod plan;
+    pub(crate) mod show;
+    #[cfg(test)]
+    mod tests;
+}
 pub(super) mod signing_key {
     pub(crate) mod create;
     pub(crate) mod list;

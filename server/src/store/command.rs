@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use cloudlink_proto::ids::{CommandId, DeviceId, GrantId, PersonId, TenantId};
+use cloudlink_proto::ids::{CommandId, DeviceId, GrantId, PersonId, RolloutId, TenantId};
 use cloudlink_proto::trace_parent::TraceParent;
 use data_encoding::HEXLOWER;
 use serde::Serialize;
@@ -402,6 +402,7 @@ pub enum Cancellation {
     UnderGrant(GrantId),
     OfDevice(DeviceId),
     OfPerson(PersonId),
+    OfRollout(RolloutId),
 }
 
 /// What calling back did to a command.
@@ -424,22 +425,26 @@ pub async fn command_lock_in_txn(
     connection: &mut PgConnection,
     which: Cancellation,
 ) -> Result<OpenCommands, StoreError> {
-    let (one, grant, device, person) = match which {
-        Cancellation::One(id) => (Some(id.as_uuid()), None, None, None),
-        Cancellation::UnderGrant(id) => (None, Some(id.as_uuid()), None, None),
-        Cancellation::OfDevice(id) => (None, None, Some(id.as_uuid()), None),
-        Cancellation::OfPerson(id) => (None, None, None, Some(id.as_uuid())),
-    };
+    let (mut one, mut grant, mut device, mut person, mut rollout) = (None, None, None, None, None);
+    match which {
+        Cancellation::One(id) => one = Some(id.as_uuid()),
+        Cancellation::UnderGrant(id) => grant = Some(id.as_uuid()),
+        Cancellation::OfDevice(id) => device = Some(id.as_uuid()),
+        Cancellation::OfPerson(id) => person = Some(id.as_uuid()),
+        Cancellation::OfRollout(id) => rollout = Some(id.as_uuid()),
+    }
     let ids = sqlx::query_scalar!(
         "select id from commands
           where finished_at is null and state in ('queued', 'sent', 'accepted')
             and ($1::uuid is null or id = $1) and ($2::uuid is null or grant_id = $2)
             and ($3::uuid is null or device_id = $3) and ($4::uuid is null or requested_by = $4)
+            and ($5::uuid is null or id in (select t.command_id from rollout_targets t where t.rollout_id = $5))
           order by id for no key update",
         one,
         grant,
         device,
-        person
+        person,
+        rollout
     );
     Ok(OpenCommands(ids.fetch_all(connection).await?))
 }

@@ -39,7 +39,7 @@ async fn tables_of_tenants(scene: &Scene) -> Vec<(String, &'static str)> {
 
 /// Rows of both tenants in every table that has a tenant_id.
 /// What comes of a tenant's letting somebody in, for the device $1.
-const SUPPORT: [&str; 12] = [
+const SUPPORT: [&str; 14] = [
     "insert into signing_keys (id, tenant_id, name, algorithm, public_key, created_by)
      select gen_random_uuid(), g.tenant_id, 'key', 'ed25519', sha256(d.id::text::bytea), g.created_by
        from devices d join grants g on g.tenant_id = d.tenant_id where d.id = $1 limit 1",
@@ -62,6 +62,11 @@ const SUPPORT: [&str; 12] = [
      select id, tenant_id, 'https://example.com/', '{grant.created}', sha256(''), opened_by from support_sessions where id = $1",
     "insert into device_groups (id, tenant_id, name, selector, created_by)
      select id, tenant_id, 'g', '{\"site\": \"north\"}', created_by from webhooks where id = $1",
+    "insert into rollouts (id, tenant_id, grant_id, requested_by, actor, kind, arguments, scope, by_polling, reason, selector_text, selector,
+                           canaries, batch, rate, abort_after, start_within_seconds, may_queue, lasts_seconds)
+     select s.id, s.tenant_id, s.grant_id, s.opened_by, '{}', 'device.reboot', '{}', 'device:reboot', false, 'r', 'site=north',
+            '{\"site\": \"north\"}', 1, 1, 1, 1, 1, true, 60 from support_sessions s where s.id = $1",
+    "insert into rollout_targets (rollout_id, tenant_id, device_id, place) select id, tenant_id, id, 0 from rollouts where id = $1",
     "insert into notices (id, tenant_id, event, body, webhook_id) select id, tenant_id, 'grant.created', '{}', id from webhooks where id = $1",
 ];
 

@@ -19,7 +19,7 @@ pub(super) fn of(method: &Method, operation: &Operation) -> Option<ApiScope> {
         ("support" | "recordings", _) => ApiScope::Support,
         (_, &Method::GET) => ApiScope::Read,
         ("devices" | "groups", _) => ApiScope::Devices,
-        ("commands", _) => ApiScope::Commands,
+        ("commands" | "rollouts", _) => ApiScope::Commands,
         ("openings", _) => ApiScope::Support,
         ("grants" | "access", _) => ApiScope::Grants,
         ("nodes" | "storm-plan", _) => ApiScope::Nodes,

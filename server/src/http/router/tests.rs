@@ -134,6 +134,10 @@ fn body_of(operation: &str) -> Value {
         "person_email_set" => json!({"email": "new@example.com"}),
         "group_create" => json!({"name": "new", "selector": "a=b"}),
         "group_update" => json!({"name": "newer"}),
+        "rollout_plan" => {
+            json!({"grant_id": new_id(), "selector": "a=b", "kind": "device.reboot", "reason": "r"})
+        }
+        "rollout_apply" => json!({"hash": "00"}),
         "webhook_create" => json!({"url": "https://example.com/"}),
         "opening_create" => json!({"port": 22, "reason": "r"}),
         "support_session_create" => json!({"kind": "terminal", "reason": "r"}),

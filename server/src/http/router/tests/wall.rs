@@ -33,6 +33,7 @@ impl Things {
         });
         let grant = made("/grants", all).await;
         let command = json!({"kind": "device.reboot", "reason": "r", "queue_for_seconds": 600});
+        let rollout = json!({"kind": "device.reboot", "reason": "r", "grant_id": grant, "selector": "site"});
         let request = json!({"reason": "r", "scopes": ["device:reboot"], "device_ids": [device.to_string()], "access_seconds": 900});
         let policy = json!({"name": "n", "scopes": ["metrics:read"], "max_seconds": 600});
         let key = json!({"name": "safe", "public_key_pem": SIGNING_KEY});
@@ -76,6 +77,7 @@ impl Things {
             ("access_request_id", asked("/access-requests", request).await),
             ("access_policy_id", made("/access-policies", policy).await),
             ("signing_key_id", made("/signing-keys", key).await),
+            ("rollout_id", asked("/rollouts", rollout).await),
             ("grant_id", grant),
             ("support_session_id", session.to_string()),
             ("webhook_id", webhook),
@@ -105,6 +107,7 @@ impl Things {
             "people" => "person_id",
             "webhooks" => "webhook_id",
             "groups" => "group_id",
+            "rollouts" => "rollout_id",
             "grants" => "grant_id",
             "commands" => "command_id",
             "openings" => "opening_id",
@@ -289,8 +292,8 @@ async fn nothing_is_made_of_what_is_anothers(pool: PgPoolOptions, database: PgCo
         for route in routes_of(role) {
             for (member, is_list) in route.ids_in_body() {
                 // Both are tried below: an operator asks whichever tenant it likes for access to its devices, and no node is here
-                // that would serve a session.
-                if ["access_request_create", "support_session_create"].contains(&route.id.as_str()) {
+                // that would serve a session. A rollout is within the tenant of its grant, whoever's that is.
+                if ["access_request_create", "support_session_create", "rollout_plan"].contains(&route.id.as_str()) {
                     continue;
                 }
                 let (all, of_other) = (everything(&scene).await, rows_of(&scene, scene.other_tenant).await);

@@ -1,0 +1,442 @@
+//! Rollouts through the API, with the task's steps taken one by one, and by chance: whatever comes in whatever order, also a node that
+//! dies in the middle of a step, the totals add up and nobody is begun twice.
+
+use std::collections::BTreeSet;
+
+use cloudlink_proto::ids::{DeviceId, RolloutId};
+use http::StatusCode;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{Config, TestRunner};
+use serde_json::{Value, json};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use uuid::Uuid;
+
+use crate::http::problem::Kind;
+use crate::http::testing::Scene;
+use crate::model::new_id;
+use crate::store::Visibility;
+use crate::store::rollout::rollout_hold;
+use crate::tasks::rollout::step;
+
+/// Adds linked devices to the customer's, at `site=north`, and gives a grant for that site.
+async fn site(scene: &Scene, devices: usize) -> Uuid {
+    scene.link(scene.device).await;
+    for number in 1..devices {
+        let id = DeviceId::from_uuid(new_id());
+        scene.insert_device(id, scene.tenant, &format!("room-{number:02}"), json!({"site": "north"})).await;
+        scene.link(id).await;
+    }
+    scene.grant(json!({"device_ids": null, "selector": {"site": "north"}})).await.as_uuid()
+}
+
+fn request(grant: Uuid, changes: Value) -> Value {
+    let mut body = json!({"grant_id": grant, "selector": "site=north", "kind": "metrics.collect", "reason": "r"});
+    body.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    body
+}
+
+async fn plan(scene: &Scene, grant: Uuid, changes: Value) -> Value {
+    let body = request(grant, changes);
+    scene.post("/rollouts").by(&scene.operator).json(body).send().await.expect(StatusCode::CREATED)
+}
+
+async fn apply(scene: &Scene, plan: &Value) -> RolloutId {
+    let id = plan["id"].as_str().unwrap();
+    let path = format!("/rollouts/{id}/apply");
+    let applied = scene.post(&path).by(&scene.operator).json(json!({"hash": plan["hash"]})).send().await;
+    assert_eq!(applied.expect(StatusCode::OK)["state"], "running");
+    id.parse().unwrap()
+}
+
+async fn show(scene: &Scene, id: RolloutId) -> Value {
+    scene.get(&format!("/rollouts/{id}")).by(&scene.customer).send().await.expect(StatusCode::OK)
+}
+
+async fn executions(scene: &Scene, id: &str) -> Vec<Value> {
+    let (mut all, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let path = format!("/rollouts/{id}/executions?limit=3{cursor}");
+        let page = scene.get(&path).by(&scene.customer).send().await.expect(StatusCode::OK);
+        all.extend(page["items"].as_array().unwrap().clone());
+        let Some(next) = page["next_cursor"].as_str() else { return all };
+        cursor = format!("&cursor={next}");
+    }
+}
+
+/// Ends the commands of the rollout that are under way.
+async fn end_all(scene: &Scene, id: RolloutId, state: &str) {
+    sqlx::query(
+        "update commands c set state = $2, finished_at = clock_timestamp(), deadline_at = null
+           from rollout_targets t where t.rollout_id = $1 and c.id = t.command_id and c.finished_at is null",
+    )
+    .bind(id.as_uuid())
+    .bind(state)
+    .execute(&scene.root)
+    .await
+    .unwrap();
+}
+
+/// Takes steps until nothing more is begun. Says how many were.
+async fn go_on(scene: &Scene, id: RolloutId) -> usize {
+    let mut begun = 0;
+    loop {
+        let Some(stepped) = step(&scene.store, id).await.unwrap() else { return begun };
+        if stepped.begun.commands.is_empty() {
+            return begun;
+        }
+        begun += stepped.begun.commands.len();
+    }
+}
+
+fn counts(shown: &Value) -> Vec<u64> {
+    ["waiting", "under_way", "succeeded", "failed", "skipped"]
+        .iter()
+        .map(|name| shown["totals"][name].as_u64().unwrap())
+        .collect()
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_plan_says_of_each_device_why_it_is_in_or_out(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let grant = site(&scene, 3).await;
+    let more = async |name: &str, labels: Value| {
+        let id = DeviceId::from_uuid(new_id());
+        scene.insert_device(id, scene.tenant, name, labels).await;
+        id
+    };
+    more("unlinked", json!({"site": "north"})).await;
+    let polling = more("polling", json!({"site": "north"})).await;
+    scene.poll(polling).await;
+    let tunnel = more("tunnel", json!({"site": "north"})).await;
+    scene.tunnel(tunnel).await;
+    let revoked = more("revoked", json!({"site": "north"})).await;
+    scene.sql("update devices set state = 'revoked', revoked_at = now() where id = $1", revoked.as_uuid()).await;
+    let nowhere = more("nowhere", json!({"site": "north", "timezone": "Mars/Base"})).await;
+    scene.link(nowhere).await;
+    let updated = more("updated", json!({"site": "north"})).await;
+    scene.link(updated).await;
+    scene.sql("update links set agent = 'agent/2' where device_id = $1", updated.as_uuid()).await;
+    let old = more("old", json!({"site": "north"})).await;
+    scene.link(old).await;
+    scene.sql("update links set capabilities = '{}' where device_id = $1", old.as_uuid()).await;
+    more("elsewhere", json!({"site": "south"})).await;
+
+    let window = json!({"from_minute": 0, "to_minute": 1440});
+    let changes = json!({"unless_agent": "agent/2", "window": window});
+    let planned = plan(&scene, grant, changes).await;
+    assert_eq!((&planned["state"], counts(&planned)), (&json!("planned"), vec![3, 0, 0, 0, 0]));
+    let expected = json!({"not_linked": 1, "polling": 1, "no_agent": 1, "device_revoked": 1, "time_zone": 1, "version": 1, "not_able": 1});
+    assert_eq!(planned["out"], expected);
+    let all = executions(&scene, planned["id"].as_str().unwrap()).await;
+    assert_eq!(all.iter().map(|one| one["place"].as_u64().unwrap()).collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+    let why = |name: &str| all.iter().find(|one| one["device_name"] == name).map(|one| one["why"].clone()).unwrap();
+    assert_eq!(
+        [why("lobby"), why("polling"), why("old"), why("nowhere")],
+        [Value::Null, json!("polling"), json!("not_able"), json!("time_zone")]
+    );
+    // Who may wait need not be linked.
+    let waiting = plan(&scene, grant, json!({"queue_for_seconds": 3600})).await;
+    assert_eq!(waiting["out"], json!({"device_revoked": 1, "not_able": 1}));
+    // Whom the grant does not let in, and what it does not allow.
+    let others = plan(&scene, grant, json!({"selector": "site=south"})).await;
+    assert_eq!((counts(&others)[0], &others["out"]), (0, &json!({"grant": 1})));
+    assert_eq!(scene.audited(scene.tenant).await[1..], ["rollout.planned"; 3]);
+    let path = format!("/rollouts/{}/apply", others["id"].as_str().unwrap());
+    let nobody = scene.post(&path).by(&scene.operator).json(json!({"hash": others["hash"]})).send().await;
+    nobody.expect_problem(Kind::Conflict);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_plan_is_applied_once_by_who_made_it_and_only_while_it_holds(
+    pool: PgPoolOptions,
+    database: PgConnectOptions,
+) {
+    let scene = Scene::new(pool, database).await;
+    let grant = site(&scene, 2).await;
+    let planned = plan(&scene, grant, json!({})).await;
+    let path = format!("/rollouts/{}/apply", planned["id"].as_str().unwrap());
+    let hash = json!({"hash": planned["hash"]});
+    let other = plan(&scene, grant, json!({})).await;
+    assert_ne!(planned["hash"], other["hash"], "each plan has its own");
+    scene
+        .post(&path)
+        .by(&scene.operator)
+        .json(json!({"hash": other["hash"]}))
+        .send()
+        .await
+        .expect_problem(Kind::PlanMoved);
+    scene.post(&path).by(&scene.colleague).json(hash.clone()).send().await.expect_problem(Kind::Conflict);
+    // A device goes, one comes, and one cannot be reached any more.
+    for change in [
+        "update devices set labels = '{}' where id = $1",
+        "update links set closed_at = now(), close_reason = 'gone' where device_id = $1",
+    ] {
+        scene.sql(change, scene.device.as_uuid()).await;
+        let problem =
+            scene.post(&path).by(&scene.operator).json(hash.clone()).send().await.expect_problem(Kind::PlanMoved);
+        assert!(problem["detail"].as_str().unwrap().contains("lobby (in, now not_"), "{problem}");
+        scene.sql("update devices set labels = '{\"site\": \"north\"}' where id = $1", scene.device.as_uuid()).await;
+        scene.link(scene.device).await;
+    }
+    apply(&scene, &planned).await;
+    scene.post(&path).by(&scene.operator).json(hash).send().await.expect_problem(Kind::Conflict);
+    // An old one is not applied, whatever it says.
+    scene
+        .sql(
+            "update rollouts set created_at = now() - interval '2 hours' where id = $1",
+            other["id"].as_str().unwrap().parse().unwrap(),
+        )
+        .await;
+    let path = format!("/rollouts/{}/apply", other["id"].as_str().unwrap());
+    let late = scene.post(&path).by(&scene.operator).json(json!({"hash": other["hash"]})).send().await;
+    late.expect_problem(Kind::PlanMoved);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn canaries_come_first_then_batches_and_the_end_is_told(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let grant = site(&scene, 6).await;
+    let id = apply(&scene, &plan(&scene, grant, json!({"batch": 3})).await).await;
+    assert_eq!(go_on(&scene, id).await, 1);
+    assert_eq!(go_on(&scene, id).await, 0, "the canary has not ended");
+    end_all(&scene, id, "succeeded").await;
+    assert_eq!(go_on(&scene, id).await, 3);
+    end_all(&scene, id, "succeeded").await;
+    assert_eq!(go_on(&scene, id).await, 2);
+    assert_eq!(counts(&show(&scene, id).await), [0, 2, 4, 0, 0]);
+    end_all(&scene, id, "succeeded").await;
+    assert_eq!(go_on(&scene, id).await, 0);
+    let shown = show(&scene, id).await;
+    assert_eq!((&shown["state"], counts(&shown)), (&json!("finished"), vec![0, 0, 6, 0, 0]));
+    // Every command has its entry, and the rollout its own.
+    let audited = scene.audited(scene.tenant).await;
+    let made = audited.iter().filter(|action| *action == "command.created").count();
+    assert_eq!((made, audited.last().unwrap().as_str()), (6, "rollout.finished"));
+    scene.get(&format!("/rollouts/{id}")).by(&scene.other_customer).send().await.expect_problem(Kind::NotFound);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn what_fails_halts_it_and_holds_back_what_is_queued(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let grant = site(&scene, 5).await;
+    let id = apply(&scene, &plan(&scene, grant, json!({"canaries": 0, "batch": 3})).await).await;
+    assert_eq!(go_on(&scene, id).await, 3);
+    let fail_one = "update commands set state = 'failed', finished_at = now(), deadline_at = null
+                     where id = (select command_id from rollout_targets where rollout_id = $1 and place = 0)";
+    scene.sql(fail_one, id.as_uuid()).await;
+    assert_eq!(go_on(&scene, id).await, 0);
+    let shown = show(&scene, id).await;
+    assert_eq!((&shown["state"], counts(&shown)), (&json!("halted"), vec![2, 0, 0, 1, 2]));
+    scene.post(&format!("/rollouts/{id}/pause")).by(&scene.operator).send().await.expect_problem(Kind::Conflict);
+    scene.post(&format!("/rollouts/{id}/resume")).by(&scene.customer).send().await.expect_problem(Kind::Forbidden);
+    scene.post(&format!("/rollouts/{id}/resume")).by(&scene.operator).send().await.expect(StatusCode::OK);
+    assert_eq!(go_on(&scene, id).await, 2);
+    let cancelled =
+        scene.post(&format!("/rollouts/{id}/cancel")).by(&scene.customer).send().await.expect(StatusCode::OK);
+    assert_eq!((&cancelled["state"], counts(&cancelled)), (&json!("cancelling"), vec![0, 0, 0, 1, 4]));
+    assert_eq!(go_on(&scene, id).await, 0);
+    assert_eq!(show(&scene, id).await["state"], "cancelled");
+    scene.post(&format!("/rollouts/{id}/resume")).by(&scene.operator).send().await.expect_problem(Kind::Conflict);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn without_a_grant_there_is_no_command(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let grant = site(&scene, 3).await;
+    let id = apply(&scene, &plan(&scene, grant, json!({"canaries": 0})).await).await;
+    scene.post(&format!("/grants/{grant}/revoke")).by(&scene.customer).send().await.expect(StatusCode::OK);
+    assert_eq!(go_on(&scene, id).await, 0);
+    assert_eq!(go_on(&scene, id).await, 0);
+    let shown = show(&scene, id).await;
+    assert_eq!((&shown["state"], counts(&shown)), (&json!("finished"), vec![0, 0, 0, 0, 3]));
+    let all = executions(&scene, &id.to_string()).await;
+    assert!(all.iter().all(|one| one["why"] == "grant" && one["command_id"].is_null()), "{all:?}");
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn nothing_is_begun_outside_of_the_window_of_the_device(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let windows = |at: &'static str, zone: &'static str| {
+        let root = scene.root.clone();
+        async move {
+            // 22:00 to 05:00, Monday to Friday.
+            let row: (Option<String>, Option<String>) = sqlx::query_as(
+                "select to_char(opens_at at time zone 'UTC', 'MM-DD HH24:MI'), to_char(closes_at at time zone 'UTC', 'MM-DD HH24:MI')
+                   from window_next('{1,2,3,4,5}', 1320, 300, $1, $2::text::timestamptz)",
+            )
+            .bind(zone)
+            .bind(at)
+            .fetch_one(&root)
+            .await
+            .unwrap();
+            (row.0.unwrap_or_default(), row.1.unwrap_or_default())
+        }
+    };
+    let pair = |opens: &str, closes: &str| (opens.to_owned(), closes.to_owned());
+    // A Tuesday; a Saturday before five, which is Friday's night, and after.
+    assert_eq!(windows("2026-11-24 12:00Z", "Europe/Berlin").await, pair("11-24 21:00", "11-25 04:00"));
+    assert_eq!(windows("2026-11-24 12:00Z", "America/New_York").await, pair("11-25 03:00", "11-25 10:00"));
+    assert_eq!(windows("2026-11-28 03:00Z", "Europe/Berlin").await, pair("11-28 03:00", "11-28 04:00"));
+    assert_eq!(windows("2026-11-28 04:00Z", "Europe/Berlin").await, pair("11-30 21:00", "12-01 04:00"));
+    // In summer, by the same clocks.
+    assert_eq!(windows("2026-07-07 12:00Z", "Europe/Berlin").await, pair("07-07 20:00", "07-08 03:00"));
+    assert_eq!(windows("2026-07-07 12:00Z", "Mars/Base").await, pair("", ""));
+
+    let grant = site(&scene, 2).await;
+    // Three days from now, also if it is tomorrow by then.
+    let day: i32 = sqlx::query_scalar("select extract(isodow from clock_timestamp() at time zone 'UTC')::integer")
+        .fetch_one(&scene.root)
+        .await
+        .unwrap();
+    let elsewhere = (day + 2) % 7 + 1;
+    let window = json!({"days": [elsewhere], "from_minute": 0, "to_minute": 1440});
+    let never = plan(&scene, grant, json!({"window": window, "lasts_seconds": 3600})).await;
+    assert_eq!((counts(&never)[0], &never["out"]), (0, &json!({"window": 2})), "not within an hour");
+    scene.sql("update grants set ends_at = now() + interval '20 days' where id = $1", grant).await;
+    let later = plan(&scene, grant, json!({"window": window, "lasts_seconds": 864_000, "canaries": 0})).await;
+    let id = apply(&scene, &later).await;
+    assert_eq!(go_on(&scene, id).await, 0);
+    let shown = show(&scene, id).await;
+    assert_eq!((&shown["state"], counts(&shown)), (&json!("running"), vec![2, 0, 0, 0, 0]));
+    scene.sql("update rollouts set window_days = '{1,2,3,4,5,6,7}' where id = $1", id.as_uuid()).await;
+    assert_eq!(go_on(&scene, id).await, 2);
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    Step,
+    /// The node dies before it has committed.
+    LostStep,
+    End(usize, &'static str),
+    Pause,
+    Resume,
+    Cancel,
+    /// Its time is up.
+    Expire,
+    /// The device's link is gone when its turn comes.
+    Unlink(usize),
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let state = prop_oneof![
+        6 => Just("succeeded"),
+        1 => Just("failed"),
+        1 => Just("refused"),
+        1 => Just("unconfirmed"),
+        1 => Just("expired"),
+    ];
+    prop_oneof![
+        8 => Just(Act::Step),
+        2 => Just(Act::LostStep),
+        12 => (0..9usize, state).prop_map(|(place, state)| Act::End(place, state)),
+        2 => Just(Act::Pause),
+        3 => Just(Act::Resume),
+        1 => Just(Act::Cancel),
+        1 => Just(Act::Expire),
+        1 => (0..9usize).prop_map(Act::Unlink),
+    ]
+}
+
+async fn act_on(scene: &Scene, id: RolloutId, act: Act) {
+    let change = async |what: &str| {
+        let answer = scene.post(&format!("/rollouts/{id}/{what}")).by(&scene.operator).send().await;
+        assert!([StatusCode::OK, StatusCode::CONFLICT].contains(&answer.status), "{}", answer.text);
+    };
+    match act {
+        Act::Step => drop(step(&scene.store, id).await.unwrap()),
+        Act::LostStep => {
+            let mut transaction = scene.store.begin(Visibility::All).await.unwrap();
+            if let Some(mut held) = rollout_hold(&mut transaction, id, false).await.unwrap() {
+                let begun = held.step_in_txn(&mut transaction).await.unwrap();
+                held.store_in_txn(&mut transaction, begun.again_at, &json!({})).await.unwrap();
+            }
+        }
+        Act::End(place, state) => {
+            sqlx::query(
+                "update commands set state = $3, finished_at = clock_timestamp(), deadline_at = null
+                  where finished_at is null
+                    and id = (select command_id from rollout_targets where rollout_id = $1 and place = $2)",
+            )
+            .bind(id.as_uuid())
+            .bind(i32::try_from(place).unwrap())
+            .bind(state)
+            .execute(&scene.root)
+            .await
+            .unwrap();
+        }
+        Act::Pause => change("pause").await,
+        Act::Resume => change("resume").await,
+        Act::Cancel => change("cancel").await,
+        Act::Expire => {
+            let now = "update rollouts set ends_at = clock_timestamp() where id = $1 and finished_at is null";
+            scene.sql(now, id.as_uuid()).await;
+        }
+        Act::Unlink(place) => {
+            sqlx::query(
+                "update links set closed_at = clock_timestamp(), close_reason = 'gone' where closed_at is null
+                    and device_id = (select device_id from rollout_targets where rollout_id = $1 and place = $2)",
+            )
+            .bind(id.as_uuid())
+            .bind(i32::try_from(place).unwrap())
+            .execute(&scene.root)
+            .await
+            .unwrap();
+        }
+    }
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn the_totals_add_up_whatever_comes_in_whatever_order(pool: PgPoolOptions, database: PgConnectOptions) {
+    const DEVICES: usize = 9;
+    const BATCH: usize = 3;
+    let scene = Scene::new(pool, database).await;
+    let grant = site(&scene, DEVICES).await;
+    let mut runner = TestRunner::new(Config::default());
+    for _ in 0..12 {
+        sqlx::query("update links set closed_at = null, close_reason = null").execute(&scene.root).await.unwrap();
+        let acts = prop::collection::vec(act(), 0..32).new_tree(&mut runner).unwrap().current();
+        let changes = json!({"canaries": 1, "batch": BATCH, "abort_after": 3});
+        let id = apply(&scene, &plan(&scene, grant, changes).await).await;
+        let mut begun: BTreeSet<Uuid> = BTreeSet::new();
+        for (number, act) in acts.iter().enumerate() {
+            let before = show(&scene, id).await;
+            act_on(&scene, id, *act).await;
+            let shown = show(&scene, id).await;
+            let said = || format!("{number} of {acts:?}: {shown}");
+            assert_eq!(counts(&shown).iter().sum::<u64>(), DEVICES as u64, "{}", said());
+            assert!(counts(&shown)[1] <= BATCH as u64, "more than a batch: {}", said());
+            for (was, is) in counts(&before)[2..].iter().zip(&counts(&shown)[2..]) {
+                assert!(was <= is, "what had ended has changed: {}", said());
+            }
+            let commands: Vec<Uuid> = sqlx::query_scalar(
+                "select command_id from rollout_targets where rollout_id = $1 and command_id is not null",
+            )
+            .bind(id.as_uuid())
+            .fetch_all(&scene.root)
+            .await
+            .unwrap();
+            let commands = BTreeSet::from_iter(commands);
+            assert!(begun.is_subset(&commands), "a command is lost: {}", said());
+            let may_begin = before["state"] == "running" && matches!(act, Act::Step);
+            assert!(may_begin || begun == commands, "begun while it must not: {}", said());
+            begun = commands;
+        }
+        // It ends, and then every command there is belongs to one of its devices, and the other way round.
+        for _ in 0..4 * DEVICES {
+            act_on(&scene, id, Act::Resume).await;
+            end_all(&scene, id, "succeeded").await;
+            go_on(&scene, id).await;
+        }
+        let shown = show(&scene, id).await;
+        assert!(["finished", "cancelled", "expired"].contains(&shown["state"].as_str().unwrap()), "{acts:?}: {shown}");
+        assert_eq!(counts(&shown)[..2], [0, 0], "{acts:?}: {shown}");
+        let orphans: i64 = sqlx::query_scalar(
+            "select count(*) from commands c where not exists (select from rollout_targets t where t.command_id = c.id)",
+        )
+        .fetch_one(&scene.root)
+        .await
+        .unwrap();
+        assert_eq!(orphans, 0, "{acts:?}");
+    }
+}
