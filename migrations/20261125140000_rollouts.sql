@@ -12,6 +12,8 @@ create table rollouts (
     arguments             jsonb not null,
     scope                 text not null,
     by_polling            boolean not null,
+    -- Whether it has to wait for a device that is busy.
+    disturbs              boolean not null,
     reason                text not null check (char_length(reason) between 1 and 1024),
     -- As it was asked for, and what it meant then, groups included.
     selector_text         text not null,
@@ -141,6 +143,7 @@ create function rollout_decide(p rollouts, p_devices uuid[], p_at timestamptz)
                 when p.window_days is not null and z.opens_at is null then 'time_zone'
                 when z.opens_at >= coalesce(p.ends_at, p_at + make_interval(secs => p.lasts_seconds)) then 'window'
                 when z.opens_at >= g.ends_at then 'grant_ends'
+                when p.disturbs and busy_lock_in_force((c.device).id, p_at) is not null then 'busy'
                 when l.agent = p.unless_agent then 'version'
                 when l.has_agent and p.kind <> all (l.capabilities) then 'not_able'
                 when l.closed_at is null and l.has_agent then null

@@ -25,8 +25,9 @@ use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::model::{
     AccessPolicy, AccessRequest, AuditEntry, Command, Delivery, Device, DeviceBoots, DeviceDrops, DeviceSamples, Email,
-    EnrollmentToken, Grant, Granted, Group, Me, Node, Opening, Person, Proof, Recording, SignInConfig, SignedReceipt,
-    SignedStatement, SigningKey, Status, StormPlan, SupportSession, Tenant, Token, TransportReport, Webhook,
+    EnrollmentToken, Execution, Grant, Granted, Group, Me, Node, Opening, Person, Proof, Recording, Rollout,
+    SignInConfig, SignedReceipt, SignedStatement, SigningKey, Status, StormPlan, SupportSession, Tenant, Token,
+    TransportReport, Webhook,
 };
 use transport::{Reply, Transport};
 
@@ -225,6 +226,27 @@ impl Client {
 
     pub(crate) async fn group_delete(&self, id: Uuid) -> Result<Answer<Group>, Failure> {
         self.one(Call::post(format!("/groups/{id}/delete"), json!({})).repeatable()).await
+    }
+
+    pub(crate) async fn rollouts(&self, limit: usize) -> Result<List<Rollout>, Failure> {
+        self.list(limit, || Call::get("/rollouts")).await
+    }
+
+    pub(crate) async fn rollout(&self, id: Uuid) -> Result<Answer<Rollout>, Failure> {
+        self.one(Call::get(format!("/rollouts/{id}"))).await
+    }
+
+    pub(crate) async fn rollout_executions(&self, id: Uuid, limit: usize) -> Result<List<Execution>, Failure> {
+        self.list(limit, || Call::get(format!("/rollouts/{id}/executions"))).await
+    }
+
+    pub(crate) async fn rollout_plan(&self, body: Value) -> Result<Answer<Rollout>, Failure> {
+        self.one(Call::post("/rollouts", body)).await
+    }
+
+    /// `verb`: `apply`, `pause`, `resume` or `cancel`.
+    pub(crate) async fn rollout_change(&self, id: Uuid, verb: &str, body: Value) -> Result<Answer<Rollout>, Failure> {
+        self.one(Call::post(format!("/rollouts/{id}/{verb}"), body)).await
     }
 
     pub(crate) async fn webhooks(&self, limit: usize) -> Result<List<Webhook>, Failure> {

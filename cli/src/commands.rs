@@ -21,6 +21,7 @@ mod person;
 mod plan_storm;
 mod receipt;
 mod recording;
+mod rollout;
 mod sample;
 mod session;
 mod shell;
@@ -115,6 +116,9 @@ enum Verb {
         #[command(flatten)]
         limit: Limit,
     },
+    /// The same command to many devices: planned, tried on a few, then batch by batch
+    #[command(subcommand)]
+    Rollout(rollout::Rollout),
     /// Single-use tokens with which new devices enroll
     #[command(subcommand)]
     EnrollToken(enroll_token::EnrollToken),
@@ -215,6 +219,7 @@ impl Line {
             Verb::Device(verb) => verb.run(context).await,
             Verb::Group(verb) => verb.run(context).await,
             Verb::Groups { limit } => group::Group::List { limit }.run(context).await,
+            Verb::Rollout(verb) => Box::pin(verb.run(context)).await,
             Verb::EnrollToken(verb) => verb.run(context).await,
             Verb::Access(verb) => Box::pin(verb.run(context)).await,
             Verb::Grant(verb) => verb.run(context).await,

@@ -93,6 +93,45 @@ pub(crate) struct Group {
     pub(crate) deleted_at: Option<Timestamp>,
 }
 
+/// The same command to many devices. In lists without `totals` and `out`.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Rollout {
+    pub(crate) id: Uuid,
+    pub(crate) grant_id: Uuid,
+    pub(crate) kind: String,
+    pub(crate) reason: String,
+    pub(crate) selector: String,
+    pub(crate) state: String,
+    pub(crate) hash: String,
+    pub(crate) created_at: Timestamp,
+    pub(crate) ends_at: Option<Timestamp>,
+    pub(crate) finished_at: Option<Timestamp>,
+    #[serde(default)]
+    pub(crate) totals: RolloutTotals,
+    #[serde(default)]
+    pub(crate) out: BTreeMap<String, u64>,
+}
+
+/// Of the devices that are in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub(crate) struct RolloutTotals {
+    pub(crate) waiting: u64,
+    pub(crate) under_way: u64,
+    pub(crate) succeeded: u64,
+    pub(crate) failed: u64,
+    pub(crate) skipped: u64,
+}
+
+/// One device of a rollout.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Execution {
+    pub(crate) device_name: String,
+    pub(crate) state: Option<String>,
+    pub(crate) why: Option<String>,
+    pub(crate) command_id: Option<Uuid>,
+    pub(crate) code: Option<String>,
+}
+
 /// Where another system is told of events. `secret` is there only when it was just made.
 #[derive(Clone, Deserialize)]
 pub(crate) struct Webhook {

@@ -577,7 +577,7 @@ pub struct Execution {
     /// Null: it is out.
     pub state: Option<Standing>,
     /// Why it is out, or was skipped without a command: `grant`, `grant_ends`, `device_revoked`, `window`, `time_zone`, `version`,
-    /// `not_able`, `not_linked`, `no_agent`, `polling`, `changed` or `rollout_over`.
+    /// `busy`, `not_able`, `not_linked`, `no_agent`, `polling`, `changed` or `rollout_over`.
     pub why: Option<String>,
     pub time_zone: Option<String>,
     pub command_id: Option<Uuid>,

@@ -163,10 +163,10 @@ pub async fn rollout_plan_in_txn(
     let kind = new.instruction.kind();
     let seconds = |time: Duration| i32::try_from(time.as_secs()).unwrap_or(i32::MAX);
     let inserted = sqlx::query!(
-        "insert into rollouts (id, tenant_id, grant_id, requested_by, actor, kind, arguments, scope, by_polling, reason, selector_text,
+        "insert into rollouts (id, tenant_id, grant_id, requested_by, actor, kind, arguments, scope, by_polling, disturbs, reason, selector_text,
                                selector, canaries, batch, rate, abort_after, start_within_seconds, may_queue, lasts_seconds,
                                unless_agent, window_days, window_from_minute, window_to_minute, window_time_zone)
-         select $1, g.tenant_id, g.id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23
+         select $1, g.tenant_id, g.id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24
            from grants g where g.id = $2",
         new.id.as_uuid(),
         new.grant.as_uuid(),
@@ -176,6 +176,7 @@ pub async fn rollout_plan_in_txn(
         new.instruction.arguments(),
         kind.scope,
         kind.by_polling,
+        kind.disturbs,
         new.reason,
         new.selector_text,
         Json(new.selector) as _,
@@ -499,6 +500,7 @@ impl Held {
             reason: self.record.reason.clone(),
             start_within: start_within.min(left),
             may_queue: self.record.may_queue,
+            override_busy: false,
             idempotency_key: None,
             // Nobody asks by a key for this one.
             request_hash: request_hash(self.record.id, target.device),
