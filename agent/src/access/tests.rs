@@ -126,8 +126,8 @@ fn each_command_and_stream_needs_its_scope() {
         (command::Kind::RestartService(RestartService { service: "web".to_owned() }), "service:restart"),
         (command::Kind::Reboot(Reboot {}), "device:reboot"),
         (command::Kind::Shutdown(Shutdown {}), "device:shutdown"),
-        (command::Kind::OsUpdate(Update::default()), "os:update"),
-        (command::Kind::AgentUpdate(Update::default()), "agent:update"),
+        (command::Kind::OsUpdate(Box::new(Update::default())), "os:update"),
+        (command::Kind::AgentUpdate(Box::new(Update::default())), "agent:update"),
     ];
     let streams = [
         (stream_request::Kind::Terminal(Terminal::default()), "shell:open"),

@@ -226,7 +226,7 @@ fn restart(service: String) -> command::Kind {
 }
 
 fn update(artifact: Option<Artifact>, version: &str) -> command::Kind {
-    command::Kind::OsUpdate(Update { artifact, version: version.to_owned() })
+    command::Kind::OsUpdate(Box::new(Update { artifact, version: version.to_owned() }))
 }
 
 fn artifact(url_bytes: usize, sha256_bytes: usize, size: u64) -> Artifact {

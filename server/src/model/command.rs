@@ -204,8 +204,8 @@ impl Instruction {
             }
             Self::Reboot {} => message::command::Kind::Reboot(message::Reboot {}),
             Self::Shutdown {} => message::command::Kind::Shutdown(message::Shutdown {}),
-            Self::UpdateOs(update) => message::command::Kind::OsUpdate(update.to_wire()),
-            Self::UpdateAgent(update) => message::command::Kind::AgentUpdate(update.to_wire()),
+            Self::UpdateOs(update) => message::command::Kind::OsUpdate(Box::new(update.to_wire())),
+            Self::UpdateAgent(update) => message::command::Kind::AgentUpdate(Box::new(update.to_wire())),
         }
     }
 }

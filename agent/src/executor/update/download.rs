@@ -115,7 +115,7 @@ impl Download<'_> {
     fn check_space(&self, missing: u64) -> Result<(), Failure> {
         let directory = self.path.parent().unwrap_or(Path::new("/"));
         let found = statvfs(directory).map_err(|errno| disk_failure(errno.into()))?;
-        let free = u64::from(found.blocks_available()).saturating_mul(found.fragment_size());
+        let free = found.blocks_available().saturating_mul(found.fragment_size());
         if free >= missing.saturating_add(SPARED_BYTES) {
             return Ok(());
         }
