@@ -81,6 +81,7 @@ pub struct Link {
 }
 
 /// What came over a link.
+#[expect(clippy::large_enum_variant, reason = "a test holds one at a time")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Heard {
     Message(server_message::Kind),

@@ -5,7 +5,7 @@ use aws_lc_rs::signature::Ed25519KeyPair;
 use cloudlink_certs::PrivateKey;
 use cloudlink_proto::enroll;
 use cloudlink_proto::link::message::{
-    CollectMetrics, FileGet, FilePut, Forward, Reboot, RestartService, Shutdown, Terminal, Update,
+    CollectMetrics, FileGet, FilePut, Forward, Reboot, RestartService, Shutdown, Terminal,
 };
 use time::macros::datetime;
 
@@ -126,8 +126,8 @@ fn each_command_and_stream_needs_its_scope() {
         (command::Kind::RestartService(RestartService { service: "web".to_owned() }), "service:restart"),
         (command::Kind::Reboot(Reboot {}), "device:reboot"),
         (command::Kind::Shutdown(Shutdown {}), "device:shutdown"),
-        (command::Kind::OsUpdate(Box::new(Update::default())), "os:update"),
-        (command::Kind::AgentUpdate(Box::new(Update::default())), "agent:update"),
+        (command::Kind::OsUpdate(Box::default()), "os:update"),
+        (command::Kind::AgentUpdate(Box::default()), "agent:update"),
     ];
     let streams = [
         (stream_request::Kind::Terminal(Terminal::default()), "shell:open"),

@@ -323,10 +323,9 @@ mod tests {
 
     fn plan(line: &str) -> Result<Value, String> {
         let words = std::iter::once("rollout").chain(line.split(' '));
-        match Line::try_parse_from(words).map_err(|error| error.to_string())?.verb {
-            Rollout::Plan(plan) => plan.body().map_err(|failure| format!("{failure:?}")),
-            other => panic!("{other:?} is no plan"),
-        }
+        let verb = Line::try_parse_from(words).map_err(|error| error.to_string())?.verb;
+        let Rollout::Plan(plan) = verb else { panic!("{verb:?} is no plan") };
+        plan.body().map_err(|failure| format!("{failure:?}"))
     }
 
     #[test]
