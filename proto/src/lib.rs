@@ -9,6 +9,7 @@
 //! * [`link`]: the control link between a device and a node. Start reading there.
 //! * [`poll`]: what stands in for it when none comes about.
 //! * [`stream`]: what is said on one stream of a support session.
+//! * [`ndt`]: how fast the way between a device and a node is.
 //! * [`openvpn`]: OpenVPN over TCP, server and client.
 //! * [`trace_parent`]: whose doing something is, across programs.
 //! * [`proxy_header`]: what a load balancer says before it passes a connection on.
@@ -18,6 +19,7 @@
 pub mod enroll;
 pub mod ids;
 pub mod link;
+pub mod ndt;
 pub mod openvpn;
 pub mod poll;
 pub mod proxy_header;

@@ -317,6 +317,7 @@ impl Node {
             link: config.link.clone(),
             poll: config.poll.clone(),
             telemetry: config.telemetry.clone(),
+            link_test: config.link_test.clone(),
             certificate: config.certificate.clone(),
             store,
             bus,

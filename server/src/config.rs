@@ -10,6 +10,7 @@ mod device;
 mod fault;
 mod isolation;
 mod link;
+mod link_test;
 mod log;
 mod node;
 mod notice;
@@ -40,6 +41,7 @@ pub use device::Device;
 pub use fault::{Fault, Faults, Origin, Problem};
 pub use isolation::{Isolation, Scope};
 pub use link::Link;
+pub use link_test::LinkTest;
 pub use log::{Filter, Format, Log};
 pub use notice::{MailTls, Notice};
 pub use operations::Operations;
@@ -81,6 +83,7 @@ pub struct Config {
     pub isolation: Isolation,
     pub support: Support,
     pub telemetry: Telemetry,
+    pub link_test: LinkTest,
     pub sign_in: SignIn,
     pub notice: Notice,
     pub certificate: Certificate,
@@ -109,6 +112,7 @@ impl Default for Config {
             isolation: Isolation::default(),
             support: Support::default(),
             telemetry: Telemetry::default(),
+            link_test: LinkTest::default(),
             sign_in: SignIn::default(),
             notice: Notice::default(),
             certificate: Certificate::default(),
@@ -176,6 +180,7 @@ impl Config {
             isolation: Isolation::read(given),
             support: Support::read(given),
             telemetry: Telemetry::read(given),
+            link_test: LinkTest::read(given),
             sign_in: SignIn::read(given),
             notice: Notice::read(given),
             certificate: Certificate::read(given),

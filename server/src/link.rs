@@ -3,6 +3,7 @@
 //! ```text
 //! accept ── limits ── TLS ──┬─ enrollment name ── POST /v1/enroll ── enroll
 //!                           └─ any other name, client certificate ─┬ POST /v1/poll ── poll
+//!                                                                 ├ GET /ndt/v7/… ── ndt
 //!                                                                 └ GET /v1/link ── admission ── WebSocket
 //!                                                                                                    │
 //!        registry (device → newest link) <── hello: the database gives the epoch ────────────── opening
@@ -28,6 +29,7 @@ pub(crate) mod dispatch;
 mod enroll;
 pub(crate) mod intake;
 pub(crate) mod limit;
+pub(crate) mod ndt;
 pub(crate) mod opening;
 mod poll;
 pub(crate) mod problem;
@@ -98,6 +100,7 @@ pub struct Parts {
     pub link: config::Link,
     pub poll: config::Poll,
     pub telemetry: config::Telemetry,
+    pub link_test: config::LinkTest,
     pub certificate: config::Certificate,
     pub store: Store,
     pub bus: Bus,
@@ -122,6 +125,8 @@ pub(crate) struct Shared {
     link: config::Link,
     poll: config::Poll,
     pub(crate) telemetry: config::Telemetry,
+    pub(crate) link_test: config::LinkTest,
+    tests: Arc<ndt::Tests>,
     certificate: config::Certificate,
     pub(crate) store: Store,
     pub(crate) bus: Bus,
@@ -169,6 +174,7 @@ impl Links {
             link,
             poll,
             telemetry,
+            link_test,
             certificate,
             store,
             bus,
@@ -202,6 +208,7 @@ impl Links {
             samples: Samples::default(),
             pace: Pace::default(),
             polling: Mutex::default(),
+            tests: Arc::default(),
             clones: opening::Clones::default(),
             refusals: Sampler::default(),
             proxies: Proxies::new("device.proxy_from", &device.proxy_from),
@@ -214,6 +221,7 @@ impl Links {
             link,
             poll,
             telemetry,
+            link_test,
             certificate,
             store,
             bus,

@@ -378,6 +378,11 @@ pub struct Metrics {
     pub node_fenced: IntGauge,
     pub drain: DrainMetrics,
     pub telemetry: TelemetryMetrics,
+    /// `direction`, `outcome`: tests of links that have ended.
+    pub link_tests: IntCounterVec,
+    pub link_tests_running: IntGauge,
+    /// `reason`: tests of links that were refused.
+    pub link_tests_refused: IntCounterVec,
     /// How often the embedded Postgres had to be started again.
     pub postgres_restarts: IntCounter,
     /// `task`: runs of a background task that failed.
@@ -667,6 +672,19 @@ impl Metrics {
             ),
             drain: DrainMetrics::new(&registry),
             telemetry: TelemetryMetrics::new(&registry),
+            link_tests: counters(
+                &registry,
+                "cloudlink_link_tests_total",
+                "Tests of how fast the way to a device is that have ended, by how: done, left, time, bytes, protocol or lost.",
+                &["direction", "outcome"],
+            ),
+            link_tests_running: gauge(&registry, "cloudlink_link_tests_running", "Such tests that run now."),
+            link_tests_refused: counters(
+                &registry,
+                "cloudlink_link_tests_refused_total",
+                "Such tests that were refused: there were enough on the node, of the tenant, of the device or within an hour, or they are disabled.",
+                &["reason"],
+            ),
             postgres_restarts: counter(
                 &registry,
                 "cloudlink_postgres_restarts_total",

@@ -14,6 +14,7 @@ pub mod enrollment_token;
 pub mod grant;
 pub mod group;
 pub mod isolation_statement;
+pub mod link_test;
 pub mod node;
 pub mod notice;
 pub mod opening;

@@ -20,6 +20,7 @@ pub mod grant;
 pub mod group;
 pub mod isolation_statement;
 pub mod link;
+pub mod link_test;
 pub mod node;
 pub mod notice;
 pub mod opening;

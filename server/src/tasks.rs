@@ -5,6 +5,7 @@ pub(crate) mod access;
 mod deadline;
 mod drop;
 mod isolation;
+mod link_test;
 mod node;
 pub(crate) mod notice;
 mod opening;
@@ -40,6 +41,7 @@ pub fn start(links: &Links, shutdown: &Shutdown) {
     shutdown.spawn_vital("samples", telemetry::store(links.clone(), shutdown.clone()));
     shutdown.spawn_vital("telemetry", telemetry::keep(links.clone(), shutdown.clone()));
     shutdown.spawn_vital("rollouts", rollout::run(links.clone(), shutdown.clone()));
+    shutdown.spawn_vital("link tests", link_test::run(links.clone(), shutdown.clone()));
     shutdown.spawn_vital("opening ends", opening::sweep(links.clone(), shutdown.clone()));
     if let Some(tickets) = links.0.tls.tickets() {
         shutdown.spawn_vital("session tickets", ticket::run(links.clone(), Arc::clone(tickets), shutdown.clone()));

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use super::section::{Field, Section};
 use super::{
-    admission, certificate, cluster, database, device, isolation, link, log, node, notice, operations, people, poll,
-    postgres, shutdown, sign_in, support, telemetry, trace, tunnel,
+    admission, certificate, cluster, database, device, isolation, link, link_test, log, node, notice, operations,
+    people, poll, postgres, shutdown, sign_in, support, telemetry, trace, tunnel,
 };
 
 const HEAD: &str = "\
@@ -33,7 +33,7 @@ pub fn reference() -> String {
     text
 }
 
-fn sections() -> [Section; 20] {
+fn sections() -> [Section; 21] {
     [
         node::Node::describe(),
         device::Device::describe(),
@@ -47,6 +47,7 @@ fn sections() -> [Section; 20] {
         isolation::Isolation::describe(),
         support::Support::describe(),
         telemetry::Telemetry::describe(),
+        link_test::LinkTest::describe(),
         sign_in::SignIn::describe(),
         notice::Notice::describe(),
         certificate::Certificate::describe(),

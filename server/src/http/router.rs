@@ -68,6 +68,7 @@ fn table(routes: Routes) -> Routes {
         .admit(&[Admin, Operator, Tenant], routes!(v1::device::drop::handler))
         .admit(&[Operator, Tenant], routes!(v1::device::metrics::handler))
         .admit(&[Operator, Tenant], routes!(v1::device::sample::handler))
+        .admit(&[Operator, Tenant], routes!(v1::device::link_test::handler))
         .admit(&[Tenant], routes!(v1::device::scrape::handler))
         .admit(&[Admin, Operator, Tenant], routes!(v1::device::boot::handler))
         .admit(&[Admin, Operator, Tenant], routes!(v1::device::openvpn_profile::handler))

@@ -39,6 +39,7 @@ pub(super) mod command {
 pub(super) mod device {
     pub(crate) mod boot;
     pub(crate) mod drop;
+    pub(crate) mod link_test;
     pub(crate) mod list;
     pub(crate) mod metrics;
     pub(crate) mod openvpn_profile;

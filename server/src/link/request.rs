@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use cloudlink_proto::ids::TunnelId;
 use cloudlink_proto::link::{ENROLL_PATH, LINK_PATH, SUBPROTOCOL};
+use cloudlink_proto::ndt::{DOWNLOAD_PATH, Direction, UPLOAD_PATH};
 use cloudlink_proto::poll::POLL_PATH;
 use cloudlink_proto::stream::{self, STREAM_PATH};
 use http::header::{AUTHORIZATION, HeaderName, SEC_WEBSOCKET_VERSION, UPGRADE};
@@ -23,7 +24,7 @@ use tokio::time::timeout;
 use super::admission::{Identified, admit, check_standing, register};
 use super::problem::{Answer, Problem};
 use super::stream::Stream;
-use super::{Shared, enroll, poll};
+use super::{Shared, enroll, ndt, poll};
 use crate::admission::Registration;
 use crate::cluster::peer::{Carriage, stream_request};
 use crate::metrics::Failure;
@@ -53,7 +54,7 @@ pub(crate) enum Caller {
 #[expect(clippy::large_enum_variant, reason = "it lives for a moment, and almost all are links")]
 pub(crate) enum Upgraded {
     Link(UpgradedLink),
-    /// Of a support session, in whose hands it is already.
+    /// Of a support session or a test, in whose hands it is already.
     Stream,
 }
 
@@ -76,6 +77,7 @@ enum Admitted {
     Stream(Ticket),
     /// Another node waits for it.
     Carried(Carriage),
+    Test(Box<ndt::Test>),
 }
 
 /// Answers the request. `None`: it came to nothing, and the connection is closed.
@@ -94,10 +96,12 @@ pub(crate) async fn serve(shared: &Arc<Shared>, stream: Stream, caller: Caller, 
                 Some(peer) if request.uri().path() == POLL_PATH => {
                     Box::pin(poll::answer(&shared, request, peer, tunnel_id, remote)).await
                 }
-                Some(peer) => device(&shared, &request, peer, tunnel_id).await.map(|(what, answer)| {
-                    *admitted.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
-                    answer
-                }),
+                Some(peer) => {
+                    Box::pin(device(&shared, &request, peer, tunnel_id, remote)).await.map(|(what, answer)| {
+                        *admitted.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
+                        answer
+                    })
+                }
             };
             Ok::<Answer, Infallible>(answer.unwrap_or_else(|problem| {
                 shared.refuse(problem.failure, remote);
@@ -143,6 +147,10 @@ pub(crate) async fn serve(shared: &Arc<Shared>, stream: Stream, caller: Caller, 
             carriage.begin(stream, read_ahead);
             Some(Upgraded::Stream)
         }
+        Some(Admitted::Test(test)) => {
+            test.begin(shared, stream, read_ahead);
+            Some(Upgraded::Stream)
+        }
         None => {
             // The peer may be gone already.
             let _ = timeout(GOODBYE_WITHIN, stream.shutdown()).await;
@@ -157,6 +165,7 @@ async fn device(
     request: &Request<Incoming>,
     peer: Result<Identified, Problem>,
     tunnel_id: Option<TunnelId>,
+    remote: IpAddr,
 ) -> Result<(Admitted, Answer), Problem> {
     match (request.uri().path(), request.method()) {
         (LINK_PATH, &Method::GET) => {
@@ -184,7 +193,14 @@ async fn device(
             };
             Ok((admitted, answer))
         }
-        (LINK_PATH | STREAM_PATH, _) => Err(Problem::method_not_allowed("GET")),
+        (path @ (DOWNLOAD_PATH | UPLOAD_PATH), &Method::GET) => {
+            let answer = upgrade(request.headers(), cloudlink_proto::ndt::SUBPROTOCOL)?;
+            let direction = if path == UPLOAD_PATH { Direction::Upload } else { Direction::Download };
+            let asked = ndt::Asked::read(direction, request.uri().query().unwrap_or_default(), remote)?;
+            let test = ndt::admit(shared, &peer?, tunnel_id.is_some(), asked).await?;
+            Ok((Admitted::Test(Box::new(test)), answer))
+        }
+        (LINK_PATH | STREAM_PATH | DOWNLOAD_PATH | UPLOAD_PATH, _) => Err(Problem::method_not_allowed("GET")),
         (ENROLL_PATH, _) => Err(Problem::not_found("dial the server's enrollment name to enroll")),
         _ => Err(Problem::not_found("a device finds its link and its streams here, and nothing else")),
     }

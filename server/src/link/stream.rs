@@ -29,12 +29,15 @@ impl Stream {
 
     /// What was sent and has not arrived yet is dropped with the stream, and the peer is told so by a reset.
     pub(crate) fn abort(&self) {
-        let stream = match self {
+        // A socket that is gone needs no reset.
+        let _ = self.tcp().set_zero_linger();
+    }
+
+    pub(crate) fn tcp(&self) -> &TcpStream {
+        match self {
             Self::Tls(stream) => stream.get_ref().0.tcp(),
             Self::Plain(stream) => stream,
-        };
-        // A socket that is gone needs no reset.
-        let _ = stream.set_zero_linger();
+        }
     }
 }
 

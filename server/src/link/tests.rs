@@ -168,6 +168,7 @@ impl Port {
             link: settings.link,
             poll: settings.poll,
             telemetry: config::Telemetry::default(),
+            link_test: config::LinkTest::default(),
             certificate: settings.certificate,
             store,
             bus: bus.clone(),

@@ -102,6 +102,7 @@ async fn fill(scene: &Scene) {
             );
             sqlx::query(AssertSqlSafe(row)).bind(device.as_uuid()).execute(&scene.root).await.unwrap();
         }
+        scene.sql("insert into link_tests (id, device_id, tenant_id, direction, node, remote_address, client_name, client_version) select gen_random_uuid(), id, tenant_id, 'upload', 'node', '192.0.2.7', 'c', '1' from devices where id = $1", device.as_uuid()).await;
         scene.sql("insert into device_drops (device_id, tenant_id, day, reason, packets) select id, tenant_id, current_date, 'port', 1 from devices where id = $1", device.as_uuid()).await;
         scene.sql("insert into tunnel_days (tenant_id, day, node, spans) select tenant_id, current_date, 'node', '{[2026-11-22, 2026-11-23)}' from devices where id = $1", device.as_uuid()).await;
         scene.sql("insert into openings (id, tenant_id, device_id, grant_id, opened_by, port, reason, expires_at) select gen_random_uuid(), d.tenant_id, d.id, g.id, g.created_by, 22, 'r', now() from devices d join grants g on g.tenant_id = d.tenant_id where d.id = $1", device.as_uuid()).await;

@@ -57,6 +57,8 @@ impl Things {
              select device_id, tenant_id, now(), '{}' from support_sessions where id = $1",
             "insert into samples (device_id, tenant_id, at, cpu_percent)
              select device_id, tenant_id, now(), 50 from support_sessions where id = $1",
+            "insert into link_tests (id, device_id, tenant_id, direction, node, remote_address, client_name, client_version)
+             select id, device_id, tenant_id, 'upload', 'node-1', '192.0.2.7', 'c', '1' from support_sessions where id = $1",
             "insert into device_drops (device_id, tenant_id, day, reason, packets)
              select device_id, tenant_id, current_date, 'port', 1 from support_sessions where id = $1",
         ] {
