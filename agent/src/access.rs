@@ -201,7 +201,7 @@ const OVERRIDE_SCOPE: &str = "busy:override";
 
 fn scope_of_command(kind: &command::Kind) -> &'static str {
     match kind {
-        command::Kind::CollectMetrics(_) => "metrics:read",
+        command::Kind::CollectMetrics(_) | command::Kind::LinkTest(_) => "metrics:read",
         command::Kind::RestartService(_) => "service:restart",
         command::Kind::Reboot(_) => "device:reboot",
         command::Kind::Shutdown(_) => "device:shutdown",

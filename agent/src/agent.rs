@@ -245,7 +245,8 @@ impl Agent {
                 // The loss of the link proves a shutdown only if the server has heard that it was begun.
                 link.flush().await;
             }
-            self.desk.execute(begun);
+            let route = begun.needs_route().then(|| self.stream_route());
+            self.desk.execute(begun, route);
         }
     }
 

@@ -1,6 +1,6 @@
 //! What a device can be told to do. A new kind is added here, in `link.proto`, and as an executor.
 
-use cloudlink_proto::link::message::{self, command};
+use cloudlink_proto::link::message::{self, LinkTest, command};
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +21,8 @@ pub enum Kind {
     UpdateOs,
     #[serde(rename = "agent.update")]
     UpdateAgent,
+    #[serde(rename = "link.test")]
+    TestLink,
 }
 
 /// A command's kind and arguments.
@@ -32,6 +34,7 @@ pub enum Instruction {
     Shutdown,
     UpdateOs(Update),
     UpdateAgent(Update),
+    TestLink(LinkTest),
 }
 
 /// What is to be fetched, checked and installed.
@@ -48,8 +51,15 @@ pub struct Update {
 
 impl Kind {
     /// All of them: the device's capabilities.
-    pub const ALL: [Self; 6] =
-        [Self::CollectMetrics, Self::RestartService, Self::Reboot, Self::Shutdown, Self::UpdateOs, Self::UpdateAgent];
+    pub const ALL: [Self; 7] = [
+        Self::CollectMetrics,
+        Self::RestartService,
+        Self::Reboot,
+        Self::Shutdown,
+        Self::UpdateOs,
+        Self::UpdateAgent,
+        Self::TestLink,
+    ];
 
     /// Its name in the API and among the capabilities.
     #[must_use]
@@ -61,6 +71,7 @@ impl Kind {
             Self::Shutdown => "device.shutdown",
             Self::UpdateOs => "os.update",
             Self::UpdateAgent => "agent.update",
+            Self::TestLink => "link.test",
         }
     }
 
@@ -69,7 +80,7 @@ impl Kind {
     pub const fn is_power(self) -> bool {
         match self {
             Self::Reboot | Self::Shutdown => true,
-            Self::CollectMetrics | Self::RestartService | Self::UpdateOs | Self::UpdateAgent => false,
+            Self::CollectMetrics | Self::RestartService | Self::UpdateOs | Self::UpdateAgent | Self::TestLink => false,
         }
     }
 
@@ -78,7 +89,7 @@ impl Kind {
     pub const fn is_update(self) -> bool {
         match self {
             Self::UpdateOs | Self::UpdateAgent => true,
-            Self::CollectMetrics | Self::RestartService | Self::Reboot | Self::Shutdown => false,
+            Self::CollectMetrics | Self::RestartService | Self::Reboot | Self::Shutdown | Self::TestLink => false,
         }
     }
 
@@ -86,7 +97,7 @@ impl Kind {
     #[must_use]
     pub const fn disturbs(self) -> bool {
         match self {
-            Self::CollectMetrics => false,
+            Self::CollectMetrics | Self::TestLink => false,
             Self::RestartService | Self::Reboot | Self::Shutdown | Self::UpdateOs | Self::UpdateAgent => true,
         }
     }
@@ -103,6 +114,7 @@ impl Instruction {
             command::Kind::Shutdown(_) => Self::Shutdown,
             command::Kind::OsUpdate(update) => Self::UpdateOs(Update::from_wire(update)?),
             command::Kind::AgentUpdate(update) => Self::UpdateAgent(Update::from_wire(update)?),
+            command::Kind::LinkTest(test) => Self::TestLink(*test),
         })
     }
 
@@ -115,6 +127,7 @@ impl Instruction {
             Self::Shutdown => Kind::Shutdown,
             Self::UpdateOs(_) => Kind::UpdateOs,
             Self::UpdateAgent(_) => Kind::UpdateAgent,
+            Self::TestLink(_) => Kind::TestLink,
         }
     }
 
@@ -123,7 +136,7 @@ impl Instruction {
     pub const fn update(&self) -> Option<&Update> {
         match self {
             Self::UpdateOs(update) | Self::UpdateAgent(update) => Some(update),
-            Self::CollectMetrics | Self::RestartService(_) | Self::Reboot | Self::Shutdown => None,
+            Self::CollectMetrics | Self::RestartService(_) | Self::Reboot | Self::Shutdown | Self::TestLink(_) => None,
         }
     }
 
@@ -133,7 +146,7 @@ impl Instruction {
         match kind {
             Kind::UpdateOs => Some(Self::UpdateOs(update)),
             Kind::UpdateAgent => Some(Self::UpdateAgent(update)),
-            Kind::CollectMetrics | Kind::RestartService | Kind::Reboot | Kind::Shutdown => None,
+            Kind::CollectMetrics | Kind::RestartService | Kind::Reboot | Kind::Shutdown | Kind::TestLink => None,
         }
     }
 }

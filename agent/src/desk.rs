@@ -23,6 +23,7 @@ use crate::access::{Denied, Leave};
 use crate::busy::{Busy, InForce};
 use crate::chain;
 use crate::command::{Instruction, Kind};
+use crate::dial::{DialError, Route};
 use crate::executor::{self, Executor, Failure};
 use crate::ledger::{AcceptError, Entry, EntryIntent, FinalState, Intent, Ledger, Progress, Report};
 
@@ -72,6 +73,12 @@ impl Begun {
     #[must_use]
     pub fn is_power(&self) -> bool {
         self.instruction.kind().is_power()
+    }
+
+    /// Whether it needs a way to the server.
+    #[must_use]
+    pub fn needs_route(&self) -> bool {
+        self.instruction.kind() == Kind::TestLink
     }
 }
 
@@ -308,11 +315,11 @@ impl Desk {
     }
 
     /// Does it. What becomes of it comes out of [`Self::done`].
-    pub fn execute(&mut self, begun: Begun) {
+    pub fn execute(&mut self, begun: Begun, route: Option<Result<Route, DialError>>) {
         let executor = Arc::clone(&self.executor);
         self.tasks.spawn(async move {
             // A panic would take the id with it: what it does to the device is over, and is told.
-            let work = tokio::spawn(async move { executor.execute(begun.id, &begun.instruction).await });
+            let work = tokio::spawn(async move { executor.execute(begun.id, &begun.instruction, route).await });
             let report = work.await.unwrap_or_else(|_| {
                 Report::without_data(FinalState::Failed, "internal", "the agent failed while it was at it")
             });
@@ -464,7 +471,12 @@ fn settled(intent: &EntryIntent, progress: &Progress, boot_id: &str) -> Report {
                 "the agent was started again, and the device was not",
             )
         },
-        Kind::Shutdown | Kind::RestartService | Kind::CollectMetrics | Kind::UpdateOs | Kind::UpdateAgent => {
+        Kind::Shutdown
+        | Kind::RestartService
+        | Kind::CollectMetrics
+        | Kind::UpdateOs
+        | Kind::UpdateAgent
+        | Kind::TestLink => {
             let message = match progress {
                 Progress::Accepted => "the agent stopped before it was begun",
                 Progress::Running | Progress::Reported(_) | Progress::Receipted { .. } => {

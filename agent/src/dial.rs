@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use cloudlink_proto::link::message::goodbye::Code;
 use cloudlink_proto::link::{Close, LINK_PATH, MESSAGE_BYTES_MAX, SUBPROTOCOL};
-use cloudlink_proto::stream;
+use cloudlink_proto::{ndt, stream};
 use data_encoding::BASE64URL_NOPAD;
 use http::{HeaderValue, Request, header};
 use rustls::{AlertDescription, HandshakeKind};
@@ -57,7 +57,7 @@ const KEEPALIVE_RETRIES: u32 = 3;
 pub type Socket = WebSocketStream<Wire>;
 
 /// How the server is reached.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Route {
     Direct { server: Box<Server>, tls: tls::Client },
     Inside(Interface),
@@ -308,6 +308,17 @@ impl Way {
         };
         let limits = limits(read_buffer_bytes, stream::DATA_BYTES_MAX.max(stream::CONTROL_BYTES_MAX));
         upgrade(request, self.wire, limits).await
+    }
+
+    /// Opens the WebSocket of a test of the way, at this path and query.
+    ///
+    /// # Errors
+    /// When the server refuses, or does not speak the protocol.
+    pub async fn open_test(self, path: &str) -> Result<Socket, DialError> {
+        let request = upgrade_request(&self.authority, &self.wire, path, ndt::SUBPROTOCOL)
+            .body(())
+            .map_err(|error| DialError::WebSocket(error.into()))?;
+        upgrade(request, self.wire, limits(4 * TLS_RECORD_BYTES, ndt::MESSAGE_BYTES_MAX)).await
     }
 
     /// Opens the WebSocket of a link.

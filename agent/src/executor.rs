@@ -19,9 +19,11 @@ pub use self::update::Steps;
 use self::update::Updater;
 use crate::command::{Instruction, Kind};
 use crate::config::{Argv, Config, Power, Service, ServiceName};
+use crate::dial::{DialError, Route};
 use crate::ledger::{FinalState, Report};
 use crate::local::{NotRestarted, Restarts};
 use crate::metrics::{self, SAMPLED_WITHIN, Sampler};
+use crate::speed;
 
 /// How long the restart of a service may take. The server gives up after 180 s.
 const RESTART_WITHIN: Duration = Duration::from_secs(150);
@@ -82,7 +84,9 @@ impl Executor {
             Instruction::UpdateOs(update) | Instruction::UpdateAgent(update) => {
                 self.updater.refusal(instruction.kind(), update)
             }
-            Instruction::CollectMetrics | Instruction::Reboot | Instruction::Shutdown => None,
+            Instruction::CollectMetrics | Instruction::Reboot | Instruction::Shutdown | Instruction::TestLink(_) => {
+                None
+            }
         }
     }
 
@@ -103,7 +107,12 @@ impl Executor {
     }
 
     /// Does it. A reboot or shutdown that works does not return.
-    pub async fn execute(&self, id: CommandId, instruction: &Instruction) -> Report {
+    pub async fn execute(
+        &self,
+        id: CommandId,
+        instruction: &Instruction,
+        route: Option<Result<Route, DialError>>,
+    ) -> Report {
         let done = match instruction {
             Instruction::CollectMetrics => self.collect_metrics().await,
             Instruction::RestartService(service) => self.restart(service).await,
@@ -111,6 +120,9 @@ impl Executor {
             Instruction::Shutdown => self.shut_down().await,
             Instruction::UpdateOs(update) | Instruction::UpdateAgent(update) => {
                 Box::pin(self.updater.run(id, instruction.kind(), update)).await
+            }
+            Instruction::TestLink(test) => {
+                Box::pin(speed::run(*test, id, route, |percent| self.updater.tell(id, percent))).await
             }
         };
         match done {
@@ -200,7 +212,9 @@ pub fn not_done_code(kind: Kind) -> &'static str {
     match kind {
         Kind::Reboot => "not_rebooted",
         Kind::Shutdown => "not_shut_down",
-        Kind::CollectMetrics | Kind::RestartService | Kind::UpdateOs | Kind::UpdateAgent => "interrupted",
+        Kind::CollectMetrics | Kind::RestartService | Kind::UpdateOs | Kind::UpdateAgent | Kind::TestLink => {
+            "interrupted"
+        }
     }
 }
 
@@ -213,7 +227,7 @@ fn still_up(kind: Kind, within: Duration) -> Failure {
 }
 
 impl Failure {
-    fn new(code: &'static str, message: String) -> Self {
+    pub(crate) fn new(code: &'static str, message: String) -> Self {
         Self { code, message, data: None }
     }
 

@@ -4,7 +4,7 @@
 //! [`access`], whether the tenant itself has let it), writes it to the [`ledger`] first, and has the [`executor`] carry it out.
 //! [`stream`] serves the terminals, connections and files of support sessions. When no link comes about, the agent
 //! [`poll`]s. Applications on the device speak to it over a [`local`] socket, and say when it is [`busy`]. Around that: [`identity`] and its renewal, [`tls`] with a clock that may be wrong ([`clock`]), the [`ladder`] of
-//! transports, the [`tunnel`] of an OpenVPN client, [`enroll`], [`metrics`] and [`doctor`]. The command line in `main.rs` is thin.
+//! transports, the [`tunnel`] of an OpenVPN client, [`enroll`], [`metrics`], [`speed`] and [`doctor`]. The command line in `main.rs` is thin.
 //!
 //! Start reading at [`desk`] for what happens to a command, and at [`agent`] for what happens to a link.
 //!
@@ -33,6 +33,7 @@ pub mod machine;
 pub mod metrics;
 pub mod poll;
 pub mod problem;
+pub mod speed;
 pub mod stream;
 pub mod tls;
 pub mod tunnel;

@@ -25,7 +25,7 @@ use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::model::{
     AccessPolicy, AccessRequest, AuditEntry, Command, Delivery, Device, DeviceBoots, DeviceDrops, DeviceSamples, Email,
-    EnrollmentToken, Execution, Grant, Granted, Group, Me, Node, Opening, Person, Proof, Recording, Rollout,
+    EnrollmentToken, Execution, Grant, Granted, Group, LinkTest, Me, Node, Opening, Person, Proof, Recording, Rollout,
     SignInConfig, SignedReceipt, SignedStatement, SigningKey, Status, StormPlan, SupportSession, Tenant, Token,
     TransportReport, Webhook,
 };
@@ -375,6 +375,10 @@ impl Client {
         let call = with(Call::get(format!("/devices/{id}/samples")), "metric", metric.as_ref());
         let call = with(call, "from", Some(&from));
         self.one(with(with(call, "until", until.as_ref()), "step", step.as_ref())).await
+    }
+
+    pub(crate) async fn device_link_tests(&self, id: Uuid, limit: usize) -> Result<List<LinkTest>, Failure> {
+        self.list(limit, || Call::get(format!("/devices/{id}/link-tests"))).await
     }
 
     /// The profile of the device's OpenVPN client, which looks for its key at that path.

@@ -14,6 +14,7 @@ mod group;
 mod instruction;
 mod isolation;
 mod key;
+mod link_test;
 mod node;
 mod opening;
 mod openvpn_profile;
@@ -145,6 +146,8 @@ enum Verb {
     UpdateAgent(update::UpdateAgent),
     /// Let a device measure itself now, or show what it measured last
     Metrics(instruction::Metrics),
+    /// Test how fast the way to a device is, in both directions
+    LinkTest(link_test::LinkTest),
     /// List commands, newest first
     Commands(command::List),
     /// Show, call back or watch one command
@@ -231,6 +234,7 @@ impl Line {
             Verb::UpdateOs(update) => Box::pin(update.run(context)).await,
             Verb::UpdateAgent(update) => Box::pin(update.run(context)).await,
             Verb::Metrics(metrics) => Box::pin(metrics.run(context)).await,
+            Verb::LinkTest(test) => Box::pin(test.run(context)).await,
             Verb::Commands(list) => list.run(context).await,
             Verb::Command(verb) => Box::pin(verb.run(context)).await,
             Verb::Opening(verb) => Box::pin(verb.run(context)).await,

@@ -322,6 +322,20 @@ pub(crate) struct MissingBoot {
 
 /// What a device measured over time.
 #[derive(Clone, Debug, Deserialize)]
+pub(crate) struct LinkTest {
+    pub(crate) direction: String,
+    pub(crate) started_at: Timestamp,
+    pub(crate) node: String,
+    pub(crate) client_name: String,
+    pub(crate) client_version: String,
+    pub(crate) outcome: Option<String>,
+    pub(crate) bytes: Option<f64>,
+    pub(crate) bits_per_second: Option<f64>,
+    pub(crate) min_rtt_us: Option<f64>,
+    pub(crate) retransmitted_bytes: Option<f64>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
 pub(crate) struct DeviceSamples {
     pub(crate) series: Vec<Series>,
 }

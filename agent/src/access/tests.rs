@@ -5,7 +5,7 @@ use aws_lc_rs::signature::Ed25519KeyPair;
 use cloudlink_certs::PrivateKey;
 use cloudlink_proto::enroll;
 use cloudlink_proto::link::message::{
-    CollectMetrics, FileGet, FilePut, Forward, Reboot, RestartService, Shutdown, Terminal,
+    CollectMetrics, FileGet, FilePut, Forward, LinkTest, Reboot, RestartService, Shutdown, Terminal,
 };
 use time::macros::datetime;
 
@@ -123,6 +123,7 @@ fn each_command_and_stream_needs_its_scope() {
     let (mut access, mut known_time) = (device.load(), device.known_time());
     let commands = [
         (command::Kind::CollectMetrics(CollectMetrics {}), "metrics:read"),
+        (command::Kind::LinkTest(LinkTest { seconds: 1, ..LinkTest::default() }), "metrics:read"),
         (command::Kind::RestartService(RestartService { service: "web".to_owned() }), "service:restart"),
         (command::Kind::Reboot(Reboot {}), "device:reboot"),
         (command::Kind::Shutdown(Shutdown {}), "device:shutdown"),

@@ -86,7 +86,7 @@ fn begin(desk: &mut Desk) -> Option<CommandId> {
     let (begun, told) = desk.begin_next(Instant::now())?;
     assert_eq!(told.state(), command_status::State::Running);
     let id = begun.id;
-    desk.execute(begun);
+    desk.execute(begun, None);
     Some(id)
 }
 

@@ -241,9 +241,12 @@ impl Updater {
     fn has_started_anew(&self, job: &Job<'_>) -> bool {
         match job.kind {
             Kind::UpdateOs => machine::boot_id(&self.boot_id_path).is_ok_and(|boot_id| boot_id != job.journal.boot_id),
-            Kind::UpdateAgent | Kind::CollectMetrics | Kind::RestartService | Kind::Reboot | Kind::Shutdown => {
-                job.resumed
-            }
+            Kind::UpdateAgent
+            | Kind::CollectMetrics
+            | Kind::RestartService
+            | Kind::Reboot
+            | Kind::Shutdown
+            | Kind::TestLink => job.resumed,
         }
     }
 
@@ -295,7 +298,8 @@ impl Updater {
         job.journal.enter(phase, &self.journal_path(job.kind)).map_err(|error| internal(chain(&error)))
     }
 
-    fn tell(&self, id: CommandId, percent: u32) {
+    /// Tells how far a command is.
+    pub(super) fn tell(&self, id: CommandId, percent: u32) {
         // A step that nobody hears of does no harm.
         let _ = self.steps.try_send((id, percent));
     }
@@ -304,7 +308,7 @@ impl Updater {
         match kind {
             Kind::UpdateOs => self.limits.os.as_ref(),
             Kind::UpdateAgent => self.limits.agent.as_ref(),
-            Kind::CollectMetrics | Kind::RestartService | Kind::Reboot | Kind::Shutdown => None,
+            Kind::CollectMetrics | Kind::RestartService | Kind::Reboot | Kind::Shutdown | Kind::TestLink => None,
         }
     }
 

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
-use super::{Context, watch};
+use super::{Context, link_test, watch};
 use crate::argument::NewestLimit;
 use crate::client::{Answer, CommandFilter};
 use crate::failure::Failure;
@@ -120,7 +120,8 @@ pub(crate) fn result(output: &Output, command: &Answer<model::Command>, device: 
     } else {
         output.line(&sentence(&command.value, device))?;
         if let Some(data) = command.value.data.as_ref().filter(|data| !is_empty(data)) {
-            output.table(&data_table(data))?;
+            let is_test = command.value.kind == "link.test";
+            output.table(&if is_test { link_test::results(data) } else { data_table(data) })?;
         }
     }
     verdict(&command.value)

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::isolation::{Day, day};
 use super::openvpn_profile::OpenVpnProfile;
 use super::sample::Samples;
-use super::{Context, command, confirm};
+use super::{Context, command, confirm, link_test};
 use crate::argument::{Label, Limit, SELECTOR_HELP};
 use crate::client::{Answer, DeviceFilter};
 use crate::failure::Failure;
@@ -58,6 +58,8 @@ pub(crate) enum Device {
     },
     /// Show what a device measured over time
     Samples(Samples),
+    /// List tests of how fast the way to a device is, newest first
+    LinkTests(link_test::List),
     /// Leave a device its link, and let nothing else of it through; its open ports are closed
     Quarantine {
         /// Name or id
@@ -148,6 +150,7 @@ impl Device {
             }
             Self::Drops(drops) => drops.run(context).await,
             Self::Samples(samples) => samples.run(context).await,
+            Self::LinkTests(list) => list.run(context).await,
             Self::Boots { device } => {
                 let device = resolve::device(&client, device).await?;
                 let boots = client.device_boots(device.value.id).await?;

@@ -168,6 +168,9 @@ impl Check for Command {
                 filled("RestartService.service", restart.service.as_bytes(), SERVICE_BYTES_MAX)
             }
             Some(command::Kind::OsUpdate(update) | command::Kind::AgentUpdate(update)) => update.check(),
+            Some(command::Kind::LinkTest(test)) => {
+                within("LinkTest.seconds", (1..=crate::ndt::SECONDS_MAX).contains(&test.seconds))
+            }
             Some(command::Kind::CollectMetrics(_) | command::Kind::Reboot(_) | command::Kind::Shutdown(_)) | None => {
                 Ok(())
             }

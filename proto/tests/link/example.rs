@@ -6,9 +6,9 @@ use bytes::Bytes;
 use cloudlink_proto::ids::{CommandId, DeviceId, GrantId, TenantId};
 use cloudlink_proto::link::message::{
     CertificateIssued, CertificateRefused, CertificateRequest, CollectMetrics, Command, CommandCancel, CommandReceipt,
-    CommandStatus, DeviceMessage, Goodbye, Hello, MetricsReport, Ping, Pong, Reboot, Reconnect, RestartService,
-    ServerMessage, Shutdown, TransportFailure, Welcome, command, command_status, device_message, goodbye,
-    server_message, transport_failure,
+    CommandStatus, DeviceMessage, Goodbye, Hello, LinkTest, MetricsReport, Ping, Pong, Reboot, Reconnect,
+    RestartService, ServerMessage, Shutdown, TransportFailure, Welcome, command, command_status, device_message,
+    goodbye, server_message, transport_failure,
 };
 use cloudlink_proto::link::{Admission, Device, Server, Session, Side, State, Timing};
 use prost::Message;
@@ -158,6 +158,14 @@ pub(crate) fn server_kinds() -> Vec<(&'static str, server_message::Kind)> {
         ("command_restart_service", Kind::Command(command(Some(restart)))),
         ("command_reboot", Kind::Command(command(Some(command::Kind::Reboot(Reboot {}))))),
         ("command_shutdown", Kind::Command(command(Some(command::Kind::Shutdown(Shutdown {}))))),
+        (
+            "command_link_test",
+            Kind::Command(command(Some(command::Kind::LinkTest(LinkTest {
+                upload: true,
+                seconds: 5,
+                ..LinkTest::default()
+            })))),
+        ),
         ("command_cancel", Kind::CommandCancel(CommandCancel { id: command(None).id, reason: "revoked".to_owned() })),
         ("command_receipt", Kind::CommandReceipt(CommandReceipt { id: command(None).id })),
         (

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cloudlink_proto::link::{SHA256_BYTES, URL_BYTES_MAX, VERSION_BYTES_MAX, message};
+use cloudlink_proto::ndt::SECONDS_MAX;
 use data_encoding::HEXLOWER;
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,15 @@ pub enum Instruction {
     UpdateOs(Update),
     #[serde(rename = "agent.update")]
     UpdateAgent(Update),
+    #[serde(rename = "link.test")]
+    TestLink {
+        /// One after the other. Left out: `download`, then `upload`.
+        #[serde(default = "both_directions")]
+        directions: Vec<Direction>,
+        /// For each of them, 1 to 10. Left out: 10.
+        #[serde(default = "test_seconds")]
+        seconds: u32,
+    },
 }
 
 /// What a device is to fetch, to check and to install.
@@ -47,6 +57,23 @@ pub struct Update {
     pub size: i64,
     /// What the device will say that it runs: 1 to 128 printable ASCII characters without blanks.
     pub version: String,
+}
+
+/// Which way the bytes of a test go, as the device sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = LinkTestDirection)]
+pub enum Direction {
+    Download,
+    Upload,
+}
+
+fn both_directions() -> Vec<Direction> {
+    vec![Direction::Download, Direction::Upload]
+}
+
+const fn test_seconds() -> u32 {
+    SECONDS_MAX
 }
 
 /// The longest name of a service, in bytes.
@@ -65,6 +92,12 @@ pub enum InstructionError {
     ServiceName,
     #[error("{0}")]
     Update(&'static str),
+    #[error("`directions` is one of [\"download\"], [\"upload\"] and [\"download\", \"upload\"]")]
+    Directions,
+    #[error("`seconds` is 1 to {SECONDS_MAX}")]
+    Seconds,
+    #[error("a test of the link is now or never: leave out `queue_for_seconds`")]
+    NowOrNever,
 }
 
 /// What every instruction of one kind has in common.
@@ -97,13 +130,14 @@ pub enum Proof {
 
 impl Instruction {
     /// Every kind there is.
-    pub const KINDS: [&Kind; 6] = [
+    pub const KINDS: [&Kind; 7] = [
         &Self::COLLECT_METRICS,
         &Self::RESTART_SERVICE,
         &Self::REBOOT,
         &Self::SHUTDOWN,
         &Self::UPDATE_OS,
         &Self::UPDATE_AGENT,
+        &Self::TEST_LINK,
     ];
 
     const COLLECT_METRICS: Kind = Kind {
@@ -149,6 +183,15 @@ impl Instruction {
     };
     const UPDATE_AGENT: Kind = Kind { name: "agent.update", scope: "agent:update", ..Self::UPDATE_OS };
 
+    const TEST_LINK: Kind = Kind {
+        name: "link.test",
+        scope: "metrics:read",
+        run_within: Duration::from_secs(120),
+        proof: Proof::Report,
+        by_polling: false,
+        disturbs: false,
+    };
+
     #[must_use]
     pub fn kind(&self) -> &'static Kind {
         match self {
@@ -158,6 +201,7 @@ impl Instruction {
             Self::Shutdown {} => &Self::SHUTDOWN,
             Self::UpdateOs(_) => &Self::UPDATE_OS,
             Self::UpdateAgent(_) => &Self::UPDATE_AGENT,
+            Self::TestLink { .. } => &Self::TEST_LINK,
         }
     }
 
@@ -173,9 +217,13 @@ impl Instruction {
                 update.check().map_err(InstructionError::Update)?;
                 Ok(instruction)
             }
-            Self::RestartService { .. } | Self::CollectMetrics {} | Self::Reboot {} | Self::Shutdown {} => {
-                Ok(instruction)
-            }
+            Self::TestLink { seconds, .. } if !(1..=SECONDS_MAX).contains(seconds) => Err(InstructionError::Seconds),
+            Self::TestLink { directions, .. } if !are_directions(directions) => Err(InstructionError::Directions),
+            Self::RestartService { .. }
+            | Self::CollectMetrics {}
+            | Self::Reboot {}
+            | Self::Shutdown {}
+            | Self::TestLink { .. } => Ok(instruction),
         }
     }
 
@@ -185,6 +233,9 @@ impl Instruction {
         match self {
             Self::RestartService { service } => serde_json::json!({ "service": service }),
             Self::UpdateOs(update) | Self::UpdateAgent(update) => serde_json::json!(update),
+            Self::TestLink { directions, seconds } => {
+                serde_json::json!({ "directions": directions, "seconds": seconds })
+            }
             Self::CollectMetrics {} | Self::Reboot {} | Self::Shutdown {} => serde_json::json!({}),
         }
     }
@@ -206,6 +257,11 @@ impl Instruction {
             Self::Shutdown {} => message::command::Kind::Shutdown(message::Shutdown {}),
             Self::UpdateOs(update) => message::command::Kind::OsUpdate(Box::new(update.to_wire())),
             Self::UpdateAgent(update) => message::command::Kind::AgentUpdate(Box::new(update.to_wire())),
+            Self::TestLink { directions, seconds } => message::command::Kind::LinkTest(message::LinkTest {
+                download: directions.contains(&Direction::Download),
+                upload: directions.contains(&Direction::Upload),
+                seconds: *seconds,
+            }),
         }
     }
 }
@@ -248,6 +304,11 @@ impl Update {
             version: self.version.clone(),
         }
     }
+}
+
+/// One of them or both, in the order in which they are tested.
+fn are_directions(directions: &[Direction]) -> bool {
+    matches!(directions, [_] | [Direction::Download, Direction::Upload])
 }
 
 /// A leading dash could be taken for an option by whatever restarts the service.
@@ -481,10 +542,28 @@ mod tests {
     }
 
     #[test]
+    fn a_test_of_a_link_has_directions_and_seconds() {
+        use serde_json::json;
+        let parse = |arguments| Instruction::parse("link.test", arguments);
+        let both = Instruction::TestLink { directions: both_directions(), seconds: 10 };
+        assert_eq!(parse(json!(null)).unwrap(), both);
+        assert_eq!(parse(json!({"directions": ["download", "upload"], "seconds": 10})).unwrap(), both);
+        for directions in [json!([]), json!(["upload", "download"]), json!(["upload", "upload"])] {
+            let read = parse(json!({ "directions": directions }));
+            assert!(matches!(read, Err(InstructionError::Directions)), "{read:?}");
+        }
+        for seconds in [0, 11] {
+            assert!(matches!(parse(json!({ "seconds": seconds })), Err(InstructionError::Seconds)));
+        }
+        assert!(matches!(parse(json!({"directions": ["sideways"]})), Err(InstructionError::Arguments(_))));
+    }
+
+    #[test]
     fn arguments_are_stored_as_they_are_read() {
         for json in [
             serde_json::json!({"kind": "service.restart", "arguments": {"service": "nginx"}}),
             serde_json::json!({"kind": "metrics.collect", "arguments": {}}),
+            serde_json::json!({"kind": "link.test", "arguments": {"directions": ["upload"], "seconds": 3}}),
         ] {
             let instruction: Instruction = serde_json::from_value(json.clone()).unwrap();
             assert_eq!(instruction.arguments(), json["arguments"]);

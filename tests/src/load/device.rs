@@ -107,7 +107,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
                 | command::Kind::Reboot(_)
                 | command::Kind::Shutdown(_)
                 | command::Kind::OsUpdate(_)
-                | command::Kind::AgentUpdate(_),
+                | command::Kind::AgentUpdate(_)
+                | command::Kind::LinkTest(_),
             )
             | None => {
                 let refused = status(command_status::State::Refused);

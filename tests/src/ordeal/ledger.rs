@@ -73,7 +73,8 @@ impl Ledger {
                 command::Kind::Reboot(_)
                 | command::Kind::Shutdown(_)
                 | command::Kind::OsUpdate(_)
-                | command::Kind::AgentUpdate(_),
+                | command::Kind::AgentUpdate(_)
+                | command::Kind::LinkTest(_),
             )
             | None => {
                 return self.end(id, State::Refused, "not_allowed");

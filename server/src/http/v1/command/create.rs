@@ -97,7 +97,12 @@ impl From<RouteError> for Problem {
     fn from(error: RouteError) -> Self {
         match error {
             RouteError::Instruction(
-                error @ (InstructionError::UnknownKind | InstructionError::ServiceName | InstructionError::Update(_)),
+                error @ (InstructionError::UnknownKind
+                | InstructionError::ServiceName
+                | InstructionError::Update(_)
+                | InstructionError::Directions
+                | InstructionError::Seconds
+                | InstructionError::NowOrNever),
             ) => Self::unprocessable(format!("The command is not allowed: {error}.")),
             RouteError::Instruction(error @ InstructionError::Arguments(_)) => {
                 Self::bad_request(format!("`arguments` is malformed: {error}."))
@@ -194,6 +199,9 @@ pub(crate) async fn handler(
     let request_hash = request.hash(device);
     let start_within = request.check()?;
     let instruction = Instruction::parse(&request.kind, request.arguments)?;
+    if matches!(instruction, Instruction::TestLink { .. }) && request.queue_for_seconds.is_some() {
+        return Err(InstructionError::NowOrNever.into());
+    }
     let id = CommandId::from_uuid(new_id());
     let mut span = place.and_then(|place| context.tracer.child(SpanKind::Producer, "command.insert", place));
     if let Some(span) = &mut span {
