@@ -50,23 +50,24 @@ main() {
         [ -x /bin/busybox ] || lacking+=(busybox-static)
         have cpio || lacking+=(cpio)
         have mke2fs || lacking+=(e2fsprogs)
-        # The OpenID provider that people sign in with.
+        # The OpenID provider that people sign in with, and a public client that tests links.
         have node || lacking+=(nodejs)
         have npm || lacking+=(npm)
     fi
     have cargo || fail "there is no Rust toolchain: see https://rustup.rs"
     [ ${#lacking[@]} -eq 0 ] || install "${lacking[@]}"
     if [ "${1:-}" = peers ]; then
-        provider
+        npm_of tests/oidc "the OpenID provider of the tests"
+        npm_of tests/ndt7 "the NDT7 client of the tests"
         tests/scripts/vm-kernel.sh
     fi
 }
 
 # As the lock file says, and again when that has changed.
-provider() {
-    local here=tests/oidc
+npm_of() {
+    local here=$1
     cmp -s "$here/package-lock.json" "$here/node_modules/.prepared" && return
-    echo "installing the OpenID provider of the tests"
+    echo "installing $2"
     npm --prefix "$here" ci --silent --ignore-scripts --no-audit --no-fund
     cp "$here/package-lock.json" "$here/node_modules/.prepared"
 }
