@@ -85,7 +85,15 @@ async fn says_who_it_is_and_reports_metrics_at_the_servers_interval() {
     let agent = Running::start(&device);
     let mut link = server.link().await;
     assert_eq!(link.hello.boot_id, "boot-1");
-    let kinds = ["metrics.collect", "service.restart", "device.reboot", "device.shutdown", "link.test"];
+    let kinds = [
+        "metrics.collect",
+        "service.restart",
+        "device.reboot",
+        "device.shutdown",
+        "os.update",
+        "agent.update",
+        "link.test",
+    ];
     assert_eq!(link.hello.capabilities, kinds);
     assert!(link.hello.agent.starts_with("cloudlink-agent/"));
     for _ in 0..2 {

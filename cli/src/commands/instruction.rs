@@ -133,7 +133,7 @@ fn latest(report: &Value, context: &Context) -> Table {
 
 impl Common {
     pub(super) fn now_or_never(device: String, grant: Option<String>) -> Self {
-        Self { device, queue_for: None, grant, wait: true, no_wait: false, idempotency_key: None }
+        Self { device, queue_for: None, grant, wait: true, no_wait: false, idempotency_key: None, override_busy: false }
     }
 
     /// Asks for it and, unless told otherwise, waits for what becomes of it.

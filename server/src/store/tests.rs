@@ -62,9 +62,9 @@ const SUPPORT: [&str; 14] = [
      select id, tenant_id, 'https://example.com/', '{grant.created}', sha256(''), opened_by from support_sessions where id = $1",
     "insert into device_groups (id, tenant_id, name, selector, created_by)
      select id, tenant_id, 'g', '{\"site\": \"north\"}', created_by from webhooks where id = $1",
-    "insert into rollouts (id, tenant_id, grant_id, requested_by, actor, kind, arguments, scope, by_polling, reason, selector_text, selector,
+    "insert into rollouts (id, tenant_id, grant_id, requested_by, actor, kind, arguments, scope, by_polling, disturbs, reason, selector_text, selector,
                            canaries, batch, rate, abort_after, start_within_seconds, may_queue, lasts_seconds)
-     select s.id, s.tenant_id, s.grant_id, s.opened_by, '{}', 'device.reboot', '{}', 'device:reboot', false, 'r', 'site=north',
+     select s.id, s.tenant_id, s.grant_id, s.opened_by, '{}', 'device.reboot', '{}', 'device:reboot', false, true, 'r', 'site=north',
             '{\"site\": \"north\"}', 1, 1, 1, 1, 1, true, 60 from support_sessions s where s.id = $1",
     "insert into rollout_targets (rollout_id, tenant_id, device_id, place) select id, tenant_id, id, 0 from rollouts where id = $1",
     "insert into notices (id, tenant_id, event, body, webhook_id) select id, tenant_id, 'grant.created', '{}', id from webhooks where id = $1",

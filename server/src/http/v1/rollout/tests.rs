@@ -120,25 +120,16 @@ async fn a_plan_says_of_each_device_why_it_is_in_or_out(pool: PgPoolOptions, dat
     let old = more("old", json!({"site": "north"})).await;
     scene.link(old).await;
     scene.sql("update links set capabilities = '{}' where device_id = $1", old.as_uuid()).await;
-    let busy = more("busy", json!({"site": "north"})).await;
-    scene.link(busy).await;
-    scene
-        .sql(
-            "insert into busy_locks select id, tenant_id, 'a reading', now(), now() + interval '1 hour' from devices where id = $1",
-            busy.as_uuid(),
-        )
-        .await;
     more("elsewhere", json!({"site": "south"})).await;
 
     let window = json!({"from_minute": 0, "to_minute": 1440});
     let changes = json!({"unless_agent": "agent/2", "window": window});
     let planned = plan(&scene, grant, changes).await;
     assert_eq!((&planned["state"], counts(&planned)), (&json!("planned"), vec![3, 0, 0, 0, 0]));
-    let expected = json!({"not_linked": 1, "polling": 1, "no_agent": 1, "device_revoked": 1, "time_zone": 1, "version": 1, "not_able": 1,
-        "busy": 1});
+    let expected = json!({"not_linked": 1, "polling": 1, "no_agent": 1, "device_revoked": 1, "time_zone": 1, "version": 1, "not_able": 1});
     assert_eq!(planned["out"], expected);
     let all = executions(&scene, planned["id"].as_str().unwrap()).await;
-    assert_eq!(all.iter().map(|one| one["place"].as_u64().unwrap()).collect::<Vec<_>>(), (0..11).collect::<Vec<_>>());
+    assert_eq!(all.iter().map(|one| one["place"].as_u64().unwrap()).collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
     let why = |name: &str| all.iter().find(|one| one["device_name"] == name).map(|one| one["why"].clone()).unwrap();
     assert_eq!(
         [why("lobby"), why("polling"), why("old"), why("nowhere")],
@@ -146,7 +137,7 @@ async fn a_plan_says_of_each_device_why_it_is_in_or_out(pool: PgPoolOptions, dat
     );
     // Who may wait need not be linked.
     let waiting = plan(&scene, grant, json!({"queue_for_seconds": 3600})).await;
-    assert_eq!(waiting["out"], json!({"busy": 1, "device_revoked": 1, "not_able": 1}));
+    assert_eq!(waiting["out"], json!({"device_revoked": 1, "not_able": 1}));
     // Whom the grant does not let in, and what it does not allow.
     let others = plan(&scene, grant, json!({"selector": "site=south"})).await;
     assert_eq!((counts(&others)[0], &others["out"]), (0, &json!({"grant": 1})));
@@ -154,6 +145,18 @@ async fn a_plan_says_of_each_device_why_it_is_in_or_out(pool: PgPoolOptions, dat
     let path = format!("/rollouts/{}/apply", others["id"].as_str().unwrap());
     let nobody = scene.post(&path).by(&scene.operator).json(json!({"hash": others["hash"]})).send().await;
     nobody.expect_problem(Kind::Conflict);
+
+    // Who is not to be disturbed may still be measured.
+    let busy = more("busy", json!({"site": "north"})).await;
+    scene.link(busy).await;
+    let lock = "insert into busy_locks select id, tenant_id, 'a reading', now(), now() + interval '1 hour' from devices where id = $1";
+    scene.sql(lock, busy.as_uuid()).await;
+    for (kind, why) in [("device.reboot", json!("busy")), ("metrics.collect", Value::Null)] {
+        let planned = plan(&scene, grant, json!({ "kind": kind })).await;
+        let all = executions(&scene, planned["id"].as_str().unwrap()).await;
+        let of_busy = all.iter().find(|one| one["device_id"] == busy.to_string()).unwrap();
+        assert_eq!(of_busy["why"], why, "{kind}");
+    }
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
