@@ -6,6 +6,7 @@ mod renewal;
 mod trial;
 mod tunnel;
 
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,13 +30,14 @@ use self::trial::Trial;
 use self::tunnel::{DIAL_WITHIN, Tunnel, may_be_dialled_at_once, may_be_the_certificate};
 use crate::access::Access;
 use crate::backoff::{about, jitter};
+use crate::boot::{Boot, WATCHDOGS};
 use crate::busy::Busy;
 use crate::clock::{self, KnownTime};
 use crate::config::{Config, Transport};
 use crate::desk::Desk;
 use crate::dial::{self, DialError, Route};
 use crate::disk::StateDir;
-use crate::executor::{Bus, Executor, Steps};
+use crate::executor::{Bus, Executor, Steps, is_system_stopping};
 use crate::identity::{Identity, Slot};
 use crate::ladder::Failure;
 use crate::ledger::Ledger;
@@ -58,6 +60,8 @@ const TRY_NEXT_WITHIN: Duration = Duration::from_secs(5);
 const FIRST_REPORT_WITHIN: Duration = Duration::from_secs(15);
 /// Whatever the server says, metrics are not reported more often.
 const REPORT_INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// How long systemd may take to say whether the system goes down.
+const ASKED_WITHIN: Duration = Duration::from_secs(2);
 /// How long a stop waits for commands that are under way.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
@@ -74,6 +78,8 @@ pub struct Agent {
     access: Access,
     identity: Identity,
     boot_id: String,
+    boot: Boot,
+    bus: Bus,
     desk: Desk,
     /// What applications on the device see of the agent.
     local: Arc<local::Desk>,
@@ -137,7 +143,7 @@ impl Agent {
         let ledger = Ledger::open(state_dir.path()).context("cannot open the ledger")?;
         let sampler = Arc::new(Mutex::new(Sampler::new()));
         let tunnel = Tunnel::new(&config);
-        let (executor, steps) = Executor::new(&config, bus, Arc::clone(&sampler));
+        let (executor, steps) = Executor::new(&config, bus.clone(), Arc::clone(&sampler));
         let restarts = executor.restarts();
         let busy = Arc::new(Busy::load(state_dir.path(), config.busy.max));
         Ok(Self {
@@ -153,10 +159,11 @@ impl Agent {
             polling: Polling::new(&config, Instant::now()),
             climb: Climb::new(&config),
             config,
-            _state_dir: state_dir,
             anchor,
             tls: tls::Kept::default(),
             identity,
+            boot: Boot::begin(state_dir.path(), &boot_id, Path::new(WATCHDOGS)),
+            bus,
             boot_id,
             sampler,
             link: None,
@@ -165,6 +172,7 @@ impl Agent {
             renewal: Renewal::default(),
             report_due: None,
             measuring: None,
+            _state_dir: state_dir,
         })
     }
 
@@ -213,6 +221,8 @@ impl Agent {
     /// Lets commands that are under way end, and says goodbye. A reboot is not waited for.
     async fn stop(mut self) {
         tracing::info!("stopping");
+        // First of all: a system that goes down does not wait for long.
+        self.boot.end(is_system_stopping(&self.bus, ASKED_WITHIN).await);
         self.desk.stop();
         self.streams.stop().await;
         let deadline = Instant::now() + STOP_WITHIN;
@@ -449,7 +459,13 @@ impl Agent {
     }
 
     fn hello(&self) -> Hello {
-        machine::hello(&self.boot_id, &self.streams.capabilities(), self.climb.failures(), &self.local.busy)
+        machine::hello(
+            &self.boot_id,
+            self.boot.hint(),
+            &self.streams.capabilities(),
+            self.climb.failures(),
+            &self.local.busy,
+        )
     }
 
     /// Whether the certificate that proves the device is not this agent's.

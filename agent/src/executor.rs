@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-pub use self::systemd::Bus;
+pub use self::systemd::{Bus, is_system_stopping};
 pub use self::update::Steps;
 use self::update::Updater;
 use crate::command::{Instruction, Kind};

@@ -3,7 +3,7 @@
 //! An [`agent`](agent::Agent) keeps one [`link`] up and lets a [`desk`] work: it decides which command may be begun (with
 //! [`access`], whether the tenant itself has let it), writes it to the [`ledger`] first, and has the [`executor`] carry it out.
 //! [`stream`] serves the terminals, connections and files of support sessions. When no link comes about, the agent
-//! [`poll`]s. Applications on the device speak to it over a [`local`] socket, and say when it is [`busy`]. Around that: [`identity`] and its renewal, [`tls`] with a clock that may be wrong ([`clock`]), the [`ladder`] of
+//! [`poll`]s. Applications on the device speak to it over a [`local`] socket, and say when it is [`busy`]. Around that: how the [`boot`] before ended, [`identity`] and its renewal, [`tls`] with a clock that may be wrong ([`clock`]), the [`ladder`] of
 //! transports, the [`tunnel`] of an OpenVPN client, [`enroll`], [`metrics`], [`speed`] and [`doctor`]. The command line in `main.rs` is thin.
 //!
 //! Start reading at [`desk`] for what happens to a command, and at [`agent`] for what happens to a link.
@@ -13,6 +13,7 @@
 pub mod access;
 pub mod agent;
 pub mod backoff;
+pub mod boot;
 pub mod busy;
 pub mod clock;
 pub mod command;

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use cloudlink_proto::link::STRING_BYTES_MAX;
-use cloudlink_proto::link::message::{Hello, TransportFailure};
+use cloudlink_proto::link::message::{BootHint, Hello, TransportFailure};
 use sysinfo::System;
 
 use crate::busy::Busy;
@@ -41,7 +41,13 @@ pub fn boot_id(path: &Path) -> io::Result<String> {
 
 /// The first message of a link.
 #[must_use]
-pub fn hello(boot_id: &str, streams: &[&str], failures: &[TransportFailure], busy: &Busy) -> Hello {
+pub fn hello(
+    boot_id: &str,
+    boot_hint: BootHint,
+    streams: &[&str],
+    failures: &[TransportFailure],
+    busy: &Busy,
+) -> Hello {
     let commands = Kind::ALL.iter().map(|kind| kind.name());
     Hello {
         // The session fills in what it speaks.
@@ -53,6 +59,7 @@ pub fn hello(boot_id: &str, streams: &[&str], failures: &[TransportFailure], bus
         hostname: shortened(System::host_name().unwrap_or_default()),
         clock_unix_ms: clock::unix_ms(clock::wall_clock()),
         transport_failures: failures.to_vec(),
+        boot_hint: boot_hint.into(),
         busy_lock: Some(busy.told()).filter(|lock| lock.left_ms > 0),
     }
 }

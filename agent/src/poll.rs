@@ -209,6 +209,7 @@ pub fn request(hello: Hello, interval: Duration) -> PollRequest {
     PollRequest {
         capabilities: hello.capabilities,
         boot_id: hello.boot_id,
+        boot_hint: hello.boot_hint,
         agent: hello.agent,
         os: hello.os,
         hostname: hello.hostname,
@@ -257,6 +258,8 @@ fn http_request(authority: &str, body: Bytes) -> Request<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
+    use cloudlink_proto::link::message::BootHint;
+
     use super::*;
     use crate::busy::Busy;
 
@@ -359,10 +362,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let busy = Busy::load(dir.path(), Duration::from_secs(60));
         busy.set("results", Duration::from_secs(60)).unwrap();
-        let hello = machine::hello("boot", &[], &[], &busy);
+        let hello = machine::hello("boot", BootHint::Watchdog, &[], &[], &busy);
         let request = request(hello.clone(), Duration::from_secs(900));
         assert_eq!((&request.boot_id, &request.agent, request.interval_ms), (&hello.boot_id, &hello.agent, 900_000));
         assert_eq!(request.versions, [poll::VERSION]);
+        assert_eq!(request.boot_hint(), BootHint::Watchdog);
         assert_eq!(request.busy_lock.as_ref().unwrap().reason, "results");
         assert!(poll::write_request(&request).is_ok());
     }

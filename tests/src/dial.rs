@@ -169,6 +169,7 @@ pub fn hello(boot_id: &str) -> Hello {
         hostname: "by-hand".to_owned(),
         clock_unix_ms: 0,
         transport_failures: Vec::new(),
+        boot_hint: 0,
         busy_lock: None,
     }
 }

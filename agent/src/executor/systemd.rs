@@ -88,6 +88,12 @@ pub(super) async fn states(bus: &Bus, services: &[ServiceName], within: Duration
 /// Name, description, load state, active state, sub state, whom it follows, path, and job: number, type, path.
 type Unit = (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
 
+/// Whether the system goes down. Where nobody says so, it does not.
+pub async fn is_system_stopping(bus: &Bus, within: Duration) -> bool {
+    let state = async { manager(&bus.connect().await?).await?.get_property::<String>("SystemState").await };
+    matches!(timeout(within, state).await, Ok(Ok(state)) if state == "stopping")
+}
+
 async fn list_units(bus: &Bus, services: &[ServiceName]) -> zbus::Result<Vec<Unit>> {
     let connection = bus.connect().await?;
     let manager = manager(&connection).await?;
@@ -213,10 +219,16 @@ mod tests {
     /// systemd, as far as it is asked.
     struct Systemd {
         calls: Calls,
+        state: &'static str,
     }
 
     #[interface(name = "org.freedesktop.systemd1.Manager")]
     impl Systemd {
+        #[zbus(property)]
+        fn system_state(&self) -> &str {
+            self.state
+        }
+
         fn subscribe(&self) {
             self.calls.lock().unwrap().push("Subscribe".to_owned());
         }
@@ -289,10 +301,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn systemd_says_whether_the_system_goes_down() {
+        for (state, is_stopping) in [("running", false), ("degraded", false), ("stopping", true)] {
+            let Some(private) = PrivateBus::start() else { return };
+            assert!(!is_system_stopping(&private.bus(), SOON).await, "nobody says so yet");
+            let systemd = Systemd { calls: Calls::default(), state };
+            let path = "/org/freedesktop/systemd1";
+            let served = private.builder().name("org.freedesktop.systemd1").serve_at(path, systemd).build();
+            let served = served.await.unwrap();
+            assert_eq!(is_system_stopping(&private.bus(), SOON).await, is_stopping, "{state}");
+            drop(served);
+        }
+    }
+
+    #[tokio::test]
     async fn a_service_is_restarted_and_the_jobs_result_is_waited_for() {
         let Some(private) = PrivateBus::start() else { return };
         let calls = Calls::default();
-        let systemd = Systemd { calls: Arc::clone(&calls) };
+        let systemd = Systemd { calls: Arc::clone(&calls), state: "running" };
         let path = "/org/freedesktop/systemd1";
         let served = private.builder().name("org.freedesktop.systemd1").serve_at(path, systemd).build().await.unwrap();
         let bus = private.bus();
@@ -316,7 +342,7 @@ mod tests {
     #[tokio::test]
     async fn systemd_says_what_runs_of_what_it_knows() {
         let Some(private) = PrivateBus::start() else { return };
-        let (path, systemd) = ("/org/freedesktop/systemd1", Systemd { calls: Calls::default() });
+        let (path, systemd) = ("/org/freedesktop/systemd1", Systemd { calls: Calls::default(), state: "running" });
         let served = private.builder().name("org.freedesktop.systemd1").serve_at(path, systemd).build().await.unwrap();
         let services = ["web", "broken.service", "absent"].map(|name| ServiceName::parse(name).unwrap());
         let states = states(&private.bus(), &services, SOON).await.unwrap();

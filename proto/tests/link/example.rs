@@ -35,6 +35,7 @@ pub(crate) fn hello() -> Hello {
         hostname: "gw-7".to_owned(),
         clock_unix_ms: 1_763_730_000_000,
         transport_failures: Vec::new(),
+        boot_hint: 0,
         busy_lock: None,
     }
 }

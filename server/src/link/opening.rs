@@ -24,6 +24,7 @@ use super::{Shared, TRANSPORT};
 use crate::batch::Unanswered;
 use crate::bus::Hint;
 use crate::metrics::Failure;
+use crate::model::boot::hint_told;
 use crate::model::busy_lock::{self, NewBusyLock};
 use crate::model::transport_failure;
 use crate::store::dispatch::LinkKey;
@@ -119,6 +120,7 @@ async fn welcome(
 ) -> Option<Welcomed> {
     let transport_failures = transport_failure::told(&hello.transport_failures, hello.clock_unix_ms);
     let busy = hello.busy_lock.as_ref().and_then(busy_lock::told);
+    let boot_hint = hint_told(hello.boot_hint());
     let boot_id = storable(hello.boot_id);
     let link = NewLink {
         device_id: peer.device_id,
@@ -136,6 +138,7 @@ async fn welcome(
         clock_offset_ms: clock::offset_ms(hello.clock_unix_ms),
         capabilities: hello.capabilities.into_iter().map(storable).collect(),
         transport_failures,
+        boot_hint,
     };
     let hostname = link.hostname.clone();
     let asking = shared.registry.asking();

@@ -31,6 +31,7 @@ use super::{Shared, account};
 use crate::bus::Hint;
 use crate::clock;
 use crate::metrics::Failure;
+use crate::model::boot::hint_told;
 use crate::model::{busy_lock, transport_failure};
 use crate::store::busy_lock::busy_lock_tell;
 use crate::store::dispatch::{Dispatch, LinkKey, PollClaim, dispatch_claim_polled};
@@ -178,6 +179,7 @@ fn new_poll(shared: &Shared, peer: &Identified, request: PollRequest, boot_id: S
         node: shared.node.clone(),
         remote_address: remote,
         boot_id,
+        boot_hint: hint_told(request.boot_hint()),
         agent: storable(request.agent),
         os: storable(request.os),
         hostname: storable(request.hostname),

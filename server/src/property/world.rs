@@ -496,6 +496,7 @@ impl World {
             clock_offset_ms: 0,
             capabilities: Vec::new(),
             transport_failures: Vec::new(),
+            boot_hint: None,
         };
         let mut connection = self.store().connection().await?;
         link_open(&mut connection, std::slice::from_ref(&new)).await?;

@@ -226,6 +226,7 @@ impl Both {
             clock_offset_ms: 0,
             capabilities: Vec::new(),
             transport_failures: Vec::new(),
+            boot_hint: None,
         };
         let mut opened = link_open(&mut *self.connection().await, &[link]).await.unwrap();
         let opened = opened.pop().expect("the device may link");

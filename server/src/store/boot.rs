@@ -1,4 +1,4 @@
-//! When devices booted. `store::link` writes it, at the first link of each boot.
+//! When devices booted. `store::link` and `store::poll` write it, at the first link or poll of each boot.
 
 use cloudlink_proto::ids::DeviceId;
 use sqlx::PgConnection;
@@ -11,8 +11,8 @@ use crate::model::boot::{Boot, BootCause, MissingBoot};
 /// to shut down in the boot before it.
 pub async fn boot_list(connection: &mut PgConnection, device: DeviceId) -> Result<Vec<Boot>, StoreError> {
     let rows = sqlx::query!(
-        r#"select b.boot_id, b.seen_at, o.id as "command_id?"
-             from (select boot_id, seen_at, lag(boot_id) over (order by seen_at) as before
+        r#"select b.boot_id, b.seen_at, b.hint, o.id as "command_id?"
+             from (select boot_id, seen_at, hint, lag(boot_id) over (order by seen_at) as before
                      from device_boots where device_id = $1) b
              left join lateral (
                  select c.id from commands c
@@ -25,11 +25,15 @@ pub async fn boot_list(connection: &mut PgConnection, device: DeviceId) -> Resul
     )
     .fetch_all(connection)
     .await?;
-    let boot = |(boot_id, seen_at, command_id): (_, _, Option<_>)| {
-        let cause = if command_id.is_some() { BootCause::Ordered } else { BootCause::Unknown };
-        Boot { boot_id, seen_at, cause, command_id }
-    };
-    Ok(rows.into_iter().map(|row| boot((row.boot_id, row.seen_at, row.command_id))).collect())
+    Ok(rows
+        .into_iter()
+        .map(|row| Boot {
+            boot_id: row.boot_id,
+            seen_at: row.seen_at,
+            cause: BootCause::judged(row.command_id.is_some(), row.hint.as_deref()),
+            command_id: row.command_id,
+        })
+        .collect())
 }
 
 /// The newest reboot that the device has accepted, if it has neither booted since nor is there now, by a link or by polls. A poll of

@@ -51,6 +51,8 @@ pub struct NewLink {
     /// What the device says of attempts that failed. Not stored here: [`transport_failures_add`](super::transport_failure).
     #[serde(skip)]
     pub transport_failures: Vec<NewTransportFailure>,
+    /// What it says of how its boot before ended.
+    pub boot_hint: Option<&'static str>,
 }
 
 /// What is written about a tunnel when it comes up. The names do not meet those of [`NewLink`].
@@ -119,7 +121,7 @@ pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Resu
                select h.* from jsonb_to_recordset($1) as h(
                    device_id uuid, tunnel_id uuid, has_agent boolean, certificate_serial text, node text, transport text,
                    remote_address inet, boot_id text, agent text, os text, hostname text, clock_offset_ms bigint,
-                   capabilities text[], ipv4 inet, ipv6 inet, client text, platform text, cipher text)
+                   capabilities text[], boot_hint text, ipv4 inet, ipv6 inet, client text, platform text, cipher text)
            ),
            admitted as materialized (
                select h.*, c.serial, c.state as certificate_state, d.tenant_id,
@@ -169,8 +171,8 @@ pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Resu
                   and c.link_lost_at is not null
            ),
            booted as (
-               insert into device_boots (device_id, tenant_id, boot_id)
-               select a.device_id, a.tenant_id, a.boot_id
+               insert into device_boots (device_id, tenant_id, boot_id, hint)
+               select a.device_id, a.tenant_id, a.boot_id, a.boot_hint
                  from admitted a join opened o on o.device_id = a.device_id
                 where a.has_agent
                 order by a.device_id

@@ -21,6 +21,8 @@ pub struct NewPoll {
     pub node: String,
     pub remote_address: std::net::IpAddr,
     pub boot_id: String,
+    /// What it says of how its boot before ended.
+    pub boot_hint: Option<&'static str>,
     pub agent: String,
     pub os: String,
     pub hostname: String,
@@ -41,6 +43,7 @@ struct Row<'a> {
     node: &'a str,
     remote_address: std::net::IpAddr,
     boot_id: &'a str,
+    boot_hint: Option<&'a str>,
     agent: &'a str,
     os: &'a str,
     hostname: &'a str,
@@ -93,6 +96,7 @@ pub async fn poll_store(connection: &mut PgConnection, polls: &[NewPoll]) -> Res
             node: &poll.node,
             remote_address: poll.remote_address,
             boot_id: &poll.boot_id,
+            boot_hint: poll.boot_hint,
             agent: &poll.agent,
             os: &poll.os,
             hostname: &poll.hostname,
@@ -106,7 +110,7 @@ pub async fn poll_store(connection: &mut PgConnection, polls: &[NewPoll]) -> Res
     let rows = sqlx::query!(
         r#"with said as (
                select s.* from jsonb_to_recordset($1) as s(
-                   device_id uuid, certificate_serial text, node text, remote_address inet, boot_id text, agent text, os text,
+                   device_id uuid, certificate_serial text, node text, remote_address inet, boot_id text, boot_hint text, agent text, os text,
                    hostname text, clock_offset_ms bigint, capabilities text[], running jsonb, interval_seconds integer,
                    period_seconds float8)
            ),
@@ -135,8 +139,8 @@ pub async fn poll_store(connection: &mut PgConnection, polls: &[NewPoll]) -> Res
                returning q.device_id, q.boot_id, q.polled_at
            ),
            booted as (
-               insert into device_boots (device_id, tenant_id, boot_id)
-               select device_id, tenant_id, boot_id from admitted order by device_id
+               insert into device_boots (device_id, tenant_id, boot_id, hint)
+               select device_id, tenant_id, boot_id, boot_hint from admitted order by device_id
                    on conflict do nothing
            ),
            forgotten as (

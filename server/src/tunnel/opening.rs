@@ -206,6 +206,7 @@ async fn take_in(
         clock_offset_ms: 0,
         capabilities: Vec::new(),
         transport_failures: Vec::new(),
+        boot_hint: None,
     };
     let asking = shared.registry.asking();
     match shared.hellos.ask(link).await {

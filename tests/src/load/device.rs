@@ -147,6 +147,7 @@ fn hello(id: DeviceId, index: usize) -> Hello {
         hostname: format!("gateway-{index}"),
         clock_unix_ms: 0,
         transport_failures: Vec::new(),
+        boot_hint: 0,
         busy_lock: None,
     }
 }

@@ -334,6 +334,7 @@ fn hello(credential: &Credential, index: usize) -> Hello {
         hostname: format!("gateway-{index}"),
         clock_unix_ms: 0,
         transport_failures: Vec::new(),
+        boot_hint: 0,
         busy_lock: None,
     }
 }

@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use cloudlink_proto::ids::CommandId;
 use cloudlink_proto::link::message::command_status::State;
-use cloudlink_proto::link::message::{BusyLock, MetricsReport, TransportFailure, command, transport_failure};
+use cloudlink_proto::link::message::{
+    BootHint, BusyLock, Hello, MetricsReport, TransportFailure, command, transport_failure,
+};
 use cloudlink_proto::poll::message::{PollRequest, PollResponse, Running};
 use cloudlink_proto::poll::{self, COMMANDS_MAX, CONTENT_TYPE, POLL_PATH, REQUEST_BYTES_MAX};
 use http_body_util::{BodyExt, Full};
@@ -259,6 +261,25 @@ async fn two_machines_that_take_turns_at_polling_are_suspected(_: PgPoolOptions,
     let was_live = "select string_agg(entry::jsonb -> 'details' ->> 'was_live', ' ' order by entry::jsonb -> 'details' ->> 'was_live') from audit
                      where action = 'link.clone_suspected'";
     assert_eq!(port.ask(was_live).await.as_deref(), Some("false true"));
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn what_a_device_says_of_a_boot_first_is_kept(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let (_, device) = unlinked(&port).await;
+    let hinted = |boot, hint: BootHint| PollRequest { boot_hint: hint.into(), ..says(boot) };
+    poll(&port, &device, hinted("boot-1", BootHint::Watchdog)).await;
+    poll(&port, &device, hinted("boot-1", BootHint::Local)).await;
+    poll(&port, &device, PollRequest { boot_hint: 77, ..says("boot-2") }).await;
+    let hello = Hello {
+        boot_id: "boot-3".to_owned(),
+        boot_hint: BootHint::PowerLoss.into(),
+        capabilities: vec!["metrics.collect".to_owned()],
+        ..Hello::default()
+    };
+    let _link = Peer::dial_with(&port, &device.credentials, hello).await.unwrap();
+    let hints = "select string_agg(boot_id || ' ' || coalesce(hint, '-'), ', ' order by seen_at) from device_boots";
+    assert_eq!(port.ask(hints).await.as_deref(), Some("boot-1 watchdog, boot-2 -, boot-3 power_loss"));
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]

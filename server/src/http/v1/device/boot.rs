@@ -13,8 +13,8 @@ use crate::store::device::device_show;
 
 /// When a device booted
 ///
-/// The last 256 boots. `ordered`: the device had taken a command to reboot or to shut down. Of all others nobody has told the
-/// server why.
+/// The last 256 boots. `ordered`: the device had taken a command to reboot or to shut down. Of all others `cause` is what the device
+/// itself says of it, which is for people and proves nothing.
 #[utoipa::path(get, path = "/devices/{id}/boots", operation_id = "device_boots", tag = "devices",
     params(("id" = uuid::Uuid, Path)), responses((status = 200, body = DeviceBoots)))]
 #[tracing::instrument(name = "http.device.boot", skip_all)]
@@ -78,6 +78,13 @@ mod tests {
         let first = ordered(&scene, "a", 41, "succeeded").await;
         ordered(&scene, "b", 35, "refused").await;
         let unconfirmed = ordered(&scene, "c", 25, "unconfirmed").await;
+        // An order wins over what the device says.
+        scene
+            .sql(
+                "update device_boots set hint = 'watchdog' where boot_id in ('c', 'd') and device_id = $1",
+                scene.device.as_uuid(),
+            )
+            .await;
         let path = format!("/devices/{}/boots", scene.device);
         for somebody in [&scene.admin, &scene.operator, &scene.customer] {
             let shown = scene.get(&path).by(somebody).send().await.expect(StatusCode::OK);
@@ -91,7 +98,7 @@ mod tests {
                 .collect();
             let expected = [
                 ("d", "ordered", json!(unconfirmed)),
-                ("c", "unknown", Value::Null),
+                ("c", "watchdog", Value::Null),
                 ("b", "ordered", json!(first)),
                 ("a", "unknown", Value::Null),
             ];
