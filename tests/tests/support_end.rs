@@ -245,9 +245,13 @@ async fn the_end_is_announced_twice_to_both_sides_and_comes_on_time() -> anyhow:
         })
         .await?;
     }
-    let told = busy.forwarding.of("warning");
-    let told: Vec<_> = told.iter().map(|warning| &warning["seconds_left"]).collect();
-    ensure!(told == [7, 3], "{told:?}");
+    wait_for("the forward to tell of both", LIMIT, async || {
+        let told = busy.forwarding.of("warning");
+        let told: Vec<_> = told.iter().map(|warning| &warning["seconds_left"]).collect();
+        ensure!(told == [7, 3], "{told:?}");
+        Ok(())
+    })
+    .await?;
     busy.ends(&fleet, "grant_ended", ends_at).await?;
     ensure!(watching.ends().await? == 9 && !watching.is_raw()?, "{}", watching.seen());
     ensure!(watching.seen().contains("access has ended"), "{}", watching.seen());
