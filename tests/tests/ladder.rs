@@ -19,6 +19,8 @@ use tokio::task::JoinSet;
 const NAME: &str = "gateway";
 /// Until the ladder has found what works: an OpenVPN client is given up after three attempts.
 const CLIMB_LIMIT: Duration = Duration::from_secs(120);
+/// Between a link that is live and what it brought with it.
+const TOLD_LIMIT: Duration = Duration::from_secs(20);
 /// A transport is remembered when traffic was proven for a minute.
 const PROVEN_LIMIT: Duration = Duration::from_secs(150);
 /// How often a flapping link is cut.
@@ -82,13 +84,17 @@ async fn is_linked(fleet: &Fleet, device: &str, transport: &str, machine: &Machi
     .await
 }
 
-/// What a device that is shown has told of attempts by this transport that came so far.
-fn told<'s>(shown: &'s Value, transport: &str, stage: &str) -> anyhow::Result<&'s Value> {
-    let mut failures = shown["transport_failures"].as_array().into_iter().flatten();
-    let found = failures.find(|failure| failure["transport"] == transport && failure["stage"] == stage);
-    let found = found.with_context(|| format!("{transport} did not fail at {stage}: {shown}"))?;
-    ensure!(found["count"].as_u64() >= Some(1), "{shown}");
-    Ok(found)
+/// Waits for what the device tells, once linked, of attempts by this transport that came so far.
+async fn told(fleet: &Fleet, device: &str, transport: &str, stage: &str) -> anyhow::Result<Value> {
+    wait_for(&format!("{transport} to have failed at {stage}"), TOLD_LIMIT, async || {
+        let shown = fleet.tenant.get(&format!("/devices/{device}")).await?;
+        let mut failures = shown["transport_failures"].as_array().into_iter().flatten();
+        let found = failures.find(|failure| failure["transport"] == transport && failure["stage"] == stage);
+        let found = found.with_context(|| shown.to_string())?;
+        ensure!(found["count"].as_u64() >= Some(1), "{shown}");
+        Ok(found.clone())
+    })
+    .await
 }
 
 async fn has_polled(fleet: &Fleet, device: &str) -> anyhow::Result<()> {
@@ -126,8 +132,8 @@ fn where_only_a_websocket_passes_it_is_found_behind_openvpn() -> anyhow::Result<
         let device = enroll(&fleet, &machine, NAME).await?;
         let _filter = Filter::put(&site, NO_OPENVPN)?;
         machine.power_on()?;
-        let linked = is_linked(&fleet, &device, "websocket", &machine).await?;
-        told(&linked, "openvpn", "tunnel")?;
+        is_linked(&fleet, &device, "websocket", &machine).await?;
+        told(&fleet, &device, "openvpn", "tunnel").await?;
         fleet.grant(&device, &["service:restart"]).await?;
         is_restarted(&fleet, &device, &machine).await?;
         // A client that went on trying would take the link over as soon as it got through.
@@ -146,9 +152,9 @@ fn where_only_openvpn_passes_it_is_used_remembered_and_left_for_something_better
         let device = enroll(&fleet, &machine, NAME).await?;
         let filter = Filter::put(&site, NO_TLS)?;
         machine.power_on()?;
-        let linked = is_linked(&fleet, &device, "openvpn", &machine).await?;
-        let failure = told(&linked, "websocket", "tls")?;
-        ensure!(failure["code"] == "connection_reset", "{linked}");
+        is_linked(&fleet, &device, "openvpn", &machine).await?;
+        let failure = told(&fleet, &device, "websocket", "tls").await?;
+        ensure!(failure["code"] == "connection_reset", "{failure}");
         let report = fleet.cli(fleet.operator.token()).run(&["transport-report", "--by", "site"]).await?.stdout;
         ensure!(report.contains("websocket") && report.contains("connection_reset"), "{report}");
         let said = fleet.cli(fleet.tenant.token()).run(&["device", "show", &device]).await?.stdout;
