@@ -75,6 +75,9 @@ const DRAINING_RETRY_SECONDS: u32 = 1;
 /// Whether this node serves one more device.
 pub(crate) fn check_room(shared: &Shared) -> Result<(), Problem> {
     check_doors(shared)?;
+    if shared.registry.is_fenced() {
+        return Err(Problem::fenced());
+    }
     if shared.registry.has_room() {
         return Ok(());
     }

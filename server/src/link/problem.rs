@@ -27,7 +27,7 @@ pub(crate) struct Problem {
     pub(crate) failure: Failure,
 }
 
-/// How long a device waits when the database is away.
+/// How long a device waits when the database is away, or the node's place.
 const UNAVAILABLE_RETRY_SECONDS: u32 = 5;
 
 impl Problem {
@@ -63,6 +63,13 @@ impl Problem {
 
     pub(crate) fn unavailable() -> Self {
         let detail = "the database cannot be reached, so nobody can be admitted; try again";
+        Self::new("unavailable", StatusCode::SERVICE_UNAVAILABLE, "Unavailable", detail, Failure::Unavailable)
+            .with_retry_after(UNAVAILABLE_RETRY_SECONDS)
+    }
+
+    /// This node may serve nobody, and another one may.
+    pub(crate) fn fenced() -> Self {
+        let detail = "this node has lost its place among the nodes; dial again";
         Self::new("unavailable", StatusCode::SERVICE_UNAVAILABLE, "Unavailable", detail, Failure::Unavailable)
             .with_retry_after(UNAVAILABLE_RETRY_SECONDS)
     }

@@ -342,8 +342,12 @@ impl Registry {
 
     /// Whether one more device may link.
     pub(crate) fn has_room(&self) -> bool {
-        let places = self.places();
-        !self.is_fenced.load(Ordering::Relaxed) && places.len() < self.links_max
+        self.places().len() < self.links_max
+    }
+
+    /// Whether others may have taken over what was here. Then nothing is entered.
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.is_fenced.load(Ordering::Relaxed)
     }
 
     /// Ends everything, and whatever is entered from now on: other nodes may take it over.

@@ -449,7 +449,8 @@ type Doing = std::pin::Pin<Box<dyn Future<Output = Reported>>>;
 
 impl Link {
     async fn run(mut self) {
-        if !self.node.registry.has_room() || !self.hello().await {
+        let registry = &self.node.registry;
+        if registry.is_fenced() || !registry.has_room() || !self.hello().await {
             return;
         }
         let Some(handle) = self.open().await else { return };

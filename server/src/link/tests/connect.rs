@@ -202,6 +202,19 @@ async fn no_session_is_resumed_when_resumption_is_off(_: PgPoolOptions, database
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_node_without_its_place_sends_devices_away_for_a_moment_only(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let device = Fleet::new(&port).await.device(&port).await;
+    port.links.0.registry.fence();
+    let refused = Peer::dial(&port, &device.credentials, "boot-1").await.err().unwrap();
+    assert_eq!(refused.problem(), (503, "unavailable"));
+    let DialError::Http { headers, .. } = refused else { panic!() };
+    assert_eq!(headers["retry-after"], "5");
+    port.links.0.registry.readmit();
+    Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
 async fn one_device_too_many_is_told_to_come_back_later(_: PgPoolOptions, database: PgConnectOptions) {
     let port = Port::start_with(database, |settings| settings.device.links_max = 1).await;
     let fleet = Fleet::new(&port).await;
