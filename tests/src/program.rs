@@ -65,8 +65,25 @@ impl Program {
         Pid::from_raw(i32::try_from(self.child.id()).expect("Linux' process ids are below 2^22"))
     }
 
+    /// After `SIGSTOP` it has stopped: each of its threads goes on until it is interrupted.
     pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        kill(self.pid(), signal).with_context(|| format!("cannot signal {}", self.name))
+        kill(self.pid(), signal).with_context(|| format!("cannot signal {}", self.name))?;
+        while signal == Signal::SIGSTOP && !self.has_stopped()? {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Whether no thread runs (`proc_pid_stat(5)`, the field behind the name).
+    fn has_stopped(&self) -> anyhow::Result<bool> {
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+            let Ok(stat) = std::fs::read_to_string(task?.path().join("stat")) else { continue };
+            let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+            if !matches!(state, Some('T' | 'Z')) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// How it ended, if it has.
