@@ -552,6 +552,9 @@ impl Agent {
         self.polling.linked();
         self.desk.executor().set_contact(true);
         self.settle_slots(slot, now);
+        if self.identity.slot(Slot::Next).is_some() && !self.is_beside() {
+            self.dialling = Dialling::At(now + about(NEXT_RETRY, jitter()), Reason::Own);
+        }
         let outstanding = self.desk.outstanding();
         self.tell_all(outstanding);
         self.report_due = (!admission.metrics_interval.is_zero())
@@ -559,7 +562,7 @@ impl Agent {
         self.schedule_renewal(now);
     }
 
-    /// The server has taken the certificate of this slot.
+    /// The server has taken the certificate of this slot, for a link or a poll.
     fn settle_slots(&mut self, slot: Slot, now: Instant) {
         if self.is_beside() {
             return;
@@ -568,12 +571,7 @@ impl Agent {
         let settled = match slot {
             Slot::Next => self.identity.promote().map(|()| self.rename_slot_of_client()),
             Slot::Current if give_up => self.identity.discard_next(),
-            Slot::Current => {
-                if self.identity.slot(Slot::Next).is_some() {
-                    self.dialling = Dialling::At(now + about(NEXT_RETRY, jitter()), Reason::Own);
-                }
-                Ok(())
-            }
+            Slot::Current => Ok(()),
         };
         if let Err(error) = settled {
             tracing::warn!(error = chain(&error), "the certificates cannot be put in order");

@@ -269,7 +269,7 @@ pub struct Metrics {
     pub enrollments: IntCounter,
     /// `reason`: see [`Failure`].
     pub enrollment_failures: IntCounterVec,
-    /// Device certificates that were renewed over a link.
+    /// Device certificates that were renewed.
     pub certificate_renewals: IntCounter,
     /// When the server's own certificate ends, in Unix time.
     pub server_certificate_expiry: IntGauge,
@@ -445,7 +445,7 @@ impl Metrics {
             certificate_renewals: counter(
                 &registry,
                 "cloudlink_certificate_renewals_total",
-                "Device certificates that were renewed over a link.",
+                "Device certificates that were renewed.",
             ),
             server_certificate_expiry: gauge(
                 &registry,

@@ -15,6 +15,7 @@ pub mod artifact;
 pub mod attack;
 pub mod balancer;
 pub mod bench;
+pub mod certificate;
 pub mod chaos;
 pub mod check;
 pub mod cli;

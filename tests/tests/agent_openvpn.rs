@@ -4,9 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use cloudlink_certs::pem::{certificate_to_pem, certificates_from_pem};
-use cloudlink_certs::{CertificateRequest, DeviceCertificate, PrivateKey, Serial, Validity, create_request};
-use cloudlink_tests::clock;
+use cloudlink_tests::certificate;
 use cloudlink_tests::fleet::{Fleet, LINK_LIMIT};
 use cloudlink_tests::machine::Machine;
 use cloudlink_tests::netns::{self, SERVER_IPV4, Site};
@@ -14,10 +12,6 @@ use cloudlink_tests::poll::wait_for;
 use cloudlink_tests::server::Settings;
 use cloudlink_tests::traffic;
 use serde_json::{Value, json};
-use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{Connection as _, Row as _};
-use time::Duration as Days;
-use uuid::Uuid;
 
 const NAME: &str = "gateway";
 /// From the end of a tunnel until the agent knows that there will be no other.
@@ -54,69 +48,19 @@ async fn is_measured(fleet: &Fleet, device: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The server's own Postgres, as its owner.
-async fn database(fleet: &Fleet) -> anyhow::Result<PgConnection> {
-    let socket = fleet.server.data_dir().join("postgres/run");
-    let options = PgConnectOptions::new_without_pgpass().socket(socket).username("postgres").database("cloudlink");
-    Ok(PgConnection::connect_with(&options).await?)
-}
-
-/// Makes the device's certificate as old as it is when it must be renewed, on the device and at the server.
-async fn age_certificate(fleet: &Fleet, machine: &Machine, device: &str) -> anyhow::Result<Vec<u8>> {
-    let slot = machine.state_dir().join("current.pem");
-    let pem = std::fs::read(&slot)?;
-    let key = PrivateKey::from_pem(&pem)?;
-    let identity = DeviceCertificate::parse(&certificates_from_pem(&pem)?[0])?.identity;
-    let request = CertificateRequest::from_der(&create_request(&key)?)?;
-    let begun = clock::now() - Days::days(81);
-    let serial = Serial::from_random(*Uuid::new_v4().as_bytes());
-    let validity = Validity::new(begun, begun + Days::days(90))?;
-    let certificate = fleet.server.authority()?.issue_device(&request, &identity, serial, validity)?;
-    let old = DeviceCertificate::parse(&certificate)?;
-    let updated = sqlx::query(
-        "update certificates set serial = $1, der = $2, issued_at = issued_at - interval '81 days',
-                not_after = not_after - interval '81 days'
-          where device_id = $3",
-    )
-    .bind(&old.serial)
-    .bind(&certificate[..])
-    .bind(Uuid::parse_str(device)?)
-    .execute(&mut database(fleet).await?)
-    .await?;
-    ensure!(updated.rows_affected() == 1);
-    std::fs::write(slot, format!("{}{}", key.to_pem().as_str(), certificate_to_pem(&certificate)))?;
-    Ok(old.serial)
-}
-
-/// The states of the device's certificates, oldest first.
-async fn certificates(fleet: &Fleet, device: &str) -> anyhow::Result<Vec<(Vec<u8>, String)>> {
-    let rows = sqlx::query("select serial, state from certificates where device_id = $1 order by issued_at")
-        .bind(Uuid::parse_str(device)?)
-        .fetch_all(&mut database(fleet).await?)
-        .await?;
-    Ok(rows.iter().map(|row| (row.get("serial"), row.get("state"))).collect())
-}
-
 #[test]
 fn a_renewed_certificate_comes_through_the_tunnel_and_makes_the_next_one() -> anyhow::Result<()> {
     netns::test("a_renewed_certificate_comes_through_the_tunnel_and_makes_the_next_one", async || {
         let fleet = Fleet::start_with(&Settings::with_tunnels(&[])).await?;
         let site = Arc::new(Site::join()?);
         let (mut machine, device) = enrolled(&fleet, &site, "").await?;
-        let old = age_certificate(&fleet, &machine, &device).await?;
+        let old = certificate::age(&fleet, &machine, &device).await?;
         machine.power_on()?;
-        let next = machine.state_dir().join("next.pem");
-        let renewed = wait_for("the renewed certificate", LINK_LIMIT, async || {
-            let pem = std::fs::read(machine.state_dir().join("current.pem"))?;
-            let serial = DeviceCertificate::parse(&certificates_from_pem(&pem)?[0])?.serial;
-            ensure!(serial != old && !next.exists(), "{}", machine.log_text()?);
-            Ok(serial)
-        })
-        .await?;
+        let renewed = certificate::renewed(&machine, &old).await?;
         has_agent(&fleet, &device, &machine).await?;
         fleet.grant(&device, &["metrics:read"]).await?;
         is_measured(&fleet, &device).await?;
-        let known = certificates(&fleet, &device).await?;
+        let known = certificate::known(&fleet, &device).await?;
         ensure!(known == [(old, "superseded".to_owned()), (renewed, "active".to_owned())], "{known:?}");
 
         // The new one serves for the next tunnels, too.

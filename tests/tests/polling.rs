@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{bail, ensure};
 use cloudlink_tests::api::text;
+use cloudlink_tests::certificate;
 use cloudlink_tests::fleet::{COMMAND_LIMIT, Device, Fleet, LINK_LIMIT};
 use cloudlink_tests::machine::SERVICE;
 use cloudlink_tests::middlebox::{Middlebox, Passes};
@@ -162,6 +163,21 @@ async fn a_device_that_cannot_link_polls_and_links_again_when_it_can() -> anyhow
     ensure!(done["state"] == "succeeded" && begun(&device, &id)? == 1, "{done}\n{}", device.machine.log_text()?);
     let id = fleet.command(&device.id, "service.restart", &json!({ "service": SERVICE })).await?;
     ensure!(fleet.finished(&id).await?["state"] == "succeeded");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_only_polls_renews_its_certificate() -> anyhow::Result<()> {
+    let (fleet, _middlebox, mut device) = fleet(Passes::WholeAnswers).await?;
+    reached_by(&fleet, &device, "polling", COMMAND_LIMIT).await?;
+    device.machine.kill_agent()?;
+    let old = certificate::age(&fleet, &device.machine, &device.id).await?;
+    device.machine.power_on()?;
+    let renewed = certificate::renewed(&device.machine, &old).await?;
+    let known = certificate::known(&fleet, &device.id).await?;
+    ensure!(known == [(old, "superseded".to_owned()), (renewed, "active".to_owned())], "{known:?}");
+    let id = text(&queued_metrics(&fleet, &device).await?, "id")?;
+    ensure!(fleet.finished(&id).await?["state"] == "succeeded" && begun(&device, &id)? == 1);
     Ok(())
 }
 

@@ -4,10 +4,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cloudlink_certs::PrivateKey;
 use cloudlink_proto::ids::CommandId;
-use cloudlink_proto::link::message::{Command, TransportFailure};
+use cloudlink_proto::link::message::{
+    CertificateIssued, CertificateRefused, CertificateRequest, Command, TransportFailure,
+};
 use tokio::time::Instant;
 
+use super::renewal::{ASK_AGAIN_AFTER, LOOK_EVERY};
 use super::{Agent, Dialling};
 use crate::backoff::jitter;
 use crate::chain;
@@ -16,13 +20,18 @@ use crate::identity::Slot;
 use crate::ladder::Failure;
 use crate::metrics;
 use crate::poll::{self, PollError, Polled, Schedule};
+use crate::problem::{RETRY_AFTER_MAX, shown};
 
 /// The polls of an agent.
 pub(super) struct Polling {
     schedule: Schedule,
     asking: Option<Asking>,
-    /// The certificate that is asked with, if there are two: the other one after a refusal.
+    /// The certificate that the last one was asked with.
     slot: Slot,
+    /// Of the certificate that the poll under way asks for.
+    key: Option<PrivateKey>,
+    /// No certificate is asked for before.
+    renew_not_before: Option<Instant>,
     /// What the poll under way tells of attempts that failed.
     telling: Vec<TransportFailure>,
     /// Answers since the last link or failure: when the first came, and the last.
@@ -47,6 +56,8 @@ impl Polling {
             schedule: Schedule::new(after, now),
             asking: None,
             slot: Slot::Current,
+            key: None,
+            renew_not_before: None,
             telling: Vec::new(),
             answered: None,
         }
@@ -65,6 +76,7 @@ impl Polling {
     pub(super) fn linked(&mut self) {
         self.schedule.stop();
         self.asking = None;
+        self.key = None;
         self.answered = None;
     }
 
@@ -110,8 +122,10 @@ impl Agent {
     fn ask(&mut self) {
         self.polling.schedule.begun();
         let slot = self.polling_slot();
+        self.polling.slot = slot;
         let route = self.direct_route(slot);
         let mut request = poll::request(self.hello(), self.polling.schedule.interval());
+        request.certificate_request = self.ask_for_renewal(Instant::now());
         self.polling.telling = request.transport_failures.clone();
         let statuses = self.desk.outstanding();
         let (sampler, executor) = (Arc::clone(&self.sampler), self.desk.executor());
@@ -126,8 +140,17 @@ impl Agent {
     }
 
     fn polling_slot(&self) -> Slot {
-        let other = if self.polling.slot == Slot::Current { Slot::Next } else { Slot::Current };
-        if self.identity.slot(self.polling.slot).is_some() { self.polling.slot } else { other }
+        let has = |slot| self.identity.slot(slot).is_some();
+        self.trial.slot(has(Slot::Current), has(Slot::Next))
+    }
+
+    fn ask_for_renewal(&mut self, now: Instant) -> Option<CertificateRequest> {
+        if self.polling.renew_not_before.is_some_and(|at| at > now) {
+            return None;
+        }
+        let (key, request) = self.ask_by_poll(now)?;
+        self.polling.key = Some(key);
+        Some(request)
     }
 
     pub(super) fn handle_polled(&mut self, polled: Result<Polled, PollError>) {
@@ -145,13 +168,17 @@ impl Agent {
     }
 
     fn poll_failed(&mut self, now: Instant, failure: Failure) {
-        if failure.is_refusal {
-            self.polling.slot = if self.polling_slot() == Slot::Current { Slot::Next } else { Slot::Current };
+        let slot = self.polling.slot;
+        self.trial.failed(slot, failure.is_refusal, self.identity.slot(Slot::Current).is_some());
+        // There is hope for the other one.
+        let is_refused = failure.is_refusal && self.polling_slot() == slot;
+        if self.polling.key.take().is_some() {
+            self.polling.renew_not_before = Some(now + ASK_AGAIN_AFTER);
         }
         let proven_for = self.polling.proven_for();
         self.polling.answered = None;
         if !self.climb.has_polling() {
-            return self.polling.schedule.failed(now, failure.is_refusal, failure.retry_after, jitter());
+            return self.polling.schedule.failed(now, is_refused, failure.retry_after, jitter());
         }
         self.polling.schedule.stop();
         // An attempt that is under way is left alone.
@@ -162,7 +189,7 @@ impl Agent {
 
     fn take_polled(&mut self, now: Instant, polled: Polled) {
         let Polled { response, asked_at, server_certificate_ends, has_told_all } = polled;
-        let own = self.identity.slot(self.polling_slot()).map(|credential| credential.certificate.identity.device);
+        let own = self.identity.slot(self.polling.slot).map(|credential| credential.certificate.identity.device);
         if own.is_some_and(|own| own.to_string() != response.device_id) {
             // Its commands would be another device's.
             tracing::error!("the server takes this device for another one");
@@ -175,6 +202,7 @@ impl Agent {
         let first = self.polling.answered.map_or(now, |(first, _)| first);
         self.polling.answered = Some((first, now));
         self.known_time.learn(response.clock_unix_ms, server_certificate_ends);
+        self.settle_slots(self.polling.slot, now);
         self.desk.executor().set_contact(true);
         let interval = Duration::from_millis(response.next_poll_ms.into());
         let (commands, receipts) = (response.commands.len(), response.receipts.len());
@@ -183,6 +211,7 @@ impl Agent {
         if response.more || !has_told_all && receipts > 0 {
             self.polling.tell();
         }
+        self.take_renewal(now, response.certificate_issued, response.certificate_refused);
         for id in response.receipts.iter().filter_map(|receipt| CommandId::from_wire(&receipt.id)) {
             self.desk.handle_receipt(id, self.server_unix_ms());
         }
@@ -195,6 +224,27 @@ impl Agent {
         for command in response.commands {
             self.take_polled_command(now, asked_at, command);
         }
+    }
+
+    fn take_renewal(&mut self, now: Instant, issued: Option<CertificateIssued>, refused: Option<CertificateRefused>) {
+        let Some(key) = self.polling.key.take() else { return };
+        let again_after = match (issued, refused) {
+            (Some(issued), _) => {
+                if self.keep_issued(&key, &issued) {
+                    tracing::info!("a new certificate is here: trying it out with the next poll");
+                    return self.polling.tell();
+                }
+                ASK_AGAIN_AFTER
+            }
+            (None, Some(refused)) => {
+                tracing::warn!(code = ?shown(&refused.code), reason = ?shown(&refused.message), "no new certificate");
+                let asked = Duration::from_millis(refused.retry_after_ms).min(RETRY_AFTER_MAX);
+                if asked.is_zero() { LOOK_EVERY } else { asked }
+            }
+            // A server that does not renew by polling.
+            (None, None) => LOOK_EVERY,
+        };
+        self.polling.renew_not_before = Some(now + again_after);
     }
 
     fn take_polled_command(&mut self, now: Instant, asked_at: Instant, mut command: Command) {

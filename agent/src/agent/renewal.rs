@@ -16,9 +16,9 @@ use crate::identity::{self, Slot};
 /// How long the server may take to answer.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(60);
 /// When to ask again after no answer, or one that does not hold.
-const ASK_AGAIN_AFTER: Duration = Duration::from_secs(600);
+pub(super) const ASK_AGAIN_AFTER: Duration = Duration::from_secs(600);
 /// The longest sleep: a certificate lives for months, longer than a timer should be trusted.
-const LOOK_EVERY: Duration = Duration::from_secs(24 * 3600);
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(24 * 3600);
 
 /// Where a renewal stands on the present link.
 #[derive(Debug, Default)]
@@ -95,11 +95,27 @@ impl Agent {
     }
 
     fn ask_for_certificate(&mut self) -> Result<PrivateKey, identity::IdentityError> {
-        let key = identity::new_key()?;
-        let csr_der = identity::request(&key)?.into();
-        tracing::info!("asking for a new certificate");
-        self.tell(CertificateRequest { csr_der });
+        let (key, request) = new_request()?;
+        self.tell(request);
         Ok(key)
+    }
+
+    /// What a poll asks for, if it is time.
+    pub(super) fn ask_by_poll(&mut self, now: Instant) -> Option<(PrivateKey, CertificateRequest)> {
+        self.known_time.tick();
+        if self.renewal_in(now) != Some(Duration::ZERO) {
+            return None;
+        }
+        new_request()
+            .inspect_err(|error| tracing::error!(error = chain(error), "cannot ask for a new certificate"))
+            .ok()
+    }
+
+    /// Puts the certificate beside the present one. Gives whether that could be done.
+    pub(super) fn keep_issued(&mut self, key: &PrivateKey, issued: &CertificateIssued) -> bool {
+        let chain_der: Vec<_> = issued.chain_der.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
+        let kept = self.identity.renewed(key, &chain_der, &self.anchor, self.known_time.best());
+        kept.inspect_err(|error| tracing::error!(error = chain(error), "the new certificate cannot be used")).is_ok()
     }
 
     pub(super) fn handle_issued(&mut self, now: Instant, issued: &CertificateIssued) {
@@ -107,9 +123,7 @@ impl Agent {
             tracing::warn!("a certificate came that was not asked for");
             return self.schedule_renewal(now);
         };
-        let chain_der: Vec<_> = issued.chain_der.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
-        if let Err(error) = self.identity.renewed(&key, &chain_der, &self.anchor, self.known_time.best()) {
-            tracing::error!(error = chain(&error), "the new certificate cannot be used");
+        if !self.keep_issued(&key, issued) {
             self.renewal = Renewal::At(now + ASK_AGAIN_AFTER);
             return;
         }
@@ -118,6 +132,13 @@ impl Agent {
             self.dialling = Dialling::At(now + TRY_NEXT_WITHIN.mul_f64(jitter()), Reason::Own);
         }
     }
+}
+
+fn new_request() -> Result<(PrivateKey, CertificateRequest), identity::IdentityError> {
+    let key = identity::new_key()?;
+    let csr_der = identity::request(&key)?.into();
+    tracing::info!("asking for a new certificate");
+    Ok((key, CertificateRequest { csr_der }))
 }
 
 /// The same for each look at one certificate; serials are random.

@@ -166,6 +166,7 @@ impl Check for PollRequest {
         self.transport_failures.iter().try_for_each(Check::check)?;
         self.metrics.iter().try_for_each(Check::check)?;
         self.busy_lock.iter().try_for_each(Check::check)?;
+        self.certificate_request.iter().try_for_each(Check::check)?;
         self.running.iter().try_for_each(Check::check)?;
         self.statuses.iter().try_for_each(Check::check)
     }
@@ -186,6 +187,8 @@ impl Check for PollResponse {
         count("PollResponse.receipts", self.receipts.len(), STATUSES_MAX)?;
         count("PollResponse.commands", self.commands.len(), COMMANDS_MAX)?;
         count("PollResponse.cancels", self.cancels.len(), CANCELS_MAX)?;
+        self.certificate_issued.iter().try_for_each(Check::check)?;
+        self.certificate_refused.iter().try_for_each(Check::check)?;
         self.receipts.iter().try_for_each(Check::check)?;
         self.commands.iter().try_for_each(Check::check)?;
         self.cancels.iter().try_for_each(Check::check)
@@ -197,7 +200,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::link::{DATA_JSON_BYTES_MAX, FieldFault, GRANT_STATEMENT_BYTES_MAX, REASON_BYTES_MAX};
+    use crate::link::{
+        CERTIFICATE_BYTES_MAX, CHAIN_MAX, DATA_JSON_BYTES_MAX, FieldFault, GRANT_STATEMENT_BYTES_MAX, REASON_BYTES_MAX,
+    };
 
     const ID: [u8; 16] = [7; 16];
 
@@ -265,6 +270,10 @@ mod tests {
                 "PollRequest.transport_failures",
             ),
             (PollRequest { transport_failures: vec![failure("no words")], ..polite() }, "TransportFailure.code"),
+            (
+                PollRequest { certificate_request: Some(link::CertificateRequest::default()), ..polite() },
+                "CertificateRequest.csr_der",
+            ),
         ] {
             let fault = |result: Result<PollRequest, PollError>| match result {
                 Err(PollError::Field(error)) => error.field,
@@ -277,6 +286,10 @@ mod tests {
             (PollResponse { next_poll_ms: 999, ..answer() }, "PollResponse.next_poll_ms"),
             (PollResponse { commands: vec![command(); COMMANDS_MAX + 1], ..answer() }, "PollResponse.commands"),
             (PollResponse { receipts: vec![link::CommandReceipt::default()], ..answer() }, "CommandReceipt.id"),
+            (
+                PollResponse { certificate_issued: Some(link::CertificateIssued::default()), ..answer() },
+                "CertificateIssued.chain_der",
+            ),
         ] {
             let read = read_response(&response.encode_to_vec());
             assert!(
@@ -310,6 +323,9 @@ mod tests {
             receipts: vec![link::CommandReceipt { id: ID.to_vec().into() }; STATUSES_MAX],
             commands: vec![largest; COMMANDS_MAX],
             cancels: vec![cancel; CANCELS_MAX],
+            certificate_issued: Some(link::CertificateIssued {
+                chain_der: vec![vec![1; CERTIFICATE_BYTES_MAX].into(); CHAIN_MAX],
+            }),
             ..answer()
         };
         write_response(&response).unwrap();

@@ -12,8 +12,7 @@ use bytes::Bytes;
 use cloudlink_proto::ids::{CommandId, TenantId};
 use cloudlink_proto::link::message::goodbye::Code;
 use cloudlink_proto::link::message::{
-    CertificateIssued, CertificateRefused, Command, CommandCancel, CommandReceipt, CommandStatus, Reconnect,
-    StreamRefused, StreamRequest,
+    Command, CommandCancel, CommandReceipt, CommandStatus, Reconnect, StreamRefused, StreamRequest,
 };
 use cloudlink_proto::link::{
     CLOSE_WITHIN, FromDevice, Party, REASON_BYTES_MAX, STRING_BYTES_MAX, SendError, Server, Session, ToDevice,
@@ -367,13 +366,8 @@ impl Link {
             Done::Reported { command_id, target, applied: Ok(applied) } => self.applied(command_id, target, applied),
             // It was logged. Without a receipt the device says it again over its next link.
             Done::Reported { applied: Err(_), .. } | Done::BusyTold => {}
-            Done::Renewed(Renewed::Issued(certificate)) => {
-                self.send(CertificateIssued { chain_der: vec![certificate.to_vec().into()] });
-            }
-            Done::Renewed(Renewed::Refused { code, message, retry_after }) => {
-                let retry_after_ms = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
-                self.send(CertificateRefused { code: code.to_owned(), message, retry_after_ms });
-            }
+            Done::Renewed(Ok(issued)) => self.send(issued),
+            Done::Renewed(Err(refused)) => self.send(refused),
         }
     }
 

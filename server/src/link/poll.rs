@@ -27,6 +27,7 @@ use super::command::{self, to_wire};
 use super::dispatch::{Waking, give_up, note_sending};
 use super::opening::{storable, suspect_clone};
 use super::problem::{Answer, Problem};
+use super::renew::renew;
 use super::{Shared, account};
 use crate::bus::Hint;
 use crate::clock;
@@ -127,6 +128,7 @@ async fn exchange(
     let statuses = std::mem::take(&mut request.statuses);
     let busy = request.busy_lock.take().as_ref().and_then(busy_lock::told);
     let metrics = request.metrics.take();
+    let certificate_request = request.certificate_request.take();
     let boot_id = storable(std::mem::take(&mut request.boot_id));
     let poll = new_poll(shared, peer, request, boot_id.clone(), remote);
     let hostname = poll.hostname.clone();
@@ -153,6 +155,13 @@ async fn exchange(
     } else {
         (Vec::new(), Vec::new())
     };
+    let (certificate_issued, certificate_refused) = match certificate_request {
+        Some(request) => match renew(shared, peer.tenant_id, peer.device_id, &request.csr_der).await {
+            Ok(issued) => (Some(issued), None),
+            Err(refused) => (None, Some(refused)),
+        },
+        None => (None, None),
+    };
     tracing::debug!(device = %peer.device_id, commands = commands.len(), receipts = receipts.len(), "a device has polled");
     Ok(PollResponse {
         version: wire::VERSION,
@@ -164,6 +173,8 @@ async fn exchange(
         more: commands.len() >= COMMANDS_MAX || cancels.len() >= CANCELS_MAX,
         commands,
         cancels,
+        certificate_issued,
+        certificate_refused,
     })
 }
 

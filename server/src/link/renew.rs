@@ -1,12 +1,12 @@
-//! Renewal of a device certificate over its link. The new one is `issued` until a link with it is welcomed; until then the
-//! old one stays good.
+//! Renewal of a device certificate, over its link or by a poll. The new one is `issued` until a link with it is welcomed, or a poll
+//! answered; until then the old one stays good.
 
 use std::time::Duration;
 
 use aws_lc_rs::digest;
 use cloudlink_certs::CertificateRequest;
 use cloudlink_proto::ids::{DeviceId, TenantId};
-use rustls_pki_types::CertificateDer;
+use cloudlink_proto::link::message::{CertificateIssued, CertificateRefused};
 
 use super::Shared;
 use super::enroll::{identity, new_certificate};
@@ -21,22 +21,17 @@ const UNAVAILABLE_RETRY: Duration = Duration::from_secs(30);
 const FAULT_RETRY: Duration = Duration::from_secs(600);
 
 /// What a device is told.
-#[derive(Debug)]
-pub(super) enum Renewed {
-    Issued(CertificateDer<'static>),
-    Refused { code: &'static str, message: String, retry_after: Duration },
-}
+pub(super) type Renewed = Result<CertificateIssued, CertificateRefused>;
 
-impl Renewed {
-    fn refused(code: &'static str, message: impl Into<String>, retry_after: Duration) -> Self {
-        Self::Refused { code, message: message.into(), retry_after }
-    }
+fn refused(code: &str, message: impl Into<String>, retry_after: Duration) -> Renewed {
+    let retry_after_ms = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
+    Err(CertificateRefused { code: code.to_owned(), message: message.into(), retry_after_ms })
 }
 
 pub(super) async fn renew(shared: &Shared, tenant: TenantId, device: DeviceId, csr_der: &[u8]) -> Renewed {
     let request = match CertificateRequest::from_der(csr_der) {
         Ok(request) => request,
-        Err(error) => return Renewed::refused("csr_invalid", error.to_string(), Duration::ZERO),
+        Err(error) => return refused("csr_invalid", error.to_string(), Duration::ZERO),
     };
     let key_hash = digest::digest(&digest::SHA256, &request.public_key_der());
     let signed = new_certificate(shared).ok().and_then(|(serial, validity)| {
@@ -48,7 +43,7 @@ pub(super) async fn renew(shared: &Shared, tenant: TenantId, device: DeviceId, c
             .map(|certificate| (serial, validity, certificate))
     });
     let Some((serial, validity, certificate)) = signed else {
-        return Renewed::refused("internal", "the server cannot sign; its log says why", FAULT_RETRY);
+        return refused("internal", "the server cannot sign; its log says why", FAULT_RETRY);
     };
     let recorded = async {
         let record = NewCertificate {
@@ -64,18 +59,18 @@ pub(super) async fn renew(shared: &Shared, tenant: TenantId, device: DeviceId, c
     match shared.store.within(recorded).await {
         Ok(Renewal::Recorded) => {
             shared.metrics.certificate_renewals.inc();
-            Renewed::Issued(certificate)
+            Ok(CertificateIssued { chain_der: vec![certificate.to_vec().into()] })
         }
-        Ok(Renewal::TooMany) => Renewed::refused("too_many_requests", "renewed too often", TOO_MANY_RETRY),
-        Ok(Renewal::Revoked) => Renewed::refused("device_revoked", "the device was revoked", Duration::ZERO),
+        Ok(Renewal::TooMany) => refused("too_many_requests", "renewed too often", TOO_MANY_RETRY),
+        Ok(Renewal::Revoked) => refused("device_revoked", "the device was revoked", Duration::ZERO),
         Err(error) => refused_by_store(&error),
     }
 }
 
 fn refused_by_store(error: &StoreError) -> Renewed {
     if error.is_retryable() {
-        return Renewed::refused("unavailable", "the database cannot be reached", UNAVAILABLE_RETRY);
+        return refused("unavailable", "the database cannot be reached", UNAVAILABLE_RETRY);
     }
     tracing::error!(error = error as &dyn std::error::Error, "cannot record a renewed certificate");
-    Renewed::refused("internal", "the server failed; its log says why", FAULT_RETRY)
+    refused("internal", "the server failed; its log says why", FAULT_RETRY)
 }

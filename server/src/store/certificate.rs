@@ -1,6 +1,6 @@
 //! Device certificates: what they are worth at this moment.
 //!
-//! A device holds up to two. The second, renewed one is `issued` until a link with it is welcomed; that makes it `active`
+//! A device holds up to two. The second, renewed one is `issued` until a link with it is welcomed, or a poll answered; that makes it `active`
 //! and every older one of the device `superseded`. A superseded certificate is refused: a copy of an old key stops being of
 //! use the moment its owner has moved on. A device that is told `certificate_superseded` dials with its other slot.
 

@@ -86,7 +86,7 @@ pub fn told_within(interval: Duration) -> Duration {
 }
 
 /// Makes each of the polls its device's newest, and remembers the boots. At most one a device. A device is missing from the answer
-/// when it, or its certificate, may not be here any more.
+/// when it, or its certificate, may not be here any more. The first use of a certificate supersedes the older ones, as by a link.
 pub async fn poll_store(connection: &mut PgConnection, polls: &[NewPoll]) -> Result<Vec<StoredPoll>, StoreError> {
     let rows: Vec<Row<'_>> = polls
         .iter()
@@ -115,7 +115,7 @@ pub async fn poll_store(connection: &mut PgConnection, polls: &[NewPoll]) -> Res
                    period_seconds float8)
            ),
            admitted as materialized (
-               select s.*, c.serial, d.tenant_id, clock_timestamp() as at
+               select s.*, c.serial, c.state as certificate_state, d.tenant_id, clock_timestamp() as at
                  from said s
                  join devices d on d.id = s.device_id and d.state = 'active'
                  join certificates c on c.serial = decode(s.certificate_serial, 'hex') and c.device_id = d.id
@@ -148,6 +148,17 @@ pub async fn poll_store(connection: &mut PgConnection, polls: &[NewPoll]) -> Res
                 where b.device_id = a.device_id
                   and b.seen_at < (select seen_at from device_boots o where o.device_id = a.device_id
                                     order by seen_at desc offset $2 limit 1)
+           ),
+           activated as (
+               update certificates c set state = 'active', used_at = clock_timestamp()
+                 from admitted a where a.certificate_state = 'issued' and c.serial = a.serial and c.state = 'issued'
+               returning c.serial, c.device_id, c.issued_at
+           ),
+           superseded as (
+               update certificates c set state = 'superseded'
+                 from activated a
+                where c.device_id = a.device_id and c.serial <> a.serial and c.issued_at <= a.issued_at
+                  and c.state in ('issued', 'active')
            )
            -- What was there before: nothing of this statement is seen here.
            select s.device_id, coalesce(l.epoch, 0) as "epoch!",

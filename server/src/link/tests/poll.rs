@@ -1,15 +1,17 @@
 //! Polls of devices that cannot link.
 
 use bytes::Bytes;
+use cloudlink_certs::create_request;
 use cloudlink_proto::ids::CommandId;
 use cloudlink_proto::link::message::command_status::State;
 use cloudlink_proto::link::message::{
-    BootHint, BusyLock, Hello, MetricsReport, TransportFailure, command, transport_failure,
+    BootHint, BusyLock, CertificateRequest, Hello, MetricsReport, TransportFailure, command, transport_failure,
 };
 use cloudlink_proto::poll::message::{PollRequest, PollResponse, Running};
 use cloudlink_proto::poll::{self, COMMANDS_MAX, CONTENT_TYPE, POLL_PATH, REQUEST_BYTES_MAX};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
+use rustls_pki_types::CertificateDer;
 use serde_json::json;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::io::AsyncWriteExt;
@@ -17,7 +19,7 @@ use tokio::time::timeout;
 
 use super::database::Relay;
 use super::fleet::{Fleet, Gateway};
-use super::peer::{Credentials, Peer, dial_tls, request, status};
+use super::peer::{Credentials, Peer, dial_tls, new_key, request, status};
 use super::{PATIENCE, Port, SERVER_NAME};
 use crate::config::Seconds;
 
@@ -391,6 +393,41 @@ async fn who_may_not_link_may_not_poll(_: PgPoolOptions, database: PgConnectOpti
     assert_eq!(refused(&device.credentials).await, (403, "device_revoked".to_owned()));
     assert_eq!(refused(&other.credentials).await, (403, "certificate_revoked".to_owned()));
     assert_eq!(port.ask("select count(*)::text from polls").await.as_deref(), Some("0"));
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_certificate_is_renewed_by_polls_alone(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let (_, mut device) = unlinked(&port).await;
+    let states =
+        format!("select string_agg(state, ' ' order by issued_at) from certificates where device_id = '{}'", device.id);
+    let key = new_key();
+    let asking = |csr_der: Vec<u8>| PollRequest {
+        certificate_request: Some(CertificateRequest { csr_der: csr_der.into() }),
+        ..says("boot-1")
+    };
+    let csr_der = create_request(&key).unwrap();
+    let issued = poll(&port, &device, asking(csr_der.clone())).await.certificate_issued.unwrap();
+    // Whatever becomes of the answer, the old one is good.
+    assert_eq!(port.ask(&states).await.as_deref(), Some("active issued"));
+    let old = device.credentials.clone();
+    assert_eq!(post(&port, &old, poll::write_request(&says("boot-1")).unwrap()).await.0, 200);
+
+    let certificate = CertificateDer::from(issued.chain_der[0].to_vec());
+    device.credentials = Credentials::new(&port, &certificate, &key);
+    poll(&port, &device, says("boot-1")).await;
+    assert_eq!(port.ask(&states).await.as_deref(), Some("superseded active"));
+    let refused = problem(&post(&port, &old, poll::write_request(&says("boot-1")).unwrap()).await);
+    assert_eq!(refused, (403, "certificate_superseded".to_owned()));
+
+    let refused = poll(&port, &device, asking(vec![0x30, 0x00])).await.certificate_refused.unwrap();
+    assert_eq!((refused.code.as_str(), refused.retry_after_ms), ("csr_invalid", 0));
+    for _ in 0..4 {
+        assert!(poll(&port, &device, asking(csr_der.clone())).await.certificate_issued.is_some());
+    }
+    let answer = poll(&port, &device, asking(csr_der)).await;
+    assert_eq!(answer.certificate_refused.unwrap().code, "too_many_requests");
+    assert_eq!(answer.certificate_issued, None);
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]

@@ -1,4 +1,4 @@
-//! Renewal of a certificate over the link.
+//! Renewal of a certificate over the link and by polls.
 
 use cloudlink_certs::create_request;
 use cloudlink_proto::link::FromServer;
