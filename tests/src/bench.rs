@@ -9,6 +9,7 @@ pub mod openvpn;
 pub mod peer;
 pub mod poll;
 pub mod report;
+pub mod rollout;
 pub mod scale;
 pub mod seed;
 pub mod storm;

@@ -72,6 +72,12 @@ pub fn selector() -> serde_json::Value {
     json!({ LABEL.0: LABEL.1 })
 }
 
+/// The same, written as people write it.
+#[must_use]
+pub fn selector_text() -> String {
+    format!("{}={}", LABEL.0, LABEL.1)
+}
+
 /// The tenant lets the operator read the metrics of all of them.
 pub async fn grant(people: &People) -> Result<String> {
     let grant = json!({

@@ -12,7 +12,7 @@ use cloudlink_tests::bench::openvpn::{self, Part};
 use cloudlink_tests::bench::peer::Peer;
 use cloudlink_tests::bench::report::{Line, Report};
 use cloudlink_tests::bench::usage::Process;
-use cloudlink_tests::bench::{command, connect, poll, scale, seed, storm, support, telemetry};
+use cloudlink_tests::bench::{command, connect, poll, rollout, scale, seed, storm, support, telemetry};
 use cloudlink_tests::clock;
 use cloudlink_tests::fleet::Fleet as People;
 use cloudlink_tests::load::{Fleet, Protocol, Swarm};
@@ -38,6 +38,9 @@ struct Arguments {
     /// Devices to connect.
     #[arg(long, default_value_t = 10_000)]
     links: usize,
+    /// Devices of a rollout.
+    #[arg(long, default_value_t = 15_000)]
+    rollout: usize,
     /// Devices that poll.
     #[arg(long, default_value_t = 2_000)]
     polls: usize,
@@ -78,6 +81,8 @@ enum Only {
     SupportForward,
     /// Devices that poll.
     Poll,
+    /// One command to a whole fleet.
+    Rollout,
     /// A node that is killed with all its links.
     Storm,
     /// What a fleet takes all the time, and what each thing that happens leaves.
@@ -124,6 +129,10 @@ fn main() -> Result<ExitCode> {
     if arguments.wants(Only::Poll) {
         let poll = poll::measure(arguments.polls, &mut report);
         tokio::runtime::Runtime::new()?.block_on(Box::pin(poll))?;
+    }
+    if arguments.wants(Only::Rollout) {
+        let rollout = rollout::measure(arguments.rollout, &mut report);
+        tokio::runtime::Runtime::new()?.block_on(Box::pin(rollout))?;
     }
     if arguments.wants(Only::Scale) {
         let scale = scale::measure(arguments.links, arguments.parallel_commands, &mut report);
