@@ -34,6 +34,8 @@ pub const MOVED_MAX: usize = 5;
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// How soon to look again while nothing is expected.
 const LOOK_IDLY: Duration = Duration::from_secs(60);
+/// How soon to look again after a failure, in seconds.
+const PUT_OFF_SECONDS: f64 = 10.0;
 
 struct Row {
     id: Uuid,
@@ -602,4 +604,16 @@ pub async fn rollout_list_due(connection: &mut PgConnection) -> Result<Vec<Rollo
         DUE_MAX
     );
     Ok(ids.fetch_all(connection).await?.into_iter().map(RolloutId::from_uuid).collect())
+}
+
+/// Has a rollout wait that could not be taken on, unless somebody has done so meanwhile.
+pub async fn rollout_put_off(connection: &mut PgConnection, id: RolloutId) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update rollouts set look_at = clock_timestamp() + make_interval(secs => $2) where id = $1 and look_at <= clock_timestamp()",
+        id.as_uuid(),
+        PUT_OFF_SECONDS
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
 }

@@ -14,7 +14,7 @@ use crate::model::command;
 use crate::model::rollout::{Event, State};
 use crate::store::audit::audit_append;
 use crate::store::command::CalledBack;
-use crate::store::rollout::{Begun, rollout_hold, rollout_list_due};
+use crate::store::rollout::{Begun, rollout_hold, rollout_list_due, rollout_put_off};
 use crate::store::{Store, StoreError, Visibility, single};
 
 /// How soon a result of one batch has the next one begun, at most.
@@ -34,24 +34,40 @@ pub(super) async fn run(links: Links, shutdown: Shutdown) {
             () = shutdown.soft.cancelled() => return,
             _ = tick.tick() => {}
         }
-        if let Err(error) = look(&shared, &shutdown).await {
-            shared.metrics.task_failures.with_label_values(&[NAME]).inc();
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot go on with rollouts");
+        match look(&shared.store, &shutdown, |stepped| tell(&shared, stepped)).await {
+            Ok(failures) => shared.metrics.task_failures.with_label_values(&[NAME]).inc_by(failures),
+            Err(error) => {
+                shared.metrics.task_failures.with_label_values(&[NAME]).inc();
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot look for rollouts");
+            }
         }
     }
 }
 
-/// Takes each that is due as far as it goes at this moment.
-async fn look(shared: &Shared, shutdown: &Shutdown) -> Result<(), StoreError> {
-    let store = &shared.store;
+/// Takes each that is due as far as it goes at this moment. One that fails is put off, so that it keeps no other from its turn. Gives
+/// how many failed.
+pub(crate) async fn look(store: &Store, shutdown: &Shutdown, tell: impl Fn(&Stepped)) -> Result<u64, StoreError> {
+    let mut failures = 0;
     for id in store.within(async { single!(store, |connection| rollout_list_due(connection)) }).await? {
-        while !shutdown.soft.is_cancelled()
-            && let Some(stepped) = store.within_time(STEP_WITHIN, step(store, id)).await?
-        {
-            tell(shared, &stepped);
-            if stepped.begun.commands.is_empty() {
-                break;
+        if let Err(error) = go_on(store, shutdown, id, &tell).await {
+            failures += 1;
+            tracing::warn!(rollout.id = %id, error = &error as &dyn std::error::Error, "cannot go on with a rollout");
+            let put_off = store.within(async { single!(store, |connection| rollout_put_off(connection, id)) });
+            if let Err(error) = put_off.await {
+                tracing::warn!(rollout.id = %id, error = &error as &dyn std::error::Error, "cannot put a rollout off");
             }
+        }
+    }
+    Ok(failures)
+}
+
+async fn go_on(store: &Store, shutdown: &Shutdown, id: RolloutId, tell: impl Fn(&Stepped)) -> Result<(), StoreError> {
+    while !shutdown.soft.is_cancelled()
+        && let Some(stepped) = store.within_time(STEP_WITHIN, step(store, id)).await?
+    {
+        tell(&stepped);
+        if stepped.begun.commands.is_empty() {
+            break;
         }
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! Rollouts through the API, with the task's steps taken one by one, and by chance: whatever comes in whatever order, also a node that
 //! dies in the middle of a step, the totals add up and nobody is begun twice.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 
 use cloudlink_proto::ids::{DeviceId, RolloutId};
@@ -14,10 +15,11 @@ use uuid::Uuid;
 
 use crate::http::problem::Kind;
 use crate::http::testing::Scene;
+use crate::lifecycle::Shutdown;
 use crate::model::new_id;
 use crate::store::Visibility;
 use crate::store::rollout::rollout_hold;
-use crate::tasks::rollout::step;
+use crate::tasks::rollout::{look, step};
 
 /// Adds linked devices to the customer's, at `site=north`, and gives a grant for that site.
 async fn site(scene: &Scene, devices: usize) -> Uuid {
@@ -250,6 +252,24 @@ async fn what_fails_halts_it_and_holds_back_what_is_queued(pool: PgPoolOptions, 
     assert_eq!(go_on(&scene, id).await, 0);
     assert_eq!(show(&scene, id).await["state"], "cancelled");
     scene.post(&format!("/rollouts/{id}/resume")).by(&scene.operator).send().await.expect_problem(Kind::Conflict);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn one_that_cannot_go_on_keeps_no_other_from_its_turn(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let grant = site(&scene, 1).await;
+    let unknown = apply(&scene, &plan(&scene, grant, json!({})).await).await;
+    let known = apply(&scene, &plan(&scene, grant, json!({})).await).await;
+    // A newer version has made it, and its turn comes first.
+    let make = "update rollouts set kind = 'of.tomorrow', look_at = now() - interval '1 day' where id = $1";
+    scene.sql(make, unknown.as_uuid()).await;
+    let begun = Cell::new(0);
+    let look =
+        async || look(&scene.store, &Shutdown::new(), |step| begun.set(begun.get() + step.begun.commands.len())).await;
+    assert_eq!((look().await.unwrap(), begun.get()), (1, 1));
+    assert_eq!(counts(&show(&scene, known).await), [0, 1, 0, 0, 0]);
+    assert_eq!(counts(&show(&scene, unknown).await), [1, 0, 0, 0, 0]);
+    assert_eq!(look().await.unwrap(), 0, "it is put off");
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
