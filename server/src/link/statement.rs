@@ -3,12 +3,26 @@
 use cloudlink_proto::ids::{CommandId, DeviceId};
 
 use crate::batch::Statement;
+use crate::model::transport_failure::NewTransportFailure;
 use crate::store::certificate::{Certificate, certificate_list};
 use crate::store::link::{ClosedLink, NewLink, OpenedLink, link_close, link_open};
 use crate::store::poll::{NewPoll, StoredPoll, poll_store};
 use crate::store::transition::{Applied, Durability, Transition, transition_apply};
 use crate::store::transport_failure::transport_failures_add;
 use crate::store::{Connection, StoreError};
+
+/// What is told beside a hello or a poll. That is stored by now, and worth more: who got no answer would be taken for linked.
+async fn add_failures<'a>(
+    connection: &mut Connection,
+    told: impl Iterator<Item = (DeviceId, &'a [NewTransportFailure])>,
+) {
+    if let Err(error) = transport_failures_add(connection, told).await {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "cannot store which ways to the server failed, as devices tell it"
+        );
+    }
+}
 
 /// What is a certificate worth? Asked by serial, when a link is to be opened.
 #[derive(Debug)]
@@ -58,7 +72,7 @@ impl Statement for Hellos {
         let mut opened = link_open(connection, links).await?;
         let is_opened = |link: &&NewLink| opened.iter().any(|opened| opened.device_id == link.device_id);
         let told = links.iter().filter(is_opened).map(|link| (link.device_id, link.transport_failures.as_slice()));
-        transport_failures_add(connection, told).await?;
+        add_failures(connection, told).await;
         Ok(links
             .iter()
             .map(|link| {
@@ -128,8 +142,7 @@ impl Statement for Polls {
         let stored = poll_store(connection, polls).await?;
         let of = |poll: &NewPoll| stored.iter().find(|stored| stored.device_id == poll.device_id).cloned();
         let told = polls.iter().filter(|poll| of(poll).is_some());
-        transport_failures_add(connection, told.map(|poll| (poll.device_id, poll.transport_failures.as_slice())))
-            .await?;
+        add_failures(connection, told.map(|poll| (poll.device_id, poll.transport_failures.as_slice()))).await;
         Ok(polls.iter().map(of).collect())
     }
 }

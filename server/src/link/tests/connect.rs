@@ -360,6 +360,26 @@ async fn the_lock_that_a_device_holds_is_known_as_it_told_last(_: PgPoolOptions,
     assert_eq!(port.ask(&held).await.as_deref(), Some("none"));
 }
 
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_device_is_welcome_also_when_what_failed_before_cannot_be_stored(
+    _: PgPoolOptions,
+    database: PgConnectOptions,
+) {
+    let port = Port::start(database).await;
+    let device = Fleet::new(&port).await.device(&port).await;
+    port.ask("alter table transport_failures add check (false) not valid").await;
+    let failure = TransportFailure {
+        transport: transport_failure::Transport::Websocket.into(),
+        stage: transport_failure::Stage::Tls.into(),
+        code: "timed_out".to_owned(),
+        count: 1,
+        last_unix_ms: 0,
+    };
+    let hello = Hello { boot_id: "boot-1".to_owned(), transport_failures: vec![failure], ..Hello::default() };
+    let link = Peer::dial_with(&port, &device.credentials, hello).await.unwrap();
+    assert_eq!(link.admission.epoch, 1, "linked once");
+}
+
 /// As a device that knows no limits sends it.
 fn raw(lock: BusyLock) -> Message {
     let kind = Some(device_message::Kind::BusyLock(lock));
