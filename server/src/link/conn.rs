@@ -59,6 +59,9 @@ const FINISH_WITHIN: Duration = Duration::from_secs(5);
 const STORE_RETRY: Duration = Duration::from_millis(500);
 /// When a device comes back that was sent away with its reports.
 const OVERLOAD_RETRY: Duration = Duration::from_secs(15);
+/// So many changes of its busy lock are written down at once, others so far apart: each is an entry in the audit log.
+const BUSY_AT_WILL: u32 = 8;
+const BUSY_EVERY: Duration = Duration::from_secs(30);
 
 /// A live link. Everything large is in a box: there are tens of thousands of these, and most are idle.
 #[derive(Debug)]
@@ -71,6 +74,8 @@ pub(crate) struct Link {
     boot_id: Box<str>,
     /// When the certificate ends.
     expires_at: Instant,
+    /// When as many busy locks as were written down would have been, had they been [`BUSY_EVERY`] apart.
+    busy_spread_until: Instant,
     work: VecDeque<Box<Work>>,
 }
 
@@ -92,15 +97,19 @@ enum Work {
         not_before: Instant,
     },
     Renew(Bytes),
-    /// The lock that the device holds, and when it said so.
-    Busy(Option<NewBusyLock>, Instant),
+    /// The lock that the device holds.
+    Busy {
+        lock: Option<NewBusyLock>,
+        heard_at: Instant,
+        not_before: Instant,
+    },
 }
 
 impl Work {
     fn not_before(&self) -> Option<Instant> {
         match self {
-            Self::Report { not_before, .. } => Some(*not_before),
-            Self::ProveBoot | Self::Renew(_) | Self::Busy(..) => None,
+            Self::Report { not_before, .. } | Self::Busy { not_before, .. } => Some(*not_before),
+            Self::ProveBoot | Self::Renew(_) => None,
         }
     }
 }
@@ -128,7 +137,8 @@ impl Link {
         boot_id: Box<str>,
     ) -> Self {
         let (tenant_id, expires_at) = (peer.tenant_id, peer.expires_at);
-        Self { shared, socket, session, handle, tenant_id, boot_id, expires_at, work: VecDeque::new() }
+        let (busy_spread_until, work) = (Instant::now(), VecDeque::new());
+        Self { shared, socket, session, handle, tenant_id, boot_id, expires_at, busy_spread_until, work }
     }
 
     /// Commands of the device are open: its boot id may prove some, and others may be due.
@@ -305,7 +315,7 @@ impl Link {
         // Only the newest state of a command is worth a statement.
         let waiting = self.work.iter_mut().find_map(|work| match work.as_mut() {
             Work::Report { transition, not_before } if transition.command_id == id => Some((transition, not_before)),
-            Work::Report { .. } | Work::ProveBoot | Work::Renew(_) | Work::Busy(..) => None,
+            Work::Report { .. } | Work::ProveBoot | Work::Renew(_) | Work::Busy { .. } => None,
         });
         match waiting {
             Some((waiting, due)) if !waiting.target.is_final() => {
@@ -319,8 +329,10 @@ impl Link {
 
     /// Only what it said last is worth a statement.
     fn busy(&mut self, lock: Option<NewBusyLock>) {
-        self.work.retain(|work| !matches!(**work, Work::Busy(..)));
-        self.push(Work::Busy(lock, Instant::now()));
+        self.work.retain(|work| !matches!(**work, Work::Busy { .. }));
+        let heard_at = Instant::now();
+        let not_before = self.busy_spread_until.checked_sub(BUSY_EVERY * (BUSY_AT_WILL - 1)).unwrap_or(heard_at);
+        self.push(Work::Busy { lock, heard_at, not_before });
     }
 
     fn push(&mut self, work: Work) {
@@ -332,7 +344,7 @@ impl Link {
         }
     }
 
-    fn begin(&self, work: Work) -> Doing {
+    fn begin(&mut self, work: Work) -> Doing {
         let (shared, handle) = (Arc::clone(&self.shared), Arc::clone(&self.handle));
         match work {
             Work::ProveBoot => {
@@ -347,10 +359,13 @@ impl Link {
                 let applied = apply(&shared, &transition).await;
                 Done::Reported { command_id, target, applied }
             }),
-            Work::Busy(lock, heard_at) => Box::pin(async move {
-                tell_busy(&shared, handle.key, lock, heard_at).await;
-                Done::BusyTold
-            }),
+            Work::Busy { lock, heard_at, .. } => {
+                self.busy_spread_until = self.busy_spread_until.max(Instant::now()) + BUSY_EVERY;
+                Box::pin(async move {
+                    tell_busy(&shared, handle.key, lock, heard_at).await;
+                    Done::BusyTold
+                })
+            }
             Work::Renew(csr_der) => {
                 let tenant_id = self.tenant_id;
                 Box::pin(async move {
@@ -424,7 +439,8 @@ impl Link {
         while let Some(work) = self.work.pop_front() {
             // A certificate could not be handed over any more.
             if !matches!(*work, Work::Renew(_)) {
-                self.done(self.begin(*work).await);
+                let done = self.begin(*work).await;
+                self.done(done);
             }
         }
     }

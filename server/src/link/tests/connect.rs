@@ -361,6 +361,30 @@ async fn the_lock_that_a_device_holds_is_known_as_it_told_last(_: PgPoolOptions,
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_device_that_cannot_make_up_its_mind_does_not_fill_the_audit_log(
+    _: PgPoolOptions,
+    database: PgConnectOptions,
+) {
+    let port = Port::start(database).await;
+    let device = Fleet::new(&port).await.device(&port).await;
+    let mut link = Peer::dial(&port, &device.credentials, "boot-1").await.unwrap();
+    let lock = |left_ms| BusyLock { reason: "results".to_owned(), left_ms };
+    for _ in 0..100 {
+        link.send(lock(3_600_000)).await;
+        link.send(lock(0)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    link.send(lock(3_600_000)).await;
+    link.socket.close(None).await.unwrap();
+    port.until(&format!("select close_reason from links where device_id = '{}'", device.id), "device_closed").await;
+    let changes = "select count(*)::text from audit where entry::jsonb ->> 'action' like 'device.busy%'";
+    let changes: u32 = port.ask(changes).await.unwrap().parse().unwrap();
+    assert!((1..=9).contains(&changes), "{changes} entries");
+    let held = "select reason from busy_locks where busy_lock_in_force(device_id, now()) is not null";
+    assert_eq!(port.ask(held).await.as_deref(), Some("results"), "what it said last counts");
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
 async fn a_device_is_welcome_also_when_what_failed_before_cannot_be_stored(
     _: PgPoolOptions,
     database: PgConnectOptions,
