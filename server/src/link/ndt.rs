@@ -271,7 +271,7 @@ impl Running<'_> {
         let Self { sink, source, meter, limits, .. } = self;
         tokio::select! {
             biased;
-            outcome = hear(source) => outcome,
+            outcome = hear(source, Pace::new(meter.begun, *limits)) => outcome,
             outcome = send(sink, meter, *limits) => outcome,
         }
     }
@@ -281,7 +281,7 @@ impl Running<'_> {
         let Self { sink, source, meter, limits, .. } = self;
         let mut tick = interval(MEASURE_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut read_from = Instant::now();
+        let mut pace = Pace::new(meter.begun, *limits);
         loop {
             tokio::select! {
                 biased;
@@ -291,16 +291,16 @@ impl Running<'_> {
                     }
                 }
                 // What is not read waits with the peer, whose own kernel holds it back.
-                () = sleep_until(read_from), if read_from > Instant::now() => {}
-                message = source.next(), if read_from <= Instant::now() => match judge(message) {
+                () = sleep_until(pace.read_from), if pace.read_from > Instant::now() => {}
+                message = source.next(), if pace.read_from <= Instant::now() => match judge(message) {
                     Heard::Bytes(bytes) => {
                         meter.bytes += bytes;
-                        if meter.bytes >= limits.bytes {
+                        if pace.is_over(bytes) {
                             return Outcome::Bytes;
                         }
-                        read_from = meter.begun + least_time(meter.bytes, limits.bits_per_second);
                     }
-                    Heard::Other => {}
+                    Heard::Other(bytes) if pace.is_over(bytes) => return Outcome::Bytes,
+                    Heard::Other(_) => {}
                     Heard::Close => return Outcome::Done,
                     Heard::Wrong => return Outcome::Protocol,
                     Heard::Lost => return Outcome::Lost,
@@ -375,10 +375,12 @@ async fn send(sink: &mut SplitSink<WebSocketStream<Stream>, Message>, meter: &mu
 }
 
 /// Listens while it sends. Only what ends the test comes back.
-async fn hear(source: &mut SplitStream<WebSocketStream<Stream>>) -> Outcome {
+async fn hear(source: &mut SplitStream<WebSocketStream<Stream>>, mut pace: Pace) -> Outcome {
     loop {
+        sleep_until(pace.read_from).await;
         match judge(source.next().await) {
-            Heard::Other => {}
+            Heard::Other(bytes) if pace.is_over(bytes) => return Outcome::Bytes,
+            Heard::Other(_) => {}
             Heard::Close => return Outcome::Left,
             Heard::Lost => return Outcome::Lost,
             // A download goes one way.
@@ -387,10 +389,31 @@ async fn hear(source: &mut SplitStream<WebSocketStream<Stream>>) -> Outcome {
     }
 }
 
+/// What a peer may have this node take, whatever it calls it.
+struct Pace {
+    begun: Instant,
+    limits: Limits,
+    taken: u64,
+    read_from: Instant,
+}
+
+impl Pace {
+    fn new(begun: Instant, limits: Limits) -> Self {
+        Self { begun, limits, taken: 0, read_from: begun }
+    }
+
+    /// Takes in that a message of so many bytes came. Whether that is all there may be.
+    fn is_over(&mut self, bytes: u64) -> bool {
+        self.taken = self.taken.saturating_add(bytes);
+        self.read_from = self.begun + least_time(self.taken, self.limits.bits_per_second);
+        self.taken >= self.limits.bytes
+    }
+}
+
 enum Heard {
     Bytes(u64),
     /// What the peer measures, or nothing.
-    Other,
+    Other(u64),
     Close,
     Wrong,
     Lost,
@@ -400,7 +423,9 @@ fn judge(message: Option<Result<Message, tungstenite::Error>>) -> Heard {
     match message {
         Some(Ok(Message::Binary(bytes))) => Heard::Bytes(bytes.len() as u64),
         Some(Ok(Message::Close(_))) => Heard::Close,
-        Some(Ok(Message::Text(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Heard::Other,
+        Some(Ok(message @ (Message::Text(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_)))) => {
+            Heard::Other(message.len() as u64)
+        }
         Some(Err(tungstenite::Error::Capacity(_) | tungstenite::Error::Protocol(_) | tungstenite::Error::Utf8(_))) => {
             Heard::Wrong
         }
@@ -467,6 +492,27 @@ impl Meter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_no_part_of_a_test_counts_all_the_same() {
+        for direction in [Direction::Download, Direction::Upload] {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let far = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let near = Stream::Plain(listener.accept().await.unwrap().0);
+            // More than the kernel takes of a download that nobody reads.
+            let limits = Limits { lasts: Duration::from_secs(60), bytes: 20_000_000, bits_per_second: 100_000_000_000 };
+            let mut test = Test { id: new_id(), direction, limits, place: None };
+            let (mut sink, _unread) = WebSocketStream::from_raw_socket(far, Role::Client, None).await.split();
+            let talking = tokio::spawn(async move {
+                let said = Message::Text("x".repeat(100_000).into());
+                while sink.send(said.clone()).await.is_ok() {}
+            });
+            let figures = test.run(near, Bytes::new()).await;
+            talking.abort();
+            assert_eq!(figures.outcome, Outcome::Bytes, "{figures:?}");
+            assert!(figures.bytes < 20_000_000, "{figures:?}");
+        }
+    }
 
     fn asked(query: &str) -> Result<Asked, Problem> {
         Asked::read(Direction::Upload, query, IpAddr::from([192, 0, 2, 7]))
