@@ -17,6 +17,8 @@ use crate::store::rollout::{rollout_hold, rollout_show};
 pub(crate) enum RouteError {
     #[error("no such rollout")]
     Unknown,
+    #[error("somebody else has planned it")]
+    NotYours,
     #[error(transparent)]
     NotNow(#[from] NotNow),
     #[error(transparent)]
@@ -29,6 +31,10 @@ impl From<RouteError> for Problem {
     fn from(error: RouteError) -> Self {
         match error {
             RouteError::Unknown => Self::not_found(),
+            RouteError::NotYours => Self::new(
+                Kind::Conflict,
+                "Another operator has planned it, and what is begun is begun in that one's name. Plan the rest of it yourself.",
+            ),
             RouteError::NotNow(NotNow(state)) => Self::new(
                 Kind::Conflict,
                 format!("The rollout is {}, and that cannot be done to it then.", state.name()),
@@ -55,7 +61,7 @@ pub(crate) async fn pause(
 
 /// Let a rollout go on
 ///
-/// One that halted by itself as well: what has failed by then halts it no more.
+/// One that halted by itself as well: what has failed by then halts it no more. Only who planned it may.
 #[utoipa::path(post, path = "/rollouts/{id}/resume", operation_id = "rollout_resume", tag = "rollouts",
     params(("id" = uuid::Uuid, Path)), responses((status = 200, body = Shown)))]
 #[tracing::instrument(name = "http.rollout.resume", skip_all)]
@@ -92,6 +98,10 @@ async fn change(
 ) -> Result<Json<Shown>, RouteError> {
     let mut transaction = context.store.begin(caller.visibility()).await?;
     let mut held = rollout_hold(&mut transaction, id, true).await?.ok_or(RouteError::Unknown)?;
+    // Whoever stops it takes nothing upon another; whoever has more begun does.
+    if event == Event::Resume && held.record.requested_by != caller.person().as_uuid() {
+        return Err(RouteError::NotYours);
+    }
     held.handle(event)?;
     let called_back = held.store_in_txn(&mut transaction, Some(held.now), &caller.actor().to_json()).await?;
     let shown = rollout_show(&mut transaction, id).await?.ok_or(RouteError::Unknown)?;

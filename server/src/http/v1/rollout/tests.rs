@@ -147,7 +147,6 @@ async fn a_plan_says_of_each_device_why_it_is_in_or_out(pool: PgPoolOptions, dat
     let path = format!("/rollouts/{}/apply", others["id"].as_str().unwrap());
     let nobody = scene.post(&path).by(&scene.operator).json(json!({"hash": others["hash"]})).send().await;
     nobody.expect_problem(Kind::Conflict);
-
     // Who is not to be disturbed may still be measured.
     let busy = more("busy", json!({"site": "north"})).await;
     scene.link(busy).await;
@@ -244,6 +243,7 @@ async fn what_fails_halts_it_and_holds_back_what_is_queued(pool: PgPoolOptions, 
     assert_eq!((&shown["state"], counts(&shown)), (&json!("halted"), vec![2, 0, 0, 1, 2]));
     scene.post(&format!("/rollouts/{id}/pause")).by(&scene.operator).send().await.expect_problem(Kind::Conflict);
     scene.post(&format!("/rollouts/{id}/resume")).by(&scene.customer).send().await.expect_problem(Kind::Forbidden);
+    scene.post(&format!("/rollouts/{id}/resume")).by(&scene.colleague).send().await.expect_problem(Kind::Conflict);
     scene.post(&format!("/rollouts/{id}/resume")).by(&scene.operator).send().await.expect(StatusCode::OK);
     assert_eq!(go_on(&scene, id).await, 2);
     let cancelled =
