@@ -125,6 +125,9 @@ pub(crate) async fn handler(
 ) -> Result<impl IntoResponse, RouteError> {
     let (start_within, lasts) = request.check()?;
     let instruction = Instruction::parse(&request.kind, request.arguments.clone())?;
+    if matches!(instruction, Instruction::TestLink { .. }) && request.queue_for_seconds.is_some() {
+        return Err(InstructionError::NowOrNever.into());
+    }
     let mut transaction = context.store.begin(caller.visibility()).await?;
     if let Some(window) = &request.window
         && !time_zone_is_known(&mut transaction, &window.time_zone).await?

@@ -147,6 +147,10 @@ async fn a_plan_says_of_each_device_why_it_is_in_or_out(pool: PgPoolOptions, dat
     let path = format!("/rollouts/{}/apply", others["id"].as_str().unwrap());
     let nobody = scene.post(&path).by(&scene.operator).json(json!({"hash": others["hash"]})).send().await;
     nobody.expect_problem(Kind::Conflict);
+    // A test of the link does not wait, here as little as by itself.
+    let patient = request(grant, json!({"kind": "link.test", "queue_for_seconds": 60}));
+    scene.post("/rollouts").by(&scene.operator).json(patient).send().await.expect_problem(Kind::Unprocessable);
+
     // Who is not to be disturbed may still be measured.
     let busy = more("busy", json!({"site": "north"})).await;
     scene.link(busy).await;
