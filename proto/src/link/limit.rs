@@ -186,7 +186,9 @@ impl Check for Update {
         within("Artifact.sha256", artifact.sha256.len() == SHA256_BYTES)?;
         within("Artifact.size", artifact.size > 0)?;
         filled("Update.version", self.version.as_bytes(), VERSION_BYTES_MAX)?;
-        within("Update.version", self.version.bytes().all(|byte| byte.is_ascii_graphic()))
+        // A leading dash could be taken for an option by the programs that are given it.
+        let is_plain = self.version.bytes().all(|byte| byte.is_ascii_graphic()) && !self.version.starts_with('-');
+        within("Update.version", is_plain)
     }
 }
 

@@ -96,6 +96,7 @@ fn certificate_request_over_a_limit_is_refused(#[case] csr_der: Bytes, #[case] f
 #[case::digest(any_command(Some(update(Some(artifact(9, 31, 1)), "2"))), "Artifact.sha256 is out of range")]
 #[case::no_size(any_command(Some(update(Some(artifact(9, 32, 0)), "2"))), "Artifact.size is out of range")]
 #[case::no_version(any_command(Some(update(Some(artifact(9, 32, 1)), ""))), "Update.version is empty")]
+#[case::option(any_command(Some(update(Some(artifact(9, 32, 1)), "--no-verify"))), "Update.version is out of range")]
 #[case::version(any_command(Some(update(Some(artifact(9, 32, 1)), "a b"))), "Update.version is out of range")]
 fn command_over_a_limit_is_refused(#[case] command: Command, #[case] fault: &str) {
     assert_refused_by_device(State::Live, server_message::Kind::Command(command), fault);

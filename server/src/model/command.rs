@@ -55,7 +55,7 @@ pub struct Update {
     pub sha256: String,
     /// In bytes, at least 1.
     pub size: i64,
-    /// What the device will say that it runs: 1 to 128 printable ASCII characters without blanks.
+    /// What the device will say that it runs: 1 to 128 printable ASCII characters without blanks, the first not -.
     pub version: String,
 }
 
@@ -283,9 +283,10 @@ impl Update {
         if self.size < 1 {
             return Err("`size` must be the number of bytes, at least 1");
         }
-        let is_plain = self.version.bytes().all(|byte| byte.is_ascii_graphic());
+        // A leading dash could be taken for an option by the programs that are given it.
+        let is_plain = self.version.bytes().all(|byte| byte.is_ascii_graphic()) && !self.version.starts_with('-');
         if !(1..=VERSION_BYTES_MAX).contains(&self.version.len()) || !is_plain {
-            return Err("`version` must be 1 to 128 printable ASCII characters without blanks");
+            return Err("`version` must be 1 to 128 printable ASCII characters without blanks, the first not -");
         }
         Ok(())
     }
@@ -534,6 +535,7 @@ mod tests {
             ("size", json!(-1)),
             ("version", json!("")),
             ("version", json!("a b")),
+            ("version", json!("--no-verify")),
         ] {
             let read = parse(key, value.clone());
             assert!(matches!(read, Err(InstructionError::Update(_))), "{key} {value}: {read:?}");
