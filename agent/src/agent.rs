@@ -83,7 +83,7 @@ pub struct Agent {
     desk: Desk,
     /// What applications on the device see of the agent.
     local: Arc<local::Desk>,
-    /// The busy lock has changed, and there was no link to say so over.
+    /// The busy lock has changed, and there was no link to say so over, or not for long.
     has_busy_to_tell: bool,
     /// How far its commands are.
     steps: Steps,
@@ -214,7 +214,8 @@ impl Agent {
     fn handle_busy(&mut self) {
         let refused = self.desk.handle_busy();
         self.tell_all(refused);
-        self.has_busy_to_tell = self.link.is_none();
+        // The hello of an attempt under way was made before; what is told over a link that it replaces may come too late.
+        self.has_busy_to_tell = self.link.is_none() || matches!(self.dialling, Dialling::Now(..));
         self.tell(self.local.busy.told());
     }
 
@@ -546,7 +547,7 @@ impl Agent {
         }
         self.local.linked(Some(self.climb.trying().name()));
         if std::mem::take(&mut self.has_busy_to_tell) {
-            // It changed while there was no link: before the hello was made, or after.
+            // It changed before the hello was made, or after.
             self.tell(self.local.busy.told());
         }
         self.polling.linked();

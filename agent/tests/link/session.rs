@@ -8,6 +8,7 @@ use cloudlink_agent::agent::Agent;
 use cloudlink_agent::config::Config;
 use cloudlink_agent::disk::StateDir;
 use cloudlink_agent::executor::Bus;
+use cloudlink_agent::local;
 use cloudlink_certs::DeviceCertificate;
 use cloudlink_proto::link::message::goodbye::Code;
 use cloudlink_proto::link::message::transport_failure::{Stage, Transport};
@@ -17,6 +18,9 @@ use cloudlink_proto::link::message::{
 };
 use cloudlink_proto::link::{FromDevice, MESSAGE_BYTES_MAX};
 use rstest::rstest;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
@@ -148,6 +152,47 @@ async fn tells_once_how_attempts_failed() {
     link.order(Order::Cut).await;
     let told = server.link().await.hello.transport_failures;
     assert_eq!((told.len(), told[0].stage(), told[0].code.as_str()), (1, Stage::Link, "broken"), "{told:?}");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_busy_lock_that_is_set_while_it_dials_anew_is_told_on_the_new_link() {
+    let mut server = TestServer::start(Arc::new(Fleet::new()), NEVER).await;
+    let mut device = Device::enrolled(&server, YOUNG.0, YOUNG.1);
+    // The first connection passes, the second waits here.
+    let gate = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let beyond = device.config.server.address.replace(gate.local_addr().unwrap()).unwrap();
+    let (waits, let_pass) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (waiting, passing) = (Arc::clone(&waits), Arc::clone(&let_pass));
+    tokio::spawn(async move {
+        for number in 0.. {
+            let (mut near, _) = gate.accept().await.unwrap();
+            if number == 1 {
+                waiting.notify_one();
+                passing.notified().await;
+            }
+            tokio::spawn(async move {
+                let mut far = TcpStream::connect(beyond).await.unwrap();
+                let _ = copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    let agent = Running::start(&device);
+    let mut old = server.link().await;
+    old.send(Reconnect { after_ms: 10, reason: "drain".to_owned() }).await;
+    timeout(SOON, waits.notified()).await.expect("it dials anew");
+
+    let lock = serde_json::json!({ "reason": "results", "seconds": 60 });
+    local::ask(&device.config.local.socket, http::Method::PUT, "/v1/busy", Some(&lock)).await.unwrap();
+    let told = |said: Incoming| {
+        let Incoming::Message(FromDevice::BusyLock(lock)) = said else { panic!("expected a lock, got {said:?}") };
+        lock.reason
+    };
+    assert_eq!(told(old.next().await), "results");
+    let_pass.notify_one();
+    let mut link = server.link().await;
+    assert_eq!(link.hello.busy_lock, None, "the hello was made before");
+    assert_eq!(told(link.next().await), "results");
     agent.stop().await;
 }
 
