@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use cloudlink_proto::ids::CommandId;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
@@ -203,8 +204,10 @@ impl Updater {
         self.tell(job.id, INSTALLED_PERCENT);
         if let Some(program) = &job.installer.activate {
             let program = program.for_update("", &job.journal.update.version);
-            if let Err(failure) = argv::run(&program, ASKED_WITHIN).await {
-                return Err(self.roll_back(job, "not_activated", told_by(&failure)).await);
+            match argv::run(&program, ASKED_WITHIN).await {
+                Ok(_) => {}
+                Err(failure) if is_stopped(&failure) => {}
+                Err(failure) => return Err(self.roll_back(job, "not_activated", told_by(&failure)).await),
             }
         }
         self.confirm(job).await
@@ -276,6 +279,9 @@ impl Updater {
         if attempts < ROLLBACKS_MAX {
             let program = job.installer.rollback.for_update("", &before);
             undone = argv::run(&program, job.installer.install_within).await;
+            if undone.as_ref().is_err_and(is_stopped) {
+                undone = Ok(Value::Null);
+            }
         }
         let deadline = Instant::now() + job.installer.confirm_within;
         let mut found = version(job.installer).await;
@@ -352,6 +358,12 @@ async fn version(installer: &Installer) -> Result<String, Failure> {
     Ok(found.to_owned())
 }
 
+/// Whether a program was told to end. Whoever restarts the agent or the device ends with them what they have started, and that may be what
+/// the program itself has brought about: whether it has worked, the version says.
+fn is_stopped(failure: &Failure) -> bool {
+    failure.data.as_ref().is_some_and(|data| data["signal"] == Signal::SIGTERM as i32)
+}
+
 /// The message and the last words of a program.
 fn told_by(failure: &Failure) -> String {
     let said = failure.data.as_ref().and_then(|data| data["stderr"].as_str()).unwrap_or_default().trim();
@@ -362,4 +374,93 @@ fn told_by(failure: &Failure) -> String {
 
 fn internal(message: String) -> Failure {
     Failure::new("internal", message)
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_lc_rs::digest;
+    use data_encoding::HEXLOWER;
+    use uuid::Uuid;
+
+    use super::*;
+
+    const ARTIFACT: &[u8] = b"another system";
+
+    /// A device on which the artifact is fetched already. Its version is a line in a file; the programs are lines of a shell, in its
+    /// directory.
+    struct Device {
+        dir: tempfile::TempDir,
+        updater: Updater,
+        id: CommandId,
+        order: Order,
+    }
+
+    impl Device {
+        fn new(install: &str, activate: &str, rollback: &str) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().display();
+            let shell = |body: &str| json!(["/bin/sh", "-c", format!("cd {path} && {body}")]);
+            let file = |name: &str, text: &[u8]| std::fs::write(dir.path().join(name), text).unwrap();
+            let mut install = shell(install);
+            install.as_array_mut().unwrap().push("{file}".into());
+            let text = format!(
+                "state_dir = \"{path}\"\nboot_id_path = \"{path}/boot_id\"\n[server]\nhost = \"a.test\"\nca_file = \"/ca\"\n\
+                 [update]\nhosts = [\"u.test\"]\n[update.os]\ninstall_argv = {install}\nactivate_argv = {}\nrollback_argv = {}\n\
+                 version_argv = [\"/bin/cat\", \"{path}/version\"]\nconfirm_seconds = 30\n",
+                shell(activate),
+                shell(rollback)
+            );
+            let (updater, _) = Updater::new(&Config::parse(&text).unwrap());
+            std::fs::create_dir(dir.path().join("update")).unwrap();
+            file("update/os.artifact", ARTIFACT);
+            file("version", b"1\n");
+            file("boot_id", b"boot-1\n");
+            let order = Order {
+                url: "https://u.test/2".to_owned(),
+                sha256: HEXLOWER.encode(digest::digest(&digest::SHA256, ARTIFACT).as_ref()),
+                size: ARTIFACT.len() as u64,
+                version: "2".to_owned(),
+            };
+            let id = CommandId::from_uuid(Uuid::now_v7());
+            let mut journal = Journal {
+                id: id.as_uuid(),
+                update: order.clone(),
+                boot_id: "boot-1".to_owned(),
+                version_before: "1".to_owned(),
+                phase: Phase::Fetching,
+            };
+            journal.enter(Phase::Fetching, &updater.journal_path(Kind::UpdateOs)).unwrap();
+            updater.set_contact(true);
+            Self { dir, updater, id, order }
+        }
+
+        async fn update(&self) -> Result<Value, Failure> {
+            self.updater.run(self.id, Kind::UpdateOs, &self.order).await
+        }
+
+        fn version(&self) -> String {
+            std::fs::read_to_string(self.dir.path().join("version")).unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_restart_that_takes_with_it_who_asked_for_it_is_no_failure() {
+        let device = Device::new("true", "echo 2 > version; kill -TERM $$", "echo 1 > version");
+        let data = device.update().await.unwrap();
+        assert_eq!((device.version().as_str(), &data["version_after"]), ("2\n", &json!("2")));
+        // The same on the way back.
+        let device = Device::new("exit 1", "true", "echo 1 > version; kill -TERM $$");
+        let failure = device.update().await.unwrap_err();
+        assert_eq!((failure.code, &failure.data.unwrap()["reason"]), ("rolled_back", &json!("installer_failed")));
+    }
+
+    #[tokio::test]
+    async fn an_activation_that_fails_or_dies_leads_back() {
+        for activate in ["exit 1", "kill -SEGV $$"] {
+            let device = Device::new("echo 2 > version", activate, "echo 1 > version");
+            let failure = device.update().await.unwrap_err();
+            assert_eq!((failure.code, &failure.data.unwrap()["reason"]), ("rolled_back", &json!("not_activated")));
+            assert_eq!(device.version(), "1\n");
+        }
+    }
 }
