@@ -155,7 +155,9 @@ impl Updater {
             Phase::Installing => {
                 // An installer that ends with a restart leaves its new version behind; what else it left is not known.
                 if version(job.installer).await.is_ok_and(|version| version == job.journal.update.version) {
-                    self.enter(job, Phase::Activating)?;
+                    if let Err(failure) = self.enter(job, Phase::Activating) {
+                        return Err(self.roll_back(job, failure.code, failure.message).await);
+                    }
                     return self.confirm(job).await;
                 }
                 Err(self.roll_back(job, "interrupted", "the agent stopped while the installer ran".to_owned()).await)
@@ -200,7 +202,9 @@ impl Updater {
         if let Err(failure) = installed {
             return Err(self.roll_back(job, "installer_failed", told_by(&failure)).await);
         }
-        self.enter(job, Phase::Activating)?;
+        if let Err(failure) = self.enter(job, Phase::Activating) {
+            return Err(self.roll_back(job, failure.code, failure.message).await);
+        }
         self.tell(job.id, INSTALLED_PERCENT);
         if let Some(program) = &job.installer.activate {
             let program = program.for_update("", &job.journal.update.version);
@@ -272,7 +276,8 @@ impl Updater {
         };
         let next = Phase::RollingBack { reason: reason.to_owned(), detail: detail.clone(), attempts: attempts + 1 };
         if let Err(failure) = self.enter(job, next) {
-            return failure;
+            // What was begun is undone all the same: once more after a restart, too.
+            tracing::error!(command.id = %job.id, reason = failure.message, "cannot note that an update is undone");
         }
         let before = job.journal.version_before.clone();
         let mut undone = Ok(Value::Null);
@@ -301,7 +306,8 @@ impl Updater {
     }
 
     fn enter(&self, job: &mut Job<'_>, phase: Phase) -> Result<(), Failure> {
-        job.journal.enter(phase, &self.journal_path(job.kind)).map_err(|error| internal(chain(&error)))
+        let entered = job.journal.enter(phase, &self.journal_path(job.kind));
+        entered.map_err(|error| Failure::new("disk", format!("the journal cannot be kept: {}", chain(&error))))
     }
 
     /// Tells how far a command is.
@@ -462,5 +468,14 @@ mod tests {
             assert_eq!((failure.code, &failure.data.unwrap()["reason"]), ("rolled_back", &json!("not_activated")));
             assert_eq!(device.version(), "1\n");
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_installed_is_undone_also_when_that_cannot_be_noted() {
+        // From then on the journal cannot be written.
+        let device = Device::new("echo 2 > version; mkdir update/os.json.new", "true", "echo 1 > version");
+        let failure = device.update().await.unwrap_err();
+        assert_eq!((failure.code, &failure.data.unwrap()["reason"]), ("rolled_back", &json!("disk")));
+        assert_eq!(device.version(), "1\n");
     }
 }
