@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use uuid::Uuid;
 
 use crate::config::ServiceName;
@@ -91,8 +91,14 @@ impl Restarts {
             seat.waiter = Some(waiter);
             heard
         };
-        match timeout(within, &mut heard).await {
-            Ok(id) => id.ok(),
+        let until = Instant::now() + within;
+        match timeout_at(until, &mut heard).await {
+            Ok(Ok(id)) => Some(id),
+            Ok(Err(_)) => {
+                // A newer one waits in its place. It would take that back at once, and the newer one as well, without end.
+                sleep_until(until).await;
+                None
+            }
             Err(_) => {
                 heard.close();
                 // It may have come at the last moment.
@@ -159,8 +165,22 @@ mod tests {
             let id = restarts.wait("meter", LONG).await.unwrap();
             assert!(restarts.confirm("meter", id, Ok(())));
         };
-        let (older, (), asked) = tokio::join!(biased; restarts.wait("meter", LONG), newer, restarts.ask("meter", LONG));
+        let (older, (), asked) =
+            tokio::join!(biased; restarts.wait("meter", SHORT), newer, restarts.ask("meter", LONG));
         assert_eq!((older, asked), (None, Ok(())));
+    }
+
+    #[tokio::test]
+    async fn applications_that_take_each_others_place_do_so_slowly() {
+        let restarts = restarts();
+        let ask_again = async || {
+            for _ in 0..3 {
+                assert_eq!(restarts.wait("meter", SHORT).await, None);
+            }
+        };
+        let begun = Instant::now();
+        tokio::join!(ask_again(), ask_again());
+        assert!(begun.elapsed() >= SHORT * 3, "{:?}", begun.elapsed());
     }
 
     #[tokio::test]
