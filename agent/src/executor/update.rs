@@ -471,6 +471,14 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn roots_that_are_no_good_are_told_at_once() {
+        let device = Device::new("true", "true", "true");
+        device.updater.tidy(Kind::UpdateOs);
+        let update = tokio::time::timeout(Duration::from_secs(60), device.update());
+        assert_eq!(update.await.expect("it does not try again").unwrap_err().code, "ca_file");
+    }
+
+    #[tokio::test]
     async fn what_is_installed_is_undone_also_when_that_cannot_be_noted() {
         // From then on the journal cannot be written.
         let device = Device::new("echo 2 > version; mkdir update/os.json.new", "true", "echo 1 > version");

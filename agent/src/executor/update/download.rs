@@ -128,7 +128,7 @@ impl Download<'_> {
         let mut url = allowed(self.limits, &self.order.url).map_err(Broken::Final)?;
         for _ in 0..=REDIRECTS_MAX {
             // Held for as long as its answer is read.
-            let (answer, _connection) = self.ask(&url, *have).await.map_err(Broken::Again)?;
+            let (answer, _connection) = self.ask(&url, *have).await?;
             match answer.status() {
                 StatusCode::OK => {
                     start_over(file, have).await.map_err(|error| Broken::Final(disk_failure(error)))?;
@@ -154,12 +154,14 @@ impl Download<'_> {
         Err(Broken::Final(Failure::new("too_many_redirects", message)))
     }
 
-    async fn ask(&self, url: &Uri, have: u64) -> Result<(Response<Incoming>, AbortOnDropHandle<()>), Failure> {
-        let unreachable = |why: String| Failure::new("unreachable", format!("the artifact cannot be fetched: {why}"));
+    async fn ask(&self, url: &Uri, have: u64) -> Result<(Response<Incoming>, AbortOnDropHandle<()>), Broken> {
+        let unreachable =
+            |why: String| Broken::Again(Failure::new("unreachable", format!("the artifact cannot be fetched: {why}")));
         let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
         let is_tls = url.scheme_str() == Some("https");
         let port = url.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
-        let tls = if is_tls { Some((self.tls)()?) } else { None };
+        // A file that is no good does not become better by waiting.
+        let tls = if is_tls { Some((self.tls)().map_err(Broken::Final)?) } else { None };
         let wire = dial::open_other(self.proxies, host, port, tls.as_ref());
         let wire = wire.await.map_err(|error| unreachable(chain(&error)))?;
 
