@@ -26,22 +26,20 @@ struct Row {
     previous_until: Option<OffsetDateTime>,
 }
 
-impl TryFrom<Row> for Webhook {
-    type Error = StoreError;
-
-    fn try_from(row: Row) -> Result<Self, StoreError> {
-        let events = row.events.iter().map(|name| Event::named(name)).collect::<Option<_>>();
-        Ok(Self {
+impl From<Row> for Webhook {
+    fn from(row: Row) -> Self {
+        Self {
             id: row.id,
             tenant_id: row.tenant_id,
             url: row.url,
-            events: events.ok_or(StoreError::Inconsistent { table: "webhooks", column: "events" })?,
+            // Those that a newer version knows besides, while both run, are not shown.
+            events: row.events.iter().filter_map(|name| Event::named(name)).collect(),
             created_by: row.created_by,
             created_at: row.created_at,
             disabled_at: row.disabled_at,
             failing_since: row.failing_since,
             previous_secret_until: row.previous_until,
-        })
+        }
     }
 }
 
@@ -83,7 +81,7 @@ pub async fn webhook_count_in_txn(connection: &mut PgConnection, owner: Option<T
 
 pub async fn webhook_create(connection: &mut PgConnection, webhook: NewWebhook<'_>) -> Result<Webhook, StoreError> {
     let events: Vec<String> = webhook.events.iter().map(|event| event.name().to_owned()).collect();
-    webhook_query!(
+    let created = webhook_query!(
         "insert into webhooks (id, tenant_id, url, events, secret_sealed, created_by)
          values ($1, $2, $3, $4, $5, $6) returning",
         "",
@@ -93,10 +91,8 @@ pub async fn webhook_create(connection: &mut PgConnection, webhook: NewWebhook<'
         &events,
         webhook.secret_sealed,
         webhook.created_by.as_uuid()
-    )
-    .fetch_one(connection)
-    .await?
-    .try_into()
+    );
+    Ok(created.fetch_one(connection).await?.into())
 }
 
 /// Newest first, after the position given.
@@ -107,7 +103,7 @@ pub async fn webhook_list(
     limit: i64,
 ) -> Result<Vec<Webhook>, StoreError> {
     let (after_time, after_id) = after.unzip();
-    webhook_query!(
+    let webhooks = webhook_query!(
         "select",
         "from webhooks
           where tenant_id is not distinct from $1
@@ -117,12 +113,8 @@ pub async fn webhook_list(
         after_time,
         after_id,
         limit
-    )
-    .fetch_all(connection)
-    .await?
-    .into_iter()
-    .map(Webhook::try_from)
-    .collect()
+    );
+    Ok(webhooks.fetch_all(connection).await?.into_iter().map(Webhook::from).collect())
 }
 
 pub async fn webhook_show(
@@ -130,16 +122,13 @@ pub async fn webhook_show(
     owner: Option<TenantId>,
     id: WebhookId,
 ) -> Result<Option<Webhook>, StoreError> {
-    webhook_query!(
+    let webhook = webhook_query!(
         "select",
         "from webhooks where id = $1 and tenant_id is not distinct from $2",
         id.as_uuid(),
         owner.map(TenantId::as_uuid)
-    )
-    .fetch_optional(connection)
-    .await?
-    .map(Webhook::try_from)
-    .transpose()
+    );
+    Ok(webhook.fetch_optional(connection).await?.map(Webhook::from))
 }
 
 /// Sends nothing more to it, what waits included. `None` when it is disabled already, or not there.
@@ -165,7 +154,7 @@ pub async fn webhook_disable_in_txn(
     )
     .execute(connection)
     .await?;
-    disabled.try_into().map(Some)
+    Ok(Some(disabled.into()))
 }
 
 /// Another secret; the one before signs as well for so long. Says whether there was a webhook to do that with. Whose it may be

@@ -150,8 +150,11 @@ mod tests {
             assert_eq!(list["items"].as_array().unwrap().len(), 1, "one's own");
             assert!(list["items"][0].get("secret").is_none());
         }
+        // While a newer version runs beside this one.
+        sqlx::query("update webhooks set events = events || '{device.abducted}'").execute(&scene.root).await.unwrap();
         let shown = scene.get(&format!("/webhooks/{}", made["id"].as_str().unwrap())).by(&scene.customer).send().await;
-        assert!(shown.expect(StatusCode::OK).get("secret").is_none());
+        let shown = shown.expect(StatusCode::OK);
+        assert!(shown.get("secret").is_none() && shown["events"] == json!(["grant.created"]), "{shown}");
     }
 
     #[sqlx::test(migrator = "crate::store::MIGRATOR")]
