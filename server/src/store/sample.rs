@@ -10,10 +10,12 @@ use uuid::Uuid;
 use super::StoreError;
 use crate::model::sample::{Metric, Point, Series};
 
-/// Beginnings of five minutes that are added up again in one step.
+/// Beginnings of five minutes that are begun to be added up again at once.
 const LATE_MAX: i64 = 12;
-/// How long it may take to add up five minutes of a whole fleet.
-pub const ADD_UP_WITHIN_SECONDS: u32 = 120;
+/// Devices that are added up in one transaction.
+const ADD_UP_DEVICES_MAX: i64 = 1000;
+/// How long that may take.
+pub const ADD_UP_WITHIN_SECONDS: u32 = 30;
 
 /// What a device measured at one time.
 #[derive(Clone, Debug, PartialEq)]
@@ -146,136 +148,229 @@ pub struct AddedUp {
     pub is_behind: bool,
 }
 
-/// Adds up the next five minutes, and the hour that they complete; those to which samples came late, again. What it writes in place of
-/// what was there is the same but for those: it may be done twice. `None` while another node does it.
+/// Something that is being added up.
+#[derive(Clone, Copy, Debug)]
+struct Work {
+    resolution: Resolution,
+    at: OffsetDateTime,
+    /// Up to which device it is done.
+    reached: Option<Uuid>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Resolution {
+    FiveMinutes,
+    Hour,
+}
+
+impl Resolution {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::FiveMinutes => "five_minutes",
+            Self::Hour => "hour",
+        }
+    }
+}
+
+/// Adds up the next devices of five minutes, or of an hour when its five minutes are: what is begun, else that to which samples came late
+/// and what comes next. What it writes in place of what was there is the same but for late samples: it may be done twice. `None` while another
+/// node does it.
 ///
 /// Five minutes are added up two minutes after their end. A sample that is written later than one minute after it is noted to
 /// be late: so none is missed in between.
 pub async fn sample_add_up_in_txn(connection: &mut PgConnection) -> Result<Option<AddedUp>, StoreError> {
     let limit = format!("{ADD_UP_WITHIN_SECONDS}s");
     sqlx::query!("select set_config('statement_timeout', $1, true)", limit).fetch_one(&mut *connection).await?;
-    let Some(turn) = sqlx::query!(
-        r#"select until as "from!",
-                  least(until + interval '5 minutes',
-                        date_bin('5 minutes', clock_timestamp() - interval '2 minutes', '2000-01-03 00:00:00+00')) as "until!",
-                  until + interval '12 minutes' <= clock_timestamp() as "is_behind!"
-             from sample_progress where resolution = 'five_minutes' for update skip locked"#
-    )
-    .fetch_optional(&mut *connection)
-    .await?
-    else {
+    let turn =
+        sqlx::query!("select until from sample_progress where resolution = 'five_minutes' for update skip locked");
+    if turn.fetch_optional(&mut *connection).await?.is_none() {
         return Ok(None);
+    }
+    let begun = match work_begun(connection).await? {
+        Some(work) => Some(work),
+        None => {
+            work_begin(connection).await?;
+            work_begun(connection).await?
+        }
     };
-    let late = sqlx::query_scalar!(
+    if let Some(work) = begun {
+        let last = match work.resolution {
+            Resolution::FiveMinutes => add_up_five_minutes(connection, work).await?,
+            Resolution::Hour => add_up_hour(connection, work).await?,
+        };
+        match last {
+            Some(last) => work_go_on(connection, work, last).await?,
+            None => work_end(connection, work).await?,
+        }
+    }
+    let left = sqlx::query_as!(
+        AddedUp,
+        r#"select f.until as "until!",
+                  exists (select from sample_work) or exists (select from samples_late where at < f.until)
+                      or f.until + interval '7 minutes' <= clock_timestamp() or h.until + interval '1 hour' <= f.until as "is_behind!"
+             from sample_progress f, sample_progress h where f.resolution = 'five_minutes' and h.resolution = 'hour'"#
+    );
+    Ok(Some(left.fetch_one(connection).await?))
+}
+
+/// What is begun and not done: five minutes before the hours that they are in.
+async fn work_begun(connection: &mut PgConnection) -> Result<Option<Work>, StoreError> {
+    let work = sqlx::query!("select resolution, at, reached from sample_work order by resolution, at limit 1");
+    Ok(work.fetch_optional(connection).await?.map(|row| Work {
+        resolution: if row.resolution == Resolution::Hour.name() { Resolution::Hour } else { Resolution::FiveMinutes },
+        at: row.at,
+        reached: row.reached,
+    }))
+}
+
+/// Begins what is to be done, where nothing is begun. Samples that come late from now on are noted anew; what was noted of what is not
+/// added up yet, will be.
+async fn work_begin(connection: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query!(
         "with taken as (
              delete from samples_late
               where at in (select distinct at from samples_late order by at limit $1) returning at
          )
-         select distinct at from taken where at < $2 order by at",
+         insert into sample_work (resolution, at)
+         select distinct 'five_minutes', at from taken
+          where at < (select until from sample_progress where resolution = 'five_minutes')",
         LATE_MAX,
-        turn.from,
     )
-    .fetch_all(&mut *connection)
+    .execute(&mut *connection)
     .await?;
-    // Where the database's clock was set back, there is nothing to do until it has caught up.
-    let until = turn.until.max(turn.from);
-    let next = (turn.from < until).then_some(turn.from);
-    for from in late.iter().copied().chain(next) {
-        add_up_five_minutes(connection, from).await?;
-    }
-    let hours_until = add_up_hours(connection, until, &late).await?;
     sqlx::query!(
-        "update sample_progress set until = case resolution when 'hour' then $2::timestamptz else $1::timestamptz end",
-        until,
-        hours_until,
-    )
-    .execute(connection)
-    .await?;
-    Ok(Some(AddedUp {
-        until,
-        is_behind: turn.is_behind || i64::try_from(late.len()).is_ok_and(|late| late == LATE_MAX),
-    }))
-}
-
-async fn add_up_five_minutes(connection: &mut PgConnection, from: OffsetDateTime) -> Result<(), StoreError> {
-    sqlx::query!(
-        "insert into samples_five_minutes as f (device_id, tenant_id, at, stats)
-         select device_id, tenant_id, $1, array[
-                    count(cpu_percent), min(cpu_percent), max(cpu_percent), avg(cpu_percent),
-                    count(memory_used_bytes), min(memory_used_bytes), max(memory_used_bytes), avg(memory_used_bytes::float8),
-                    count(memory_total_bytes), min(memory_total_bytes), max(memory_total_bytes), avg(memory_total_bytes::float8),
-                    count(disk_used_bytes), min(disk_used_bytes), max(disk_used_bytes), avg(disk_used_bytes::float8),
-                    count(disk_total_bytes), min(disk_total_bytes), max(disk_total_bytes), avg(disk_total_bytes::float8),
-                    count(temperature_celsius), min(temperature_celsius), max(temperature_celsius), avg(temperature_celsius),
-                    count(load_1m), min(load_1m), max(load_1m), avg(load_1m),
-                    count(load_5m), min(load_5m), max(load_5m), avg(load_5m),
-                    count(load_15m), min(load_15m), max(load_15m), avg(load_15m),
-                    count(uptime_seconds), min(uptime_seconds), max(uptime_seconds), avg(uptime_seconds::float8),
-                    count(clock_offset_ms), min(clock_offset_ms), max(clock_offset_ms), avg(clock_offset_ms::float8)
-                ]::real[]
-           from samples
-          where at >= $1 and at < $1 + interval '5 minutes'
-          group by device_id, tenant_id
-          order by device_id
-             on conflict (device_id, at) do update set stats = excluded.stats",
-        from,
+        "insert into sample_work (resolution, at)
+         select case when is_whole then 'hour' else 'five_minutes' end, case when is_whole then hour else five_minutes end
+           from (select f.until as five_minutes, h.until as hour, h.until + interval '1 hour' <= f.until as is_whole
+                   from sample_progress f, sample_progress h where f.resolution = 'five_minutes' and h.resolution = 'hour') p
+          where is_whole or five_minutes + interval '7 minutes' <= clock_timestamp()"
     )
     .execute(connection)
     .await?;
     Ok(())
 }
 
-/// The hour that is whole now, if one is, and those to which samples came late. Gives up to when they are added up.
-async fn add_up_hours(
-    connection: &mut PgConnection,
-    five_minutes_until: OffsetDateTime,
-    late: &[OffsetDateTime],
-) -> Result<OffsetDateTime, StoreError> {
-    let from = sqlx::query_scalar!("select until from sample_progress where resolution = 'hour'")
-        .fetch_one(&mut *connection)
+async fn work_go_on(connection: &mut PgConnection, work: Work, last: Uuid) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update sample_work set reached = $3 where resolution = $1 and at = $2",
+        work.resolution.name(),
+        work.at,
+        last
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Moves what is shown to be added up ahead, unless it was that already: then the hour is added up again, if it was.
+async fn work_end(connection: &mut PgConnection, work: Work) -> Result<(), StoreError> {
+    sqlx::query!("delete from sample_work where resolution = $1 and at = $2", work.resolution.name(), work.at)
+        .execute(&mut *connection)
         .await?;
-    let mut hours: Vec<_> = late.iter().map(|at| whole_hour(*at)).filter(|hour| *hour < from).collect();
-    hours.dedup();
-    let is_whole = from + Duration::HOUR <= five_minutes_until;
-    if is_whole {
-        hours.push(from);
+    sqlx::query!(
+        "update sample_progress
+            set until = until + case resolution when 'hour' then interval '1 hour' else interval '5 minutes' end
+          where resolution = $1 and until = $2",
+        work.resolution.name(),
+        work.at
+    )
+    .execute(&mut *connection)
+    .await?;
+    if work.resolution == Resolution::FiveMinutes {
+        sqlx::query!(
+            "insert into sample_work (resolution, at)
+             select 'hour', $1 from sample_progress where resolution = 'hour' and $1 < until
+                 on conflict (resolution, at) do update set reached = null",
+            whole_hour(work.at)
+        )
+        .execute(connection)
+        .await?;
     }
-    for hour in hours {
-        add_up_hour(connection, hour).await?;
-    }
-    Ok(if is_whole { from + Duration::HOUR } else { from })
+    Ok(())
+}
+
+/// Gives the last of the devices, if there may be more.
+async fn add_up_five_minutes(connection: &mut PgConnection, work: Work) -> Result<Option<Uuid>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"with next as materialized (
+               select id, tenant_id from devices where $2::uuid is null or id > $2 order by id limit $3
+           ),
+           written as (
+               insert into samples_five_minutes as f (device_id, tenant_id, at, stats)
+               select n.id, n.tenant_id, $1, s.stats
+                 from next n
+                cross join lateral (
+                    select array[
+                               count(cpu_percent), min(cpu_percent), max(cpu_percent), avg(cpu_percent),
+                               count(memory_used_bytes), min(memory_used_bytes), max(memory_used_bytes), avg(memory_used_bytes::float8),
+                               count(memory_total_bytes), min(memory_total_bytes), max(memory_total_bytes), avg(memory_total_bytes::float8),
+                               count(disk_used_bytes), min(disk_used_bytes), max(disk_used_bytes), avg(disk_used_bytes::float8),
+                               count(disk_total_bytes), min(disk_total_bytes), max(disk_total_bytes), avg(disk_total_bytes::float8),
+                               count(temperature_celsius), min(temperature_celsius), max(temperature_celsius), avg(temperature_celsius),
+                               count(load_1m), min(load_1m), max(load_1m), avg(load_1m),
+                               count(load_5m), min(load_5m), max(load_5m), avg(load_5m),
+                               count(load_15m), min(load_15m), max(load_15m), avg(load_15m),
+                               count(uptime_seconds), min(uptime_seconds), max(uptime_seconds), avg(uptime_seconds::float8),
+                               count(clock_offset_ms), min(clock_offset_ms), max(clock_offset_ms), avg(clock_offset_ms::float8)
+                           ]::real[] as stats
+                      from samples
+                     where device_id = n.id and at >= $1 and at < $1 + interval '5 minutes'
+                    having count(*) > 0
+                ) s
+                order by n.id
+                   on conflict (device_id, at) do update set stats = excluded.stats
+           )
+           select id from next order by id offset $3 - 1"#,
+        work.at,
+        work.reached,
+        ADD_UP_DEVICES_MAX,
+    )
+    .fetch_optional(connection)
+    .await?)
 }
 
 fn whole_hour(at: OffsetDateTime) -> OffsetDateTime {
     at - Duration::seconds(at.unix_timestamp().rem_euclid(3600)) - Duration::nanoseconds(at.nanosecond().into())
 }
 
-async fn add_up_hour(connection: &mut PgConnection, from: OffsetDateTime) -> Result<(), StoreError> {
-    sqlx::query!(
-        "insert into samples_hour as h (device_id, tenant_id, at, stats)
-         select device_id, tenant_id, $1, array[
-                    sum(stats[1]), min(stats[2]), max(stats[3]), sum(stats[1]::float8 * stats[4]) / nullif(sum(stats[1]), 0),
-                    sum(stats[5]), min(stats[6]), max(stats[7]), sum(stats[5]::float8 * stats[8]) / nullif(sum(stats[5]), 0),
-                    sum(stats[9]), min(stats[10]), max(stats[11]), sum(stats[9]::float8 * stats[12]) / nullif(sum(stats[9]), 0),
-                    sum(stats[13]), min(stats[14]), max(stats[15]), sum(stats[13]::float8 * stats[16]) / nullif(sum(stats[13]), 0),
-                    sum(stats[17]), min(stats[18]), max(stats[19]), sum(stats[17]::float8 * stats[20]) / nullif(sum(stats[17]), 0),
-                    sum(stats[21]), min(stats[22]), max(stats[23]), sum(stats[21]::float8 * stats[24]) / nullif(sum(stats[21]), 0),
-                    sum(stats[25]), min(stats[26]), max(stats[27]), sum(stats[25]::float8 * stats[28]) / nullif(sum(stats[25]), 0),
-                    sum(stats[29]), min(stats[30]), max(stats[31]), sum(stats[29]::float8 * stats[32]) / nullif(sum(stats[29]), 0),
-                    sum(stats[33]), min(stats[34]), max(stats[35]), sum(stats[33]::float8 * stats[36]) / nullif(sum(stats[33]), 0),
-                    sum(stats[37]), min(stats[38]), max(stats[39]), sum(stats[37]::float8 * stats[40]) / nullif(sum(stats[37]), 0),
-                    sum(stats[41]), min(stats[42]), max(stats[43]), sum(stats[41]::float8 * stats[44]) / nullif(sum(stats[41]), 0)
-                ]::real[]
-           from samples_five_minutes
-          where at >= $1 and at < $1 + interval '1 hour'
-          group by device_id, tenant_id
-          order by device_id
-             on conflict (device_id, at) do update set stats = excluded.stats",
-        from,
+/// Gives the last of the devices, if there may be more.
+async fn add_up_hour(connection: &mut PgConnection, work: Work) -> Result<Option<Uuid>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"with next as materialized (
+               select id, tenant_id from devices where $2::uuid is null or id > $2 order by id limit $3
+           ),
+           written as (
+               insert into samples_hour as h (device_id, tenant_id, at, stats)
+               select n.id, n.tenant_id, $1, s.stats
+                 from next n
+                cross join lateral (
+                    select array[
+                               sum(stats[1]), min(stats[2]), max(stats[3]), sum(stats[1]::float8 * stats[4]) / nullif(sum(stats[1]), 0),
+                               sum(stats[5]), min(stats[6]), max(stats[7]), sum(stats[5]::float8 * stats[8]) / nullif(sum(stats[5]), 0),
+                               sum(stats[9]), min(stats[10]), max(stats[11]), sum(stats[9]::float8 * stats[12]) / nullif(sum(stats[9]), 0),
+                               sum(stats[13]), min(stats[14]), max(stats[15]), sum(stats[13]::float8 * stats[16]) / nullif(sum(stats[13]), 0),
+                               sum(stats[17]), min(stats[18]), max(stats[19]), sum(stats[17]::float8 * stats[20]) / nullif(sum(stats[17]), 0),
+                               sum(stats[21]), min(stats[22]), max(stats[23]), sum(stats[21]::float8 * stats[24]) / nullif(sum(stats[21]), 0),
+                               sum(stats[25]), min(stats[26]), max(stats[27]), sum(stats[25]::float8 * stats[28]) / nullif(sum(stats[25]), 0),
+                               sum(stats[29]), min(stats[30]), max(stats[31]), sum(stats[29]::float8 * stats[32]) / nullif(sum(stats[29]), 0),
+                               sum(stats[33]), min(stats[34]), max(stats[35]), sum(stats[33]::float8 * stats[36]) / nullif(sum(stats[33]), 0),
+                               sum(stats[37]), min(stats[38]), max(stats[39]), sum(stats[37]::float8 * stats[40]) / nullif(sum(stats[37]), 0),
+                               sum(stats[41]), min(stats[42]), max(stats[43]), sum(stats[41]::float8 * stats[44]) / nullif(sum(stats[41]), 0)
+                           ]::real[] as stats
+                      from samples_five_minutes
+                     where device_id = n.id and at >= $1 and at < $1 + interval '1 hour'
+                    having count(*) > 0
+                ) s
+                order by n.id
+                   on conflict (device_id, at) do update set stats = excluded.stats
+           )
+           select id from next order by id offset $3 - 1"#,
+        work.at,
+        work.reached,
+        ADD_UP_DEVICES_MAX,
     )
-    .execute(connection)
-    .await?;
-    Ok(())
+    .fetch_optional(connection)
+    .await?)
 }
 
 /// What is asked of a device's samples.
@@ -466,7 +561,7 @@ mod tests {
     }
 
     async fn add_up(scene: &Scene) {
-        for _ in 0..60 {
+        for _ in 0..200 {
             if !step(scene).await.unwrap().is_behind {
                 return;
             }
@@ -542,6 +637,72 @@ mod tests {
         assert!(stats(&scene, "samples_five_minutes", &at).await.is_empty());
         add_up(&scene).await;
         assert_eq!(stats(&scene, "samples_hour", &at).await, [(0.0, numbers([1.0, 10.0, 10.0, 10.0]))]);
+    }
+
+    /// A fleet of which one transaction adds up a part: the node dies between two, and samples come to the part that is done.
+    #[sqlx::test(migrator = "crate::store::MIGRATOR")]
+    async fn what_is_added_up_in_parts_is_whole_whoever_dies_in_between(
+        pool: PgPoolOptions,
+        database: PgConnectOptions,
+    ) {
+        let (scene, at) = begin(pool, database).await;
+        let devices = ADD_UP_DEVICES_MAX * 2 + 7;
+        sqlx::query(
+            "with made as (
+                 insert into devices (id, tenant_id, name)
+                 select ('00000000-0000-4000-8000-' || lpad(n::text, 12, '0'))::uuid, $1, 'd' || n from generate_series(1, $2) n
+                 returning id
+             )
+             insert into samples (device_id, tenant_id, at, cpu_percent)
+             select id, $1, $3 + m * interval '1 minute', 10 * m from made, generate_series(0, 7) m",
+        )
+        .bind(scene.tenant.as_uuid())
+        .bind(devices)
+        .bind(at.0)
+        .execute(&scene.root)
+        .await
+        .unwrap();
+        let count = async |table: &str| -> i64 {
+            let sql = format!("select count(*) from {table} where at >= $1");
+            sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).bind(at.0).fetch_one(&scene.root).await.unwrap()
+        };
+        let progress = async || sample_progress_show(&mut scene.store.connection().await.unwrap()).await.unwrap();
+        assert!(step(&scene).await.unwrap().is_behind);
+        assert_eq!(count("samples_five_minutes").await, ADD_UP_DEVICES_MAX);
+        assert_eq!(progress().await.five_minutes, at.0, "shown from the samples themselves until all are done");
+        // To one that is done, and one that is not.
+        for order in ["id", "id desc"] {
+            let late = format!(
+                "with late as (insert into samples_late values ($1))
+                 insert into samples (device_id, tenant_id, at, cpu_percent)
+                 select device_id, tenant_id, $1 + interval '10 s', 70 from samples s
+                  where device_id = (select id from devices where name like 'd%' order by {order} limit 1) limit 1"
+            );
+            sqlx::query(sqlx::AssertSqlSafe(late)).bind(at.0).execute(&scene.root).await.unwrap();
+        }
+        let mut crashed = scene.store.begin(Visibility::All).await.unwrap();
+        assert!(sample_add_up_in_txn(&mut crashed).await.unwrap().is_some());
+        assert_eq!(step(&scene).await, None, "while the other one does");
+        crashed.rollback().await.unwrap();
+        assert_eq!(count("samples_five_minutes").await, ADD_UP_DEVICES_MAX);
+        add_up(&scene).await;
+        assert_eq!((count("samples_five_minutes").await, count("samples_hour").await), (2 * devices, devices));
+        // Count, least, most and mean, and how many devices have these.
+        let of = async |table: &str| -> Vec<(Vec<Option<f32>>, i64)> {
+            let sql = format!("select stats[1:4], count(*) from {table} where at = $1 group by 1 order by 2 desc");
+            sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(at.0).fetch_all(&scene.root).await.unwrap()
+        };
+        let five = [(numbers([5.0, 0.0, 40.0, 20.0]), devices - 2), (numbers([6.0, 0.0, 70.0, 170.0 / 6.0]), 2)];
+        assert_eq!(of("samples_five_minutes").await, five);
+        let hour = [(numbers([8.0, 0.0, 70.0, 35.0]), devices - 2), (numbers([9.0, 0.0, 70.0, 350.0 / 9.0]), 2)];
+        assert_eq!(of("samples_hour").await, hour);
+        let left: i64 =
+            sqlx::query_scalar("select (select count(*) from sample_work) + (select count(*) from samples_late)")
+                .fetch_one(&scene.root)
+                .await
+                .unwrap();
+        assert_eq!(left, 0);
+        assert_eq!(progress().await.hour, whole_hour(progress().await.five_minutes));
     }
 
     #[sqlx::test(migrator = "crate::store::MIGRATOR")]

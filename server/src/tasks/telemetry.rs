@@ -120,7 +120,7 @@ async fn keep_partitions(shared: &Shared, config: &Telemetry) -> Result<(), Stor
     Ok(())
 }
 
-/// Five minutes at a time, each in a transaction, until there is nothing more to be done.
+/// Some devices of five minutes or an hour at a time, each in a transaction, until there is nothing more to be done.
 async fn add_up_all(shared: &Shared) -> Result<(), StoreError> {
     while let Some(AddedUp { until, is_behind }) = add_up(shared).await? {
         shared.metrics.telemetry.added_up_until.set(until.unix_timestamp());
