@@ -24,10 +24,10 @@ pub(crate) use transport::{Call, Pieces, backoff};
 use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::model::{
-    AccessPolicy, AccessRequest, AuditEntry, Command, Delivery, Device, DeviceBoots, DeviceDrops, DeviceSamples, Email,
-    EnrollmentToken, Execution, Grant, Granted, Group, LinkTest, Me, Node, Opening, Person, Proof, Recording, Rollout,
-    SignInConfig, SignedReceipt, SignedStatement, SigningKey, Status, StormPlan, SupportSession, Tenant, Token,
-    TransportReport, Webhook,
+    AccessPolicy, AccessRequest, Alert, AuditEntry, Command, Delivery, Device, DeviceBoots, DeviceDrops, DeviceSamples,
+    Email, EnrollmentToken, Execution, Grant, Granted, Group, LinkTest, Me, Node, Opening, Person, Proof, Recording,
+    Rollout, SignInConfig, SignedReceipt, SignedStatement, SigningKey, Status, StormPlan, SupportSession, Tenant,
+    Threshold, Token, TransportReport, Webhook,
 };
 use transport::{Reply, Transport};
 
@@ -77,6 +77,13 @@ pub(crate) struct DeviceFilter {
     pub(crate) linked: bool,
     pub(crate) quarantined: bool,
     pub(crate) name: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct AlertFilter {
+    pub(crate) threshold_id: Option<Uuid>,
+    pub(crate) device_id: Option<Uuid>,
+    pub(crate) is_firing: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -226,6 +233,40 @@ impl Client {
 
     pub(crate) async fn group_delete(&self, id: Uuid) -> Result<Answer<Group>, Failure> {
         self.one(Call::post(format!("/groups/{id}/delete"), json!({})).repeatable()).await
+    }
+
+    pub(crate) async fn thresholds(&self, limit: usize) -> Result<List<Threshold>, Failure> {
+        self.list(limit, || Call::get("/thresholds")).await
+    }
+
+    pub(crate) async fn threshold(&self, id: Uuid) -> Result<Answer<Threshold>, Failure> {
+        self.one(Call::get(format!("/thresholds/{id}"))).await
+    }
+
+    pub(crate) async fn threshold_create(&self, body: Value) -> Result<Answer<Threshold>, Failure> {
+        self.one(Call::post("/thresholds", body)).await
+    }
+
+    pub(crate) async fn threshold_patch(
+        &self,
+        threshold: &Answer<Threshold>,
+        body: Value,
+    ) -> Result<Answer<Threshold>, Failure> {
+        let call = Call::patch(format!("/thresholds/{}", threshold.value.id), body);
+        self.one(call.if_match(threshold.etag.as_ref())).await
+    }
+
+    pub(crate) async fn threshold_delete(&self, id: Uuid) -> Result<Answer<Threshold>, Failure> {
+        self.one(Call::post(format!("/thresholds/{id}/delete"), json!({})).repeatable()).await
+    }
+
+    pub(crate) async fn alerts(&self, limit: usize, filter: &AlertFilter) -> Result<List<Alert>, Failure> {
+        self.list(limit, || {
+            let call = with(Call::get("/alerts"), "threshold_id", filter.threshold_id.as_ref());
+            let call = with(call, "device_id", filter.device_id.as_ref());
+            with(call, "state", filter.is_firing.then_some("firing").as_ref())
+        })
+        .await
     }
 
     pub(crate) async fn rollouts(&self, limit: usize) -> Result<List<Rollout>, Failure> {

@@ -29,6 +29,7 @@ mod shell;
 mod status;
 mod support;
 mod tenant;
+mod threshold;
 mod token;
 mod transport_report;
 mod update;
@@ -199,6 +200,11 @@ enum Verb {
     /// Where other systems are told of events
     #[command(subcommand)]
     Webhook(webhook::Webhook),
+    /// What devices may measure before webhooks are told
+    #[command(subcommand)]
+    Threshold(threshold::Threshold),
+    /// List devices that are across a threshold
+    Alerts(threshold::Alerts),
     /// Print a script that completes this command line in a shell
     Completion(completion::Completion),
     /// Print this program's version
@@ -256,6 +262,8 @@ impl Line {
             Verb::Status(show) => show.run(context).await,
             Verb::Node(verb) => Box::pin(verb.run(context)).await,
             Verb::Webhook(verb) => verb.run(context).await,
+            Verb::Threshold(verb) => verb.run(context).await,
+            Verb::Alerts(alerts) => alerts.run(context).await,
             Verb::Completion(completion) => completion.run(),
             Verb::Version => version(context),
         }

@@ -93,6 +93,36 @@ pub(crate) struct Group {
     pub(crate) deleted_at: Option<Timestamp>,
 }
 
+/// A rule over what devices measure.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Threshold {
+    pub(crate) id: Uuid,
+    pub(crate) name: String,
+    pub(crate) metric: String,
+    pub(crate) comparison: String,
+    pub(crate) value: f64,
+    pub(crate) clear_value: f64,
+    pub(crate) for_seconds: u32,
+    pub(crate) selector: String,
+    pub(crate) severity: String,
+    pub(crate) hold_down_seconds: u32,
+    pub(crate) created_at: Timestamp,
+    pub(crate) deleted_at: Option<Timestamp>,
+}
+
+/// A device that is across a threshold.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Alert {
+    pub(crate) threshold_name: String,
+    pub(crate) severity: String,
+    pub(crate) device_name: String,
+    pub(crate) site: Option<String>,
+    pub(crate) state: String,
+    pub(crate) since: Timestamp,
+    pub(crate) value: Option<f64>,
+    pub(crate) is_told: bool,
+}
+
 /// The same command to many devices. In lists without `totals` and `out`.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Rollout {

@@ -12,6 +12,7 @@ use crate::client::{Answer, Client, DeviceFilter, List};
 use crate::failure::Failure;
 use crate::model::{
     AccessPolicy, AccessRequest, Command, Device, Grant, Group, Opening, Person, Recording, SupportSession, Tenant,
+    Threshold,
 };
 
 /// Things that are looked through for one name.
@@ -98,6 +99,22 @@ impl Named for Group {
     }
 }
 
+impl Named for Threshold {
+    const NOUN: &'static str = "threshold";
+
+    fn id(&self) -> Uuid {
+        self.id
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn distinction(&self) -> String {
+        self.metric.clone()
+    }
+}
+
 /// A device by its id or its unique name.
 pub(crate) async fn device(client: &Client, text: &str) -> Result<Answer<Device>, Failure> {
     // Lists carry no ETag.
@@ -177,6 +194,14 @@ pub(crate) async fn group(client: &Client, text: &str) -> Result<Answer<Group>, 
         Err(_) => find(client.groups(LOOKED_THROUGH_MAX).await?, text)?.value.id,
     };
     client.group(id).await
+}
+
+pub(crate) async fn threshold(client: &Client, text: &str) -> Result<Answer<Threshold>, Failure> {
+    let id = match text.parse() {
+        Ok(id) => id,
+        Err(_) => find(client.thresholds(LOOKED_THROUGH_MAX).await?, text)?.value.id,
+    };
+    client.threshold(id).await
 }
 
 /// The id of what can only be named by id.

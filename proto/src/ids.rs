@@ -96,4 +96,6 @@ id! {
     GroupId,
     /// The same command to many devices.
     RolloutId,
+    /// A rule over what devices measure.
+    ThresholdId,
 }

@@ -279,6 +279,11 @@ impl Shared {
         self.reports.put(device_id, tenant_id, report, clock_offset_ms, now);
     }
 
+    /// How often a linked device reports.
+    pub(crate) fn metrics_interval(&self) -> Duration {
+        self.link.metrics_interval_seconds.duration()
+    }
+
     /// A device that reports faster than it was told to fills no tables: the last of its reports is shown all the same.
     fn sample_spacing(&self) -> Duration {
         self.link.metrics_interval_seconds.duration().max(Duration::from_secs(1)) / 2

@@ -16,6 +16,7 @@ use crate::admission::metrics::AdmissionMetrics;
 use crate::drain::metrics::DrainMetrics;
 use crate::isolation::{DriftKind, policy};
 use crate::link::sample::metrics::TelemetryMetrics;
+use crate::model::notice::Event;
 use crate::trace::figure::Figures as TraceFigures;
 
 /// Handshakes and enrollments: from a tenth of a millisecond to the time limit.
@@ -378,6 +379,7 @@ pub struct Metrics {
     pub node_fenced: IntGauge,
     pub drain: DrainMetrics,
     pub telemetry: TelemetryMetrics,
+    pub thresholds: ThresholdMetrics,
     /// `direction`, `outcome`: tests of links that have ended.
     pub link_tests: IntCounterVec,
     pub link_tests_running: IntGauge,
@@ -391,6 +393,46 @@ pub struct Metrics {
     pub uptime_seconds: Gauge,
     /// `version`: always 1.
     build_info: IntGaugeVec,
+}
+
+/// Of rules over what devices measure.
+#[derive(Clone, Debug)]
+pub struct ThresholdMetrics {
+    /// `event`: those that were told of a site.
+    pub events: IntCounterVec,
+    pub step_seconds: Histogram,
+    pub late_seconds: Gauge,
+}
+
+impl ThresholdMetrics {
+    fn new(registry: &Registering) -> Self {
+        let events = counters(
+            registry,
+            "cloudlink_threshold_events_total",
+            "Times that something was told of a rule and a site: metric.threshold_crossed or metric.threshold_cleared.",
+            &["event"],
+        );
+        for event in [Event::ThresholdCrossed, Event::ThresholdCleared] {
+            events.with_label_values(&[event.name()]);
+        }
+        Self {
+            events,
+            step_seconds: histogram(
+                registry,
+                "cloudlink_threshold_step_seconds",
+                "For looking at up to 500 devices by one rule.",
+                REQUEST_BUCKETS_SECONDS,
+            ),
+            late_seconds: register(
+                registry,
+                "gauge",
+                Gauge::new(
+                    "cloudlink_threshold_late_seconds",
+                    "How long the rule that this node has looked at last had been due.",
+                ),
+            ),
+        }
+    }
 }
 
 impl Metrics {
@@ -672,6 +714,7 @@ impl Metrics {
             ),
             drain: DrainMetrics::new(&registry),
             telemetry: TelemetryMetrics::new(&registry),
+            thresholds: ThresholdMetrics::new(&registry),
             link_tests: counters(
                 &registry,
                 "cloudlink_link_tests_total",

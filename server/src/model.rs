@@ -30,6 +30,7 @@ pub mod status;
 pub mod storm_plan;
 pub mod support_session;
 pub mod tenant;
+pub mod threshold;
 pub mod token;
 pub mod transport_failure;
 pub mod webhook;

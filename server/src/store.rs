@@ -41,6 +41,7 @@ pub mod signing_key;
 pub mod status;
 pub mod support_session;
 pub mod tenant;
+pub mod threshold;
 pub(crate) mod ticket;
 pub mod token;
 pub mod transition;

@@ -19,6 +19,7 @@ pub(crate) mod rollout;
 pub(crate) mod superseded;
 pub(crate) mod support;
 mod telemetry;
+mod threshold;
 mod ticket;
 mod tunnel;
 
@@ -40,6 +41,7 @@ pub fn start(links: &Links, shutdown: &Shutdown) {
     shutdown.spawn_vital("revocation", revocation::run(links.clone(), shutdown.clone()));
     shutdown.spawn_vital("samples", telemetry::store(links.clone(), shutdown.clone()));
     shutdown.spawn_vital("telemetry", telemetry::keep(links.clone(), shutdown.clone()));
+    shutdown.spawn_vital("thresholds", threshold::run(links.clone(), shutdown.clone()));
     shutdown.spawn_vital("rollouts", rollout::run(links.clone(), shutdown.clone()));
     shutdown.spawn_vital("link tests", link_test::run(links.clone(), shutdown.clone()));
     shutdown.spawn_vital("opening ends", opening::sweep(links.clone(), shutdown.clone()));

@@ -140,6 +140,12 @@ fn table(routes: Routes) -> Routes {
         .admit(&[Admin, Tenant], routes!(v1::webhook::rotate::handler))
         .admit(&[Admin, Tenant], routes!(v1::webhook::test::handler))
         .admit(&[Admin, Tenant], routes!(v1::webhook::delivery::handler))
+        .admit(&[Tenant], routes!(v1::threshold::create::handler))
+        .admit(&[Tenant], routes!(v1::threshold::list::handler))
+        .admit(&[Tenant], routes!(v1::threshold::show::handler))
+        .admit(&[Tenant], routes!(v1::threshold::update::handler))
+        .admit(&[Tenant], routes!(v1::threshold::delete::handler))
+        .admit(&[Tenant], routes!(v1::threshold::alert::handler))
         .admit(&[Admin, Tenant], routes!(v1::audit::list::handler))
         .admit(&[Admin, Tenant], routes!(v1::audit::export::handler))
 }

@@ -138,6 +138,14 @@ pub(super) mod tenant {
     pub(crate) mod show;
     pub(crate) mod update;
 }
+pub(super) mod threshold {
+    pub(crate) mod alert;
+    pub(crate) mod create;
+    pub(crate) mod delete;
+    pub(crate) mod list;
+    pub(crate) mod show;
+    pub(crate) mod update;
+}
 pub(super) mod token {
     pub(crate) mod create;
     pub(crate) mod list;

@@ -41,10 +41,16 @@ pub enum Event {
     /// Nothing was delivered to a webhook for so long that it is off now.
     #[serde(rename = "webhook.disabled")]
     WebhookDisabled,
+    /// Devices of a site are across a threshold.
+    #[serde(rename = "metric.threshold_crossed")]
+    ThresholdCrossed,
+    /// And are not any more.
+    #[serde(rename = "metric.threshold_cleared")]
+    ThresholdCleared,
 }
 
 impl Event {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::AccessRequestCreated,
         Self::AccessRequestApproved,
         Self::AccessRequestDenied,
@@ -61,6 +67,8 @@ impl Event {
         Self::SupportSessionEnded,
         Self::ReceiptMade,
         Self::WebhookDisabled,
+        Self::ThresholdCrossed,
+        Self::ThresholdCleared,
     ];
 
     /// Name in the API, in what is sent, and in the database.
@@ -83,6 +91,8 @@ impl Event {
             Self::SupportSessionEnded => "support_session.ended",
             Self::ReceiptMade => "receipt.made",
             Self::WebhookDisabled => "webhook.disabled",
+            Self::ThresholdCrossed => "metric.threshold_crossed",
+            Self::ThresholdCleared => "metric.threshold_cleared",
         }
     }
 
@@ -114,7 +124,10 @@ impl Event {
                 Audience { is_tenant: true, people }
             }
             Self::WebhookDisabled => Audience { is_tenant: true, people: ids(&data["created_by"]) },
-            Self::GrantEnded | Self::SupportSessionEnded => Audience::default(),
+            // What devices measure is for systems that watch over them.
+            Self::GrantEnded | Self::SupportSessionEnded | Self::ThresholdCrossed | Self::ThresholdCleared => {
+                Audience::default()
+            }
         }
     }
 }

@@ -131,6 +131,8 @@ fn words(event: &str, data: &Value) -> (&'static str, Option<String>) {
             "a webhook was disabled, because nothing could be delivered to it",
             Some("Mend the receiver, then make a new one with: cloudlink webhook create".to_owned()),
         ),
+        Event::ThresholdCrossed => ("devices are across a threshold", None),
+        Event::ThresholdCleared => ("devices are within a threshold again", None),
     }
 }
 

@@ -39,7 +39,7 @@ async fn tables_of_tenants(scene: &Scene) -> Vec<(String, &'static str)> {
 
 /// Rows of both tenants in every table that has a tenant_id.
 /// What comes of a tenant's letting somebody in, for the device $1.
-const SUPPORT: [&str; 14] = [
+const SUPPORT: [&str; 17] = [
     "insert into signing_keys (id, tenant_id, name, algorithm, public_key, created_by)
      select gen_random_uuid(), g.tenant_id, 'key', 'ed25519', sha256(d.id::text::bytea), g.created_by
        from devices d join grants g on g.tenant_id = d.tenant_id where d.id = $1 limit 1",
@@ -67,6 +67,13 @@ const SUPPORT: [&str; 14] = [
      select s.id, s.tenant_id, s.grant_id, s.opened_by, '{}', 'device.reboot', '{}', 'device:reboot', false, true, 'r', 'site=north',
             '{\"site\": \"north\"}', 1, 1, 1, 1, 1, true, 60 from support_sessions s where s.id = $1",
     "insert into rollout_targets (rollout_id, tenant_id, device_id, place) select id, tenant_id, id, 0 from rollouts where id = $1",
+    "insert into thresholds (id, tenant_id, name, metric, comparison, value, clear_value, for_seconds, selector, severity, hold_down_seconds,
+                             created_by)
+     select id, tenant_id, 't', 'cpu_percent', 'above', 90, 80, 0, '{\"site\": \"north\"}', 'info', 60, created_by
+       from webhooks where id = $1",
+    "insert into threshold_states (threshold_id, device_id, tenant_id, site, state, since)
+     select id, id, tenant_id, 'north', 'firing', now() from thresholds where id = $1",
+    "insert into threshold_holds (threshold_id, site, event, tenant_id, until) select id, 'north', 'crossed', tenant_id, now() from thresholds where id = $1",
     "insert into notices (id, tenant_id, event, body, webhook_id) select id, tenant_id, 'grant.created', '{}', id from webhooks where id = $1",
 ];
 

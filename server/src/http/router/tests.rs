@@ -138,6 +138,10 @@ fn body_of(operation: &str) -> Value {
             json!({"grant_id": new_id(), "selector": "a=b", "kind": "device.reboot", "reason": "r"})
         }
         "rollout_apply" => json!({"hash": "00"}),
+        "threshold_create" => {
+            json!({"name": "new", "metric": "cpu_percent", "comparison": "above", "value": 90, "selector": "a=b"})
+        }
+        "threshold_update" => json!({"name": "newer"}),
         "webhook_create" => json!({"url": "https://example.com/"}),
         "opening_create" => json!({"port": 22, "reason": "r"}),
         "support_session_create" => json!({"kind": "terminal", "reason": "r"}),

@@ -67,6 +67,18 @@ impl Things {
         let webhook = made("/webhooks", json!({"url": "https://example.com/"})).await;
         let trial = scene.post(&format!("/webhooks/{webhook}/test")).by(whose).send().await;
         assert!(trial.status.is_success(), "{trial:?}");
+        let threshold =
+            json!({"name": "t", "metric": "cpu_percent", "comparison": "above", "value": 90, "selector": "site"});
+        let threshold = made("/thresholds", threshold).await;
+        sqlx::query(
+            "insert into threshold_states (threshold_id, device_id, tenant_id, site, state, since)
+             select id, $2, tenant_id, 'north', 'firing', now() from thresholds where id = $1::uuid",
+        )
+        .bind(&threshold)
+        .bind(device.as_uuid())
+        .execute(&scene.root)
+        .await
+        .unwrap();
         let ids = BTreeMap::from([
             ("tenant_id", tenant.to_string()),
             ("device_id", device.to_string()),
@@ -84,6 +96,7 @@ impl Things {
             ("support_session_id", session.to_string()),
             ("webhook_id", webhook),
             ("group_id", made("/groups", json!({"name": "g", "selector": "a=b"})).await),
+            ("threshold_id", threshold),
         ]);
         Self { ids }
     }
@@ -109,6 +122,7 @@ impl Things {
             "people" => "person_id",
             "webhooks" => "webhook_id",
             "groups" => "group_id",
+            "thresholds" => "threshold_id",
             "rollouts" => "rollout_id",
             "grants" => "grant_id",
             "commands" => "command_id",
