@@ -171,6 +171,7 @@ pub fn hello(boot_id: &str) -> Hello {
         transport_failures: Vec::new(),
         boot_hint: 0,
         busy_lock: None,
+        configuration: None,
     }
 }
 

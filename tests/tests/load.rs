@@ -198,6 +198,7 @@ async fn act(session: &mut Session<Server>, incoming: FromDevice, seen: &mpsc::S
         FromDevice::Metrics(_) => seen.send(Seen::Report).await.unwrap(),
         FromDevice::CertificateRequest(_)
         | FromDevice::BusyLock(_)
+        | FromDevice::ConfigurationStatus(_)
         | FromDevice::StreamRefused { .. }
         | FromDevice::Goodbye => {}
     }

@@ -8,8 +8,8 @@ use super::limit::{Check, FieldError, FieldFault, read_id};
 use super::message::goodbye::Code;
 use super::message::{
     BusyLock, CertificateIssued, CertificateRefused, CertificateRequest, Command, CommandCancel, CommandReceipt,
-    CommandStatus, DeviceMessage, Hello, MetricsReport, ServerMessage, StreamRefused, StreamRequest, Welcome,
-    device_message, server_message,
+    CommandStatus, Configuration, ConfigurationStatus, DeviceMessage, Hello, MetricsReport, ServerMessage,
+    StreamRefused, StreamRequest, Welcome, device_message, server_message,
 };
 use super::server::Admission;
 use super::session::{Common, SendError, Session, Side, Timing};
@@ -71,6 +71,8 @@ pub enum FromServer {
         /// `None`: to be refused as `unknown_kind`.
         request: Box<StreamRequest>,
     },
+    /// What the device is to be like. Whether its hash is right, who takes it finds out.
+    Configuration(Configuration),
     /// It leaves; [`Session::close`] says why.
     Goodbye,
 }
@@ -84,6 +86,7 @@ pub enum ToServer {
     CertificateRequest(CertificateRequest),
     StreamRefused(StreamRefused),
     BusyLock(BusyLock),
+    ConfigurationStatus(ConfigurationStatus),
 }
 
 impl Session<Device> {
@@ -166,6 +169,7 @@ impl Side for Device {
             ToServer::CertificateRequest(message) => message.check(),
             ToServer::StreamRefused(message) => message.check(),
             ToServer::BusyLock(message) => message.check(),
+            ToServer::ConfigurationStatus(message) => message.check(),
         }
     }
 
@@ -213,6 +217,11 @@ impl Side for Device {
             Some(Kind::StreamRequest(request)) => {
                 session.only_live("StreamRequest")?;
                 read_stream_request(session.request_without_delay(now, *request)).map_err(Violation::Field)?
+            }
+            Some(Kind::Configuration(configuration)) => {
+                session.only_live("Configuration")?;
+                configuration.check().map_err(Violation::Field)?;
+                FromServer::Configuration(configuration)
             }
             None => {
                 session.unknown_received();
@@ -269,9 +278,10 @@ impl From<ToServer> for DeviceMessage {
             ToServer::CertificateRequest(message) => device_message::Kind::CertificateRequest(message),
             ToServer::StreamRefused(message) => device_message::Kind::StreamRefused(message),
             ToServer::BusyLock(message) => device_message::Kind::BusyLock(message),
+            ToServer::ConfigurationStatus(message) => device_message::Kind::ConfigurationStatus(message),
         };
         Self { kind: Some(kind) }
     }
 }
 
-super::session::outgoing! { ToServer: MetricsReport, CommandStatus, CertificateRequest, StreamRefused, BusyLock }
+super::session::outgoing! { ToServer: MetricsReport, CommandStatus, CertificateRequest, StreamRefused, BusyLock, ConfigurationStatus }

@@ -4,8 +4,8 @@ use uuid::Uuid;
 
 use super::message::{
     BusyLock, CertificateIssued, CertificateRefused, CertificateRequest, Command, CommandCancel, CommandReceipt,
-    CommandStatus, Goodbye, Hello, MetricsReport, Reconnect, StreamRefused, StreamRequest, TransportFailure, Update,
-    Welcome, command, command_status, stream_request,
+    CommandStatus, Configuration, ConfigurationStatus, Goodbye, Hello, MetricsReport, Reconnect, StreamRefused,
+    StreamRequest, TransportFailure, Update, Welcome, command, command_status, stream_request,
 };
 
 /// A string without a limit of its own.
@@ -58,6 +58,12 @@ pub const TERM_BYTES_MAX: usize = 64;
 pub const HOST_BYTES_MAX: usize = 253;
 /// `BusyLock.left_ms`, at most.
 pub const BUSY_LEFT_MS_MAX: u64 = 8 * 24 * 3600 * 1000;
+/// `Configuration.version`, and those of `ConfigurationStatus`: what every JSON parser can tell apart.
+pub const CONFIGURATION_VERSION_MAX: u64 = (1 << 53) - 1;
+/// `Configuration.document_json`: with all around it, there is room for it in a message.
+pub const CONFIGURATION_BYTES_MAX: usize = 61_440;
+/// `ConfigurationStatus.error`.
+pub const CONFIGURATION_ERROR_BYTES_MAX: usize = 1024;
 /// `FilePut.path` and `FileGet.path`.
 pub const PATH_BYTES_MAX: usize = 4096;
 
@@ -109,7 +115,32 @@ impl Check for Hello {
         text("Hello.hostname", &self.hostname)?;
         count("Hello.transport_failures", self.transport_failures.len(), TRANSPORT_FAILURES_MAX)?;
         self.transport_failures.iter().try_for_each(Check::check)?;
-        self.busy_lock.as_ref().map_or(Ok(()), Check::check)
+        self.busy_lock.iter().try_for_each(Check::check)?;
+        self.configuration.iter().try_for_each(Check::check)
+    }
+}
+
+impl Check for Configuration {
+    fn check(&self) -> Result<(), FieldError> {
+        within("Configuration.version", (1..=CONFIGURATION_VERSION_MAX).contains(&self.version))?;
+        filled("Configuration.document_json", &self.document_json, CONFIGURATION_BYTES_MAX)?;
+        within("Configuration.sha256", self.sha256.len() == SHA256_BYTES)
+    }
+}
+
+impl Check for ConfigurationStatus {
+    fn check(&self) -> Result<(), FieldError> {
+        within("ConfigurationStatus.held_version", self.held_version <= CONFIGURATION_VERSION_MAX)?;
+        let hash_bytes = if self.held_version == 0 { 0 } else { SHA256_BYTES };
+        within("ConfigurationStatus.held_sha256", self.held_sha256.len() == hash_bytes)?;
+        within("ConfigurationStatus.reported_version", self.reported_version <= CONFIGURATION_VERSION_MAX)?;
+        within(
+            "ConfigurationStatus.applied_version",
+            self.applied_version <= self.held_version.min(self.reported_version),
+        )?;
+        let is_applied = self.applied_version == self.reported_version;
+        within("ConfigurationStatus.error", self.error.is_empty() == is_applied)?;
+        length("ConfigurationStatus.error", self.error.len(), CONFIGURATION_ERROR_BYTES_MAX)
     }
 }
 

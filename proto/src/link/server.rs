@@ -6,8 +6,8 @@ use super::limit::{Check, FieldError, read_id};
 use super::message::goodbye::Code;
 use super::message::{
     BusyLock, CertificateIssued, CertificateRefused, CertificateRequest, Command, CommandCancel, CommandReceipt,
-    CommandStatus, DeviceMessage, Hello, MetricsReport, Reconnect, ServerMessage, StreamRefused, StreamRequest,
-    Welcome, command_status, device_message, server_message,
+    CommandStatus, Configuration, ConfigurationStatus, DeviceMessage, Hello, MetricsReport, Reconnect, ServerMessage,
+    StreamRefused, StreamRequest, Welcome, command_status, device_message, server_message,
 };
 use super::session::{Common, SendError, Session, Side, Timing};
 use super::state::{Event, State};
@@ -39,6 +39,8 @@ pub enum FromDevice {
     CertificateRequest(CertificateRequest),
     /// Which lock it holds.
     BusyLock(BusyLock),
+    /// How far it is with its configuration.
+    ConfigurationStatus(ConfigurationStatus),
     /// It does not open a stream.
     StreamRefused {
         /// `refused.id`, read.
@@ -61,6 +63,7 @@ pub enum ToDevice {
     CertificateRefused(CertificateRefused),
     Reconnect(Reconnect),
     StreamRequest(Box<StreamRequest>),
+    Configuration(Configuration),
 }
 
 /// What a server tells the device that it welcomes.
@@ -151,6 +154,7 @@ impl Side for Server {
             ToDevice::CertificateRefused(message) => message.check(),
             ToDevice::Reconnect(message) => message.check(),
             ToDevice::StreamRequest(message) => message.check(),
+            ToDevice::Configuration(message) => message.check(),
         }
     }
 
@@ -194,6 +198,11 @@ impl Side for Server {
                 lock.check().map_err(Violation::Field)?;
                 Ok(Some(FromDevice::BusyLock(lock)))
             }
+            Some(Kind::ConfigurationStatus(status)) => {
+                session.only_live("ConfigurationStatus")?;
+                status.check().map_err(Violation::Field)?;
+                Ok(Some(FromDevice::ConfigurationStatus(status)))
+            }
             None => {
                 session.unknown_received();
                 Ok(None)
@@ -228,12 +237,13 @@ impl From<ToDevice> for ServerMessage {
             ToDevice::CertificateRefused(message) => server_message::Kind::CertificateRefused(message),
             ToDevice::Reconnect(message) => server_message::Kind::Reconnect(message),
             ToDevice::StreamRequest(message) => server_message::Kind::StreamRequest(message),
+            ToDevice::Configuration(message) => server_message::Kind::Configuration(message),
         };
         Self { kind: Some(kind) }
     }
 }
 
-super::session::outgoing! { ToDevice: Command, CommandCancel, CommandReceipt, CertificateIssued, CertificateRefused, Reconnect }
+super::session::outgoing! { ToDevice: Command, CommandCancel, CommandReceipt, CertificateIssued, CertificateRefused, Reconnect, Configuration }
 
 impl From<StreamRequest> for ToDevice {
     fn from(message: StreamRequest) -> Self {

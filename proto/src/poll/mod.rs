@@ -167,6 +167,7 @@ impl Check for PollRequest {
         self.metrics.iter().try_for_each(Check::check)?;
         self.busy_lock.iter().try_for_each(Check::check)?;
         self.certificate_request.iter().try_for_each(Check::check)?;
+        self.configuration.iter().try_for_each(Check::check)?;
         self.running.iter().try_for_each(Check::check)?;
         self.statuses.iter().try_for_each(Check::check)
     }
@@ -191,7 +192,8 @@ impl Check for PollResponse {
         self.certificate_refused.iter().try_for_each(Check::check)?;
         self.receipts.iter().try_for_each(Check::check)?;
         self.commands.iter().try_for_each(Check::check)?;
-        self.cancels.iter().try_for_each(Check::check)
+        self.cancels.iter().try_for_each(Check::check)?;
+        self.configuration.iter().try_for_each(Check::check)
     }
 }
 
@@ -201,7 +203,8 @@ mod tests {
 
     use super::*;
     use crate::link::{
-        CERTIFICATE_BYTES_MAX, CHAIN_MAX, DATA_JSON_BYTES_MAX, FieldFault, GRANT_STATEMENT_BYTES_MAX, REASON_BYTES_MAX,
+        CERTIFICATE_BYTES_MAX, CHAIN_MAX, CONFIGURATION_BYTES_MAX, CONFIGURATION_VERSION_MAX, DATA_JSON_BYTES_MAX,
+        FieldFault, GRANT_STATEMENT_BYTES_MAX, REASON_BYTES_MAX,
     };
 
     const ID: [u8; 16] = [7; 16];
@@ -290,6 +293,7 @@ mod tests {
                 PollResponse { certificate_issued: Some(link::CertificateIssued::default()), ..answer() },
                 "CertificateIssued.chain_der",
             ),
+            (PollResponse { configuration: Some(link::Configuration::default()), ..answer() }, "Configuration.version"),
         ] {
             let read = read_response(&response.encode_to_vec());
             assert!(
@@ -325,6 +329,11 @@ mod tests {
             cancels: vec![cancel; CANCELS_MAX],
             certificate_issued: Some(link::CertificateIssued {
                 chain_der: vec![vec![1; CERTIFICATE_BYTES_MAX].into(); CHAIN_MAX],
+            }),
+            configuration: Some(link::Configuration {
+                version: CONFIGURATION_VERSION_MAX,
+                document_json: vec![b' '; CONFIGURATION_BYTES_MAX].into(),
+                sha256: vec![0; 32].into(),
             }),
             ..answer()
         };

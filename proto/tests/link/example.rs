@@ -6,9 +6,9 @@ use bytes::Bytes;
 use cloudlink_proto::ids::{CommandId, DeviceId, GrantId, TenantId};
 use cloudlink_proto::link::message::{
     CertificateIssued, CertificateRefused, CertificateRequest, CollectMetrics, Command, CommandCancel, CommandReceipt,
-    CommandStatus, DeviceMessage, Goodbye, Hello, LinkTest, MetricsReport, Ping, Pong, Reboot, Reconnect,
-    RestartService, ServerMessage, Shutdown, TransportFailure, Welcome, command, command_status, device_message,
-    goodbye, server_message, transport_failure,
+    CommandStatus, Configuration, ConfigurationStatus, DeviceMessage, Goodbye, Hello, LinkTest, MetricsReport, Ping,
+    Pong, Reboot, Reconnect, RestartService, ServerMessage, Shutdown, TransportFailure, Welcome, command,
+    command_status, device_message, goodbye, server_message, transport_failure,
 };
 use cloudlink_proto::link::{Admission, Device, Server, Session, Side, State, Timing};
 use prost::Message;
@@ -37,6 +37,7 @@ pub(crate) fn hello() -> Hello {
         transport_failures: Vec::new(),
         boot_hint: 0,
         busy_lock: None,
+        configuration: None,
     }
 }
 
@@ -108,6 +109,30 @@ pub(crate) fn status(state: command_status::State) -> CommandStatus {
     CommandStatus { id: CommandId::from_uuid(uuid(3)).to_wire(), state: state.into(), ..CommandStatus::default() }
 }
 
+/// With the hash that `printf '{"interval":60}' | sha256sum` gives.
+pub(crate) fn configuration() -> Configuration {
+    Configuration {
+        version: 3,
+        document_json: Bytes::from_static(br#"{"interval":60}"#),
+        sha256: Bytes::from_static(HASH),
+    }
+}
+
+pub(crate) fn configuration_status() -> ConfigurationStatus {
+    ConfigurationStatus {
+        held_version: 3,
+        held_sha256: Bytes::from_static(HASH),
+        applied_version: 2,
+        reported_version: 3,
+        error: "no such sensor".to_owned(),
+    }
+}
+
+const HASH: &[u8; 32] = &[
+    0xa4, 0x75, 0x93, 0x53, 0xbb, 0xd2, 0x71, 0x8d, 0x28, 0xa5, 0x65, 0xd2, 0x7e, 0x6d, 0xb5, 0xd4, 0x0c, 0x70, 0x13,
+    0xe2, 0x31, 0x82, 0xc4, 0x21, 0x15, 0xe8, 0x7d, 0xa2, 0x9f, 0x90, 0x45, 0x60,
+];
+
 pub(crate) fn goodbye() -> Goodbye {
     Goodbye { code: goodbye::Code::ShuttingDown.into(), message: "maintenance".to_owned(), retry_after_ms: 5000 }
 }
@@ -144,6 +169,7 @@ pub(crate) fn device_kinds() -> Vec<(&'static str, device_message::Kind)> {
             Kind::CertificateRequest(CertificateRequest { csr_der: Bytes::from_static(&[0x30, 0]) }),
         ),
         ("goodbye", Kind::Goodbye(goodbye())),
+        ("configuration_status", Kind::ConfigurationStatus(configuration_status())),
     ]
 }
 
@@ -185,6 +211,7 @@ pub(crate) fn server_kinds() -> Vec<(&'static str, server_message::Kind)> {
         ),
         ("reconnect", Kind::Reconnect(Reconnect { after_ms: 12_000, reason: "the node is drained".to_owned() })),
         ("goodbye", Kind::Goodbye(goodbye())),
+        ("configuration", Kind::Configuration(configuration())),
     ]
 }
 

@@ -2,15 +2,19 @@
 
 use bytes::Bytes;
 use cloudlink_proto::link::message::{
-    Artifact, CertificateIssued, CertificateRequest, Command, CommandStatus, Hello, MetricsReport, RestartService,
-    TransportFailure, Update, Welcome, command, command_status, device_message, server_message,
+    Artifact, CertificateIssued, CertificateRequest, Command, CommandStatus, Configuration, ConfigurationStatus, Hello,
+    MetricsReport, RestartService, TransportFailure, Update, Welcome, command, command_status, device_message,
+    server_message,
 };
-use cloudlink_proto::link::{MESSAGE_BYTES_MAX, Session, State, Timing, Violation};
+use cloudlink_proto::link::{
+    CONFIGURATION_BYTES_MAX, CONFIGURATION_VERSION_MAX, FromServer, MESSAGE_BYTES_MAX, Session, State, Timing,
+    Violation,
+};
 use rstest::rstest;
 
 use crate::example::{
-    UNKNOWN_KIND, command as any_command, device_in, device_message, failure, hello, report, server_in, server_message,
-    start, status, welcome,
+    UNKNOWN_KIND, command as any_command, configuration, configuration_status, device_in, device_message, failure,
+    hello, report, server_in, server_message, start, status, welcome,
 };
 
 fn reporting(failure: TransportFailure) -> Hello {
@@ -112,6 +116,47 @@ fn chain_over_a_limit_is_refused(#[case] chain_der: Vec<Bytes>, #[case] fault: &
         server_message::Kind::CertificateIssued(CertificateIssued { chain_der }),
         fault,
     );
+}
+
+#[rstest]
+#[case::no_version(Configuration { version: 0, ..configuration() }, "Configuration.version is out of range")]
+#[case::version(Configuration { version: 1 << 53, ..configuration() }, "Configuration.version is out of range")]
+#[case::no_document(Configuration { document_json: Bytes::new(), ..configuration() }, "Configuration.document_json is empty")]
+#[case::document(Configuration { document_json: vec![b' '; 61_441].into(), ..configuration() }, "Configuration.document_json is longer than 61440 bytes")]
+#[case::hash(Configuration { sha256: Bytes::from_static(b"short"), ..configuration() }, "Configuration.sha256 is out of range")]
+fn configuration_over_a_limit_is_refused(#[case] configuration: Configuration, #[case] fault: &str) {
+    assert_refused_by_device(State::Live, server_message::Kind::Configuration(configuration), fault);
+}
+
+#[test]
+fn the_largest_configuration_fits_into_a_message() {
+    let mut server = server_in(State::Live);
+    let largest = Configuration {
+        version: CONFIGURATION_VERSION_MAX,
+        document_json: vec![b' '; CONFIGURATION_BYTES_MAX].into(),
+        ..configuration()
+    };
+    server.send(start(), largest.clone()).unwrap();
+    let heard = device_in(State::Live).unwrap().handle_message(start(), &server.poll_transmit().unwrap());
+    assert_eq!(heard, Ok(Some(FromServer::Configuration(largest))));
+}
+
+#[rstest]
+#[case::held(ConfigurationStatus { held_version: 1 << 53, ..configuration_status() }, "held_version is out of range")]
+#[case::hash(ConfigurationStatus { held_sha256: Bytes::new(), ..configuration_status() }, "held_sha256 is out of range")]
+#[case::hash_of_none(ConfigurationStatus { held_version: 0, ..configuration_status() }, "held_sha256 is out of range")]
+#[case::reported(ConfigurationStatus { reported_version: 1 << 53, ..configuration_status() }, "reported_version is out of range")]
+#[case::applied(ConfigurationStatus { applied_version: 4, ..configuration_status() }, "applied_version is out of range")]
+#[case::no_error(ConfigurationStatus { error: String::new(), ..configuration_status() }, "error is out of range")]
+#[case::needless(ConfigurationStatus { applied_version: 3, ..configuration_status() }, "error is out of range")]
+#[case::error(ConfigurationStatus { error: "a".repeat(1025), ..configuration_status() }, "error is longer than 1024 bytes")]
+fn configuration_status_over_a_limit_is_refused(#[case] status: ConfigurationStatus, #[case] fault: &str) {
+    let fault = format!("ConfigurationStatus.{fault}");
+    assert_refused_by_server(device_message::Kind::ConfigurationStatus(status.clone()), &fault);
+    let hello = Hello { configuration: Some(status), ..hello() };
+    let violation =
+        server_in(State::AwaitHello).handle_message(start(), &device_message(device_message::Kind::Hello(hello)));
+    assert_eq!(violation.unwrap_err().to_string(), format!("a message breaks a limit: {fault}"));
 }
 
 #[rstest]

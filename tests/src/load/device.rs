@@ -82,6 +82,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             | FromServer::CertificateRefused(_)
             | FromServer::Reconnect { .. }
             | FromServer::StreamRequest { .. }
+            | FromServer::Configuration(_)
             | FromServer::Goodbye => {}
         }
         Ok(())
@@ -149,6 +150,7 @@ fn hello(id: DeviceId, index: usize) -> Hello {
         transport_failures: Vec::new(),
         boot_hint: 0,
         busy_lock: None,
+        configuration: None,
     }
 }
 

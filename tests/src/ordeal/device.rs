@@ -248,6 +248,7 @@ impl Device {
             | FromServer::CertificateIssued(_)
             | FromServer::CertificateRefused(_)
             | FromServer::StreamRequest { .. }
+            | FromServer::Configuration(_)
             | FromServer::Goodbye => {}
         }
         Ok(())
@@ -336,5 +337,6 @@ fn hello(credential: &Credential, index: usize) -> Hello {
         transport_failures: Vec::new(),
         boot_hint: 0,
         busy_lock: None,
+        configuration: None,
     }
 }
