@@ -15,7 +15,7 @@ use anyhow::Context;
 use cloudlink_certs::TrustAnchor;
 use cloudlink_proto::ids::CommandId;
 use cloudlink_proto::link::message::goodbye::Code;
-use cloudlink_proto::link::message::{CommandStatus, Hello, MetricsReport, StreamRefused};
+use cloudlink_proto::link::message::{CommandStatus, Configuration, Hello, MetricsReport, StreamRefused};
 use cloudlink_proto::link::{Close, FromServer, ToServer};
 use futures_util::FutureExt;
 use tokio::sync::Mutex;
@@ -34,6 +34,7 @@ use crate::boot::{Boot, WATCHDOGS};
 use crate::busy::Busy;
 use crate::clock::{self, KnownTime};
 use crate::config::{Config, Transport};
+use crate::desired::Desired;
 use crate::desk::Desk;
 use crate::dial::{self, DialError, Route};
 use crate::disk::StateDir;
@@ -85,6 +86,8 @@ pub struct Agent {
     local: Arc<local::Desk>,
     /// The busy lock has changed, and there was no link to say so over, or not for long.
     has_busy_to_tell: bool,
+    /// What there is to say of the configuration has changed since a link was welcomed.
+    has_configuration_to_tell: bool,
     /// How far its commands are.
     steps: Steps,
     streams: Streams,
@@ -150,8 +153,9 @@ impl Agent {
             access: Access::load(&config.access, state_dir.path(), &identity),
             known_time: KnownTime::load(state_dir.path(), tls::authority_made(&anchor)),
             desk: Desk::new(ledger, executor, boot_id.clone(), Arc::clone(&busy)),
-            local: Arc::new(local::Desk::new(busy, restarts)),
+            local: Arc::new(local::Desk::new(busy, Desired::load(state_dir.path()), restarts)),
             has_busy_to_tell: false,
+            has_configuration_to_tell: false,
             steps,
             streams: Streams::new(&config),
             trial: if tunnel.is_some() { Trial::interrupting() } else { Trial::default() },
@@ -192,6 +196,7 @@ impl Agent {
                     self.tell(status);
                 }
                 () = local.busy.changed() => self.handle_busy(),
+                () = local.desired.changed() => self.tell_configuration(),
                 Some((id, percent)) = self.steps.recv() => self.tell_step(id, percent),
                 refused = self.streams.done() => self.tell_refusal(refused),
                 event = next_event(&mut self.link) => self.handle_event(event),
@@ -217,6 +222,23 @@ impl Agent {
         // The hello of an attempt under way was made before; what is told over a link that it replaces may come too late.
         self.has_busy_to_tell = self.link.is_none() || matches!(self.dialling, Dialling::Now(..));
         self.tell(self.local.busy.told());
+    }
+
+    fn take_configuration(&self, configuration: &Configuration) {
+        let version = configuration.version;
+        match self.local.desired.take(configuration) {
+            Ok(true) => tracing::info!(version, "the device has another configuration"),
+            Ok(false) => tracing::debug!(version, "the device has this configuration, or a newer one"),
+            Err(error) => tracing::error!(version, error = chain(&error), "a configuration cannot be taken"),
+        }
+    }
+
+    fn tell_configuration(&mut self) {
+        // Also over the next link: its hello may have been made before.
+        self.has_configuration_to_tell = true;
+        if let Some(status) = self.local.desired.told() {
+            self.tell(status);
+        }
     }
 
     /// Lets commands that are under way end, and says goodbye. A reboot is not waited for.
@@ -370,6 +392,7 @@ impl Agent {
                 let refused = self.streams.handle_request(now, id, *request, leave, route);
                 self.tell_refusal(refused);
             }
+            FromServer::Configuration(configuration) => self.take_configuration(&configuration),
             // The session takes one welcome only, and keeps goodbyes to itself.
             FromServer::Welcome(_) | FromServer::Goodbye => {}
         }
@@ -466,6 +489,7 @@ impl Agent {
             &self.streams.capabilities(),
             self.climb.failures(),
             &self.local.busy,
+            self.local.desired.told(),
         )
     }
 
@@ -549,6 +573,11 @@ impl Agent {
         if std::mem::take(&mut self.has_busy_to_tell) {
             // It changed before the hello was made, or after.
             self.tell(self.local.busy.told());
+        }
+        if std::mem::take(&mut self.has_configuration_to_tell)
+            && let Some(status) = self.local.desired.told()
+        {
+            self.tell(status);
         }
         self.polling.linked();
         self.desk.executor().set_contact(true);

@@ -18,6 +18,7 @@ pub mod busy;
 pub mod clock;
 pub mod command;
 pub mod config;
+pub mod desired;
 pub mod desk;
 pub mod dial;
 pub mod disk;

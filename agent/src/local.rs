@@ -7,6 +7,9 @@
 //! | `GET /v1/busy` | the busy lock, or null |
 //! | `PUT /v1/busy` | set or renew it: `{"reason": "…", "seconds": 3600}` |
 //! | `DELETE /v1/busy` | end it |
+//! | `GET /v1/configuration` | the configuration that the device is to have, or null: `{"version": 3, "sha256": "…", "document": {…}}` |
+//! | `GET /v1/configuration?after=3&wait=20` | the same, once it is another version, or after so many seconds |
+//! | `PUT /v1/configuration/applied` | say what came of it: `{"version": 3, "applied": true}`, or false with a `reason` |
 //! | `GET /v1/services/NAME/restart` | wait to hear of a restart: `{"id": "…"}`, or null after a while |
 //! | `POST /v1/services/NAME/restart/ID` | say what came of it: `{"restarted": true}`, or false with a `reason` |
 
@@ -19,6 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use cloudlink_proto::link::CONFIGURATION_BYTES_MAX;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
@@ -36,6 +40,7 @@ use uuid::Uuid;
 use crate::busy::{Busy, BusyError};
 use crate::chain;
 use crate::config::Local as LocalConfig;
+use crate::desired::{Desired, SayError};
 use crate::exchange::{ExchangeError, exchange};
 use crate::machine::AGENT;
 
@@ -53,6 +58,8 @@ const SERVED_WITHIN: Duration = Duration::from_secs(10);
 const WAIT: Duration = Duration::from_secs(25);
 /// The longest reason, in bytes.
 const REASON_BYTES_MAX: usize = 256;
+/// The largest answer: a configuration, and what is around it.
+const ANSWER_BYTES_MAX: usize = CONFIGURATION_BYTES_MAX + 1024;
 /// How long a client of ours waits for the answer.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
 /// After an accept that failed: there may be no file descriptors left.
@@ -62,14 +69,15 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub struct Desk {
     pub busy: Arc<Busy>,
+    pub desired: Desired,
     restarts: Arc<Restarts>,
     link: Mutex<Option<&'static str>>,
 }
 
 impl Desk {
     #[must_use]
-    pub fn new(busy: Arc<Busy>, restarts: Arc<Restarts>) -> Self {
-        Self { busy, restarts, link: Mutex::new(None) }
+    pub fn new(busy: Arc<Busy>, desired: Desired, restarts: Arc<Restarts>) -> Self {
+        Self { busy, desired, restarts, link: Mutex::new(None) }
     }
 
     /// By which transport the device is linked now, if it is.
@@ -79,7 +87,7 @@ impl Desk {
 
     fn status(&self) -> Value {
         let link = *self.link.lock().unwrap_or_else(PoisonError::into_inner);
-        json!({"agent": AGENT, "link": link, "busy": self.shown_busy()})
+        json!({"agent": AGENT, "link": link, "busy": self.shown_busy(), "configuration": self.desired.standing()})
     }
 
     fn shown_busy(&self) -> Value {
@@ -164,6 +172,15 @@ struct Restarted {
     reason: String,
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Applied {
+    version: u64,
+    applied: bool,
+    #[serde(default)]
+    reason: String,
+}
+
 async fn answer(desk: &Desk, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let path = request.uri().path().to_owned();
     match (path.as_str(), request.method()) {
@@ -176,6 +193,13 @@ async fn answer(desk: &Desk, request: Request<Incoming>) -> Response<Full<Bytes>
         },
         ("/v1/busy", &Method::DELETE) => changed(desk, desk.busy.clear()),
         ("/v1/busy", _) => not_allowed("GET, PUT, DELETE"),
+        ("/v1/configuration", &Method::GET) => show_configuration(desk, request.uri().query()).await,
+        ("/v1/configuration", _) => not_allowed("GET"),
+        ("/v1/configuration/applied", &Method::PUT) => match read(request).await {
+            Ok(said) => say_applied(desk, said),
+            Err(refused) => *refused,
+        },
+        ("/v1/configuration/applied", _) => not_allowed("PUT"),
         (path, method) => match path.strip_prefix("/v1/services/").and_then(|rest| rest.split_once("/restart")) {
             Some((service, _)) if !desk.restarts.has(service) => refused(
                 StatusCode::NOT_FOUND,
@@ -193,6 +217,49 @@ async fn answer(desk: &Desk, request: Request<Incoming>) -> Response<Full<Bytes>
             },
             None => no_path(),
         },
+    }
+}
+
+async fn show_configuration(desk: &Desk, query: Option<&str>) -> Response<Full<Bytes>> {
+    match read_wait(query.unwrap_or_default()) {
+        Some((known, within)) if !within.is_zero() => desk.desired.wait(known, within).await,
+        Some(_) => {}
+        None => {
+            let detail = "the query is after=VERSION&wait=SECONDS, both whole numbers";
+            return refused(StatusCode::BAD_REQUEST, detail);
+        }
+    }
+    respond(StatusCode::OK, desk.desired.shown())
+}
+
+/// Which version is known, and for how long to wait for another one; no longer than is allowed.
+fn read_wait(query: &str) -> Option<(u64, Duration)> {
+    let (mut known, mut seconds) = (0, 0);
+    for (name, value) in
+        query.split('&').filter(|part| !part.is_empty()).map(|part| part.split_once('=')).collect::<Option<Vec<_>>>()?
+    {
+        match name {
+            "after" => known = value.parse().ok()?,
+            "wait" => seconds = value.parse().ok()?,
+            _ => return None,
+        }
+    }
+    Some((known, Duration::from_secs(seconds).min(WAIT)))
+}
+
+fn say_applied(desk: &Desk, Applied { version, applied, reason }: Applied) -> Response<Full<Bytes>> {
+    let outcome = if applied { Ok(()) } else { Err(reason) };
+    match desk.desired.say(version, outcome) {
+        Ok(()) => {
+            tracing::info!(version, applied, "an application has said whether the configuration is applied");
+            answered(StatusCode::OK, &desk.desired.standing())
+        }
+        Err(error @ SayError::Version(_)) => refused(StatusCode::CONFLICT, &error.to_string()),
+        Err(error @ SayError::Reason) => refused(StatusCode::UNPROCESSABLE_ENTITY, &error.to_string()),
+        Err(error @ SayError::Disk(_)) => {
+            tracing::error!(error = chain(&error), "it cannot be written down whether the configuration is applied");
+            refused(StatusCode::INTERNAL_SERVER_ERROR, &chain(&error))
+        }
     }
 }
 
@@ -240,7 +307,11 @@ async fn read<T: serde::de::DeserializeOwned>(request: Request<Incoming>) -> Res
 }
 
 fn answered(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+    respond(status, body.to_string())
+}
+
+fn respond(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
@@ -273,15 +344,15 @@ pub enum AskError {
 ///
 /// # Errors
 /// When it does not answer, or refuses.
-pub async fn ask(socket: &Path, method: Method, path: &'static str, body: Option<&Value>) -> Result<Value, AskError> {
+pub async fn ask(socket: &Path, method: Method, path: &str, body: Option<&Value>) -> Result<Value, AskError> {
     let asking = async {
         let unreachable = |error| AskError::Unreachable(socket.display().to_string(), error);
         let stream = UnixStream::connect(socket).await.map_err(unreachable)?;
         let body = body.map(ToString::to_string).unwrap_or_default();
         let mut request = Request::new(Full::new(Bytes::from(body)));
-        (*request.method_mut(), *request.uri_mut()) = (method, http::Uri::from_static(path));
+        (*request.method_mut(), *request.uri_mut()) = (method, path.parse().expect("ours are paths"));
         request.headers_mut().insert(http::header::HOST, HeaderValue::from_static("localhost"));
-        let (head, body) = exchange(stream, request, HEAD_BYTES_MAX).await?;
+        let (head, body) = exchange(stream, request, ANSWER_BYTES_MAX).await?;
         let answer: Value = serde_json::from_slice(&body).map_err(|_| ExchangeError::Answer)?;
         if head.status.is_success() {
             return Ok(answer);
@@ -297,13 +368,14 @@ mod tests {
 
     use super::*;
     use crate::config::ServiceName;
+    use crate::desired::tests::given;
 
     const HOUR: Duration = Duration::from_secs(3600);
 
     fn start(dir: &Path) -> (LocalConfig, Arc<Desk>, Serving) {
         let config = LocalConfig { socket: dir.join("local.sock"), mode: 0o660, group: None };
         let restarts = Restarts::new(&[ServiceName::parse("meter").unwrap()]);
-        let desk = Arc::new(Desk::new(Arc::new(Busy::load(dir, HOUR)), Arc::new(restarts)));
+        let desk = Arc::new(Desk::new(Arc::new(Busy::load(dir, HOUR)), Desired::load(dir), Arc::new(restarts)));
         let serving = serve(&config, Arc::clone(&desk)).unwrap();
         (config, desk, serving)
     }
@@ -352,8 +424,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (config, desk, _serving) = start(dir.path());
         let tell = async |id: &str, body: Value| {
-            let path: &'static str = format!("/v1/services/meter/restart/{id}").leak();
-            ask(&config.socket, Method::POST, path, Some(&body)).await
+            let path = format!("/v1/services/meter/restart/{id}");
+            ask(&config.socket, Method::POST, &path, Some(&body)).await
         };
         let application = async {
             let heard = ask(&config.socket, Method::GET, "/v1/services/meter/restart", None).await.unwrap();
@@ -370,6 +442,42 @@ mod tests {
         for path in ["/v1/services/other/restart", "/v1/services/meter/restarts", "/v1/services/meter/restart/1"] {
             assert!(matches!(ask(&config.socket, Method::GET, path, None).await, Err(AskError::Refused(_))), "{path}");
         }
+    }
+
+    #[tokio::test]
+    async fn an_application_hears_of_another_configuration_and_says_what_came_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, desk, _serving) = start(dir.path());
+        let get =
+            async |query: &str| ask(&config.socket, Method::GET, &format!("/v1/configuration{query}"), None).await;
+        let say = async |body: Value| ask(&config.socket, Method::PUT, "/v1/configuration/applied", Some(&body)).await;
+        assert_eq!(get("").await.unwrap(), Value::Null);
+        assert!(say(json!({"version": 0, "applied": true})).await.is_err());
+        let take = async { desk.desired.take(&given(4, r#"{"interval":60}"#)) };
+        let (heard, taken) = tokio::join!(biased; get("?after=0&wait=20"), take);
+        assert!(taken.unwrap());
+        let heard = heard.unwrap();
+        assert_eq!((&heard["version"], &heard["document"]), (&json!(4), &json!({"interval": 60})));
+        assert_eq!(get("?after=3&wait=20").await.unwrap(), heard, "it is another one already");
+        assert_eq!(get("?after=4&wait=1").await.unwrap(), heard, "there is no other one");
+        for query in ["?after=x", "?wait=-1", "?wait", "?since=3", "?wait=1&wait=x"] {
+            assert!(get(query).await.is_err(), "{query}");
+        }
+        for nonsense in [
+            json!({"version": 3, "applied": true}),
+            json!({"version": 4, "applied": false}),
+            json!({"version": 4, "applied": false, "reason": "a\nb"}),
+            json!({"version": 4}),
+        ] {
+            assert!(say(nonsense).await.is_err());
+        }
+        let said = say(json!({"version": 4, "applied": false, "reason": "no such sensor"})).await.unwrap();
+        assert_eq!(said, json!({"version": 4, "applied_version": 0, "error": "no such sensor"}));
+        let said = say(json!({"version": 4, "applied": true})).await.unwrap();
+        assert_eq!(said, json!({"version": 4, "applied_version": 4, "error": null}));
+        let status = ask(&config.socket, Method::GET, "/v1/status", None).await.unwrap();
+        assert_eq!(status["configuration"], said);
+        assert!(ask(&config.socket, Method::POST, "/v1/configuration", None).await.is_err());
     }
 
     #[tokio::test]

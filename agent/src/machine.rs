@@ -4,13 +4,13 @@ use std::io;
 use std::path::Path;
 
 use cloudlink_proto::link::STRING_BYTES_MAX;
-use cloudlink_proto::link::message::{BootHint, Hello, TransportFailure};
+use cloudlink_proto::link::message::{BootHint, ConfigurationStatus, Hello, TransportFailure};
 use sysinfo::System;
 
 use crate::busy::Busy;
 use crate::clock;
 use crate::command::Kind;
-use crate::disk;
+use crate::{desired, disk};
 
 /// A boot id is a UUID; whatever stands in for it may be somewhat longer.
 const BOOT_ID_BYTES_MAX: u64 = 128;
@@ -47,12 +47,13 @@ pub fn hello(
     streams: &[&str],
     failures: &[TransportFailure],
     busy: &Busy,
+    configuration: Option<ConfigurationStatus>,
 ) -> Hello {
-    let commands = Kind::ALL.iter().map(|kind| kind.name());
+    let own = Kind::ALL.iter().map(|kind| kind.name()).chain([desired::CAPABILITY]);
     Hello {
         // The session fills in what it speaks.
         versions: Vec::new(),
-        capabilities: commands.chain(streams.iter().copied()).map(str::to_owned).collect(),
+        capabilities: own.chain(streams.iter().copied()).map(str::to_owned).collect(),
         boot_id: boot_id.to_owned(),
         agent: AGENT.to_owned(),
         os: shortened(System::long_os_version().unwrap_or_default()),
@@ -61,6 +62,7 @@ pub fn hello(
         transport_failures: failures.to_vec(),
         boot_hint: boot_hint.into(),
         busy_lock: Some(busy.told()).filter(|lock| lock.left_ms > 0),
+        configuration,
     }
 }
 

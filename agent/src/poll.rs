@@ -217,6 +217,7 @@ pub fn request(hello: Hello, interval: Duration) -> PollRequest {
         transport_failures: hello.transport_failures,
         interval_ms: u32::try_from(interval.as_millis()).unwrap_or(u32::MAX),
         busy_lock: hello.busy_lock,
+        configuration: hello.configuration,
         ..poll::request()
     }
 }
@@ -258,7 +259,7 @@ fn http_request(authority: &str, body: Bytes) -> Request<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
-    use cloudlink_proto::link::message::BootHint;
+    use cloudlink_proto::link::message::{BootHint, ConfigurationStatus};
 
     use super::*;
     use crate::busy::Busy;
@@ -362,12 +363,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let busy = Busy::load(dir.path(), Duration::from_secs(60));
         busy.set("results", Duration::from_secs(60)).unwrap();
-        let hello = machine::hello("boot", BootHint::Watchdog, &[], &[], &busy);
+        let status = ConfigurationStatus { held_version: 1, held_sha256: vec![1; 32].into(), ..Default::default() };
+        let hello = machine::hello("boot", BootHint::Watchdog, &[], &[], &busy, Some(status.clone()));
         let request = request(hello.clone(), Duration::from_secs(900));
         assert_eq!((&request.boot_id, &request.agent, request.interval_ms), (&hello.boot_id, &hello.agent, 900_000));
         assert_eq!(request.versions, [poll::VERSION]);
         assert_eq!(request.boot_hint(), BootHint::Watchdog);
         assert_eq!(request.busy_lock.as_ref().unwrap().reason, "results");
+        assert_eq!(request.configuration, Some(status));
         assert!(poll::write_request(&request).is_ok());
     }
 }

@@ -215,6 +215,9 @@ impl Agent {
         for id in response.receipts.iter().filter_map(|receipt| CommandId::from_wire(&receipt.id)) {
             self.desk.handle_receipt(id, self.server_unix_ms());
         }
+        if let Some(configuration) = response.configuration {
+            self.take_configuration(&configuration);
+        }
         // Before the commands: one of them may be called back here.
         for id in response.cancels.iter().filter_map(|cancel| CommandId::from_wire(&cancel.id)) {
             tracing::info!(command.id = %id, "a command was called back");

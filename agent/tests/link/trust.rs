@@ -155,7 +155,7 @@ async fn is_refused(device: &Device, identity: &Identity) -> (bool, bool) {
     let tls = tls::Client::new(&anchor, identity.slot(Slot::Current), no_bounds()).unwrap();
     let route = || Route::Direct { server: Box::new(device.config.server.clone()), tls: tls.clone() };
     let busy = Busy::load(&device.config.state_dir, Duration::from_secs(3600));
-    let hello = || machine::hello("boot-1", BootHint::Unspecified, &[], &[], &busy);
+    let hello = || machine::hello("boot-1", BootHint::Unspecified, &[], &[], &busy, None);
     let link = Link::open(route(), hello()).await.unwrap_err();
     let polled =
         poll::exchange(route(), poll::request(hello(), Duration::from_secs(900)), Vec::new()).await.unwrap_err();
