@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use cloudlink_proto::ids::{CommandId, DeviceId, PersonId};
+use cloudlink_proto::ids::{CommandId, DeviceId, PersonId, TenantId};
 use tokio::sync::{broadcast, mpsc};
 use uuid::Uuid;
 
@@ -30,6 +30,8 @@ pub enum Hint {
     SupportDue(DeviceId),
     /// The person may have been shut out, or may do less than before.
     PersonChanged(PersonId),
+    /// What devices of this tenant are to have may have changed, or their labels.
+    ConfigurationDue(TenantId),
     /// Somebody outside is to be told of something.
     NoticesDue,
 }
@@ -45,6 +47,7 @@ impl Hint {
             Self::OpeningsDue(device) => ("openings_due", Some(device.as_uuid())),
             Self::SupportDue(device) => ("support_due", Some(device.as_uuid())),
             Self::PersonChanged(person) => ("person_changed", Some(person.as_uuid())),
+            Self::ConfigurationDue(tenant) => ("configuration_due", Some(tenant.as_uuid())),
             Self::NoticesDue => ("notices_due", None),
         }
     }
@@ -83,6 +86,7 @@ impl FromStr for Hint {
             "device_linked" => Ok(Self::DeviceLinked(device)),
             "openings_due" => Ok(Self::OpeningsDue(device)),
             "support_due" => Ok(Self::SupportDue(device)),
+            "configuration_due" => Ok(Self::ConfigurationDue(TenantId::from_uuid(id))),
             "person_changed" => Ok(Self::PersonChanged(PersonId::from_uuid(id))),
             _ => Err(UnknownHint),
         }
@@ -197,6 +201,7 @@ mod tests {
             Hint::OpeningsDue(device),
             Hint::SupportDue(device),
             Hint::PersonChanged(PersonId::from_uuid(id)),
+            Hint::ConfigurationDue(TenantId::from_uuid(id)),
         ] {
             assert_eq!(hint.to_string().parse(), Ok(hint));
             assert!(hint.is_for_all());

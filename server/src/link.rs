@@ -24,6 +24,7 @@ pub mod accept;
 mod account;
 pub(crate) mod admission;
 mod command;
+pub(crate) mod configuration;
 pub(crate) mod conn;
 pub(crate) mod dispatch;
 mod enroll;

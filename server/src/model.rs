@@ -8,6 +8,7 @@ pub mod audit;
 pub mod boot;
 pub mod busy_lock;
 pub mod command;
+pub mod configuration;
 pub mod device;
 pub mod drop;
 pub mod enrollment_token;

@@ -8,6 +8,7 @@ pub mod boot;
 pub mod busy_lock;
 pub mod certificate;
 pub mod command;
+pub mod configuration;
 pub mod deadline;
 pub mod device;
 pub mod dispatch;

@@ -27,13 +27,14 @@ use std::sync::Arc;
 
 use crate::cluster::Lease;
 use crate::lifecycle::Shutdown;
-use crate::link::{Links, dispatch};
+use crate::link::{Links, configuration, dispatch};
 use crate::pki::StatementSigner;
 use crate::support::Support;
 
 /// Starts every task; each ends by itself at the soft stop.
 pub fn start(links: &Links, shutdown: &Shutdown) {
     shutdown.spawn_vital("dispatch", dispatch::run(links.clone(), shutdown.clone()));
+    shutdown.spawn_vital("configuration", configuration::run(links.clone(), shutdown.clone()));
     shutdown.spawn_vital("access ends", access::run(links.clone(), shutdown.clone()));
     shutdown.spawn_vital("deadline", deadline::run(links.clone(), shutdown.clone()));
     shutdown.spawn_vital("presence", presence::run(links.clone(), shutdown.clone()));

@@ -57,6 +57,7 @@ impl Hub {
                     | Hint::OpeningsDue(_)
                     | Hint::SupportDue(_)
                     | Hint::PersonChanged(_)
+                    | Hint::ConfigurationDue(_)
                     | Hint::NoticesDue,
                 ) => {}
                 Heard::Everything => self.wake_all(),

@@ -54,6 +54,7 @@ pub(crate) enum Kind {
     IdempotencyConflict,
     PlanMoved,
     VersionMismatch,
+    ConfigurationInvalid,
     TooLarge,
     Unprocessable,
     VersionRequired,
@@ -111,6 +112,9 @@ impl Kind {
             }
             Self::PlanMoved => (StatusCode::CONFLICT, "plan_moved", "The plan does not hold any more"),
             Self::VersionMismatch => (StatusCode::PRECONDITION_FAILED, "version_mismatch", "Somebody else changed it"),
+            Self::ConfigurationInvalid => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "configuration_invalid", "A configuration is not as the schema says")
+            }
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large", "The body is too large"),
             Self::Unprocessable => (StatusCode::UNPROCESSABLE_ENTITY, "unprocessable", "The request is not allowed"),
             Self::VersionRequired => (StatusCode::PRECONDITION_REQUIRED, "version_required", "If-Match is missing"),
@@ -136,6 +140,7 @@ pub(crate) struct Problem {
     detail: Cow<'static, str>,
     reason: Option<&'static str>,
     maximum_seconds: Option<i32>,
+    violation: Option<(String, String)>,
     retry_after: Option<Duration>,
     cause: Option<Arc<dyn Error + Send + Sync>>,
 }
@@ -143,7 +148,15 @@ pub(crate) struct Problem {
 impl Problem {
     /// `detail`: what happened, and what to do about it.
     pub(crate) fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, detail: detail.into(), reason: None, maximum_seconds: None, retry_after: None, cause: None }
+        Self {
+            kind,
+            detail: detail.into(),
+            reason: None,
+            maximum_seconds: None,
+            violation: None,
+            retry_after: None,
+            cause: None,
+        }
     }
 
     pub(crate) fn bad_request(detail: impl Into<Cow<'static, str>>) -> Self {
@@ -179,6 +192,11 @@ impl Problem {
 
     pub(crate) fn maximum_seconds(self, seconds: i32) -> Self {
         Self { maximum_seconds: Some(seconds), ..self }
+    }
+
+    /// Where a document is not as a rule says: JSON pointers into both.
+    pub(crate) fn violation(self, pointer: String, rule: String) -> Self {
+        Self { violation: Some((pointer, rule)), ..self }
     }
 
     pub(crate) fn retry_after(self, wait: Duration) -> Self {
@@ -254,6 +272,8 @@ impl Problem {
             request_id: request_id.to_owned(),
             reason: self.reason.map(str::to_owned),
             maximum_seconds: self.maximum_seconds,
+            pointer: self.violation.as_ref().map(|(pointer, _)| pointer.clone()),
+            rule: self.violation.as_ref().map(|(_, rule)| rule.clone()),
         }
     }
 }
@@ -331,6 +351,12 @@ pub(crate) struct ProblemDetails {
     /// Of `unprocessable`, when a grant is longer than the tenant's policy allows: the longest that is allowed.
     #[serde(skip_serializing_if = "Option::is_none")]
     maximum_seconds: Option<i32>,
+    /// Of `configuration_invalid`: where in the configuration, as a JSON pointer (RFC 6901). Empty: the whole of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pointer: Option<String>,
+    /// Of `configuration_invalid`: which rule of the schema, as a JSON pointer into it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<String>,
 }
 
 impl ProblemDetails {

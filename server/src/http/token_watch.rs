@@ -81,7 +81,7 @@ impl TokenWatch {
                         | Hint::DeviceLinked(_)
                         | Hint::OpeningsDue(_)
                         | Hint::SupportDue(_)
-                        | Hint::NoticesDue,
+                        | Hint::ConfigurationDue(_) | Hint::NoticesDue,
                     ) => continue,
                 },
                 _ = tick.tick() => {}

@@ -36,6 +36,15 @@ pub(super) mod command {
     pub(crate) mod list;
     pub(crate) mod show;
 }
+pub(super) mod configuration {
+    pub(crate) mod create;
+    pub(crate) mod schema;
+    pub(crate) mod show;
+    #[cfg(test)]
+    mod tests;
+    pub(crate) mod update;
+    mod write;
+}
 pub(super) mod device {
     pub(crate) mod boot;
     pub(crate) mod drop;

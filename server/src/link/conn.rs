@@ -35,7 +35,9 @@ use crate::batch::Unanswered;
 use crate::bus::Hint;
 use crate::model::busy_lock::{self, NewBusyLock};
 use crate::model::command::State;
+use crate::model::configuration::{self, ConfigurationTold};
 use crate::store::busy_lock::busy_lock_tell;
+use crate::store::configuration::configuration_tell;
 use crate::store::dispatch::{ClaimedCommand, LinkKey};
 use crate::store::link::{ClosedLink, Ended, link_prove_boot_in_txn};
 use crate::store::transition::{Applied, Transition};
@@ -103,13 +105,15 @@ enum Work {
         heard_at: Instant,
         not_before: Instant,
     },
+    /// How far it is with its configuration.
+    Configuration(ConfigurationTold),
 }
 
 impl Work {
     fn not_before(&self) -> Option<Instant> {
         match self {
             Self::Report { not_before, .. } | Self::Busy { not_before, .. } => Some(*not_before),
-            Self::ProveBoot | Self::Renew(_) => None,
+            Self::ProveBoot | Self::Renew(_) | Self::Configuration(_) => None,
         }
     }
 }
@@ -120,6 +124,7 @@ enum Done {
     Reported { command_id: CommandId, target: State, applied: Result<Applied, Unanswered> },
     Renewed(Renewed),
     BusyTold,
+    ConfigurationTold,
 }
 
 type Doing = Pin<Box<dyn Future<Output = Done> + Send>>;
@@ -150,6 +155,12 @@ impl Link {
     /// The device said with its hello which lock it holds, and that, or an older one, is to be written down.
     pub(super) fn with_busy_lock(mut self, lock: Option<NewBusyLock>) -> Self {
         self.busy(lock);
+        self
+    }
+
+    /// What it said with its hello of its configuration is to be written down, or it is to be given another one.
+    pub(super) fn with_configuration(mut self, told: ConfigurationTold) -> Self {
+        self.configured(told);
         self
     }
 }
@@ -231,6 +242,7 @@ impl Link {
             Some(FromDevice::CommandStatus { id, status, .. }) => self.reported(id, status),
             Some(FromDevice::CertificateRequest(request)) => self.push(Work::Renew(request.csr_der)),
             Some(FromDevice::BusyLock(lock)) => self.busy(busy_lock::told(&lock)),
+            Some(FromDevice::ConfigurationStatus(status)) => self.configured(configuration::told(&status)),
             Some(FromDevice::StreamRefused { id, refused }) => {
                 let StreamRefused { code, message, .. } = refused;
                 self.shared.expectations.refuse(self.handle.key.device_id, id, code, message);
@@ -257,6 +269,7 @@ impl Link {
                 }
                 Order::Stream(order) => self.ask_for_stream(*order),
                 Order::Reconnect(after) => self.ask_to_reconnect(after),
+                Order::Configuration(configuration) => self.send(*configuration),
             }
         }
         if let Some(ending) = self.handle.ending() {
@@ -315,7 +328,11 @@ impl Link {
         // Only the newest state of a command is worth a statement.
         let waiting = self.work.iter_mut().find_map(|work| match work.as_mut() {
             Work::Report { transition, not_before } if transition.command_id == id => Some((transition, not_before)),
-            Work::Report { .. } | Work::ProveBoot | Work::Renew(_) | Work::Busy { .. } => None,
+            Work::Report { .. }
+            | Work::ProveBoot
+            | Work::Renew(_)
+            | Work::Busy { .. }
+            | Work::Configuration(_) => None,
         });
         match waiting {
             Some((waiting, due)) if !waiting.target.is_final() => {
@@ -333,6 +350,12 @@ impl Link {
         let heard_at = Instant::now();
         let not_before = self.busy_spread_until.checked_sub(BUSY_EVERY * (BUSY_AT_WILL - 1)).unwrap_or(heard_at);
         self.push(Work::Busy { lock, heard_at, not_before });
+    }
+
+    /// Only what it said last is worth a statement.
+    fn configured(&mut self, told: ConfigurationTold) {
+        self.work.retain(|work| !matches!(**work, Work::Configuration(_)));
+        self.push(Work::Configuration(told));
     }
 
     fn push(&mut self, work: Work) {
@@ -366,6 +389,10 @@ impl Link {
                     Done::BusyTold
                 })
             }
+            Work::Configuration(told) => Box::pin(async move {
+                tell_configuration(&shared, handle.key, &told).await;
+                Done::ConfigurationTold
+            }),
             Work::Renew(csr_der) => {
                 let tenant_id = self.tenant_id;
                 Box::pin(async move {
@@ -379,6 +406,8 @@ impl Link {
         match done {
             Done::BootProven => self.shared.bus.send(Hint::CommandsDue(self.handle.key.device_id)),
             Done::Reported { command_id, target, applied: Ok(applied) } => self.applied(command_id, target, applied),
+            // Whether it is to have another one, this node's own task finds out.
+            Done::ConfigurationTold => self.shared.bus.deliver(Hint::ConfigurationDue(self.tenant_id)),
             // It was logged. Without a receipt the device says it again over its next link.
             Done::Reported { applied: Err(_), .. } | Done::BusyTold => {}
             Done::Renewed(Ok(issued)) => self.send(issued),
@@ -589,6 +618,25 @@ async fn tell_busy(shared: &Shared, reporter: LinkKey, mut lock: Option<NewBusyL
             Err(error) if error.is_retryable() => sleep(STORE_RETRY).await,
             Err(error) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "cannot write down a busy lock");
+                return;
+            }
+        }
+    }
+}
+
+/// Writes down how far a device is with its configuration, however long the database is away.
+async fn tell_configuration(shared: &Shared, reporter: LinkKey, told: &ConfigurationTold) {
+    loop {
+        let store = &shared.store;
+        let written = async { single!(store, |connection| configuration_tell(connection, reporter, told)) };
+        match store.within(written).await {
+            Ok(()) => return,
+            Err(error) if error.is_retryable() => sleep(STORE_RETRY).await,
+            Err(error) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot write down how far a configuration is"
+                );
                 return;
             }
         }

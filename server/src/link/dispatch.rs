@@ -92,6 +92,7 @@ impl Due {
                 | Hint::OpeningsDue(_)
                 | Hint::SupportDue(_)
                 | Hint::PersonChanged(_)
+                | Hint::ConfigurationDue(_)
                 | Hint::NoticesDue,
             ) => {}
             Heard::Everything => self.everything = true,

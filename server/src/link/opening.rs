@@ -26,6 +26,7 @@ use crate::bus::Hint;
 use crate::metrics::Failure;
 use crate::model::boot::hint_told;
 use crate::model::busy_lock::{self, NewBusyLock};
+use crate::model::configuration::{self, ConfigurationTold};
 use crate::model::transport_failure;
 use crate::store::dispatch::LinkKey;
 use crate::store::link::{NewLink, OpenedLink, Previous, link_suspect_clone};
@@ -59,7 +60,7 @@ pub(crate) async fn open(shared: &Arc<Shared>, upgraded: UpgradedLink, remote: I
         Some(hello) => welcome(shared, &mut session, &peer, tunnel_id, hello, remote).await,
         None => None,
     };
-    if let Some(Welcomed { handle, boot_id, hostname, busy, opened }) = opened {
+    if let Some(Welcomed { handle, boot_id, hostname, busy, configuration, opened }) = opened {
         let mut link = Link::new(Arc::clone(shared), socket, session, handle, &peer, boot_id.as_str().into());
         let previous = opened.previous.as_ref().map(|previous| &previous.machine);
         if let Some(previous) = previous.filter(|_| opened.is_known_boot) {
@@ -67,6 +68,11 @@ pub(crate) async fn open(shared: &Arc<Shared>, upgraded: UpgradedLink, remote: I
         }
         if busy.is_some() || opened.has_busy_lock {
             link = link.with_busy_lock(busy);
+        }
+        if let Some(told) =
+            configuration.filter(|told| opened.configuration.is_some_and(|known| known.needs_look(told)))
+        {
+            link = link.with_configuration(told);
         }
         return Some(if opened.has_open_commands { link.with_open_commands() } else { link });
     }
@@ -106,6 +112,8 @@ struct Welcomed {
     boot_id: String,
     hostname: String,
     busy: Option<NewBusyLock>,
+    /// Of a device that takes configuration.
+    configuration: Option<ConfigurationTold>,
     opened: OpenedLink,
 }
 
@@ -120,6 +128,11 @@ async fn welcome(
 ) -> Option<Welcomed> {
     let transport_failures = transport_failure::told(&hello.transport_failures, hello.clock_unix_ms);
     let busy = hello.busy_lock.as_ref().and_then(busy_lock::told);
+    let configuration = hello
+        .capabilities
+        .iter()
+        .any(|capability| capability == configuration::CAPABILITY)
+        .then(|| hello.configuration.as_ref().map(configuration::told).unwrap_or_default());
     let boot_hint = hint_told(hello.boot_hint());
     let boot_id = storable(hello.boot_id);
     let link = NewLink {
@@ -175,7 +188,7 @@ async fn welcome(
     if let Err(error) = session.welcome(now.into_std(), &admission) {
         tracing::debug!(device = %peer.device_id, %error, "a device could not be welcomed in time");
     }
-    Some(Welcomed { handle, boot_id, hostname, busy, opened })
+    Some(Welcomed { handle, boot_id, hostname, busy, configuration, opened })
 }
 
 /// The node that has the device's older link ends that.

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
 
 use cloudlink_proto::ids::{CommandId, DeviceId, TunnelId};
-use cloudlink_proto::link::message::{Command, CommandCancel, CommandReceipt, CommandStatus};
+use cloudlink_proto::link::message::{Command, CommandCancel, CommandReceipt, CommandStatus, Configuration};
 use cloudlink_proto::poll::message::{PollRequest, PollResponse, Running, running};
 use cloudlink_proto::poll::{
     self as wire, CANCELS_MAX, COMMANDS_MAX, CONTENT_TYPE as PROTOBUF, NEXT_POLL_MS, PollError, REQUEST_BYTES_MAX,
@@ -33,8 +33,10 @@ use crate::bus::Hint;
 use crate::clock;
 use crate::metrics::Failure;
 use crate::model::boot::hint_told;
-use crate::model::{busy_lock, transport_failure};
+use crate::model::configuration::ConfigurationTold;
+use crate::model::{busy_lock, configuration, transport_failure};
 use crate::store::busy_lock::busy_lock_tell;
+use crate::store::configuration::{ConfigurationKnown, configuration_due_polled, configuration_tell};
 use crate::store::dispatch::{Dispatch, LinkKey, PollClaim, dispatch_claim_polled};
 use crate::store::link::link_prove_boot_in_txn;
 use crate::store::poll::NewPoll;
@@ -127,12 +129,13 @@ async fn exchange(
 ) -> Result<PollResponse, Problem> {
     let statuses = std::mem::take(&mut request.statuses);
     let busy = request.busy_lock.take().as_ref().and_then(busy_lock::told);
+    let told = configuration_told(&mut request);
     let metrics = request.metrics.take();
     let certificate_request = request.certificate_request.take();
     let boot_id = storable(std::mem::take(&mut request.boot_id));
     let poll = new_poll(shared, peer, request, boot_id.clone(), remote);
     let hostname = poll.hostname.clone();
-    let stored = shared.polls.ask(poll).await?.ok_or_else(Problem::revoked)?;
+    let mut stored = shared.polls.ask(poll).await?.ok_or_else(Problem::revoked)?;
     if let Some(metrics) = metrics {
         shared.take_report(peer.device_id, peer.tenant_id, metrics, stored.since_last, Instant::now());
     }
@@ -146,6 +149,10 @@ async fn exchange(
         let told = async { single!(store, |connection| busy_lock_tell(connection, reporter, busy.as_ref())) };
         store.within(told).await.map_err(failed)?;
     }
+    let configuration = match (told, stored.configuration.take()) {
+        (Some(told), Some(known)) if !stored.is_linked => configure(shared, peer, reporter, &told, &known).await?,
+        _ => None,
+    };
     if stored.has_open_commands {
         prove_boot(shared, reporter, &boot_id).await?;
     }
@@ -175,7 +182,35 @@ async fn exchange(
         cancels,
         certificate_issued,
         certificate_refused,
+        configuration,
     })
+}
+
+/// What a device says of its configuration, if it takes any.
+fn configuration_told(request: &mut PollRequest) -> Option<ConfigurationTold> {
+    let told = request.configuration.take();
+    let takes = request.capabilities.iter().any(|capability| capability == configuration::CAPABILITY);
+    takes.then(|| told.as_ref().map(configuration::told).unwrap_or_default())
+}
+
+/// Writes down how far the device is, and gives it what it is to have, if that is newer.
+async fn configure(
+    shared: &Shared,
+    peer: &Identified,
+    reporter: LinkKey,
+    told: &ConfigurationTold,
+    known: &ConfigurationKnown,
+) -> Result<Option<Configuration>, Problem> {
+    if !known.needs_look(told) {
+        return Ok(None);
+    }
+    super::configuration::settle(shared, Some(&[peer.tenant_id.as_uuid()])).await.map_err(failed)?;
+    let store = &shared.store;
+    let due = async {
+        single!(store, |connection| configuration_tell(connection, reporter, told))?;
+        single!(store, |connection| configuration_due_polled(connection, reporter.device_id))
+    };
+    store.within(due).await.map_err(failed)
 }
 
 fn next_poll_ms(shared: &Shared) -> u32 {

@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cloudlink_proto::ids::{CommandId, DeviceId, TunnelId};
-use cloudlink_proto::link::message::StreamRequest;
 use cloudlink_proto::link::message::goodbye::Code;
+use cloudlink_proto::link::message::{Configuration, StreamRequest};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -35,6 +35,8 @@ pub(crate) enum Order {
     Stream(Box<StreamOrder>),
     /// Ask it to connect elsewhere, after so long.
     Reconnect(Duration),
+    /// Give it what it is to have.
+    Configuration(Box<Configuration>),
 }
 
 /// A stream that a device is asked for.

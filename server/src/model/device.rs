@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::busy_lock::BusyLock;
+use super::configuration::ConfigurationStanding;
 use super::transport_failure::TransportFailure;
 
 /// The most labels of one device.
@@ -116,6 +117,8 @@ pub struct Device {
     pub poll: Option<Poll>,
     /// The lock that it holds: what would disturb it is refused. Null: none.
     pub busy_lock: Option<BusyLock>,
+    /// How it stands with its desired configuration. Null: there was never any.
+    pub configuration: Option<ConfigurationStanding>,
     /// How its attempts to reach the server went wrong, as it told: what it met last comes first.
     pub transport_failures: Vec<TransportFailure>,
 }

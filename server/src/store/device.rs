@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::StoreError;
 use crate::model::busy_lock::BusyLock;
+use crate::model::configuration::ConfigurationStanding;
 use crate::model::device::{
     Certificate, Device, DeviceMetrics, DeviceState, Labels, Link, LinkState, Poll, Quarantine, Running, Tunnel,
 };
@@ -46,6 +47,7 @@ struct Row {
     busy_reason: Option<String>,
     busy_since: Option<OffsetDateTime>,
     busy_until: Option<OffsetDateTime>,
+    configuration: Option<Json<ConfigurationStanding>>,
     transport_failures: Json<Vec<TransportFailure>>,
 }
 
@@ -172,6 +174,7 @@ impl TryFrom<Row> for Device {
                 .zip(row.busy_since)
                 .zip(row.busy_until)
                 .map(|((reason, since), until)| BusyLock { reason, since, until }),
+            configuration: row.configuration.map(|configuration| configuration.0),
             transport_failures: row.transport_failures.0,
         })
     }
@@ -206,6 +209,10 @@ macro_rules! device_query {
                       q.polled_at as "polled_at?",
                       device_next_poll_by(d.id, clock_timestamp()) as "next_poll_by?",
                       b.reason as "busy_reason?", b.since as "busy_since?", b.until as "busy_until?",
+                      case when f.version > 0 or f.invalid is not null then jsonb_build_object(
+                          'desired_version', f.version, 'applied_version', f.applied_version, 'state', configuration_state(f),
+                          'error', coalesce(f.invalid, case when f.reported_version >= f.version then f.error end),
+                          'since', configuration_since(f)) end as "configuration?: Json<ConfigurationStanding>",
                       coalesce((select jsonb_agg(jsonb_build_object(
                                            'transport', f.transport, 'stage', f.stage, 'code', f.code, 'count', f.count,
                                            'last_at', f.last_at) order by f.last_at desc)
@@ -215,6 +222,7 @@ macro_rules! device_query {
                  left join links l on l.device_id = d.id
                  left join tunnels t on t.device_id = d.id and t.id = l.tunnel_id and l.closed_at is null
                  left join polls q on q.device_id = d.id
+                 left join device_configurations f on f.device_id = d.id
                  left join busy_locks b on b.device_id = d.id and b.until = busy_lock_in_force(d.id, clock_timestamp())
                  left join lateral (
                      select encode(serial, 'hex') as serial, not_after from certificates

@@ -16,6 +16,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::StoreError;
+use super::configuration::ConfigurationKnown;
 use super::dispatch::LinkKey;
 use super::transition::{Applied, Durability, Source, Transition, kinds_proven_by_boot, transition_apply};
 use crate::model::command::State;
@@ -84,6 +85,8 @@ pub struct OpenedLink {
     pub has_open_commands: bool,
     /// Whether a busy lock of the device is written down, in force or not.
     pub has_busy_lock: bool,
+    /// What is written down of its configuration.
+    pub configuration: Option<ConfigurationKnown>,
     /// Whether the device is in quarantine, as of now.
     pub is_quarantined: bool,
     /// The link that it replaces.
@@ -198,6 +201,7 @@ pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Resu
            select o.device_id, o.tenant_id, o.epoch,
                   exists (select from commands c where c.device_id = o.device_id and c.finished_at is null) as "has_open_commands!",
                   exists (select from busy_locks b where b.device_id = o.device_id) as "has_busy_lock!",
+                  configuration_known(o.device_id) as "configuration?: Json<ConfigurationKnown>",
                   (select a.is_quarantined from admitted a where a.device_id = o.device_id) as "is_quarantined!",
                   exists (select from device_boots b where b.device_id = o.device_id and b.boot_id = o.boot_id) as "is_known_boot!",
                   p.certificate_serial as "previous_serial?",
@@ -235,6 +239,7 @@ pub async fn link_open(connection: &mut PgConnection, links: &[NewLink]) -> Resu
                 epoch: epoch(row.epoch)?,
                 has_open_commands: row.has_open_commands,
                 has_busy_lock: row.has_busy_lock,
+                configuration: row.configuration.map(|known| known.0),
                 is_quarantined: row.is_quarantined,
                 previous,
                 is_known_boot: row.is_known_boot,

@@ -9,6 +9,7 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 
 use super::StoreError;
+use super::configuration::ConfigurationKnown;
 use super::link::{BOOTS_MAX, Previous};
 use crate::model::transport_failure::NewTransportFailure;
 
@@ -66,6 +67,8 @@ pub struct StoredPoll {
     pub has_open_commands: bool,
     /// Whether a busy lock of the device is written down, in force or not.
     pub has_busy_lock: bool,
+    /// What is written down of its configuration.
+    pub configuration: Option<ConfigurationKnown>,
     /// How long ago the device polled before, if it did.
     pub since_last: Option<Duration>,
     /// The link or the poll before this one, whichever is newer.
@@ -165,6 +168,7 @@ pub async fn poll_store(connection: &mut PgConnection, polls: &[NewPoll]) -> Res
                   coalesce(l.closed_at is null and l.has_agent, false) as "is_linked!",
                   exists (select from commands c where c.device_id = s.device_id and c.finished_at is null) as "has_open_commands!",
                   exists (select from busy_locks b where b.device_id = s.device_id) as "has_busy_lock!",
+                  configuration_known(s.device_id) as "configuration?: Json<ConfigurationKnown>",
                   extract(epoch from s.polled_at - q.polled_at)::float8 as "since_last?",
                   exists (select from device_boots b where b.device_id = s.device_id and b.boot_id = s.boot_id) as "is_known_boot!",
                   p.certificate_serial as "previous_serial?", p.hostname as "previous_hostname?",
@@ -192,6 +196,7 @@ pub async fn poll_store(connection: &mut PgConnection, polls: &[NewPoll]) -> Res
             is_linked: row.is_linked,
             has_open_commands: row.has_open_commands,
             has_busy_lock: row.has_busy_lock,
+            configuration: row.configuration.map(|known| known.0),
             // Below zero where the database's clock was set back: then it is as if it were now.
             since_last: row.since_last.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()),
             previous: row.previous_serial.and_then(|certificate_serial| {

@@ -39,7 +39,7 @@ async fn tables_of_tenants(scene: &Scene) -> Vec<(String, &'static str)> {
 
 /// Rows of both tenants in every table that has a tenant_id.
 /// What comes of a tenant's letting somebody in, for the device $1.
-const SUPPORT: [&str; 17] = [
+const SUPPORT: [&str; 21] = [
     "insert into signing_keys (id, tenant_id, name, algorithm, public_key, created_by)
      select gen_random_uuid(), g.tenant_id, 'key', 'ed25519', sha256(d.id::text::bytea), g.created_by
        from devices d join grants g on g.tenant_id = d.tenant_id where d.id = $1 limit 1",
@@ -74,6 +74,11 @@ const SUPPORT: [&str; 17] = [
     "insert into threshold_states (threshold_id, device_id, tenant_id, site, state, since)
      select id, id, tenant_id, 'north', 'firing', now() from thresholds where id = $1",
     "insert into threshold_holds (threshold_id, site, event, tenant_id, until) select id, 'north', 'crossed', tenant_id, now() from thresholds where id = $1",
+    "insert into configuration_documents (id, tenant_id, device_id) select id, tenant_id, id from devices where id = $1",
+    "insert into configuration_versions (document_id, tenant_id, version, content, reason, created_by)
+     select id, tenant_id, 1, '{}', 'r', created_by from webhooks where id = $1",
+    "insert into configuration_schemas (tenant_id, content, set_by) select tenant_id, '{}', created_by from webhooks where id = $1",
+    "insert into configuration_contents (tenant_id, sha256, content) select tenant_id, sha256('{}'), '{}' from devices where id = $1",
     "insert into notices (id, tenant_id, event, body, webhook_id) select id, tenant_id, 'grant.created', '{}', id from webhooks where id = $1",
 ];
 

@@ -80,7 +80,7 @@ pub(super) async fn keep(links: Links, tunnels: Arc<Tunnels>, shutdown: Shutdown
                 Heard::Hint(Hint::OpeningsDue(_) | Hint::DeviceChanged(_)) | Heard::Everything => {}
                 Heard::Hint(
                     Hint::CommandsDue(_) | Hint::CommandChanged(_) | Hint::DeviceLinked(_) | Hint::SupportDue(_)
-                    | Hint::PersonChanged(_) | Hint::NoticesDue,
+                    | Hint::PersonChanged(_) | Hint::ConfigurationDue(_) | Hint::NoticesDue,
                 ) => continue,
                 Heard::Closed => return,
             },

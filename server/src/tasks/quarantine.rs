@@ -47,7 +47,7 @@ pub(super) async fn run(links: Links, tunnels: Arc<Tunnels>, shutdown: Shutdown)
                 Heard::Hint(Hint::DeviceChanged(_)) | Heard::Everything => {}
                 Heard::Hint(
                     Hint::CommandsDue(_) | Hint::CommandChanged(_) | Hint::DeviceLinked(_) | Hint::OpeningsDue(_)
-                    | Hint::SupportDue(_) | Hint::PersonChanged(_) | Hint::NoticesDue,
+                    | Hint::SupportDue(_) | Hint::PersonChanged(_) | Hint::ConfigurationDue(_) | Hint::NoticesDue,
                 ) => continue,
                 Heard::Closed => return,
             },

@@ -51,7 +51,7 @@ async fn watch(support: &Support, listener: &mut Listener) {
                 Heard::Hint(Hint::SupportDue(_) | Hint::DeviceChanged(_) | Hint::PersonChanged(_)) | Heard::Everything => {}
                 Heard::Hint(
                     Hint::CommandsDue(_) | Hint::CommandChanged(_) | Hint::DeviceLinked(_) | Hint::OpeningsDue(_)
-                    | Hint::NoticesDue,
+                    | Hint::ConfigurationDue(_) | Hint::NoticesDue,
                 ) => continue,
                 Heard::Closed => return,
             },

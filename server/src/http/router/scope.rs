@@ -18,7 +18,7 @@ pub(super) fn of(method: &Method, operation: &Operation) -> Option<ApiScope> {
         // A look into a device, live or afterwards, is more than reading: secrets are typed there.
         ("support" | "recordings", _) => ApiScope::Support,
         (_, &Method::GET) => ApiScope::Read,
-        ("devices" | "groups" | "thresholds", _) => ApiScope::Devices,
+        ("devices" | "groups" | "thresholds" | "configuration", _) => ApiScope::Devices,
         ("commands" | "rollouts", _) => ApiScope::Commands,
         ("openings", _) => ApiScope::Support,
         ("grants" | "access", _) => ApiScope::Grants,

@@ -60,7 +60,12 @@ impl Route {
         let call = scene
             .call_raw(
                 self.method.clone(),
-                &self.path.replace("{id}", id).replace("{name}", id).replace("{day}", "2026-11-21"),
+                &self
+                    .path
+                    .replace("{id}", id)
+                    .replace("{name}", id)
+                    .replace("{day}", "2026-11-21")
+                    .replace("{version}", "1"),
             )
             .header("if-match", "*");
         if self.operation["requestBody"].is_null() { call } else { call.json(body_of(&self.id)) }
@@ -134,6 +139,10 @@ fn body_of(operation: &str) -> Value {
         "person_email_set" => json!({"email": "new@example.com"}),
         "group_create" => json!({"name": "new", "selector": "a=b"}),
         "group_update" => json!({"name": "newer"}),
+        "configuration_create" => json!({"name": "new", "selector": "a=b", "content": {}, "reason": "r"}),
+        "configuration_update" => json!({"content": {}, "reason": "r"}),
+        "configuration_rollback" => json!({"version": 1, "reason": "r"}),
+        "configuration_schema_set" => json!({"schema": {}}),
         "rollout_plan" => {
             json!({"grant_id": new_id(), "selector": "a=b", "kind": "device.reboot", "reason": "r"})
         }

@@ -36,6 +36,7 @@ impl Things {
         let rollout = json!({"kind": "device.reboot", "reason": "r", "grant_id": grant, "selector": "site"});
         let request = json!({"reason": "r", "scopes": ["device:reboot"], "device_ids": [device.to_string()], "access_seconds": 900});
         let policy = json!({"name": "n", "scopes": ["metrics:read"], "max_seconds": 600});
+        let configuration = json!({"device_id": device.to_string(), "content": {"a": 1}, "reason": "r"});
         let key = json!({"name": "safe", "public_key_pem": SIGNING_KEY});
         let service = json!({"name": "robot", "role": "tenant", "kind": "service", "tenant_id": tenant.to_string()});
         let session = new_id();
@@ -95,6 +96,7 @@ impl Things {
             ("grant_id", grant),
             ("support_session_id", session.to_string()),
             ("webhook_id", webhook),
+            ("configuration_document_id", made("/configuration-documents", configuration).await),
             ("group_id", made("/groups", json!({"name": "g", "selector": "a=b"})).await),
             ("threshold_id", threshold),
         ]);
@@ -123,6 +125,7 @@ impl Things {
             "webhooks" => "webhook_id",
             "groups" => "group_id",
             "thresholds" => "threshold_id",
+            "configuration-documents" => "configuration_document_id",
             "rollouts" => "rollout_id",
             "grants" => "grant_id",
             "commands" => "command_id",
@@ -298,6 +301,9 @@ async fn nothing_is_made_of_what_is_anothers(pool: PgPoolOptions, database: PgCo
         };
         if member == "device_ids" {
             body.as_object_mut().unwrap().remove("selector");
+        }
+        if route.id == "configuration_create" && member == "device_id" {
+            body = json!({"content": {}, "reason": "r"});
         }
         body[member] = if is_list { json!([id]) } else { json!(id) };
         let path = route.path.replace("{id}", own.in_path(&route.path));

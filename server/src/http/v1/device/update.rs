@@ -6,6 +6,7 @@ use cloudlink_proto::ids::{DeviceId, TenantId};
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::bus::Hint;
 use crate::http::Context;
 use crate::http::auth::Caller;
 use crate::http::etag::{IfMatch, Tag};
@@ -84,6 +85,10 @@ pub(crate) async fn handler(
                          "after": {"name": device.name, "labels": device.labels}});
     audit_append(&mut transaction, tenant, &caller.actor(), "device.updated", subject, details).await?;
     context.store.commit(transaction).await?;
+    if request.labels.is_some() {
+        // What is meant for its labels is looked at anew.
+        context.bus.send(Hint::ConfigurationDue(tenant));
+    }
     Ok((Tag::of_version(device.version).header(), Json(device)))
 }
 

@@ -65,7 +65,7 @@ impl RouteError {
     }
 }
 
-pub(super) fn check_group_name(name: &str) -> Result<(), Problem> {
+pub(in crate::http::v1) fn check_group_name(name: &str) -> Result<(), Problem> {
     if Labels::is_text(name) && !name.trim().is_empty() {
         return Ok(());
     }
