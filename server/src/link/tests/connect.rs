@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
 use cloudlink_certs::Validity;
+use cloudlink_proto::link::FromServer;
 use cloudlink_proto::link::message::goodbye::Code;
 use cloudlink_proto::link::message::{
-    BusyLock, DeviceMessage, Hello, MetricsReport, TransportFailure, device_message, transport_failure,
+    BusyLock, ConfigurationStatus, DeviceMessage, Hello, MetricsReport, TransportFailure, device_message,
+    transport_failure,
 };
 use futures_util::{SinkExt, StreamExt};
 use prost::Message as _;
@@ -19,6 +22,7 @@ use uuid::Uuid;
 use super::fleet::{Fleet, Issue};
 use super::peer::{Credentials, DialError, Peer};
 use super::{Port, SERVER_NAME, clock, new_authority, peer};
+use crate::bus::Hint;
 use crate::config::Seconds;
 
 fn days(days: i64) -> Validity {
@@ -402,6 +406,79 @@ async fn a_device_is_welcome_also_when_what_failed_before_cannot_be_stored(
     let hello = Hello { boot_id: "boot-1".to_owned(), transport_failures: vec![failure], ..Hello::default() };
     let link = Peer::dial_with(&port, &device.credentials, hello).await.unwrap();
     assert_eq!(link.admission.epoch, 1, "linked once");
+}
+
+/// Has this device be as `content` says, from now on.
+async fn desire(port: &Port, device: &str, content: &str) {
+    let text = content.replace('\'', "''");
+    port.ask(&format!(
+        "with content as (insert into configuration_contents (tenant_id, sha256, content)
+                          select tenant_id, sha256('{text}'), '{text}' from devices where id = '{device}' returning *)
+         insert into device_configurations as f (device_id, tenant_id, version, sha256)
+         select '{device}', tenant_id, 1, sha256 from content
+             on conflict (device_id) do update set version = f.version + 1, sha256 = excluded.sha256, is_stale = false
+         returning version::text"
+    ))
+    .await
+    .unwrap();
+    let tenant = port.ask(&format!("select tenant_id::text from devices where id = '{device}'")).await.unwrap();
+    port.bus.send(Hint::ConfigurationDue(tenant.parse().unwrap()));
+}
+
+/// What a device is given next.
+async fn configuration(link: &mut Peer) -> (u64, String) {
+    match link.next().await {
+        Some(FromServer::Configuration(given)) => {
+            (given.version, String::from_utf8(given.document_json.to_vec()).unwrap())
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_device_is_given_what_it_is_to_have_and_tells_how_far_it_is(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let device = Fleet::new(&port).await.device(&port).await;
+    let id = device.id.to_string();
+    let hello = |status| Hello {
+        boot_id: "boot-1".to_owned(),
+        capabilities: vec!["configuration".to_owned()],
+        configuration: status,
+        ..Hello::default()
+    };
+    let standing = format!(
+        "select concat_ws(' ', configuration_state(f), held_version, applied_version, error) from device_configurations f
+          where device_id = '{id}'"
+    );
+    // What is there already, on a new link; what changes, at once.
+    desire(&port, &id, r#"{"a":1}"#).await;
+    let mut link = Peer::dial_with(&port, &device.credentials, hello(None)).await.unwrap();
+    assert_eq!(configuration(&mut link).await, (1, r#"{"a":1}"#.to_owned()));
+    desire(&port, &id, r#"{"a":2}"#).await;
+    assert_eq!(configuration(&mut link).await, (2, r#"{"a":2}"#.to_owned()));
+    let status = |held: u64, applied: u64, reported: u64, error: &str, content: &str| ConfigurationStatus {
+        held_version: held,
+        held_sha256: digest(&SHA256, content.as_bytes()).as_ref().to_vec().into(),
+        applied_version: applied,
+        reported_version: reported,
+        error: error.to_owned(),
+    };
+    link.send(status(2, 0, 0, "", r#"{"a":2}"#)).await;
+    port.until(&standing, "pending 2 0").await;
+    link.send(status(2, 0, 2, "no\0sensor", r#"{"a":2}"#)).await;
+    port.until(&standing, "failed 2 0 no\u{fffd}sensor").await;
+    let done = status(2, 2, 2, "", r#"{"a":2}"#);
+    link.send(done.clone()).await;
+    port.until(&standing, "applied 2 2").await;
+
+    // Who has it is not given it again: the next thing that comes is the next change.
+    let mut link = Peer::dial_with(&port, &device.credentials, hello(Some(done))).await.unwrap();
+    desire(&port, &id, r#"{"a":3}"#).await;
+    assert_eq!(configuration(&mut link).await.0, 3);
+    // Who says that it has a version that nobody knows is not left with that.
+    let ahead = status(9, 9, 9, "", r#"{"b":1}"#);
+    let mut link = Peer::dial_with(&port, &device.credentials, hello(Some(ahead))).await.unwrap();
+    assert_eq!(configuration(&mut link).await, (10, r#"{"a":3}"#.to_owned()));
 }
 
 /// As a device that knows no limits sends it.

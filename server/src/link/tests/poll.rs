@@ -5,7 +5,8 @@ use cloudlink_certs::create_request;
 use cloudlink_proto::ids::CommandId;
 use cloudlink_proto::link::message::command_status::State;
 use cloudlink_proto::link::message::{
-    BootHint, BusyLock, CertificateRequest, Hello, MetricsReport, TransportFailure, command, transport_failure,
+    BootHint, BusyLock, CertificateRequest, ConfigurationStatus, Hello, MetricsReport, TransportFailure, command,
+    transport_failure,
 };
 use cloudlink_proto::poll::message::{PollRequest, PollResponse, Running};
 use cloudlink_proto::poll::{self, COMMANDS_MAX, CONTENT_TYPE, POLL_PATH, REQUEST_BYTES_MAX};
@@ -83,6 +84,38 @@ async fn a_poll_tells_the_lock_that_the_device_holds(_: PgPoolOptions, database:
     assert_eq!(port.ask(&held).await.as_deref(), Some("results"));
     poll(&port, &device, says("boot-1")).await;
     assert_eq!(port.ask(&held).await.as_deref(), Some("none"));
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_poll_gives_what_the_device_is_to_have_until_it_has_that(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let (_, device) = unlinked(&port).await;
+    let desire = format!(
+        "with content as (insert into configuration_contents (tenant_id, sha256, content)
+                          select tenant_id, sha256('{{}}'), '{{}}' from devices where id = '{0}' returning *)
+         insert into device_configurations as f (device_id, tenant_id, version, sha256)
+         select '{0}', tenant_id, 4, sha256 from content
+             on conflict (device_id) do update set version = 4, sha256 = excluded.sha256 returning version::text",
+        device.id
+    );
+    port.ask(&desire).await.unwrap();
+    let says = |status| PollRequest {
+        capabilities: vec!["configuration".to_owned()],
+        configuration: status,
+        ..says("boot-1")
+    };
+    assert_eq!(
+        poll(&port, &device, PollRequest { configuration: None, ..super::poll::says("boot-1") }).await.configuration,
+        None
+    );
+    let given = poll(&port, &device, says(None)).await.configuration.unwrap();
+    assert_eq!((given.version, &given.document_json[..]), (4, &b"{}"[..]));
+    let held = ConfigurationStatus { held_version: 4, held_sha256: given.sha256, ..ConfigurationStatus::default() };
+    assert_eq!(poll(&port, &device, says(Some(held.clone()))).await.configuration, None);
+    let failed = ConfigurationStatus { reported_version: 4, error: "not today".to_owned(), ..held };
+    assert_eq!(poll(&port, &device, says(Some(failed))).await.configuration, None);
+    let standing = "select configuration_state(f) || ' ' || error from device_configurations f where version > 0";
+    assert_eq!(port.ask(standing).await.as_deref(), Some("failed not today"));
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
