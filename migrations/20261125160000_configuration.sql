@@ -143,7 +143,8 @@ create function configuration_known(p_device_id uuid) returns jsonb
     select jsonb_build_object('version', f.version, 'sha256', encode(f.sha256, 'hex'), 'is_stale', f.is_stale,
                               'held_version', f.held_version, 'held_sha256', encode(f.held_sha256, 'hex'),
                               'applied_version', f.applied_version, 'reported_version', f.reported_version, 'error', f.error)
-      from device_configurations f where f.device_id = p_device_id
+      from device_configurations f
+     where f.device_id = p_device_id and (f.version > 0 or f.is_stale)
 $$;
 
 -- The newest 256 versions of a document are kept.

@@ -24,10 +24,10 @@ pub(crate) use transport::{Call, Pieces, backoff};
 use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::model::{
-    AccessPolicy, AccessRequest, Alert, AuditEntry, Command, Delivery, Device, DeviceBoots, DeviceDrops, DeviceSamples,
-    Email, EnrollmentToken, Execution, Grant, Granted, Group, LinkTest, Me, Node, Opening, Person, Proof, Recording,
-    Rollout, SignInConfig, SignedReceipt, SignedStatement, SigningKey, Status, StormPlan, SupportSession, Tenant,
-    Threshold, Token, TransportReport, Webhook,
+    AccessPolicy, AccessRequest, Alert, AuditEntry, Command, ConfigurationDocument, ConfigurationDrift, Delivery,
+    Device, DeviceBoots, DeviceConfiguration, DeviceDrops, DeviceSamples, Email, EnrollmentToken, Execution, Grant,
+    Granted, Group, LinkTest, Me, Node, Opening, Person, Proof, Recording, Rollout, SignInConfig, SignedReceipt,
+    SignedStatement, SigningKey, Status, StormPlan, SupportSession, Tenant, Threshold, Token, TransportReport, Webhook,
 };
 use transport::{Reply, Transport};
 
@@ -267,6 +267,88 @@ impl Client {
             with(call, "state", filter.is_firing.then_some("firing").as_ref())
         })
         .await
+    }
+
+    /// Those of a device, or of a name, if either is given.
+    pub(crate) async fn configuration_documents(
+        &self,
+        limit: usize,
+        device: Option<Uuid>,
+        name: Option<&str>,
+    ) -> Result<List<ConfigurationDocument>, Failure> {
+        self.list(limit, || {
+            let call = with(Call::get("/configuration-documents"), "device_id", device.as_ref());
+            with(call, "name", name.as_ref())
+        })
+        .await
+    }
+
+    pub(crate) async fn configuration_document(&self, id: Uuid) -> Result<Answer<ConfigurationDocument>, Failure> {
+        self.one(Call::get(format!("/configuration-documents/{id}"))).await
+    }
+
+    pub(crate) async fn configuration_versions(
+        &self,
+        id: Uuid,
+        limit: usize,
+    ) -> Result<List<ConfigurationDocument>, Failure> {
+        self.list(limit, || Call::get(format!("/configuration-documents/{id}/versions"))).await
+    }
+
+    pub(crate) async fn configuration_version(
+        &self,
+        id: Uuid,
+        version: i64,
+    ) -> Result<Answer<ConfigurationDocument>, Failure> {
+        self.one(Call::get(format!("/configuration-documents/{id}/versions/{version}"))).await
+    }
+
+    pub(crate) async fn configuration_create(&self, body: Value) -> Result<Answer<ConfigurationDocument>, Failure> {
+        self.one(Call::post("/configuration-documents", body)).await
+    }
+
+    pub(crate) async fn configuration_update(
+        &self,
+        document: &Answer<ConfigurationDocument>,
+        body: Value,
+    ) -> Result<Answer<ConfigurationDocument>, Failure> {
+        let call = Call::put(format!("/configuration-documents/{}", document.value.id), body);
+        self.one(call.if_match(document.etag.as_ref())).await
+    }
+
+    pub(crate) async fn configuration_rollback(
+        &self,
+        document: &Answer<ConfigurationDocument>,
+        body: Value,
+    ) -> Result<Answer<ConfigurationDocument>, Failure> {
+        let call = Call::post(format!("/configuration-documents/{}/rollback", document.value.id), body);
+        self.one(call.if_match(document.etag.as_ref())).await
+    }
+
+    pub(crate) async fn device_configuration(&self, device: Uuid) -> Result<Answer<DeviceConfiguration>, Failure> {
+        self.one(Call::get(format!("/devices/{device}/configuration"))).await
+    }
+
+    pub(crate) async fn configuration_drift(
+        &self,
+        limit: usize,
+        state: Option<&str>,
+    ) -> Result<List<ConfigurationDrift>, Failure> {
+        self.list(limit, || with(Call::get("/configuration-drift"), "state", state.as_ref())).await
+    }
+
+    pub(crate) async fn configuration_schema(&self, tenant: Uuid) -> Result<Answer<Value>, Failure> {
+        self.one(Call::get(format!("/tenants/{tenant}/configuration-schema"))).await
+    }
+
+    pub(crate) async fn configuration_schema_set(
+        &self,
+        tenant: Uuid,
+        before: &Answer<Value>,
+        body: Value,
+    ) -> Result<Answer<Value>, Failure> {
+        let call = Call::put(format!("/tenants/{tenant}/configuration-schema"), body);
+        self.one(call.if_match(before.etag.as_ref())).await
     }
 
     pub(crate) async fn rollouts(&self, limit: usize) -> Result<List<Rollout>, Failure> {

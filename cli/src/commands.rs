@@ -4,6 +4,7 @@ mod access;
 mod audit;
 mod command;
 mod completion;
+mod config;
 mod cp;
 mod device;
 mod email;
@@ -118,6 +119,9 @@ enum Verb {
         #[command(flatten)]
         limit: Limit,
     },
+    /// What devices are to be like: documents, by device and by label, and who is not like that
+    #[command(subcommand)]
+    Config(config::Config),
     /// The same command to many devices: planned, tried on a few, then batch by batch
     #[command(subcommand)]
     Rollout(rollout::Rollout),
@@ -228,6 +232,7 @@ impl Line {
             Verb::Device(verb) => verb.run(context).await,
             Verb::Group(verb) => verb.run(context).await,
             Verb::Groups { limit } => group::Group::List { limit }.run(context).await,
+            Verb::Config(verb) => Box::pin(verb.run(context)).await,
             Verb::Rollout(verb) => Box::pin(verb.run(context)).await,
             Verb::EnrollToken(verb) => verb.run(context).await,
             Verb::Access(verb) => Box::pin(verb.run(context)).await,

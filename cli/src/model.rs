@@ -246,9 +246,60 @@ pub(crate) struct Device {
     /// Servers of before busy locks do not name it.
     #[serde(default)]
     pub(crate) busy_lock: Option<BusyLock>,
+    /// Servers of before do not name it.
+    #[serde(default)]
+    pub(crate) configuration: Option<ConfigurationStanding>,
     /// Servers of before do not name them.
     #[serde(default)]
     pub(crate) transport_failures: Vec<TransportFailure>,
+}
+
+/// How a device stands with what it is to have.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct ConfigurationStanding {
+    pub(crate) desired_version: i64,
+    pub(crate) applied_version: i64,
+    pub(crate) state: String,
+    pub(crate) error: Option<String>,
+    pub(crate) since: Timestamp,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct DeviceConfiguration {
+    #[serde(flatten)]
+    pub(crate) standing: ConfigurationStanding,
+    pub(crate) content: serde_json::Value,
+    pub(crate) documents: Vec<ConfigurationSource>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct ConfigurationSource {
+    pub(crate) id: Uuid,
+    pub(crate) name: Option<String>,
+    pub(crate) version: i64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct ConfigurationDrift {
+    pub(crate) device_name: String,
+    #[serde(flatten)]
+    pub(crate) standing: ConfigurationStanding,
+}
+
+/// A version of a document of desired configuration.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct ConfigurationDocument {
+    pub(crate) id: Uuid,
+    pub(crate) device_id: Option<Uuid>,
+    pub(crate) name: Option<String>,
+    pub(crate) version: i64,
+    pub(crate) selector: Option<String>,
+    pub(crate) priority: i32,
+    pub(crate) content: Option<serde_json::Value>,
+    pub(crate) reason: String,
+    pub(crate) created_by: Uuid,
+    pub(crate) created_at: Timestamp,
+    pub(crate) restores: Option<i64>,
 }
 
 /// "Not now", said by the device.

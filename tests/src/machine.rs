@@ -13,9 +13,12 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
 
 use crate::netns::Site;
 use crate::program::{Program, binary, bound};
@@ -263,6 +266,20 @@ filter = "info,cloudlink_agent=debug"
     #[must_use]
     pub fn state_dir(&self) -> PathBuf {
         self.directory.join("state")
+    }
+
+    /// Asks the agent as an application does that knows nothing but HTTP.
+    pub async fn ask(&self, method: &str, path: &str, body: &Value) -> anyhow::Result<Value> {
+        let mut stream = UnixStream::connect(self.state_dir().join("local.sock")).await?;
+        let body = body.to_string();
+        let request =
+            format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        ensure!(answer.starts_with("HTTP/1.1 200 "), "{method} {path}: {answer}");
+        let (_, body) = answer.split_once("\r\n\r\n").context("no body")?;
+        Ok(serde_json::from_str(body)?)
     }
 
     pub fn log_text(&self) -> anyhow::Result<String> {

@@ -4,11 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use cloudlink_tests::fleet::{Device, Fleet};
-use cloudlink_tests::machine::{Machine, SERVICE};
+use cloudlink_tests::machine::SERVICE;
 use cloudlink_tests::poll::wait_for;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 
 /// For what a device tells to be known.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -82,20 +80,6 @@ async fn a_busy_lock_survives_a_reboot_and_blocks_the_next_until_it_is_overridde
     Ok(())
 }
 
-/// Asks the agent as an application does that knows nothing but HTTP.
-async fn ask(machine: &Machine, method: &str, path: &str, body: &Value) -> anyhow::Result<Value> {
-    let mut stream = UnixStream::connect(machine.state_dir().join("local.sock")).await?;
-    let body = body.to_string();
-    let request =
-        format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    ensure!(answer.starts_with("HTTP/1.1 200 "), "{method} {path}: {answer}");
-    let (_, body) = answer.split_once("\r\n\r\n").context("no body")?;
-    Ok(serde_json::from_str(body)?)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_is_restarted_by_its_application() -> anyhow::Result<()> {
     let fleet = Fleet::start().await?;
@@ -109,15 +93,15 @@ async fn a_service_is_restarted_by_its_application() -> anyhow::Result<()> {
     let id = devices["items"][0]["id"].as_str().context("no device")?.to_owned();
     fleet.wait_for_link(&id, "live").await?;
     fleet.grant(&id, &["service:restart"]).await?;
-    let status = ask(&machine, "GET", "/v1/status", &Value::Null).await?;
+    let status = machine.ask("GET", "/v1/status", &Value::Null).await?;
     ensure!(status["link"] == "websocket" && status["busy"].is_null(), "{status}");
 
     for said in [json!({"restarted": true}), json!({"restarted": false, "reason": "in a reading"})] {
         let command = fleet.command(&id, "service.restart", &json!({ "service": SERVICE })).await?;
         let path = format!("/v1/services/{SERVICE}/restart");
-        let order = ask(&machine, "GET", &path, &Value::Null).await?;
+        let order = machine.ask("GET", &path, &Value::Null).await?;
         let order = order["id"].as_str().context("no order")?;
-        ask(&machine, "POST", &format!("{path}/{order}"), &said).await?;
+        machine.ask("POST", &format!("{path}/{order}"), &said).await?;
         let done = fleet.finished(&command).await?;
         if said["restarted"] == true {
             ensure!(done["state"] == "succeeded" && done["data"]["by_application"] == true, "{done}");

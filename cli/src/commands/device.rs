@@ -295,6 +295,10 @@ fn record(device: &model::Device, here: &Here) -> Table {
         table.field("busy", Cell::toned(format!("until {}", here.full(busy.until)), Tone::Warn));
         table.field("  because", busy.reason.clone());
     }
+    if let Some(standing) = &device.configuration {
+        let versions = format!("{} of {}", standing.applied_version, standing.desired_version);
+        table.field("configuration", format!("{}, version {versions}", standing.state));
+    }
     if let Some(quarantine) = &device.quarantine {
         let by = quarantine.by.map_or_else(|| "the server".to_owned(), |by| by.to_string());
         table.field("quarantine", Cell::toned(format!("since {}", here.full(quarantine.since)), Tone::Bad));

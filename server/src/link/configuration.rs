@@ -125,16 +125,32 @@ async fn serve(shared: &Shared, tenants: Option<&[Uuid]>) -> Result<(), StoreErr
 /// Looks at what the documents come to of devices whose labels have changed.
 pub(super) async fn settle(shared: &Shared, tenants: Option<&[Uuid]>) -> Result<(), StoreError> {
     let store = &shared.store;
-    let stale = async { single!(store, |connection| configuration_stale(connection, tenants)) };
-    for tenant in store.within(stale).await? {
-        let settled = async {
-            let mut transaction = store.begin(Visibility::All).await?;
-            configuration_lock_in_txn(&mut transaction, tenant).await?;
-            // What a device cannot have is written down with it.
-            let _ = configuration_settle_in_txn(&mut transaction, tenant, &Affected::Stale).await?;
-            store.commit(transaction).await
-        };
-        store.within(settled).await?;
+    let mut failed = HashSet::new();
+    loop {
+        let stale = async { single!(store, |connection| configuration_stale(connection, tenants)) };
+        let mut stale = store.within(stale).await?;
+        stale.retain(|tenant| !failed.contains(tenant));
+        if stale.is_empty() {
+            return Ok(());
+        }
+        for tenant in stale {
+            let settled = async {
+                let mut transaction = store.begin(Visibility::All).await?;
+                configuration_lock_in_txn(&mut transaction, tenant).await?;
+                // What a device cannot have is written down with it.
+                let _ = configuration_settle_in_txn(&mut transaction, tenant, &Affected::Stale).await?;
+                store.commit(transaction).await
+            };
+            match store.within(settled).await {
+                Ok(()) => {}
+                Err(error) if error.is_retryable() => return Err(error),
+                Err(error) => {
+                    // The others have nothing to do with it.
+                    shared.metrics.task_failures.with_label_values(&[NAME]).inc();
+                    tracing::error!(%tenant, error = &error as &dyn std::error::Error, "cannot look at new labels");
+                    failed.insert(tenant);
+                }
+            }
+        }
     }
-    Ok(())
 }

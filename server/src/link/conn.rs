@@ -328,11 +328,7 @@ impl Link {
         // Only the newest state of a command is worth a statement.
         let waiting = self.work.iter_mut().find_map(|work| match work.as_mut() {
             Work::Report { transition, not_before } if transition.command_id == id => Some((transition, not_before)),
-            Work::Report { .. }
-            | Work::ProveBoot
-            | Work::Renew(_)
-            | Work::Busy { .. }
-            | Work::Configuration(_) => None,
+            Work::Report { .. } | Work::ProveBoot | Work::Renew(_) | Work::Busy { .. } | Work::Configuration(_) => None,
         });
         match waiting {
             Some((waiting, due)) if !waiting.target.is_final() => {

@@ -204,7 +204,9 @@ async fn configure(
     if !known.needs_look(told) {
         return Ok(None);
     }
-    super::configuration::settle(shared, Some(&[peer.tenant_id.as_uuid()])).await.map_err(failed)?;
+    if known.is_stale() {
+        super::configuration::settle(shared, Some(&[peer.tenant_id.as_uuid()])).await.map_err(failed)?;
+    }
     let store = &shared.store;
     let due = async {
         single!(store, |connection| configuration_tell(connection, reporter, told))?;

@@ -331,7 +331,7 @@ pub enum Affected {
     /// All that one of these means.
     Selected(Vec<Selector>),
     All,
-    /// Those whose labels have changed. What they cannot have is written down, and they keep what they have.
+    /// Some of those whose labels have changed. What they cannot have is written down, and they keep what they have.
     Stale,
 }
 
@@ -370,6 +370,10 @@ pub async fn configuration_settle_in_txn(
             changes.push(Change { device, content: None, invalid: Some(why.to_string()) });
         }
         write(connection, tenant, &changes).await?;
+        if matches!(affected, Affected::Stale) {
+            // The others are another transaction's: one of all of them could take too long to ever come to its end.
+            return Ok(Ok(()));
+        }
     }
 }
 
@@ -536,6 +540,12 @@ pub struct ConfigurationKnown {
 }
 
 impl ConfigurationKnown {
+    /// Whether nobody has looked yet what its labels bring.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        self.is_stale
+    }
+
     /// Whether there is something to write down of what the device says, or to give it.
     #[must_use]
     pub fn needs_look(&self, told: &ConfigurationTold) -> bool {
@@ -600,7 +610,8 @@ pub async fn configuration_stale(
     tenants: Option<&[Uuid]>,
 ) -> Result<Vec<TenantId>, StoreError> {
     let tenants = sqlx::query_scalar!(
-        "select distinct tenant_id from device_configurations where is_stale and ($1::uuid[] is null or tenant_id = any ($1))",
+        "select distinct f.tenant_id from device_configurations f join devices d on d.id = f.device_id and d.state = 'active'
+          where f.is_stale and ($1::uuid[] is null or f.tenant_id = any ($1))",
         tenants
     );
     Ok(tenants.fetch_all(connection).await?.into_iter().map(TenantId::from_uuid).collect())
