@@ -96,7 +96,11 @@ async fn an_operator_plans_applies_pauses_and_takes_back() -> anyhow::Result<()>
     // What is under way when it is taken back ends as it does; the rest is not begun.
     ensure!(operator.run(&["rollout", "resume", &id]).await?.code == Some(0));
     comes_to(&fleet, &id, "running", &json!({ "under_way": 1, "waiting": 1 })).await?;
-    wait_for("the second to begin", LINK_LIMIT, async || Ok(ensure!(restarts(&devices) == 2))).await?;
+    wait_for("the second to begin", LINK_LIMIT, async || {
+        ensure!(restarts(&devices) == 2);
+        Ok(())
+    })
+    .await?;
     ensure!(operator.run(&["rollout", "cancel", &id, "--yes"]).await?.code == Some(0));
     comes_to(&fleet, &id, "cancelling", &json!({ "under_way": 1, "skipped": 1 })).await?;
     others.iter().try_for_each(|device| device.machine.release_restarts())?;
@@ -131,7 +135,11 @@ async fn it_goes_on_when_a_node_dies_in_the_middle_and_does_nothing_twice() -> a
     let id = text(&plan, "id")?;
     cluster.fleet.operator.post(&format!("/rollouts/{id}/apply"), &json!({ "hash": plan["hash"] })).await?;
     comes_to(&cluster.fleet, &id, "running", &json!({ "under_way": 1, "waiting": 2 })).await?;
-    wait_for("the canary to begin", LINK_LIMIT, async || Ok(ensure!(restarts(&devices) == 1))).await?;
+    wait_for("the canary to begin", LINK_LIMIT, async || {
+        ensure!(restarts(&devices) == 1);
+        Ok(())
+    })
+    .await?;
     switch.choose(1);
     cluster.others[0].kill()?;
     for device in &devices {

@@ -165,6 +165,7 @@ pub(crate) struct ServerLink {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are messages")]
 pub(crate) enum Incoming {
     Message(FromDevice),
     Closed(Close),

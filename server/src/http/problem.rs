@@ -140,7 +140,7 @@ pub(crate) struct Problem {
     detail: Cow<'static, str>,
     reason: Option<&'static str>,
     maximum_seconds: Option<i32>,
-    violation: Option<(String, String)>,
+    violation: Option<Box<(String, String)>>,
     retry_after: Option<Duration>,
     cause: Option<Arc<dyn Error + Send + Sync>>,
 }
@@ -196,7 +196,7 @@ impl Problem {
 
     /// Where a document is not as a rule says: JSON pointers into both.
     pub(crate) fn violation(self, pointer: String, rule: String) -> Self {
-        Self { violation: Some((pointer, rule)), ..self }
+        Self { violation: Some(Box::new((pointer, rule))), ..self }
     }
 
     pub(crate) fn retry_after(self, wait: Duration) -> Self {
@@ -272,8 +272,8 @@ impl Problem {
             request_id: request_id.to_owned(),
             reason: self.reason.map(str::to_owned),
             maximum_seconds: self.maximum_seconds,
-            pointer: self.violation.as_ref().map(|(pointer, _)| pointer.clone()),
-            rule: self.violation.as_ref().map(|(_, rule)| rule.clone()),
+            pointer: self.violation.as_deref().map(|(pointer, _)| pointer.clone()),
+            rule: self.violation.as_deref().map(|(_, rule)| rule.clone()),
         }
     }
 }

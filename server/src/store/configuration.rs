@@ -22,7 +22,7 @@ use super::dispatch::LinkKey;
 use crate::model::configuration::schema::Schema;
 use crate::model::configuration::{
     CAPABILITY, ConfigurationDocument, ConfigurationDrift, ConfigurationSchema, ConfigurationSource,
-    ConfigurationStanding, ConfigurationTold, DOCUMENTS_MAX, DeviceConfiguration, UnfitDevice, effective,
+    ConfigurationStanding, ConfigurationTold, DOCUMENTS_MAX, DeviceConfiguration, Unfit, UnfitDevice, effective,
 };
 use crate::model::selector::Selector;
 
@@ -442,13 +442,16 @@ struct Change {
 #[derive(Default)]
 struct Fitted {
     changes: Vec<Change>,
-    unfit: Vec<(Uuid, String, crate::model::configuration::Unfit)>,
+    unfit: Vec<(Uuid, String, Unfit)>,
 }
+
+/// What documents come to, with its hash.
+type Merged = Result<(Arc<str>, Vec<u8>), Unfit>;
 
 fn fit(targets: Vec<Target>, documents: &HashMap<Uuid, Object>, schema: Option<&Schema>) -> Result<Fitted, StoreError> {
     let mut fitted = Fitted::default();
     // Most devices have the same documents, and none of their own.
-    let mut known: HashMap<Vec<Uuid>, Result<(Arc<str>, Vec<u8>), crate::model::configuration::Unfit>> = HashMap::new();
+    let mut known: HashMap<Vec<Uuid>, Merged> = HashMap::new();
     for target in targets {
         let own = target.own.as_deref().map(read).transpose()?;
         let merged = || {
