@@ -71,9 +71,9 @@ const IN_SEQUENCE: [Fault; 19] = [
     fault(
         "a command may begin after its grant",
         [
-            "command_create",
-            "least(clock_timestamp() + p_start_within, h.ends_at)",
-            "clock_timestamp() + p_start_within",
+            "commands_create",
+            "least(clock_timestamp() + make_interval(secs => a.start_within_seconds), h.ends_at)",
+            "clock_timestamp() + make_interval(secs => a.start_within_seconds)",
         ],
         USING,
     ),
@@ -110,7 +110,7 @@ const IN_SEQUENCE: [Fault; 19] = [
         ["access_request_create", "and v_until - v_now <= make_interval(secs => p.max_seconds)", ""],
         BEFOREHAND,
     ),
-    fault("the audit log is no chain", ["audit_append", "sha256(chain.hash ||", "sha256("], USING),
+    fault("the audit log is no chain", ["audit_append_all", "sha256(chain.hash ||", "sha256("], USING),
 ];
 
 /// What only two at once show.
@@ -120,7 +120,7 @@ const AT_ONCE: [Fault; 3] = [
         ["support_session_create", "h.starts_at <= clock_timestamp() and clock_timestamp() < h.ends_at", "true"],
         SESSION_AND_EXTEND,
     ),
-    fault("commands do not hold their grant", ["command_create", "for share of g, d, p", ""], COMMAND_AND_REVOKE),
+    fault("commands do not hold their grant", ["commands_create", "for share of g, d, p", ""], COMMAND_AND_REVOKE),
     fault(
         "answers do not wait for one another",
         ["access_request_decide", "tenant_id = current_tenant() for no key update", "tenant_id = current_tenant()"],

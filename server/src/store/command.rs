@@ -184,33 +184,32 @@ pub async fn command_create(
     let asked: Vec<Asked<'_>> = commands.iter().map(Asked::new).collect();
     command_query!(
         "with asked as (
-             select a.* from jsonb_to_recordset($1) as a(
-                 id uuid, operator_id uuid, actor jsonb, device_id uuid, grant_id uuid, scope text, kind text, arguments jsonb,
-                 reason text, start_within_seconds float8, run_seconds integer, may_queue boolean, idempotency_key text,
-                 request_hash text, trace_parent text, by_polling boolean, disturbs boolean, override_busy boolean)
+             select a.value, (a.value ->> 'id')::uuid as id, a.value -> 'actor' as actor
+               from jsonb_array_elements($1) a
               where (select k.id from commands k
-                      where k.requested_by = a.operator_id and k.idempotency_key = a.idempotency_key) is null
+                      where k.requested_by = (a.value ->> 'operator_id')::uuid
+                        and k.idempotency_key = a.value ->> 'idempotency_key') is null
          ),
          made as materialized (
-             select c as row, a.actor
-               from asked a
-              cross join lateral command_create(
-                        a.id, a.operator_id, a.device_id, a.grant_id, a.scope, a.kind, a.arguments, a.reason,
-                        make_interval(secs => a.start_within_seconds), a.run_seconds, a.may_queue, a.idempotency_key,
-                        decode(a.request_hash, 'hex'), a.trace_parent, a.by_polling, a.disturbs,
-                        a.override_busy) c
+             select c.*, a.actor
+               from commands_create((select jsonb_agg(value) from asked)) c join asked a on a.id = c.id
+         ),
+         audited as materialized (
+             select audit_append_all(tenant_id, actors, actions, subjects, details) as seq
+               from (select tenant_id,
+                            array_agg(actor order by id) as actors,
+                            array_agg('command.created'::text) as actions,
+                            array_agg(jsonb_build_object('kind', 'command', 'id', id) order by id) as subjects,
+                            array_agg(jsonb_build_object('device_id', device_id, 'grant_id', grant_id, 'kind', kind,
+                                                         'arguments', arguments, 'reason', reason, 'expires_at', expires_at)
+                                      || case when override_busy then jsonb_build_object('override_busy', true)
+                                              else '{}' end order by id) as details
+                       from made
+                      group by tenant_id
+                      order by tenant_id) t
          )
          select",
-        "from (
-            select row, audit_append(
-                       (row).tenant_id, actor, 'command.created', jsonb_build_object('kind', 'command', 'id', (row).id),
-                       jsonb_build_object('device_id', (row).device_id, 'grant_id', (row).grant_id, 'kind', (row).kind,
-                                          'arguments', (row).arguments, 'reason', (row).reason,
-                                          'expires_at', (row).expires_at)
-                       || case when (row).override_busy then jsonb_build_object('override_busy', true) else '{}' end) as audited
-              from (select row, actor from made order by (row).tenant_id, (row).id) m
-            offset 0) r, lateral (select (r.row).*) c
-          where r.audited > 0",
+        "from made c where (select count(seq) from audited) > 0",
         Json(&asked) as _
     )
     .fetch_all(connection)

@@ -84,13 +84,16 @@ pub async fn dispatch_claim(connection: &mut PgConnection, links: &[LinkKey]) ->
     let epochs: Vec<i64> = links.iter().map(|link| link.epoch.cast_signed()).collect();
     // Before the answer was made: never later than the database's clock says.
     let asked_at = Instant::now();
-    // The grants come first among the locks, as in command_create() and in a revocation: no two can wait for one another.
+    // The grants come first among the locks, as in commands_create() and in a revocation: no two can wait for one another.
     let rows = sqlx::query_as!(
         Row,
-        r#"with target as (
-               select l.device_id, l.epoch, l.boot_id
+        r#"with target as materialized (
+               select t.device_id, t.epoch, l.boot_id
                  from unnest($1::uuid[], $2::bigint[]) as t(device_id, epoch)
-                 join links l on l.device_id = t.device_id and l.epoch = t.epoch and l.closed_at is null and l.has_agent
+                cross join lateral (select l.boot_id from links l
+                                     where l.device_id = t.device_id and l.epoch = t.epoch and l.closed_at is null and l.has_agent
+                                    -- One by one: the planner would rather look at all links there are.
+                                    offset 0) l
            ),
            due as materialized (
                select c.id, c.state as before, c.kind, t.epoch, t.boot_id, p.name, g.statement

@@ -165,16 +165,15 @@ pub async fn transition_apply(
                            when needs_boot and a.target = 'succeeded'
                            then jsonb_build_object('kind', 'boot_id', 'before', c.boot_id, 'after', a.boot_id)
                            else jsonb_build_object('kind', 'device_report', 'epoch', a.epoch) end as proof
-                 from asked a
-                 join commands c on c.id = a.id
+                 -- One by one, and locked in one order: the planner would rather look at all commands there are.
+                 from (select * from asked order by id) a
+                cross join lateral (select * from commands where id = a.id for update) c
                 cross join lateral (select c.kind = any($3) as needs_boot) n
                 cross join lateral (
                     select a.device_id is not null and needs_boot and a.target = 'succeeded'
                            and coalesce((select b.seen_at from device_boots b
                                           where b.device_id = c.device_id and b.boot_id = a.boot_id) <= c.sent_at,
                                         true) as unproven) u
-                order by c.id
-                  for update of c
            ),
            moved as (
                update commands c
@@ -199,23 +198,30 @@ pub async fn transition_apply(
                 where l.is_own and l.is_current and l.was_final and l.asked_final and l.before <> l.asked
                    on conflict do nothing
                returning command_id
+           ),
+           told as (
+               select l.tenant_id, l.id,
+                      case when l.reported_by is null then jsonb_build_object('kind', 'server')
+                           else jsonb_build_object('kind', 'device', 'id', l.reported_by) end as actor,
+                      case when l.was_final then 'command.late_result' else 'command.finished' end as action,
+                      jsonb_build_object('kind', 'command', 'id', l.id) as subject,
+                      jsonb_build_object('device_id', l.device_id, 'grant_id', l.grant_id, 'kind', l.kind,
+                                         'state', case when l.was_final then l.asked else l.target end,
+                                         'code', l.code, 'message', l.message, 'proof', l.proof) as details
+                 from locked l
+                where l.is_final and l.id in (select id from moved) or l.id in (select command_id from late)
+           ),
+           audited as materialized (
+               select audit_append_all(tenant_id, actors, actions, subjects, details) as seq
+                 from (select tenant_id,
+                              array_agg(actor order by id) as actors, array_agg(action order by id) as actions,
+                              array_agg(subject order by id) as subjects, array_agg(details order by id) as details
+                         from told group by tenant_id order by tenant_id) t
            )
-           select x.id, x.before, x.kind, x.age_seconds as "age_seconds!", x.unproven as "is_unproven!", x.was_final as "was_final!", x.is_own as "is_own!",
-                  x.is_current as "is_current!", x.moved as "moved!",
-                  x.trace_parent, x.sent_epoch, x.sent_seconds, x.accepted_seconds,
-                  case when x.moved and x.is_final then
-                      audit_append(x.tenant_id, x.actor, 'command.finished', x.subject, x.details)
-                  when x.is_late then
-                      audit_append(x.tenant_id, x.actor, 'command.late_result', x.subject, x.details)
-                  end as audited
-             from (select l.*, m.id is not null as moved, t.command_id is not null as is_late,
-                          case when l.reported_by is null then jsonb_build_object('kind', 'server')
-                               else jsonb_build_object('kind', 'device', 'id', l.reported_by) end as actor,
-                          jsonb_build_object('kind', 'command', 'id', l.id) as subject,
-                          jsonb_build_object('device_id', l.device_id, 'grant_id', l.grant_id, 'kind', l.kind,
-                                             'state', case when l.was_final then l.asked else l.target end, 'code', l.code, 'message', l.message, 'proof', l.proof) as details
-                     from locked l left join moved m on m.id = l.id left join late t on t.command_id = l.id
-                    order by l.tenant_id, l.id) x"#,
+           select l.id, l.before, l.kind, l.age_seconds as "age_seconds!", l.unproven as "is_unproven!", l.was_final as "was_final!",
+                  l.is_own as "is_own!", l.is_current as "is_current!", m.id is not null as "moved!",
+                  l.trace_parent, l.sent_epoch, l.sent_seconds, l.accepted_seconds, (select count(seq) from audited) as audited
+             from locked l left join moved m on m.id = l.id"#,
         Json(&asked) as _,
         durability == Durability::Soon,
         &kinds_proven_by_boot() as &[String],

@@ -688,7 +688,7 @@ async fn shift_clock(root: &sqlx::PgPool, by: &str) {
         format!(r#"alter database "{name}" set search_path = shifted, pg_catalog, public"#),
         // Under each of its signatures: an older one is kept for older nodes.
         "do $$ declare signature regprocedure; begin
-             for signature in select oid::regprocedure from pg_proc where proname = 'command_create' loop
+             for signature in select oid::regprocedure from pg_proc where proname in ('command_create', 'commands_create') loop
                  execute format('alter function %s set search_path = shifted, pg_catalog, public, pg_temp', signature);
              end loop;
          end $$"
