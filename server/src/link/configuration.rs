@@ -20,6 +20,8 @@ use crate::store::{StoreError, Visibility, single};
 
 /// Between one lot of devices and the next: what a whole fleet is given is not in memory at once.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Between the beginnings of two looks. Each is at all devices of the node, and each device that tells how far it is asks for one.
+const LOOKS_APART: Duration = Duration::from_millis(200);
 /// For the metrics of failed tasks.
 const NAME: &str = "configuration";
 
@@ -49,9 +51,10 @@ async fn watch(shared: &Shared, listener: &mut Listener) {
                 return;
             }
         }
+        let begun_at = Instant::now();
         let Due { tenants, everything } = std::mem::take(&mut due);
         if everything {
-            reconciled_at = Instant::now();
+            reconciled_at = begun_at;
         }
         let tenants: Vec<Uuid> = tenants.into_iter().map(TenantId::as_uuid).collect();
         let tenants = (!everything).then_some(&tenants[..]);
@@ -61,6 +64,7 @@ async fn watch(shared: &Shared, listener: &mut Listener) {
             due.everything = true;
             sleep(STORE_RETRY).await;
         }
+        sleep_until(begun_at + LOOKS_APART).await;
     }
 }
 
