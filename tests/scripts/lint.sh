@@ -11,10 +11,7 @@ main() {
     trap "rm -rf '$schema'" EXIT
 
     psql -q -v ON_ERROR_STOP=1 "$DATABASE_URL" -c 'create database queries'
-    local url=${DATABASE_URL%/*}/queries migration
-    for migration in migrations/*.sql; do
-        psql -q -v ON_ERROR_STOP=1 --single-transaction "$url" -f "$migration" >/dev/null
-    done
+    local url=${DATABASE_URL%/*}/queries
 
     # Queries are answered while the crate is compiled, so it has to be.
     touch server/src/lib.rs

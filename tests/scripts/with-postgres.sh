@@ -19,8 +19,9 @@ main() {
     "${as[@]}" "$(binary initdb)" -D "$dir/data" -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync >"$dir/initdb.log" 2>&1 ||
         { cat "$dir/initdb.log" >&2; exit 1; }
     start
-    make_roles
     cd "$OLDPWD"
+    make_roles
+    fill_template
     status=0
     DATABASE_URL="postgres://postgres@127.0.0.1:$port/postgres" "$@" || status=$?
     exit "$status"
@@ -47,6 +48,22 @@ make_roles() {
     "${as[@]}" "$(binary psql)" -q -h 127.0.0.1 -p "$port" -v ON_ERROR_STOP=1 postgres \
         -c 'create role cloudlink_app nologin noinherit' -c 'create role cloudlink_tenant nologin' \
         -c 'grant cloudlink_tenant to cloudlink_app'
+}
+
+# Every database that is made has the schema, which takes a fifth of the time of migrating each. Who wants to see it come about makes
+# one from template0.
+fill_template() {
+    local file name
+    for file in "$(dirname "${BASH_SOURCE[0]}")"/../../migrations/*.sql; do
+        name=$(basename "$file" .sql)
+        printf 'begin;\n'
+        cat "$file"
+        # As sqlx writes it down.
+        printf "\ninsert into _sqlx_migrations values (%s, '%s', now(), true, '\\\\x%s', 0);\ncommit;\n" \
+            "${name%%_*}" "$(tr _ ' ' <<<"${name#*_}")" "$(sha384sum "$file" | cut -d ' ' -f 1)"
+    done | "${as[@]}" "$(binary psql)" -q -h 127.0.0.1 -p "$port" -v ON_ERROR_STOP=1 template1 -c '
+        create table _sqlx_migrations (version bigint primary key, description text not null, installed_on timestamptz not null default now(),
+                                       success boolean not null, checksum bytea not null, execution_time bigint not null)' -f - >/dev/null
 }
 
 stop() {

@@ -17,11 +17,14 @@ pub(super) const DAY: i64 = 86_400 * SECOND;
 /// The functions that tell the time.
 const FUNCTIONS: [&str; 4] = ["clock_timestamp", "now", "statement_timestamp", "transaction_timestamp"];
 
-/// Replaces the clock of an empty database, and migrates it.
+/// Empties a database, replaces its clock, and migrates it.
 pub(crate) async fn install(database: &PgConnectOptions) {
     let mut root = PgConnection::connect_with(database).await.unwrap();
     let mut script = format!(
-        "create schema virtual;
+        "drop schema public cascade;
+         create schema public;
+         grant usage on schema public to public;
+         create schema virtual;
          create sequence virtual.micros;
          select setval('virtual.micros', {START});
          do $$ begin execute format('alter database %I set synchronous_commit = off', current_database()); end $$;"
