@@ -133,6 +133,8 @@ pub(crate) struct Rollout {
     pub(crate) selector: String,
     pub(crate) state: String,
     pub(crate) hash: String,
+    #[serde(default)]
+    pub(crate) drift_max: u32,
     pub(crate) created_at: Timestamp,
     pub(crate) ends_at: Option<Timestamp>,
     pub(crate) finished_at: Option<Timestamp>,

@@ -25,7 +25,7 @@ const UNREACHABLE_MAX: Duration = Duration::from_secs(120);
 pub(crate) enum Rollout {
     /// Freeze which devices it is for, and see why it is not for others; nothing is begun
     Plan(Box<Plan>),
-    /// Begin what was planned, if the devices are still as they were then
+    /// Begin what was planned, if the devices are still as they were then, but for as many as the plan lets drift
     Apply {
         /// Id of the plan
         rollout: String,
@@ -109,6 +109,9 @@ pub(crate) struct Plan {
     /// Leave out devices whose agent is this one
     #[arg(long, value_name = "AGENT")]
     unless_agent: Option<String>,
+    /// For how many devices it may have changed by then whether they can be reached, or are busy; without it, one in a hundred
+    #[arg(long, value_name = "N")]
+    drift_max: Option<u32>,
     /// Only within these hours of each device's own day, as in 22:00-05:00
     #[arg(long, value_name = "HH:MM-HH:MM", value_parser = hours)]
     window: Option<(u32, u32)>,
@@ -241,6 +244,9 @@ impl Plan {
         if let Some(agent) = &self.unless_agent {
             body["unless_agent"] = json!(agent);
         }
+        if let Some(devices) = self.drift_max {
+            body["drift_max"] = json!(devices);
+        }
         if let Some((from, to)) = self.window {
             body["window"] = json!({ "from_minute": from, "to_minute": to });
             if !self.days.is_empty() {
@@ -298,6 +304,7 @@ fn record(rollout: &model::Rollout, here: &Here) -> Table {
     let out: Vec<String> = rollout.out.iter().map(|(why, count)| format!("{count} {why}")).collect();
     table.field("out", if out.is_empty() { "none".to_owned() } else { out.join(", ") });
     table.field("created", here.full(rollout.created_at));
+    table.field("drift", format!("up to {}", rollout.drift_max));
     if let Some(at) = rollout.ends_at {
         table.field("ends", here.full(at));
     }
@@ -332,11 +339,11 @@ mod tests {
     fn a_plan_says_what_was_asked_for() {
         let grant = Uuid::from_u128(7);
         let line = format!(
-            "plan device.reboot --grant {grant} -l site=north --reason r --canaries 2 --window 22:00-05:00 --days 1,5 --time-zone Europe/Berlin --queue-for 1h"
+            "plan device.reboot --grant {grant} -l site=north --reason r --canaries 2 --window 22:00-05:00 --days 1,5 --time-zone Europe/Berlin --queue-for 1h --drift-max 3"
         );
         let expected = json!({
             "grant_id": grant, "selector": "site=north", "kind": "device.reboot", "reason": "r", "canaries": 2, "batch": 50,
-            "rate_per_minute": 600, "abort_after": 1, "queue_for_seconds": 3600,
+            "rate_per_minute": 600, "abort_after": 1, "queue_for_seconds": 3600, "drift_max": 3,
             "window": {"from_minute": 1320, "to_minute": 300, "days": [1, 5], "time_zone": "Europe/Berlin"},
         });
         assert_eq!(plan(&line).unwrap(), expected);

@@ -48,6 +48,7 @@ pub(crate) enum Kind {
     RecordingUnreadable,
     SessionEnded,
     TooManySessions,
+    TooManyRollouts,
     StreamRefused,
     RecordingUnavailable,
     Conflict,
@@ -102,6 +103,7 @@ impl Kind {
             }
             Self::SessionEnded => (StatusCode::CONFLICT, "session_ended", "The support session has ended"),
             Self::TooManySessions => (StatusCode::CONFLICT, "too_many_sessions", "There are as many as there may be"),
+            Self::TooManyRollouts => (StatusCode::CONFLICT, "too_many_rollouts", "As many rollouts have begun as may"),
             Self::StreamRefused => (StatusCode::CONFLICT, "stream_refused", "The device does not open the stream"),
             Self::RecordingUnavailable => {
                 (StatusCode::SERVICE_UNAVAILABLE, "recording_unavailable", "What cannot be recorded may not be done")

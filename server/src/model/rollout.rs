@@ -17,6 +17,8 @@ use super::command;
 pub const TARGETS_MAX: i64 = 50_000;
 /// Plans of one person that were not applied; the oldest give way.
 pub const PLANS_MAX: i64 = 32;
+/// Rollouts of one tenant that are neither plans nor over: each is looked at again and again.
+pub const BEGUN_MAX: i64 = 32;
 /// How long a plan may be applied.
 pub const PLAN_LASTS: Duration = Duration::HOUR;
 /// The longest rollout.
@@ -540,6 +542,8 @@ pub struct Record {
     pub may_queue: bool,
     pub lasts_seconds: i32,
     pub unless_agent: Option<String>,
+    /// For how many devices it may have changed when the plan is applied whether they can be reached, or are busy.
+    pub drift_max: i32,
     pub window: Option<Window>,
     pub state: State,
     /// Of the plan: what is done and how, to which devices, and why to no others. In hex.

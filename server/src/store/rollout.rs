@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use cloudlink_proto::ids::{CommandId, DeviceId, GrantId, PersonId, RolloutId};
+use cloudlink_proto::ids::{CommandId, DeviceId, GrantId, PersonId, RolloutId, TenantId};
 use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 use sqlx::PgConnection;
@@ -29,7 +29,7 @@ const CREATE_MAX: usize = 1024;
 /// Rollouts that are looked at in one go.
 const DUE_MAX: i64 = 32;
 /// How many devices a refusal names.
-pub const MOVED_MAX: usize = 5;
+pub const MOVED_MAX: usize = 20;
 /// How soon to look again while commands are under way.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// How soon to look again while nothing is expected.
@@ -54,6 +54,7 @@ struct Row {
     may_queue: bool,
     lasts_seconds: i32,
     unless_agent: Option<String>,
+    drift_max: i32,
     window_days: Option<Vec<i32>>,
     window_from_minute: Option<i32>,
     window_to_minute: Option<i32>,
@@ -93,6 +94,7 @@ impl TryFrom<Row> for Record {
             may_queue: row.may_queue,
             lasts_seconds: row.lasts_seconds,
             unless_agent: row.unless_agent,
+            drift_max: row.drift_max,
             window,
             state: state_named(&row.state)?,
             hash: HEXLOWER.encode(&row.plan_hash.unwrap_or_default()),
@@ -115,7 +117,7 @@ macro_rules! rollout_query {
             Row,
             $head
                 + r#" id, tenant_id, grant_id, requested_by, kind, arguments, reason, selector_text, canaries, batch, rate,
-                      abort_after, start_within_seconds, may_queue, lasts_seconds, unless_agent, window_days,
+                      abort_after, start_within_seconds, may_queue, lasts_seconds, unless_agent, drift_max, window_days,
                       window_from_minute, window_to_minute, window_time_zone, plan_hash, state, created_at, begun_at, ends_at,
                       finished_at "#
                 + $tail
@@ -144,13 +146,15 @@ pub struct NewRollout<'a> {
     pub may_queue: bool,
     pub lasts: Duration,
     pub unless_agent: Option<&'a str>,
+    /// `None`: one in a hundred of the devices that the selector means.
+    pub drift_max: Option<i32>,
     pub window: Option<&'a Window>,
 }
 
 /// Why there is no plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unplanned {
-    /// There is no such grant.
+    /// There is no such grant that names the operator.
     NoGrant,
     /// More devices than a rollout may have.
     TooMany,
@@ -169,7 +173,7 @@ pub async fn rollout_plan_in_txn(
                                selector, canaries, batch, rate, abort_after, start_within_seconds, may_queue, lasts_seconds,
                                unless_agent, window_days, window_from_minute, window_to_minute, window_time_zone)
          select $1, g.tenant_id, g.id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24
-           from grants g where g.id = $2",
+           from grants g where g.id = $2 and (g.operator_ids is null or $3 = any (g.operator_ids))",
         new.id.as_uuid(),
         new.grant.as_uuid(),
         new.operator.as_uuid(),
@@ -215,6 +219,14 @@ pub async fn rollout_plan_in_txn(
     if i64::try_from(frozen.rows_affected()).is_ok_and(|targets| targets > TARGETS_MAX) {
         return Ok(Err(Unplanned::TooMany));
     }
+    sqlx::query!(
+        "update rollouts set drift_max = coalesce($2, (select count(*) from rollout_targets where rollout_id = $1)::integer / 100)
+          where id = $1",
+        new.id.as_uuid(),
+        new.drift_max
+    )
+    .execute(&mut *connection)
+    .await?;
     sqlx::query!("update rollouts set plan_hash = rollout_hash(id) where id = $1", new.id.as_uuid())
         .execute(&mut *connection)
         .await?;
@@ -240,25 +252,32 @@ pub struct Moved {
     pub is: Option<String>,
 }
 
-/// The first devices for which it would be decided otherwise now than in the plan.
-pub async fn rollout_moved(connection: &mut PgConnection, id: RolloutId) -> Result<Vec<Moved>, StoreError> {
+/// How far the world has moved since a plan was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Drift {
+    /// The first devices for which it would be decided otherwise now; those that count as `firm` come first.
+    pub first: Vec<Moved>,
+    /// Devices for which more has changed than a link or a busy lock.
+    pub firm: i64,
+    /// Devices that can be reached now, or not any more, or that are busy now, or not any more.
+    pub passing: i64,
+}
+
+pub async fn rollout_drift(connection: &mut PgConnection, id: RolloutId) -> Result<Drift, StoreError> {
     let rows = sqlx::query!(
-        r#"select d.name as "device!",
-                  case when t.device_id is null then 'not_meant' else t.why_out end as was,
-                  case when n.device_id is null then 'not_meant' else n.why_out end as "is"
-             from (select r.id, n.device_id, n.why_out, n.time_zone
-                     from rollouts r cross join lateral rollout_decide(r, null, clock_timestamp()) n where r.id = $1) n
-             full join (select t.device_id, t.why_out, t.time_zone from rollout_targets t where t.rollout_id = $1) t
-                    on t.device_id = n.device_id
-             join devices d on d.id = coalesce(t.device_id, n.device_id)
-            where t.device_id is null or n.device_id is null or t.why_out is distinct from n.why_out
-               or t.time_zone is distinct from n.time_zone
-            order by d.name limit $2"#,
+        r#"select d.name as "device!", m.was, m.is_now, count(*) filter (where m.drifted) over () as "passing!",
+                  count(*) filter (where not m.drifted) over () as "firm!"
+             from rollout_moved($1, clock_timestamp()) m join devices d on d.id = m.device_id
+            order by m.drifted, d.name limit $2"#,
         id.as_uuid(),
         i64::try_from(MOVED_MAX).unwrap_or(i64::MAX)
     );
-    let rows = rows.fetch_all(connection).await?;
-    Ok(rows.into_iter().map(|row| Moved { device: row.device, was: row.was, is: row.is }).collect())
+    let mut drift = Drift::default();
+    for row in rows.fetch_all(connection).await? {
+        (drift.firm, drift.passing) = (row.firm, row.passing);
+        drift.first.push(Moved { device: row.device, was: row.was, is: row.is_now });
+    }
+    Ok(drift)
 }
 
 pub async fn rollout_show(connection: &mut PgConnection, id: RolloutId) -> Result<Option<Shown>, StoreError> {
@@ -454,6 +473,7 @@ impl Held {
             .map(|target| self.command(*target, &instruction))
             .collect();
         let made = command_create(connection, &commands).await?;
+        self.close_in_txn(connection, &made).await?;
         let (devices, ids): (Vec<Uuid>, Vec<Uuid>) = made.iter().map(|command| (command.device_id, command.id)).unzip();
         sqlx::query!(
             "update rollout_targets t set command_id = m.command_id, begun_at = $4
@@ -486,11 +506,42 @@ impl Held {
         Ok(Begun { commands: made, again_at: Some(self.now) })
     }
 
+    /// None is begun after its window has closed, or the rollout is over.
+    fn ends(&self, target: HeldTarget) -> Option<OffsetDateTime> {
+        [target.closes_at, self.record.ends_at].into_iter().flatten().min()
+    }
+
+    /// A command lasts from when it is made, and that is later than `now`, by as long as it had to wait for others: what is too long is
+    /// taken off.
+    async fn close_in_txn(&self, connection: &mut PgConnection, made: &[Command]) -> Result<(), StoreError> {
+        let expires: BTreeMap<Uuid, (Uuid, OffsetDateTime)> =
+            made.iter().map(|command| (command.device_id, (command.id, command.expires_at))).collect();
+        let (ids, ends): (Vec<Uuid>, Vec<OffsetDateTime>) = self
+            .targets
+            .iter()
+            .filter_map(|target| {
+                let (command, expires_at) = *expires.get(&target.device.as_uuid())?;
+                Some((command, self.ends(*target).filter(|end| *end < expires_at)?))
+            })
+            .unzip();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        sqlx::query!(
+            "update commands c set expires_at = e.at, deadline_at = e.at
+               from unnest($1::uuid[], $2::timestamptz[]) as e(id, at) where c.id = e.id",
+            &ids,
+            &ends
+        )
+        .execute(connection)
+        .await?;
+        Ok(())
+    }
+
     fn command(&self, target: HeldTarget, instruction: &Instruction) -> NewCommand {
         let start_within = Duration::from_secs(u64::try_from(self.record.start_within_seconds).unwrap_or(1));
-        // None is begun after the window has closed, or the rollout is over.
-        let ends = [target.closes_at, self.record.ends_at].into_iter().flatten().min();
-        let left = ends.map_or(start_within, |end| Duration::try_from(end - self.now).unwrap_or(Duration::ZERO));
+        let left = |end| Duration::try_from(end - self.now).unwrap_or(Duration::ZERO);
+        let left = self.ends(target).map_or(start_within, left);
         let id = CommandId::from_uuid(new_id());
         NewCommand {
             id,
@@ -536,21 +587,21 @@ impl Held {
         }
         let totals = self.rollout.totals();
         let look_in = if changed || totals.under_way > 0 { LOOK_AGAIN } else { LOOK_IDLY };
-        let soonest = [
-            Some(self.now + look_in),
-            again_at,
-            self.record.ends_at.filter(|_| !state.holds_back() || state == State::Halted),
-        ];
+        let ends_at = self.record.ends_at.filter(|_| !state.holds_back() || state == State::Halted);
+        let act_at = [again_at, ends_at].into_iter().flatten().min();
         sqlx::query!(
             "update rollouts set state = $2, forgiven = $3, is_unproven_fine = $4,
-                                 finished_at = case when $5 then clock_timestamp() end, look_at = case when not $5 then $6::timestamptz end
+                                 finished_at = case when $5 then clock_timestamp() end, look_at = case when not $5 then $6::timestamptz end,
+                                 seen_open = $7, seen_look_at = $6, act_at = $8
               where id = $1",
             self.record.id,
             state.name(),
             i32::try_from(forgiven).unwrap_or(i32::MAX),
             is_unproven_fine,
             state.is_final(),
-            soonest.into_iter().flatten().min()
+            [Some(self.now + look_in), act_at].into_iter().flatten().min(),
+            i32::try_from(totals.under_way).unwrap_or(i32::MAX),
+            act_at
         )
         .execute(&mut *connection)
         .await?;
@@ -593,6 +644,27 @@ pub async fn rollout_begin_in_txn(connection: &mut PgConnection, id: RolloutId) 
         id.as_uuid()
     )
     .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// How many rollouts of a tenant are neither plans nor over.
+pub async fn rollout_count_begun(connection: &mut PgConnection, tenant: TenantId) -> Result<i64, StoreError> {
+    let count = sqlx::query_scalar!(
+        r#"select count(*) as "count!" from rollouts where tenant_id = $1 and look_at is not null"#,
+        tenant.as_uuid()
+    );
+    Ok(count.fetch_one(connection).await?)
+}
+
+/// Puts off all that are due and for which nothing has moved since they were looked at last.
+pub async fn rollout_pass_idle(connection: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query!(
+        "select rollout_pass_idle(make_interval(secs => $1), make_interval(secs => $2))",
+        LOOK_AGAIN.as_secs_f64(),
+        LOOK_IDLY.as_secs_f64()
+    )
+    .fetch_one(connection)
     .await?;
     Ok(())
 }

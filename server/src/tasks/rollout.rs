@@ -14,7 +14,7 @@ use crate::model::command;
 use crate::model::rollout::{Event, State};
 use crate::store::audit::audit_append;
 use crate::store::command::CalledBack;
-use crate::store::rollout::{Begun, rollout_hold, rollout_list_due, rollout_put_off};
+use crate::store::rollout::{Begun, rollout_hold, rollout_list_due, rollout_pass_idle, rollout_put_off};
 use crate::store::{Store, StoreError, Visibility, single};
 
 /// How soon a result of one batch has the next one begun, at most.
@@ -44,10 +44,11 @@ pub(super) async fn run(links: Links, shutdown: Shutdown) {
     }
 }
 
-/// Takes each that is due as far as it goes at this moment. One that fails is put off, so that it keeps no other from its turn. Gives
+/// Takes each that is due, and for which something has moved, as far as it goes at this moment. One that fails is put off, so that it keeps no other from its turn. Gives
 /// how many failed.
 pub(crate) async fn look(store: &Store, shutdown: &Shutdown, tell: impl Fn(&Stepped)) -> Result<u64, StoreError> {
     let mut failures = 0;
+    store.within(async { single!(store, |connection| rollout_pass_idle(connection)) }).await?;
     for id in store.within(async { single!(store, |connection| rollout_list_due(connection)) }).await? {
         if let Err(error) = go_on(store, shutdown, id, &tell).await {
             failures += 1;

@@ -9,10 +9,12 @@ use crate::http::auth::Caller;
 use crate::http::problem::{Kind, Problem, respond_as_problem};
 use crate::http::request::{Id, Json, NoQuery};
 use crate::model::audit::Subject;
-use crate::model::rollout::{PLAN_LASTS, Shown, State as RolloutState};
+use crate::model::rollout::{BEGUN_MAX, PLAN_LASTS, Shown, State as RolloutState};
 use crate::store::StoreError;
 use crate::store::audit::audit_append;
-use crate::store::rollout::{Moved, rollout_begin_in_txn, rollout_hold, rollout_moved, rollout_show};
+use crate::store::rollout::{
+    Drift, rollout_begin_in_txn, rollout_count_begun, rollout_drift, rollout_hold, rollout_show,
+};
 
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -36,7 +38,9 @@ pub(crate) enum RouteError {
     #[error("no device is in")]
     Nobody,
     #[error("it is not as planned any more")]
-    Moved(Vec<Moved>),
+    Moved { drift: Drift, drift_max: i32 },
+    #[error("too many rollouts of the tenant have begun")]
+    TooMany,
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -62,17 +66,30 @@ impl From<RouteError> for Problem {
             RouteError::Nobody => {
                 Self::new(Kind::Conflict, "No device is in. GET /rollouts/{id}/executions says of each why not.")
             }
-            RouteError::Moved(moved) => {
+            RouteError::Moved { drift, drift_max } => {
                 let said = |what: &Option<String>| what.clone().unwrap_or_else(|| "in".to_owned());
-                let moved: Vec<_> = moved
+                let first: Vec<_> = drift
+                    .first
                     .iter()
                     .map(|moved| format!("{} ({}, now {})", moved.device, said(&moved.was), said(&moved.is)))
                     .collect();
                 Self::new(
                     Kind::PlanMoved,
-                    format!("Plan again: it is not as planned any more. The first that differ: {}.", moved.join(", ")),
+                    format!(
+                        "Plan again: it is not as planned any more. Of {} devices more has changed than a link or a busy lock, and of {} only \
+                         that, where `drift_max` of the plan is {drift_max}. The first: {}.",
+                        drift.firm,
+                        drift.passing,
+                        first.join(", ")
+                    ),
                 )
             }
+            RouteError::TooMany => Self::new(
+                Kind::TooManyRollouts,
+                format!(
+                    "{BEGUN_MAX} rollouts of this tenant have begun and are not over. Wait for one, or cancel one: GET /rollouts."
+                ),
+            ),
             RouteError::Store(error) => error.into(),
         }
     }
@@ -80,7 +97,8 @@ impl From<RouteError> for Problem {
 
 /// Apply a plan
 ///
-/// Refused with `plan_moved`, which names the first devices that differ, if any device would be in or out otherwise than planned.
+/// Refused with `plan_moved`, which names the first devices that differ, if any device would be in or out otherwise than planned; for
+/// `drift_max` devices of the plan it may have changed whether they can be reached, or are busy. Who was in stays in, and who was out stays out.
 #[utoipa::path(post, path = "/rollouts/{id}/apply", operation_id = "rollout_apply", tag = "rollouts",
     params(("id" = uuid::Uuid, Path)), request_body = RolloutApply, responses((status = 200, body = Shown)))]
 #[tracing::instrument(name = "http.rollout.apply", skip_all)]
@@ -110,14 +128,20 @@ pub(crate) async fn handler(
     if held.rollout.totals().all() == 0 {
         return Err(RouteError::Nobody);
     }
-    let moved = rollout_moved(&mut transaction, id).await?;
-    if !moved.is_empty() {
-        return Err(RouteError::Moved(moved));
+    let drift = rollout_drift(&mut transaction, id).await?;
+    if drift.firm > 0 || drift.passing > i64::from(record.drift_max) {
+        return Err(RouteError::Moved { drift, drift_max: record.drift_max });
     }
     rollout_begin_in_txn(&mut transaction, id).await?;
     let (tenant, subject) = (TenantId::from_uuid(record.tenant_id), Subject::new("rollout", record.id));
     let shown = rollout_show(&mut transaction, id).await?.ok_or(RouteError::Unknown)?;
-    audit_append(&mut transaction, tenant, &caller.actor(), "rollout.applied", subject, held.details()).await?;
+    let mut details = held.details();
+    details["drifted"] = drift.passing.into();
+    audit_append(&mut transaction, tenant, &caller.actor(), "rollout.applied", subject, details).await?;
+    // Counted while the tenant's log is held: no two may be the last one.
+    if rollout_count_begun(&mut transaction, tenant).await? > BEGUN_MAX {
+        return Err(RouteError::TooMany);
+    }
     context.store.commit(transaction).await?;
     Ok(Json(shown))
 }

@@ -62,6 +62,9 @@ pub(crate) struct RolloutPlan {
     lasts_seconds: Option<u64>,
     /// Devices whose agent is this one, as `agent` of the device says, are out.
     unless_agent: Option<String>,
+    /// For how many devices it may have changed when the plan is applied whether they can be reached, or are busy: 0 to 50,000. Left
+    /// out: one in a hundred of those that the selector means.
+    drift_max: Option<i32>,
     /// Left out: at any time.
     window: Option<Window>,
 }
@@ -99,7 +102,7 @@ impl From<RouteError> for Problem {
         match error {
             RouteError::Instruction(error) => Self::unprocessable(format!("The command is not allowed: {error}.")),
             RouteError::NoGrant => {
-                Self::new(Kind::NotFound, "There is no such grant. See GET /grants for those there are.")
+                Self::new(Kind::NotFound, "There is no such grant that names you. See GET /grants for those there are.")
             }
             RouteError::TooMany => Self::unprocessable(format!(
                 "The selector means more than {TARGETS_MAX} devices. Make several rollouts, each of a part of them."
@@ -157,6 +160,7 @@ pub(crate) async fn handler(
         may_queue: request.queue_for_seconds.is_some(),
         lasts,
         unless_agent: request.unless_agent.as_deref(),
+        drift_max: request.drift_max,
         window: request.window.as_ref(),
     };
     let shown = match rollout_plan_in_txn(&mut transaction, &new).await? {
@@ -185,6 +189,7 @@ impl RolloutPlan {
             ("batch", self.batch, 1),
             ("rate_per_minute", self.rate_per_minute, 1),
             ("abort_after", self.abort_after, 1),
+            ("drift_max", self.drift_max.unwrap_or(0), 0),
         ] {
             if !(least..=most).contains(&number) {
                 return Err(Problem::unprocessable(format!("`{field}` must be {least} to {most}.")));

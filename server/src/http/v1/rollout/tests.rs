@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use cloudlink_proto::ids::{DeviceId, RolloutId};
 use http::StatusCode;
@@ -17,6 +18,7 @@ use crate::http::problem::Kind;
 use crate::http::testing::Scene;
 use crate::lifecycle::Shutdown;
 use crate::model::new_id;
+use crate::model::rollout::BEGUN_MAX;
 use crate::store::Visibility;
 use crate::store::rollout::rollout_hold;
 use crate::tasks::rollout::{look, step};
@@ -140,10 +142,23 @@ async fn a_plan_says_of_each_device_why_it_is_in_or_out(pool: PgPoolOptions, dat
     // Who may wait need not be linked.
     let waiting = plan(&scene, grant, json!({"queue_for_seconds": 3600})).await;
     assert_eq!(waiting["out"], json!({"device_revoked": 1, "not_able": 1}));
+    // What it has said since by a poll counts, and not what the link said that it had before.
+    for (agent, why) in [("agent/2", json!("version")), ("agent/3", json!("not_able"))] {
+        sqlx::query("update polls set agent = $2, capabilities = '{}' where device_id = $1")
+            .bind(polling.as_uuid())
+            .bind(agent)
+            .execute(&scene.root)
+            .await
+            .unwrap();
+        let planned = plan(&scene, grant, json!({"unless_agent": "agent/2", "queue_for_seconds": 3600})).await;
+        let all = executions(&scene, planned["id"].as_str().unwrap()).await;
+        let of_polling = all.iter().find(|one| one["device_id"] == polling.to_string()).unwrap();
+        assert_eq!(of_polling["why"], why, "{agent}");
+    }
     // Whom the grant does not let in, and what it does not allow.
     let others = plan(&scene, grant, json!({"selector": "site=south"})).await;
     assert_eq!((counts(&others)[0], &others["out"]), (0, &json!({"grant": 1})));
-    assert_eq!(scene.audited(scene.tenant).await[1..], ["rollout.planned"; 3]);
+    assert_eq!(scene.audited(scene.tenant).await[1..], ["rollout.planned"; 5]);
     let path = format!("/rollouts/{}/apply", others["id"].as_str().unwrap());
     let nobody = scene.post(&path).by(&scene.operator).json(json!({"hash": others["hash"]})).send().await;
     nobody.expect_problem(Kind::Conflict);
@@ -208,6 +223,178 @@ async fn a_plan_is_applied_once_by_who_made_it_and_only_while_it_holds(
     let path = format!("/rollouts/{}/apply", other["id"].as_str().unwrap());
     let late = scene.post(&path).by(&scene.operator).json(json!({"hash": other["hash"]})).send().await;
     late.expect_problem(Kind::PlanMoved);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn as_many_devices_may_drift_as_the_plan_says(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let grant = site(&scene, 3).await;
+    assert_eq!(plan(&scene, grant, json!({})).await["drift_max"], 0, "one in a hundred of three");
+    let planned = plan(&scene, grant, json!({"drift_max": 1, "canaries": 0})).await;
+    let (path, hash) = (format!("/rollouts/{}/apply", planned["id"].as_str().unwrap()), planned["hash"].clone());
+    let refused = async |path: &str, hash: &Value| {
+        let answer = scene.post(path).by(&scene.operator).json(json!({ "hash": hash })).send().await;
+        answer.expect_problem(Kind::PlanMoved)["detail"].as_str().unwrap().to_owned()
+    };
+    // Two of them, and one that is no matter of links.
+    let other: Uuid =
+        sqlx::query_scalar("select id from devices where name = 'room-01'").fetch_one(&scene.root).await.unwrap();
+    scene.unlink(scene.device).await;
+    scene.unlink(DeviceId::from_uuid(other)).await;
+    let detail = refused(&path, &hash).await;
+    assert!(detail.contains("of 2 only that, where `drift_max` of the plan is 1"), "{detail}");
+    assert!(detail.contains("lobby (in, now not_linked), room-01 (in, now not_linked)"), "{detail}");
+    scene.link(DeviceId::from_uuid(other)).await;
+    scene.sql("update links set capabilities = '{}' where device_id = $1", other).await;
+    let detail = refused(&path, &hash).await;
+    assert!(
+        detail.contains("Of 1 devices more") && detail.contains("The first: room-01 (in, now not_able), lobby"),
+        "{detail}"
+    );
+    scene.link(DeviceId::from_uuid(other)).await;
+    // The one that has gone stays in, and is skipped when its turn comes.
+    let id = apply(&scene, &planned).await;
+    assert_eq!(go_on(&scene, id).await, 2);
+    assert_eq!(counts(&show(&scene, id).await), [0, 2, 0, 0, 1]);
+    // Its audit entry says how many.
+    let drifted: String = sqlx::query_scalar(
+        "select entry::jsonb #>> '{details,drifted}' from audit where action = 'rollout.applied' order by seq desc limit 1",
+    )
+    .fetch_one(&scene.root)
+    .await
+    .unwrap();
+    assert_eq!(drifted, "1");
+    // One that was out and has come back stays out.
+    let planned = plan(&scene, grant, json!({"drift_max": 1, "canaries": 0})).await;
+    assert_eq!(counts(&planned)[0], 2);
+    scene.link(scene.device).await;
+    let id = apply(&scene, &planned).await;
+    assert_eq!(go_on(&scene, id).await, 2);
+    assert_eq!(counts(&show(&scene, id).await), [0, 2, 0, 0, 0]);
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_tenant_has_as_many_at_once_as_may_be(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let grant = site(&scene, 1).await;
+    let (first, last) = (plan(&scene, grant, json!({})).await, plan(&scene, grant, json!({})).await);
+    let first = apply(&scene, &first).await;
+    // The others are its copies.
+    sqlx::query(
+        "insert into rollouts select (jsonb_populate_record(r, jsonb_build_object('id', gen_random_uuid()))).*
+           from rollouts r, generate_series(2, $2) where r.id = $1",
+    )
+    .bind(first.as_uuid())
+    .bind(i32::try_from(BEGUN_MAX).unwrap())
+    .execute(&scene.root)
+    .await
+    .unwrap();
+    let path = format!("/rollouts/{}/apply", last["id"].as_str().unwrap());
+    let refused = scene.post(&path).by(&scene.operator).json(json!({"hash": last["hash"]})).send().await;
+    refused.expect_problem(Kind::TooManyRollouts);
+    assert_eq!(scene.audited(scene.tenant).await.last().unwrap(), "rollout.applied");
+    scene.post(&format!("/rollouts/{first}/cancel")).by(&scene.operator).send().await.expect(StatusCode::OK);
+    assert_eq!(go_on(&scene, first).await, 0);
+    apply(&scene, &last).await;
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn nobody_plans_under_a_grant_that_names_others(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let theirs = json!({"operator_ids": [scene.colleague.id.as_uuid()]});
+    let grant = scene.grant(theirs).await.as_uuid();
+    let before = scene.audited(scene.tenant).await;
+    let unknown = scene.post("/rollouts").by(&scene.operator).json(request(new_id(), json!({}))).send().await;
+    let unknown = unknown.expect_problem(Kind::NotFound);
+    let refused = scene.post("/rollouts").by(&scene.operator).json(request(grant, json!({}))).send().await;
+    assert_eq!(refused.expect_problem(Kind::NotFound)["detail"], unknown["detail"]);
+    assert_eq!(scene.audited(scene.tenant).await, before);
+    let planned = scene.post("/rollouts").by(&scene.colleague).json(request(grant, json!({}))).send().await;
+    planned.expect(StatusCode::CREATED);
+}
+
+/// How often the task has taken the rollout up in this look, and not passed it by.
+async fn looked_at(scene: &Scene) -> usize {
+    // It is due, as far as the task can tell.
+    sqlx::query(
+        "update rollouts set look_at = 'epoch', seen_look_at = case when seen_look_at = look_at then 'epoch'::timestamptz end
+          where look_at is not null",
+    )
+        .execute(&scene.root)
+        .await
+        .unwrap();
+    let steps = Cell::new(0);
+    assert_eq!(look(&scene.store, &Shutdown::new(), |_| steps.set(steps.get() + 1)).await.unwrap(), 0);
+    steps.get()
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn one_in_which_nothing_has_moved_is_passed_by(pool: PgPoolOptions, database: PgConnectOptions) {
+    let scene = Scene::new(pool, database).await;
+    let grant = site(&scene, 5).await;
+    let id = apply(&scene, &plan(&scene, grant, json!({"canaries": 0, "batch": 2, "abort_after": 5})).await).await;
+    let end_one = "update commands set state = 'failed', finished_at = now(), deadline_at = null where id = (
+                       select c.id from commands c join rollout_targets t on t.command_id = c.id
+                        where t.rollout_id = $1 and c.finished_at is null limit 1)";
+    assert!(looked_at(&scene).await > 0, "it has just begun");
+    looked_at(&scene).await;
+    assert_eq!((looked_at(&scene).await, looked_at(&scene).await), (0, 0));
+    // Another command under the same grant is none of its.
+    let body = json!({"kind": "metrics.collect", "reason": "r", "grant_id": grant});
+    scene
+        .post(&format!("/devices/{}/commands", scene.device))
+        .by(&scene.operator)
+        .json(body)
+        .send()
+        .await
+        .expect(StatusCode::CREATED);
+    assert_eq!(looked_at(&scene).await, 0);
+    // Each that ends is seen, and when all of them have, others are begun.
+    scene.sql(end_one, id.as_uuid()).await;
+    assert_eq!((looked_at(&scene).await, looked_at(&scene).await), (1, 0));
+    scene.sql(end_one, id.as_uuid()).await;
+    assert!(looked_at(&scene).await > 0);
+    assert_eq!(counts(&show(&scene, id).await), [1, 2, 0, 2, 0]);
+    looked_at(&scene).await;
+    assert_eq!(looked_at(&scene).await, 0);
+    // A node of the version before has taken it on: it tells nothing of what it has seen.
+    scene.sql("update rollouts set look_at = look_at + interval '1 ms' where id = $1", id.as_uuid()).await;
+    assert_eq!((looked_at(&scene).await, looked_at(&scene).await), (1, 0));
+    // Its time is up.
+    scene
+        .sql("update rollouts set ends_at = clock_timestamp(), act_at = clock_timestamp() where id = $1", id.as_uuid())
+        .await;
+    assert_eq!(looked_at(&scene).await, 1);
+    assert_eq!(show(&scene, id).await["state"], "expiring");
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn no_command_outlives_its_rollout_however_long_the_node_had_to_wait(
+    pool: PgPoolOptions,
+    database: PgConnectOptions,
+) {
+    let scene = Scene::new(pool, database).await;
+    let grant = site(&scene, 2).await;
+    scene.sql("update grants set ends_at = now() + interval '20 days' where id = $1", grant).await;
+    let patient = json!({"canaries": 0, "lasts_seconds": 3600, "queue_for_seconds": 7200});
+    let id = apply(&scene, &plan(&scene, grant, patient).await).await;
+    // Somebody else has the grant for a second.
+    let mut other = scene.root.begin().await.unwrap();
+    sqlx::query("select from grants where id = $1 for update").bind(grant).execute(&mut *other).await.unwrap();
+    let release = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        other.commit().await.unwrap();
+    };
+    let (stepped, ()) = tokio::join!(step(&scene.store, id), release);
+    assert_eq!(stepped.unwrap().unwrap().begun.commands.len(), 2);
+    let ends: Vec<(bool, bool)> = sqlx::query_as(
+        "select c.expires_at = r.ends_at, c.deadline_at = r.ends_at
+           from rollouts r join rollout_targets t on t.rollout_id = r.id join commands c on c.id = t.command_id",
+    )
+    .fetch_all(&scene.root)
+    .await
+    .unwrap();
+    assert_eq!(ends, [(true, true); 2]);
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
@@ -318,6 +505,27 @@ async fn nothing_is_begun_outside_of_the_window_of_the_device(pool: PgPoolOption
     // In summer, by the same clocks.
     assert_eq!(windows("2026-07-07 12:00Z", "Europe/Berlin").await, pair("07-07 20:00", "07-08 03:00"));
     assert_eq!(windows("2026-07-07 12:00Z", "Mars/Base").await, pair("", ""));
+    // In the night in which the clocks go from two to three, a Sunday.
+    let skipped = |from: i32, to: i32| {
+        let root = scene.root.clone();
+        async move {
+            let (opens, closes): (String, String) = sqlx::query_as(
+                "select to_char(opens_at at time zone 'UTC', 'MM-DD HH24:MI'), to_char(closes_at at time zone 'UTC', 'MM-DD HH24:MI')
+                   from window_next('{7}', $1, $2, 'Europe/Berlin', '2026-03-28 12:00Z')",
+            )
+            .bind(from)
+            .bind(to)
+            .fetch_one(&root)
+            .await
+            .unwrap();
+            (opens, closes)
+        }
+    };
+    assert_eq!(skipped(60, 240).await, pair("03-29 00:00", "03-29 02:00"));
+    assert_eq!(skipped(60, 150).await, pair("03-29 00:00", "03-29 01:00"), "until the hour that is not");
+    assert_eq!(skipped(150, 195).await, pair("03-29 01:00", "03-29 01:15"), "from the end of it");
+    assert_eq!(skipped(130, 170).await, pair("04-05 00:10", "04-05 00:50"), "a week later");
+    assert_eq!(skipped(150, 180).await, pair("04-05 00:30", "04-05 01:00"), "a week later");
 
     let grant = site(&scene, 2).await;
     // Three days from now, also if it is tomorrow by then.
@@ -342,6 +550,10 @@ async fn nothing_is_begun_outside_of_the_window_of_the_device(pool: PgPoolOption
 #[derive(Clone, Copy, Debug)]
 enum Act {
     Step,
+    /// By the task itself, which passes by what has not moved.
+    Look,
+    /// A result comes while a node decides, and another node would decide as well.
+    StepMeanwhile(usize, &'static str),
     /// The node dies before it has committed.
     LostStep,
     End(usize, &'static str),
@@ -361,17 +573,35 @@ fn act() -> impl Strategy<Value = Act> {
         1 => Just("refused"),
         1 => Just("unconfirmed"),
         1 => Just("expired"),
+        1 => Just("cancelled"),
     ];
+    let result = (0..9usize, state);
     prop_oneof![
-        8 => Just(Act::Step),
+        4 => Just(Act::Step),
+        4 => Just(Act::Look),
+        2 => result.clone().prop_map(|(place, state)| Act::StepMeanwhile(place, state)),
         2 => Just(Act::LostStep),
-        12 => (0..9usize, state).prop_map(|(place, state)| Act::End(place, state)),
+        12 => result.prop_map(|(place, state)| Act::End(place, state)),
         2 => Just(Act::Pause),
         3 => Just(Act::Resume),
         1 => Just(Act::Cancel),
         1 => Just(Act::Expire),
         1 => (0..9usize).prop_map(Act::Unlink),
     ]
+}
+
+/// Ends the command of the device at this place, if it has one that has not ended.
+async fn end(scene: &Scene, id: RolloutId, place: usize, state: &str) {
+    sqlx::query(
+        "update commands set state = $3, finished_at = clock_timestamp(), deadline_at = null
+          where finished_at is null and id = (select command_id from rollout_targets where rollout_id = $1 and place = $2)",
+    )
+    .bind(id.as_uuid())
+    .bind(i32::try_from(place).unwrap())
+    .bind(state)
+    .execute(&scene.root)
+    .await
+    .unwrap();
 }
 
 async fn act_on(scene: &Scene, id: RolloutId, act: Act) {
@@ -381,6 +611,16 @@ async fn act_on(scene: &Scene, id: RolloutId, act: Act) {
     };
     match act {
         Act::Step => drop(step(&scene.store, id).await.unwrap()),
+        Act::Look => drop(looked_at(scene).await),
+        Act::StepMeanwhile(place, state) => {
+            let mut transaction = scene.store.begin(Visibility::All).await.unwrap();
+            let Some(mut held) = rollout_hold(&mut transaction, id, false).await.unwrap() else { return };
+            let begun = held.step_in_txn(&mut transaction).await.unwrap();
+            end(scene, id, place, state).await;
+            assert!(step(&scene.store, id).await.unwrap().is_none(), "two nodes decide at once");
+            held.store_in_txn(&mut transaction, begun.again_at, &json!({})).await.unwrap();
+            scene.store.commit(transaction).await.unwrap();
+        }
         Act::LostStep => {
             let mut transaction = scene.store.begin(Visibility::All).await.unwrap();
             if let Some(mut held) = rollout_hold(&mut transaction, id, false).await.unwrap() {
@@ -388,24 +628,12 @@ async fn act_on(scene: &Scene, id: RolloutId, act: Act) {
                 held.store_in_txn(&mut transaction, begun.again_at, &json!({})).await.unwrap();
             }
         }
-        Act::End(place, state) => {
-            sqlx::query(
-                "update commands set state = $3, finished_at = clock_timestamp(), deadline_at = null
-                  where finished_at is null
-                    and id = (select command_id from rollout_targets where rollout_id = $1 and place = $2)",
-            )
-            .bind(id.as_uuid())
-            .bind(i32::try_from(place).unwrap())
-            .bind(state)
-            .execute(&scene.root)
-            .await
-            .unwrap();
-        }
+        Act::End(place, state) => end(scene, id, place, state).await,
         Act::Pause => change("pause").await,
         Act::Resume => change("resume").await,
         Act::Cancel => change("cancel").await,
         Act::Expire => {
-            let now = "update rollouts set ends_at = clock_timestamp() where id = $1 and finished_at is null";
+            let now = "update rollouts set ends_at = clock_timestamp(), act_at = clock_timestamp() where id = $1 and finished_at is null";
             scene.sql(now, id.as_uuid()).await;
         }
         Act::Unlink(place) => {
@@ -454,7 +682,8 @@ async fn the_totals_add_up_whatever_comes_in_whatever_order(pool: PgPoolOptions,
             .unwrap();
             let commands = BTreeSet::from_iter(commands);
             assert!(begun.is_subset(&commands), "a command is lost: {}", said());
-            let may_begin = before["state"] == "running" && matches!(act, Act::Step);
+            let may_begin =
+                before["state"] == "running" && matches!(act, Act::Step | Act::Look | Act::StepMeanwhile(..));
             assert!(may_begin || begun == commands, "begun while it must not: {}", said());
             begun = commands;
         }
@@ -462,7 +691,7 @@ async fn the_totals_add_up_whatever_comes_in_whatever_order(pool: PgPoolOptions,
         for _ in 0..4 * DEVICES {
             act_on(&scene, id, Act::Resume).await;
             end_all(&scene, id, "succeeded").await;
-            go_on(&scene, id).await;
+            looked_at(&scene).await;
         }
         let shown = show(&scene, id).await;
         assert!(["finished", "cancelled", "expired"].contains(&shown["state"].as_str().unwrap()), "{acts:?}: {shown}");
