@@ -182,7 +182,11 @@ impl Watch {
                 let step = rollout.step(self.now);
                 self.look_at(rollout, &step);
             }
-            Act::LostStep => drop(rollout.clone().step(self.now)),
+            Act::LostStep => {
+                drop(rollout.clone().step(self.now));
+                *rollout = Rollout::restore(self.plan, before.stored(), before.targets().to_vec());
+                assert_eq!(*rollout, before, "not all of it is stored");
+            }
             Act::Result(target, outcome) => {
                 let is_under_way = matches!(before.targets().get(target), Some(Target::UnderWay { .. }));
                 rollout.record(target, outcome);
