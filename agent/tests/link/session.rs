@@ -97,6 +97,7 @@ async fn says_who_it_is_and_reports_metrics_at_the_servers_interval() {
         "os.update",
         "agent.update",
         "link.test",
+        "configuration",
     ];
     assert_eq!(link.hello.capabilities, kinds);
     assert!(link.hello.agent.starts_with("cloudlink-agent/"));
