@@ -4,6 +4,7 @@
 //! It ends by the device's wall clock, the only one that goes on while the device is off. When that clock is set back, a lock holds for
 //! no longer than it was meant to from then on; when it is set ahead, it ends early.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,12 +13,15 @@ use std::time::Duration;
 use cloudlink_proto::link::{BUSY_LEFT_MS_MAX, STRING_BYTES_MAX, message};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
 
 use crate::{chain, clock, disk};
 
 const FILE_NAME: &str = "busy.json";
 /// A reason and two numbers.
 const FILE_BYTES_MAX: u64 = 4096;
+/// How often is looked whether a lock has ended that somebody waits for.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The lock of this device.
 #[derive(Debug)]
@@ -25,6 +29,9 @@ pub struct Busy {
     path: PathBuf,
     /// For how long it may be set at most.
     max: Duration,
+    /// Held by whoever changes it, for as long as the disk takes.
+    writing: Mutex<()>,
+    /// Held by nobody who waits for anything.
     state: Mutex<State>,
     changed: Notify,
 }
@@ -51,14 +58,21 @@ pub struct InForce {
     pub left: Duration,
 }
 
-/// Why a lock was not set.
+impl fmt::Display for InForce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { reason, left } = self;
+        write!(f, "the device asks not to be disturbed for another {} s: {reason}", left.as_secs())
+    }
+}
+
+/// Why a lock was not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum BusyError {
     #[error("the reason has 1 to {STRING_BYTES_MAX} bytes, none of them a control character")]
     Reason,
     #[error("a lock is for 1 to {0} seconds (busy.max_seconds)")]
     Length(u64),
-    #[error("it cannot be written to the disk")]
+    #[error("the disk does not take it: what the disk has by now is in force, and may not outlive a power cut")]
     Disk(#[source] io::Error),
 }
 
@@ -77,6 +91,7 @@ impl Busy {
         Self {
             path,
             max: max.min(Duration::from_millis(BUSY_LEFT_MS_MAX)),
+            writing: Mutex::default(),
             state: Mutex::new(state),
             changed: Notify::new(),
         }
@@ -97,10 +112,25 @@ impl Busy {
         }
     }
 
-    /// Sets or renews the lock. It is on the disk afterwards.
+    /// Waits until no lock is in force.
     ///
     /// # Errors
-    /// Then all is as it was.
+    /// The one that still is, then.
+    pub async fn ended(&self, by: Instant) -> Result<(), InForce> {
+        while let Some(lock) = self.in_force() {
+            let now = Instant::now();
+            if now >= by {
+                return Err(lock);
+            }
+            sleep_until(by.min(now + LOOK_EVERY)).await;
+        }
+        Ok(())
+    }
+
+    /// Sets or renews the lock. It is on the disk afterwards. Blocks for as long as the disk takes.
+    ///
+    /// # Errors
+    /// Then all is as it was; but after [`BusyError::Disk`] the lock is what the disk has, and that may be either.
     pub fn set(&self, reason: &str, length: Duration) -> Result<(), BusyError> {
         if reason.is_empty() || reason.len() > STRING_BYTES_MAX || reason.chars().any(char::is_control) {
             return Err(BusyError::Reason);
@@ -112,25 +142,32 @@ impl Busy {
         let length_ms = u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
         let held = Held { reason: reason.to_owned(), set_unix_ms: now, until_unix_ms: now.saturating_add(length_ms) };
         let text = serde_json::to_vec(&held).map_err(|error| BusyError::Disk(error.into()))?;
-        let mut state = self.state();
-        disk::write_atomically(&self.path, &text, disk::MODE_SECRET).map_err(BusyError::Disk)?;
-        *state = State::Held(held);
-        self.changed.notify_one();
-        Ok(())
+        self.change(State::Held(held), || disk::write_atomically(&self.path, &text, disk::MODE_SECRET))
     }
 
-    /// Ends the lock, if there is one.
+    /// Ends the lock, if there is one. Blocks for as long as the disk takes.
     ///
     /// # Errors
-    /// Then it is still there.
+    /// Then the lock is what the disk has, which may be none.
     pub fn clear(&self) -> Result<(), BusyError> {
-        let mut state = self.state();
-        if disk::remove_if_there(&self.path).map_err(BusyError::Disk)? {
-            disk::sync_parent(&self.path).map_err(BusyError::Disk)?;
+        self.change(State::Free, || match disk::remove_if_there(&self.path)? {
+            true => disk::sync_parent(&self.path),
+            false => Ok(()),
+        })
+    }
+
+    /// To this state, if the disk takes it.
+    fn change(&self, next: State, write: impl FnOnce() -> io::Result<()>) -> Result<(), BusyError> {
+        // It guards nothing but the file.
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = write();
+        // One that failed may have come as far as the file, and no further.
+        let found = if written.is_ok() { Ok(next) } else { read(&self.path) };
+        if let Ok(found) = found {
+            *self.state() = found;
         }
-        *state = State::Free;
         self.changed.notify_one();
-        Ok(())
+        written.map_err(BusyError::Disk)
     }
 
     /// Waits for a change; one that came before counts.
@@ -171,6 +208,8 @@ fn read(path: &Path) -> io::Result<State> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -217,6 +256,62 @@ mod tests {
             busy.clear().unwrap();
             assert_eq!(busy.in_force(), None);
         }
+    }
+
+    /// On this thread, what holds for everybody else holds for root too.
+    struct AsSomebody;
+
+    impl AsSomebody {
+        fn now(owner_of: &Path) -> Self {
+            let somebody = nix::unistd::Uid::from_raw(65_534);
+            if nix::unistd::geteuid().is_root() {
+                std::os::unix::fs::chown(owner_of, Some(somebody.as_raw()), None).unwrap();
+                nix::unistd::setfsuid(somebody);
+            }
+            Self
+        }
+    }
+
+    impl Drop for AsSomebody {
+        fn drop(&mut self) {
+            nix::unistd::setfsuid(nix::unistd::geteuid());
+        }
+    }
+
+    #[test]
+    fn what_the_disk_has_is_in_force_also_when_it_may_not_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let _somebody = AsSomebody::now(dir.path());
+        let busy = Busy::load(dir.path(), DAY);
+        busy.set("before", DAY).unwrap();
+        let allow = |mode| std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+
+        // Nothing can be written.
+        allow(0o500);
+        assert!(matches!(busy.set("after", DAY), Err(BusyError::Disk(_))));
+        assert!(matches!(busy.clear(), Err(BusyError::Disk(_))));
+        assert_eq!(busy.in_force().unwrap().reason, "before");
+
+        // Files can be replaced, and the directory cannot be synced.
+        allow(0o300);
+        assert!(matches!(busy.set("after", DAY), Err(BusyError::Disk(_))));
+        assert_eq!(busy.in_force().unwrap().reason, "after");
+        assert!(matches!(busy.clear(), Err(BusyError::Disk(_))));
+        assert_eq!(busy.in_force(), None);
+        allow(0o700);
+        assert_eq!(Busy::load(dir.path(), DAY).in_force(), None);
+    }
+
+    #[test]
+    fn who_changes_a_lock_holds_up_nobody_who_looks_at_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let busy = Busy::load(dir.path(), DAY);
+        let slow = busy.change(State::Free, || {
+            assert_eq!(busy.in_force(), None);
+            assert_eq!(busy.told(), message::BusyLock::default());
+            Ok(())
+        });
+        slow.unwrap();
     }
 
     #[test]

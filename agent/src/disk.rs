@@ -72,7 +72,7 @@ impl StateDir {
 /// Replaces a file: afterwards, and after a crash at any point, it holds all of the old or all of the new content.
 ///
 /// # Errors
-/// Then the old content is there.
+/// Then the old content is there; or the new one, if all that failed was to make that last.
 pub fn write_atomically(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let temporary = temporary_beside(path);
     let written = (|| {

@@ -33,7 +33,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
@@ -62,6 +63,12 @@ const REASON_BYTES_MAX: usize = 256;
 const ANSWER_BYTES_MAX: usize = CONFIGURATION_BYTES_MAX + 1024;
 /// How long a client of ours waits for the answer.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
+/// Changes of the busy lock at will. Each is a write to the disk, and the server is told.
+const CHANGES_AT_WILL: u32 = 8;
+/// From then on they wait for this, one after the other.
+const CHANGE_EVERY: Duration = Duration::from_secs(1);
+/// Whoever would have to wait for longer is refused.
+const CHANGE_WAIT_MAX: Duration = Duration::from_secs(5);
 /// After an accept that failed: there may be no file descriptors left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 
@@ -72,17 +79,31 @@ pub struct Desk {
     pub desired: Desired,
     restarts: Arc<Restarts>,
     link: Mutex<Option<&'static str>>,
+    /// When the next change of the busy lock is due that is not at will.
+    next_change: Mutex<Instant>,
 }
 
 impl Desk {
     #[must_use]
     pub fn new(busy: Arc<Busy>, desired: Desired, restarts: Arc<Restarts>) -> Self {
-        Self { busy, desired, restarts, link: Mutex::new(None) }
+        Self { busy, desired, restarts, link: Mutex::new(None), next_change: Mutex::new(Instant::now()) }
     }
 
     /// By which transport the device is linked now, if it is.
     pub fn linked(&self, transport: Option<&'static str>) {
         *self.link.lock().unwrap_or_else(PoisonError::into_inner) = transport;
+    }
+
+    /// When a change of the busy lock may be made that is asked for now. `None`: there are too many.
+    fn take_turn(&self, now: Instant) -> Option<Instant> {
+        let mut next = self.next_change.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = (*next).max(now);
+        let turn = now.max(due.checked_sub(CHANGE_EVERY * (CHANGES_AT_WILL - 1)).unwrap_or(now));
+        if turn > now + CHANGE_WAIT_MAX {
+            return None;
+        }
+        *next = due + CHANGE_EVERY;
+        Some(turn)
     }
 
     fn status(&self) -> Value {
@@ -188,10 +209,13 @@ async fn answer(desk: &Desk, request: Request<Incoming>) -> Response<Full<Bytes>
         ("/v1/status", _) => not_allowed("GET"),
         ("/v1/busy", &Method::GET) => answered(StatusCode::OK, &desk.shown_busy()),
         ("/v1/busy", &Method::PUT) => match read(request).await {
-            Ok(BusyRequest { reason, seconds }) => changed(desk, desk.busy.set(&reason, Duration::from_secs(seconds))),
+            Ok(BusyRequest { reason, seconds }) => {
+                let length = Duration::from_secs(seconds);
+                change(desk, move |busy| busy.set(&reason, length)).await
+            }
             Err(refused) => *refused,
         },
-        ("/v1/busy", &Method::DELETE) => changed(desk, desk.busy.clear()),
+        ("/v1/busy", &Method::DELETE) => change(desk, Busy::clear).await,
         ("/v1/busy", _) => not_allowed("GET, PUT, DELETE"),
         ("/v1/configuration", &Method::GET) => show_configuration(desk, request.uri().query()).await,
         ("/v1/configuration", _) => not_allowed("GET"),
@@ -283,8 +307,18 @@ fn no_path() -> Response<Full<Bytes>> {
     refused(StatusCode::NOT_FOUND, "there is no such path")
 }
 
-fn changed(desk: &Desk, done: Result<(), BusyError>) -> Response<Full<Bytes>> {
-    match done {
+/// Changes the busy lock: in its turn, and on no thread that others need.
+async fn change(
+    desk: &Desk,
+    change: impl FnOnce(&Busy) -> Result<(), BusyError> + Send + 'static,
+) -> Response<Full<Bytes>> {
+    let Some(turn) = desk.take_turn(Instant::now()) else {
+        return refused(StatusCode::TOO_MANY_REQUESTS, "the busy lock is changed too often: hold it for longer");
+    };
+    sleep_until(turn).await;
+    let busy = Arc::clone(&desk.busy);
+    let done = spawn_blocking(move || change(&busy)).await;
+    match done.unwrap_or_else(|error| Err(BusyError::Disk(io::Error::other(error)))) {
         Ok(()) => {
             tracing::info!(lock = ?desk.busy.in_force(), "an application has changed the busy lock");
             answered(StatusCode::OK, &desk.shown_busy())
@@ -395,6 +429,26 @@ mod tests {
         assert_eq!((&status["busy"]["reason"], &status["link"]), (&json!("results"), &json!("websocket")));
         assert_eq!(busy(Method::DELETE, None).await.unwrap(), Value::Null);
         assert_eq!(desk.busy.in_force(), None);
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_is_changed_without_end_is_changed_slowly() {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, desk, _serving) = start(dir.path());
+        let lock = json!({"reason": "r", "seconds": 60});
+        let begun = Instant::now();
+        let change = async || ask(&config.socket, Method::PUT, "/v1/busy", Some(&lock)).await;
+        let asked = futures_util::future::join_all((0..32).map(|_| change())).await;
+        let made = asked.iter().filter(|answer| answer.is_ok()).count() as u64;
+        let most = u64::from(CHANGES_AT_WILL) + 1 + begun.elapsed().as_secs();
+        assert!((8..=most).contains(&made), "{made} of at most {most}");
+        assert!(
+            asked.iter().any(|answer| matches!(answer, Err(AskError::Refused(why)) if why.contains("too often"))),
+            "{asked:?}"
+        );
+        // Nobody waits for those that were refused.
+        tokio::time::timeout(2 * CHANGE_WAIT_MAX, change()).await.unwrap().unwrap();
+        assert_eq!(desk.busy.in_force().unwrap().reason, "r");
     }
 
     #[tokio::test]
