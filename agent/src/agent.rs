@@ -146,9 +146,9 @@ impl Agent {
         let ledger = Ledger::open(state_dir.path()).context("cannot open the ledger")?;
         let sampler = Arc::new(Mutex::new(Sampler::new()));
         let tunnel = Tunnel::new(&config);
-        let (executor, steps) = Executor::new(&config, bus.clone(), Arc::clone(&sampler));
-        let restarts = executor.restarts();
         let busy = Arc::new(Busy::load(state_dir.path(), config.busy.max));
+        let (executor, steps) = Executor::new(&config, bus.clone(), Arc::clone(&sampler), Arc::clone(&busy));
+        let restarts = executor.restarts();
         Ok(Self {
             access: Access::load(&config.access, state_dir.path(), &identity),
             known_time: KnownTime::load(state_dir.path(), tls::authority_made(&anchor)),
@@ -184,7 +184,7 @@ impl Agent {
     pub async fn run(mut self, stop: CancellationToken) {
         self.dialling = Dialling::At(Instant::now(), Reason::Own);
         let _serving = self.serve_applications();
-        let local = Arc::clone(&self.local);
+        let (local, executor) = (Arc::clone(&self.local), self.desk.executor());
         loop {
             self.begin_commands().await;
             let wake = self.poll_timeout();
@@ -198,6 +198,7 @@ impl Agent {
                 () = local.busy.changed() => self.handle_busy(),
                 () = local.desired.changed() => self.tell_configuration(),
                 Some((id, percent)) = self.steps.recv() => self.tell_step(id, percent),
+                () = executor.contact_wanted() => self.polling.tell(),
                 refused = self.streams.done() => self.tell_refusal(refused),
                 event = next_event(&mut self.link) => self.handle_event(event),
                 (slot, opened) = opened(&mut self.dialling) => self.handle_opened(slot, opened),
@@ -304,7 +305,10 @@ impl Agent {
     }
 
     fn tell_step(&mut self, id: CommandId, percent: u32) {
-        if let Some(status) = self.desk.handle_step(id, percent) {
+        // It is worth no poll of its own.
+        if self.link.is_some()
+            && let Some(status) = self.desk.handle_step(id, percent)
+        {
             self.tell(status);
         }
     }
@@ -353,8 +357,10 @@ impl Agent {
     fn handle_event(&mut self, event: Event) {
         let message = match event {
             Event::Message(message) => message,
+            Event::Heard => return self.desk.executor().set_contact(true),
             Event::Closed(close) => return self.handle_closed(&close),
         };
+        self.desk.executor().set_contact(true);
         let now = Instant::now();
         match message {
             FromServer::Command { id, grant_id, command } => {

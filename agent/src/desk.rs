@@ -66,6 +66,7 @@ struct Running {
 pub struct Begun {
     id: CommandId,
     instruction: Instruction,
+    override_busy: bool,
 }
 
 impl Begun {
@@ -123,7 +124,7 @@ impl Desk {
         if let Some(instruction) = goes_on {
             tracing::info!(command.id = %id, "going on with a command of an earlier run");
             let start_by = Instant::now() + START_WITHIN_MAX;
-            // It was begun before whatever keeps the device busy now.
+            // It was begun before whatever keeps the device busy now, and knows by itself what it may disturb.
             let override_busy = true;
             return self.waiting.push_back(Waiting { id, instruction, start_by, override_busy, trace: None });
         }
@@ -283,14 +284,14 @@ impl Desk {
         if self.waiting[position].start_by <= now {
             return None;
         }
-        let Waiting { id, instruction, trace, .. } = self.waiting.remove(position)?;
+        let Waiting { id, instruction, override_busy, trace, .. } = self.waiting.remove(position)?;
         if let Err(error) = self.ledger.begin(id) {
             // The intent is on the disk, which is what counts.
             tracing::warn!(error = chain(&error), command.id = %id, "the ledger did not take that a command was begun");
         }
         self.running.push(Running { id, kind: instruction.kind(), trace });
         tracing::info!(command.id = %id, trace.id = shown(trace), kind = instruction.kind().name(), "beginning a command");
-        Some((Begun { id, instruction }, status(id, &Progress::Running)))
+        Some((Begun { id, instruction, override_busy }, status(id, &Progress::Running)))
     }
 
     /// Whether anything waits to be begun.
@@ -317,13 +318,14 @@ impl Desk {
     /// Does it. What becomes of it comes out of [`Self::done`].
     pub fn execute(&mut self, begun: Begun, route: Option<Result<Route, DialError>>) {
         let executor = Arc::clone(&self.executor);
+        let Begun { id, instruction, override_busy } = begun;
         self.tasks.spawn(async move {
             // A panic would take the id with it: what it does to the device is over, and is told.
-            let work = tokio::spawn(async move { executor.execute(begun.id, &begun.instruction, route).await });
+            let work = tokio::spawn(async move { executor.execute(id, &instruction, override_busy, route).await });
             let report = work.await.unwrap_or_else(|_| {
                 Report::without_data(FinalState::Failed, "internal", "the agent failed while it was at it")
             });
-            (begun.id, report)
+            (id, report)
         });
     }
 
@@ -443,10 +445,7 @@ impl Refusal {
             Self::Expired => Report::without_data(FinalState::Expired, "expired", "it came too late to be begun"),
             Self::Cancelled => Report::without_data(FinalState::Cancelled, "cancelled", "called back before it came"),
             Self::Busy(message) => refused("busy", message),
-            Self::Locked(InForce { reason, left }) => {
-                let message = format!("the device asks not to be disturbed for another {} s: {reason}", left.as_secs());
-                refused("device_busy", &message)
-            }
+            Self::Locked(lock) => refused("device_busy", &lock.to_string()),
             Self::LedgerCorrupt | Self::Ledger(AcceptError::Damaged) => {
                 refused("ledger_corrupt", "the device's ledger is damaged; run `cloudlink-agent doctor` on the device")
             }

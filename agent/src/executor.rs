@@ -17,6 +17,7 @@ use tokio::time::Instant;
 pub use self::systemd::{Bus, is_system_stopping};
 pub use self::update::Steps;
 use self::update::Updater;
+use crate::busy::Busy;
 use crate::command::{Instruction, Kind};
 use crate::config::{Argv, Config, Power, Service, ServiceName};
 use crate::dial::{DialError, Route};
@@ -60,9 +61,9 @@ pub struct Failure {
 impl Executor {
     /// With what tells how far commands are.
     #[must_use]
-    pub fn new(config: &Config, bus: Bus, sampler: Arc<Mutex<Sampler>>) -> (Self, Steps) {
+    pub fn new(config: &Config, bus: Bus, sampler: Arc<Mutex<Sampler>>, busy: Arc<Busy>) -> (Self, Steps) {
         let restarts = Arc::new(Restarts::new(&config.service.by_application));
-        let (updater, steps) = Updater::new(config);
+        let (updater, steps) = Updater::new(config, busy);
         let (service, power) = (config.service.clone(), config.power.clone());
         (Self { service, power, bus, sampler, restarts, updater }, steps)
     }
@@ -90,9 +91,14 @@ impl Executor {
         }
     }
 
-    /// Whether the device is in contact with the server, which an update ends with.
+    /// The server was heard of just now, which an update ends with; or its link is lost.
     pub fn set_contact(&self, contact: bool) {
         self.updater.set_contact(contact);
+    }
+
+    /// Waits until the server is to be heard of soon, for an update to end.
+    pub async fn contact_wanted(&self) {
+        self.updater.contact_wanted().await;
     }
 
     /// What an earlier agent has begun and this one goes on with.
@@ -111,6 +117,7 @@ impl Executor {
         &self,
         id: CommandId,
         instruction: &Instruction,
+        override_busy: bool,
         route: Option<Result<Route, DialError>>,
     ) -> Report {
         let done = match instruction {
@@ -119,7 +126,7 @@ impl Executor {
             Instruction::Reboot => self.reboot().await,
             Instruction::Shutdown => self.shut_down().await,
             Instruction::UpdateOs(update) | Instruction::UpdateAgent(update) => {
-                Box::pin(self.updater.run(id, instruction.kind(), update)).await
+                Box::pin(self.updater.run(id, instruction.kind(), update, override_busy)).await
             }
             Instruction::TestLink(test) => {
                 Box::pin(speed::run(*test, id, route, |percent| self.updater.tell(id, percent))).await

@@ -41,6 +41,8 @@ pub struct Link {
 #[derive(Debug)]
 pub enum Event {
     Message(FromServer),
+    /// A sign of life, and nothing else.
+    Heard,
     /// It is over.
     Closed(Close),
 }
@@ -61,12 +63,15 @@ impl Link {
         let opened_at = Instant::now();
         let session = Session::device(opened_at.into_std(), hello).map_err(DialError::Hello)?;
         let mut connection = Connection { socket, session, close_frame_sent: false, failure: None };
-        match connection.next().await {
-            Event::Message(FromServer::Welcome(admission)) => {
-                Ok(Self { connection, admission, server_certificate_ends: None, tunnel: None, opened_at })
-            }
-            Event::Message(_) => Err(DialError::NoWelcome),
-            Event::Closed(close) => Err(connection.failure.map_or(DialError::Closed(close), DialError::WebSocket)),
+        loop {
+            return match connection.next().await {
+                Event::Message(FromServer::Welcome(admission)) => {
+                    Ok(Self { connection, admission, server_certificate_ends: None, tunnel: None, opened_at })
+                }
+                Event::Message(_) => Err(DialError::NoWelcome),
+                Event::Heard => continue,
+                Event::Closed(close) => Err(connection.failure.map_or(DialError::Closed(close), DialError::WebSocket)),
+            };
         }
     }
 
@@ -138,8 +143,8 @@ impl Connection {
             }
             match ready!(Pin::new(&mut self.socket).poll_next(cx)) {
                 Some(Ok(message)) => {
-                    if let Some(message) = self.handle(message) {
-                        return Poll::Ready(Event::Message(message));
+                    if let Some(event) = self.handle(message) {
+                        return Poll::Ready(event);
                     }
                 }
                 Some(Err(tungstenite::Error::Capacity(_))) => self.violated(&Violation::TooLarge),
@@ -168,12 +173,13 @@ impl Connection {
         Some(Message::Close(Some(CloseFrame { code: close.close_code().into(), reason: close.close_text().into() })))
     }
 
-    fn handle(&mut self, message: Message) -> Option<FromServer> {
+    fn handle(&mut self, message: Message) -> Option<Event> {
         match message {
             Message::Binary(bytes) => match self.session.handle_message(Instant::now().into_std(), &bytes) {
                 // Its reason is in the session, which is closed.
-                Ok(Some(FromServer::Goodbye) | None) => None,
-                Ok(Some(message)) => Some(message),
+                Ok(Some(FromServer::Goodbye)) => None,
+                Ok(Some(message)) => Some(Event::Message(message)),
+                Ok(None) => Some(Event::Heard),
                 Err(violation) => {
                     tracing::warn!(%violation, "the server broke the protocol");
                     None

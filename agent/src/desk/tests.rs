@@ -53,8 +53,9 @@ impl Device {
              [power]\nreboot_argv = [\"/bin/sh\", {reboot:?}]\nshutdown_argv = [\"/bin/sh\", {halt:?}]\n",
         ))
         .unwrap();
-        let (executor, _) = Executor::new(&config, Bus::System, Arc::new(Mutex::new(Sampler::new())));
         let busy = Arc::new(Busy::load(state_dir, Duration::from_secs(3600)));
+        let sampler = Arc::new(Mutex::new(Sampler::new()));
+        let (executor, _) = Executor::new(&config, Bus::System, sampler, Arc::clone(&busy));
         Desk::new(Ledger::open(state_dir).unwrap(), executor, boot_id.to_owned(), busy)
     }
 }

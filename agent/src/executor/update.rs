@@ -8,6 +8,7 @@ mod download;
 mod journal;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -15,12 +16,13 @@ use cloudlink_proto::ids::CommandId;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep};
 
 use self::download::Download;
 use self::journal::{Journal, Phase};
 use super::{Failure, argv};
+use crate::busy::Busy;
 use crate::clock::KnownTime;
 use crate::command::{Kind, Update as Order};
 use crate::config::{Config, Installer, Proxies, Update as Limits};
@@ -54,7 +56,10 @@ pub(super) struct Updater {
     state_dir: PathBuf,
     boot_id_path: PathBuf,
     steps: mpsc::Sender<(CommandId, u32)>,
+    busy: Arc<Busy>,
+    /// Whether the server was heard of since somebody wanted to know.
     contact: watch::Sender<bool>,
+    contact_wanted: Notify,
 }
 
 /// One update that is under way.
@@ -63,12 +68,14 @@ struct Job<'a> {
     kind: Kind,
     installer: &'a Installer,
     journal: Journal,
-    /// Another agent began it.
-    resumed: bool,
+    /// Another agent began to start what was installed.
+    started_by_another: bool,
+    /// When it is waited no longer for a device that is busy: the fetching may take as long.
+    quiet_by: Instant,
 }
 
 impl Updater {
-    pub(super) fn new(config: &Config) -> (Self, Steps) {
+    pub(super) fn new(config: &Config, busy: Arc<Busy>) -> (Self, Steps) {
         let (steps, told) = mpsc::channel(STEPS_MAX);
         let updater = Self {
             limits: config.update.clone(),
@@ -77,7 +84,9 @@ impl Updater {
             state_dir: config.state_dir.clone(),
             boot_id_path: config.boot_id_path.clone(),
             steps,
+            busy,
             contact: watch::Sender::new(false),
+            contact_wanted: Notify::new(),
         };
         (updater, told)
     }
@@ -97,9 +106,14 @@ impl Updater {
         download::allowed(&self.limits, &order.url).err()
     }
 
-    /// Whether the device is in contact with the server.
+    /// The server was heard of just now, or its link is lost.
     pub(super) fn set_contact(&self, contact: bool) {
         self.contact.send_replace(contact);
+    }
+
+    /// Waits until the server is to be heard of soon.
+    pub(super) async fn contact_wanted(&self) {
+        self.contact_wanted.notified().await;
     }
 
     /// What an earlier agent was told, if it left this update so that there is something to go on with.
@@ -116,28 +130,42 @@ impl Updater {
     }
 
     /// From wherever it stands to its end. May not return: what is installed may restart the agent or the device.
-    pub(super) async fn run(&self, id: CommandId, kind: Kind, order: &Order) -> Result<Value, Failure> {
+    pub(super) async fn run(
+        &self,
+        id: CommandId,
+        kind: Kind,
+        order: &Order,
+        override_busy: bool,
+    ) -> Result<Value, Failure> {
         let Some(installer) = self.installer(kind) else {
             return Err(Failure::new("not_configured", format!("[update.{}] is gone", section(kind))));
         };
         let found = Journal::load(&self.journal_path(kind)).filter(|journal| journal.id == id.as_uuid());
-        let resumed = found.is_some();
+        let started_by_another = found.as_ref().is_some_and(|journal| journal.phase == Phase::Activating);
         let journal = match found {
             Some(journal) => journal,
-            None => self.begin(id, kind, installer, order).await?,
+            None => self.begin(id, kind, installer, order, override_busy).await?,
         };
-        let mut job = Job { id, kind, installer, journal, resumed };
+        let quiet_by = Instant::now() + self.limits.download_within;
+        let mut job = Job { id, kind, installer, journal, started_by_another, quiet_by };
         let done = self.go_on(&mut job).await;
         self.tidy(kind);
         done
     }
 
-    async fn begin(&self, id: CommandId, kind: Kind, installer: &Installer, order: &Order) -> Result<Journal, Failure> {
+    async fn begin(
+        &self,
+        id: CommandId,
+        kind: Kind,
+        installer: &Installer,
+        order: &Order,
+        override_busy: bool,
+    ) -> Result<Journal, Failure> {
         self.tidy(kind);
         let boot_id = machine::boot_id(&self.boot_id_path).map_err(|error| internal(chain(&error)))?;
         let version_before = version(installer).await?;
-        let mut journal =
-            Journal { id: id.as_uuid(), update: order.clone(), boot_id, version_before, phase: Phase::Fetching };
+        let (id, update, phase) = (id.as_uuid(), order.clone(), Phase::Fetching);
+        let mut journal = Journal { id, update, override_busy, boot_id, version_before, phase };
         std::fs::create_dir_all(self.directory()).map_err(|error| internal(chain(&error)))?;
         journal.enter(Phase::Fetching, &self.journal_path(kind)).map_err(|error| internal(chain(&error)))?;
         Ok(journal)
@@ -162,6 +190,7 @@ impl Updater {
                 }
                 Err(self.roll_back(job, "interrupted", "the agent stopped while the installer ran".to_owned()).await)
             }
+            Phase::Installed => self.activate(job).await,
             Phase::Activating => self.confirm(job).await,
             Phase::RollingBack { reason, detail, .. } => Err(self.roll_back(job, &reason, detail).await),
         }
@@ -184,16 +213,12 @@ impl Updater {
         let path = self.artifact_path(job.kind);
         let download =
             Download { order, limits: &self.limits, proxies: &self.proxies, path: &path, tls: &tls, told: &told };
-        let fetched = Box::pin(download.fetch()).await;
-        fetched.map_err(|failure| {
-            let data =
-                json!({ "reason": failure.code, "installed": false, "version_after": job.journal.version_before });
-            failure.with_data(data)
-        })
+        Box::pin(download.fetch()).await.map_err(|failure| job.untouched(failure))
     }
 
     async fn install(&self, job: &mut Job<'_>) -> Result<Value, Failure> {
-        self.enter(job, Phase::Installing)?;
+        self.wait_for_quiet(job).await.map_err(|failure| job.untouched(failure))?;
+        self.enter(job, Phase::Installing).map_err(|failure| job.untouched(failure))?;
         self.tell(job.id, u32::try_from(FETCHED_PERCENT).unwrap_or_default());
         let path = self.artifact_path(job.kind);
         let program = job.installer.install.for_update(&path.to_string_lossy(), &job.journal.update.version);
@@ -202,10 +227,24 @@ impl Updater {
         if let Err(failure) = installed {
             return Err(self.roll_back(job, "installer_failed", told_by(&failure)).await);
         }
-        if let Err(failure) = self.enter(job, Phase::Activating) {
+        self.tell(job.id, INSTALLED_PERCENT);
+        match self.enter(job, Phase::Installed) {
+            Ok(()) => self.activate(job).await,
+            Err(failure) => Err(self.roll_back(job, failure.code, failure.message).await),
+        }
+    }
+
+    async fn activate(&self, job: &mut Job<'_>) -> Result<Value, Failure> {
+        let ready = match job.installer.activate {
+            Some(_) => self.wait_for_quiet(job).await,
+            // It is done: the installer has started what it installed.
+            None => Ok(()),
+        };
+        // A device that was restarted before has not been so by this.
+        job.journal.boot_id = machine::boot_id(&self.boot_id_path).unwrap_or_else(|_| job.journal.boot_id.clone());
+        if let Err(failure) = ready.and_then(|()| self.enter(job, Phase::Activating)) {
             return Err(self.roll_back(job, failure.code, failure.message).await);
         }
-        self.tell(job.id, INSTALLED_PERCENT);
         if let Some(program) = &job.installer.activate {
             let program = program.for_update("", &job.journal.update.version);
             match argv::run(&program, ASKED_WITHIN).await {
@@ -217,16 +256,26 @@ impl Updater {
         self.confirm(job).await
     }
 
-    /// Waits until the device runs the new version and is in contact with the server.
+    /// Waits until nothing on the device asks not to be disturbed: hours may have passed since the command was taken.
+    async fn wait_for_quiet(&self, job: &Job<'_>) -> Result<(), Failure> {
+        if job.journal.override_busy {
+            return Ok(());
+        }
+        self.busy.ended(job.quiet_by).await.map_err(|lock| Failure::new("device_busy", lock.to_string()))
+    }
+
+    /// Waits until the device runs the new version and is in contact with the server: what was heard of it before proves nothing.
     async fn confirm(&self, job: &mut Job<'_>) -> Result<Value, Failure> {
         let deadline = Instant::now() + job.installer.confirm_within;
+        self.set_contact(false);
+        self.contact_wanted.notify_one();
         let wanted = job.journal.update.version.clone();
         loop {
             let contact = *self.contact.borrow();
             let found = version(job.installer).await;
             let is_new = found.as_ref().is_ok_and(|found| *found == wanted);
             if contact && is_new {
-                return self.commit(job).await;
+                return self.commit(job, deadline).await;
             }
             if contact
                 && self.has_started_anew(job)
@@ -253,15 +302,19 @@ impl Updater {
             | Kind::RestartService
             | Kind::Reboot
             | Kind::Shutdown
-            | Kind::TestLink => job.resumed,
+            | Kind::TestLink => job.started_by_another,
         }
     }
 
-    async fn commit(&self, job: &mut Job<'_>) -> Result<Value, Failure> {
+    async fn commit(&self, job: &mut Job<'_>, deadline: Instant) -> Result<Value, Failure> {
         if let Some(program) = &job.installer.commit {
             let program = program.for_update("", &job.journal.update.version);
-            if let Err(failure) = argv::run(&program, ASKED_WITHIN).await {
-                return Err(self.roll_back(job, "commit_failed", told_by(&failure)).await);
+            while let Err(failure) = argv::run(&program, ASKED_WITHIN).await {
+                // Whoever stops the agent or the device at this moment says nothing against the new version.
+                if !is_stopped(&failure) || Instant::now() >= deadline {
+                    return Err(self.roll_back(job, "commit_failed", told_by(&failure)).await);
+                }
+                sleep(LOOK_EVERY).await;
             }
         }
         Ok(job.data(&job.journal.update.version, json!({})))
@@ -272,7 +325,7 @@ impl Updater {
         tracing::warn!(command.id = %job.id, reason, detail = ?detail, "going back to the version of before");
         let attempts = match &job.journal.phase {
             Phase::RollingBack { attempts, .. } => *attempts,
-            Phase::Fetching | Phase::Installing | Phase::Activating => 0,
+            Phase::Fetching | Phase::Installing | Phase::Installed | Phase::Activating => 0,
         };
         let next = Phase::RollingBack { reason: reason.to_owned(), detail: detail.clone(), attempts: attempts + 1 };
         if let Err(failure) = self.enter(job, next) {
@@ -345,6 +398,12 @@ impl Job<'_> {
         data["version_after"] = version_after.into();
         data
     }
+
+    /// It came to nothing before anything was done to the device.
+    fn untouched(&self, failure: Failure) -> Failure {
+        let data = json!({ "reason": failure.code, "installed": false });
+        failure.with_data(self.data(&self.journal.version_before, data))
+    }
 }
 
 fn section(kind: Kind) -> &'static str {
@@ -389,20 +448,29 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::ledger::tests::SmallDisk;
 
     const ARTIFACT: &[u8] = b"another system";
+
+    const HOUR: Duration = Duration::from_secs(3600);
 
     /// A device on which the artifact is fetched already. Its version is a line in a file; the programs are lines of a shell, in its
     /// directory.
     struct Device {
         dir: tempfile::TempDir,
         updater: Updater,
+        busy: Arc<Busy>,
         id: CommandId,
         order: Order,
+        journal: Journal,
     }
 
     impl Device {
         fn new(install: &str, activate: &str, rollback: &str) -> Self {
+            Self::with(install, activate, rollback, "true", 30)
+        }
+
+        fn with(install: &str, activate: &str, rollback: &str, commit: &str, confirm_seconds: u32) -> Self {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().display();
             let shell = |body: &str| json!(["/bin/sh", "-c", format!("cd {path} && {body}")]);
@@ -411,12 +479,15 @@ mod tests {
             install.as_array_mut().unwrap().push("{file}".into());
             let text = format!(
                 "state_dir = \"{path}\"\nboot_id_path = \"{path}/boot_id\"\n[server]\nhost = \"a.test\"\nca_file = \"/ca\"\n\
-                 [update]\nhosts = [\"u.test\"]\n[update.os]\ninstall_argv = {install}\nactivate_argv = {}\nrollback_argv = {}\n\
-                 version_argv = [\"/bin/cat\", \"{path}/version\"]\nconfirm_seconds = 30\n",
+                 [update]\nhosts = [\"u.test\"]\ndownload_seconds = 4\n[update.os]\ninstall_argv = {install}\nactivate_argv = {}\n\
+                 rollback_argv = {}\ncommit_argv = {}\nversion_argv = [\"/bin/cat\", \"{path}/version\"]\n\
+                 confirm_seconds = {confirm_seconds}\n",
                 shell(activate),
-                shell(rollback)
+                shell(rollback),
+                shell(commit)
             );
-            let (updater, _) = Updater::new(&Config::parse(&text).unwrap());
+            let busy = Arc::new(Busy::load(dir.path(), HOUR));
+            let (updater, _) = Updater::new(&Config::parse(&text).unwrap(), Arc::clone(&busy));
             std::fs::create_dir(dir.path().join("update")).unwrap();
             file("update/os.artifact", ARTIFACT);
             file("version", b"1\n");
@@ -428,25 +499,195 @@ mod tests {
                 version: "2".to_owned(),
             };
             let id = CommandId::from_uuid(Uuid::now_v7());
-            let mut journal = Journal {
+            let journal = Journal {
                 id: id.as_uuid(),
                 update: order.clone(),
+                override_busy: false,
                 boot_id: "boot-1".to_owned(),
                 version_before: "1".to_owned(),
                 phase: Phase::Fetching,
             };
-            journal.enter(Phase::Fetching, &updater.journal_path(Kind::UpdateOs)).unwrap();
-            updater.set_contact(true);
-            Self { dir, updater, id, order }
+            let mut device = Self { dir, updater, busy, id, order, journal };
+            device.enter(Phase::Fetching);
+            device
         }
 
+        /// As an agent of before left it.
+        fn enter(&mut self, phase: Phase) {
+            self.journal.enter(phase, &self.updater.journal_path(Kind::UpdateOs)).unwrap();
+        }
+
+        /// With a link over which the server is heard of now and then.
         async fn update(&self) -> Result<Value, Failure> {
-            self.updater.run(self.id, Kind::UpdateOs, &self.order).await
+            let heard = async {
+                loop {
+                    self.updater.set_contact(true);
+                    sleep(Duration::from_millis(50)).await;
+                }
+            };
+            tokio::select! {
+                done = self.run() => done,
+                () = heard => unreachable!("it has no end"),
+            }
+        }
+
+        async fn run(&self) -> Result<Value, Failure> {
+            self.updater.run(self.id, Kind::UpdateOs, &self.order, false).await
         }
 
         fn version(&self) -> String {
             std::fs::read_to_string(self.dir.path().join("version")).unwrap()
         }
+
+        fn has(&self, name: &str) -> bool {
+            self.dir.path().join(name).exists()
+        }
+
+        async fn waits_for(&self, name: &str) {
+            while !self.has(name) {
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+
+    /// The reason of one that went back.
+    fn reason(done: Result<Value, Failure>) -> String {
+        let failure = done.unwrap_err();
+        assert_eq!(failure.code, "rolled_back", "{failure:?}");
+        failure.data.unwrap()["reason"].as_str().unwrap().to_owned()
+    }
+
+    #[tokio::test]
+    async fn an_artifact_that_would_fill_the_disk_is_not_fetched() {
+        let Some(disk) = SmallDisk::mount(1024 * 1024) else {
+            println!("skipped: mounting a small disk needs root");
+            return;
+        };
+        let mut device = Device::new("touch installed", "true", "true");
+        let kept = device.dir.path().join("update");
+        std::fs::remove_dir_all(&kept).unwrap();
+        std::os::unix::fs::symlink(disk.path(), &kept).unwrap();
+        device.enter(Phase::Fetching);
+        let failure = device.update().await.unwrap_err();
+        assert_eq!(failure.code, "no_space");
+        assert_eq!(failure.data.unwrap()["version_after"], "1");
+        assert!(!device.has("installed") && !device.has("update/os.artifact"));
+    }
+
+    #[tokio::test]
+    async fn a_device_that_is_busy_by_now_is_not_disturbed() {
+        let device = Device::new("touch installed", "true", "true");
+        device.busy.set("writing results", HOUR).unwrap();
+        let failure = device.update().await.unwrap_err();
+        assert_eq!(failure.code, "device_busy");
+        assert!(failure.message.ends_with("writing results"), "{}", failure.message);
+        assert_eq!(failure.data.unwrap()["installed"], false);
+        assert!(!device.has("installed") && !device.has("update/os.artifact"));
+        assert_eq!(device.version(), "1\n");
+    }
+
+    #[tokio::test]
+    async fn an_update_waits_until_the_device_is_not_busy_any_more() {
+        let device = Device::new("echo 2 > version; touch installed", "true", "true");
+        device.busy.set("writing results", Duration::from_secs(2)).unwrap();
+        let done = device.update().await.unwrap();
+        assert_eq!(done["version_after"], "2");
+        assert_eq!(device.busy.in_force(), None);
+    }
+
+    #[tokio::test]
+    async fn what_is_installed_is_not_started_on_a_device_that_became_busy() {
+        let install = "touch installing; while [ ! -e go ]; do sleep 0.05; done; echo 2 > next";
+        let device = Device::new(install, "touch started; cp next version", "rm next");
+        let application = async {
+            device.waits_for("installing").await;
+            device.busy.set("writing results", HOUR).unwrap();
+            std::fs::write(device.dir.path().join("go"), "").unwrap();
+        };
+        let (done, ()) = tokio::join!(device.update(), application);
+        assert_eq!(reason(done), "device_busy");
+        assert!(!device.has("started") && !device.has("next"));
+        assert_eq!(device.version(), "1\n");
+    }
+
+    #[tokio::test]
+    async fn who_may_disturb_a_busy_device_may_do_so_after_a_restart_too() {
+        let mut device = Device::new("echo 2 > version", "true", "true");
+        device.busy.set("writing results", HOUR).unwrap();
+        device.journal.override_busy = true;
+        device.enter(Phase::Fetching);
+        assert_eq!(device.update().await.unwrap()["version_after"], "2");
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_stopped_before_it_started_what_is_installed_starts_it() {
+        let mut device = Device::new("touch installed", "echo 2 > version", "true");
+        device.enter(Phase::Installed);
+        assert_eq!(device.update().await.unwrap()["version_after"], "2");
+        assert!(!device.has("installed"), "the installer is begun once");
+    }
+
+    #[tokio::test]
+    async fn an_installer_that_was_interrupted_is_undone() {
+        let mut device = Device::new("touch installed", "true", "echo 1 > version");
+        std::fs::write(device.dir.path().join("version"), "between\n").unwrap();
+        device.enter(Phase::Installing);
+        assert_eq!(reason(device.update().await), "interrupted");
+        assert_eq!(device.version(), "1\n");
+        assert!(!device.has("installed"), "the installer is begun once");
+    }
+
+    #[tokio::test]
+    async fn a_new_version_that_hears_nothing_of_the_server_does_not_stay() {
+        // What was heard before proves nothing.
+        let device = Device::with("echo 2 > version", "true", "echo 1 > version", "touch committed", 3);
+        device.updater.set_contact(true);
+        assert_eq!(reason(device.run().await), "no_contact");
+        assert_eq!(device.version(), "1\n");
+        assert!(!device.has("committed"));
+
+        // It asks to hear of it.
+        let device = Device::new("echo 2 > version", "true", "true");
+        let server = async {
+            device.updater.contact_wanted().await;
+            assert_eq!(device.version(), "2\n");
+            device.updater.set_contact(true);
+        };
+        let (done, ()) = tokio::join!(device.run(), server);
+        assert_eq!(done.unwrap()["version_after"], "2");
+    }
+
+    #[tokio::test]
+    async fn a_new_version_that_does_not_come_up_does_not_stay() {
+        let device = Device::with("echo 2 > next", "true", "rm next", "true", 3);
+        assert_eq!(reason(device.update().await), "not_activated");
+        assert_eq!(device.version(), "1\n");
+    }
+
+    #[tokio::test]
+    async fn a_restart_while_it_was_fetched_is_not_taken_for_one_into_the_new_version() {
+        // The device was restarted since, and the activation takes its time.
+        let device = Device::new("true", "(sleep 3; echo 2 > version) > /dev/null 2>&1 &", "touch rolled-back");
+        std::fs::write(device.dir.path().join("boot_id"), "boot-2\n").unwrap();
+        assert_eq!(device.update().await.unwrap()["version_after"], "2");
+        assert!(!device.has("rolled-back"));
+    }
+
+    #[tokio::test]
+    async fn what_commits_is_run_again_if_it_was_stopped_and_leads_back_if_it_fails() {
+        let stopped_once = "if [ ! -e stopped ]; then touch stopped; kill -TERM $$; fi; touch committed";
+        let device = Device::with("echo 2 > version", "true", "echo 1 > version", stopped_once, 30);
+        assert_eq!(device.update().await.unwrap()["version_after"], "2");
+        assert!(device.has("stopped") && device.has("committed"));
+
+        for commit in ["echo no >&2; exit 1", "kill -SEGV $$"] {
+            let device = Device::with("echo 2 > version", "true", "echo 1 > version", commit, 30);
+            assert_eq!(reason(device.update().await), "commit_failed");
+            assert_eq!(device.version(), "1\n");
+        }
+        // Not for ever.
+        let device = Device::with("echo 2 > version", "true", "echo 1 > version", "kill -TERM $$", 3);
+        assert_eq!(reason(device.update().await), "commit_failed");
     }
 
     #[tokio::test]

@@ -17,7 +17,10 @@ const BYTES_MAX: u64 = 32 * 1024;
 pub(super) struct Journal {
     pub(super) id: Uuid,
     pub(super) update: Update,
-    /// The boot in which it was begun.
+    /// Whether it may disturb a busy device. Agents of before did not note it.
+    #[serde(default)]
+    pub(super) override_busy: bool,
+    /// The boot in which it was begun, or in which it was begun to start what was installed.
     pub(super) boot_id: String,
     pub(super) version_before: String,
     pub(super) phase: Phase,
@@ -31,7 +34,9 @@ pub(super) enum Phase {
     Fetching,
     /// The installer was begun: never again.
     Installing,
-    /// It is done, and the new version is waited for.
+    /// It is done. What it installed is not started yet.
+    Installed,
+    /// That was begun, and the new version is waited for.
     Activating,
     /// What was before is put back, for this reason.
     RollingBack { reason: String, detail: String, attempts: u32 },
