@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The unit of systemd, the alerts of Prometheus, Grafana's dashboard and the load balancers' configuration, as far as the programs that judge them are here.
+# The units of systemd, the alerts of Prometheus, Grafana's dashboard and the load balancers' configuration, as far as the programs that judge them are here.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -12,7 +12,7 @@ main() {
     # shellcheck disable=SC2064 # the directory as it is now
     trap "rm -rf '$directory'" EXIT
 
-    check_unit "$directory"
+    check_units "$directory"
     check_metrics
     check_alerts
     check_dashboard "$directory"
@@ -20,19 +20,22 @@ main() {
     check_nginx "$directory"
 }
 
-check_unit() {
+check_units() {
     if ! have systemd-analyze; then
-        echo "skipped: the unit of systemd: there is no systemd-analyze"
+        echo "skipped: the units of systemd: there is no systemd-analyze"
         return
     fi
-    # As if it were installed: neither the program nor its user need be here.
-    sed -e 's#^ExecStart=[^ ]*#ExecStart=/bin/true#' -e '/^User=/d' -e '/^Group=/d' docker/cloudlinkd.service \
-        >"$1/cloudlinkd.service"
+    local unit said
     cp -r docker/cloudlinkd.service.d "$1/"
-    # It may have something to say of other units of this machine, too.
-    local said
-    said=$(systemd-analyze verify --man=no "$1/cloudlinkd.service" 2>&1 | grep cloudlinkd) || true
-    [ -z "$said" ] || fail "docker/cloudlinkd.service: $said"
+    for unit in cloudlinkd cloudlink-agent; do
+        # As if it were installed: neither the program nor its user need be here.
+        sed -e 's#^ExecStart=[^ ]*#ExecStart=/bin/true#' -e '/^User=/d' -e '/^Group=/d' "docker/$unit.service" >"$1/$unit.service"
+        # It may have something to say of other units of this machine, too.
+        said=$(systemd-analyze verify --man=no "$1/$unit.service" 2>&1 | grep "$unit") || true
+        [ -z "$said" ] || fail "docker/$unit.service: $said"
+    done
+    # Stopped after the bus, the agent cannot know a shutdown in order from a stop of itself.
+    grep -q '^After=.*\bdbus.service\b' docker/cloudlink-agent.service || fail "docker/cloudlink-agent.service: it does not begin after the bus"
     # Of systemd 250 or newer, which need not be the manager of this machine.
     if ! systemd-analyze security --help | grep -q -- --threshold; then
         echo "skipped: the exposure of the unit: this systemd-analyze does not judge files"
