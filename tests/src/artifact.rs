@@ -6,13 +6,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
+use cloudlink_certs::{Authority, Validity, profile};
 use data_encoding::HEXLOWER;
+use rustls::ServerConfig;
+use rustls::version::TLS13;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 use tokio::time::sleep;
+use tokio_rustls::TlsAcceptor;
 
-use crate::port;
+use crate::api::install_provider;
+use crate::load::fleet::{new_key, new_serial};
+use crate::{clock, port};
 
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 
@@ -21,12 +27,14 @@ const HEAD_BYTES_MAX: usize = 16 * 1024;
 pub struct ArtifactServer {
     pub address: SocketAddr,
     pub content: Arc<Vec<u8>>,
+    is_tls: bool,
     state: Arc<State>,
     task: tokio::task::JoinHandle<()>,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    connections: AtomicUsize,
     requests: AtomicUsize,
     /// Requests for the rest of it.
     resumed: AtomicUsize,
@@ -36,33 +44,62 @@ struct State {
 
 impl ArtifactServer {
     pub async fn start(content: Vec<u8>) -> anyhow::Result<Self> {
+        Self::start_with(content, None).await
+    }
+
+    /// Over TLS 1.3, as `localhost` and 127.0.0.1, for whoever trusts this authority.
+    pub async fn start_tls(content: Vec<u8>, authority: &Authority) -> anyhow::Result<Self> {
+        install_provider();
+        let key = new_key()?;
+        let names = ["localhost".parse()?, "127.0.0.1".parse()?];
+        let validity = Validity::starting_at(clock::now() - profile::BACKDATE, profile::SERVER_LIFETIME)?;
+        let certificate = authority.issue_server(&key.public_key(), &names, new_serial()?, validity)?;
+        let config = ServerConfig::builder_with_protocol_versions(&[&TLS13])
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key.as_pkcs8_der().clone_key().into())?;
+        Self::start_with(content, Some(TlsAcceptor::from(Arc::new(config)))).await
+    }
+
+    async fn start_with(content: Vec<u8>, tls: Option<TlsAcceptor>) -> anyhow::Result<Self> {
         let address = port::free()?;
+        let is_tls = tls.is_some();
         let listener = TcpListener::bind(address).await?;
         let (content, state) = (Arc::new(content), Arc::<State>::default());
         let (served, shared) = (Arc::clone(&content), Arc::clone(&state));
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (content, state) = (Arc::clone(&served), Arc::clone(&shared));
+                let (content, state, tls) = (Arc::clone(&served), Arc::clone(&shared), tls.clone());
                 tokio::spawn(async move {
+                    state.connections.fetch_add(1, Ordering::SeqCst);
                     // What the device hangs up on is no failure of this side.
-                    let _ = answer(stream, address, &content, &state).await;
+                    let _ = match tls {
+                        Some(tls) => answer(tls.accept(stream).await?, address, &content, &state).await,
+                        None => answer(stream, address, &content, &state).await,
+                    };
+                    std::io::Result::Ok(())
                 });
             }
         });
-        Ok(Self { address, content, state, task })
+        Ok(Self { address, content, is_tls, state, task })
     }
 
     /// What a command asks for that gets the artifact in this way.
     #[must_use]
     pub fn arguments(&self, path: &str, version: &str) -> Value {
         let sha256 = HEXLOWER.encode(digest(&SHA256, &self.content).as_ref());
-        let url = format!("http://{}{path}", self.address);
+        let scheme = if self.is_tls { "https" } else { "http" };
+        let url = format!("{scheme}://{}{path}", self.address);
         json!({ "url": url, "sha256": sha256, "size": self.content.len(), "version": version })
     }
 
     /// Lets the rest of what waits at `/gate` go.
     pub fn open_gate(&self) {
         self.state.gate_is_open.store(true, Ordering::SeqCst);
+    }
+
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.state.connections.load(Ordering::SeqCst)
     }
 
     #[must_use]
@@ -87,7 +124,12 @@ impl Drop for ArtifactServer {
     }
 }
 
-async fn answer(mut stream: TcpStream, own: SocketAddr, content: &[u8], state: &State) -> anyhow::Result<()> {
+async fn answer(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    own: SocketAddr,
+    content: &[u8],
+    state: &State,
+) -> anyhow::Result<()> {
     let mut head = Vec::new();
     while !head.windows(4).any(|end| end == b"\r\n\r\n") {
         anyhow::ensure!(head.len() < HEAD_BYTES_MAX && stream.read_buf(&mut head).await? > 0, "no request");
@@ -162,6 +204,8 @@ async fn answer(mut stream: TcpStream, own: SocketAddr, content: &[u8], state: &
         "/to-other-host" => {
             send(&mut stream, state, redirect(&format!("http://localhost:{}/", own.port())).as_bytes()).await
         }
+        // As it stands after `?`: to another server.
+        _ if path.starts_with("/to?") => send(&mut stream, state, redirect(&path[4..]).as_bytes()).await,
         "/to-user" => send(&mut stream, state, redirect(&format!("http://a:b@{own}/")).as_bytes()).await,
         "/missing" => send(&mut stream, state, b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n").await,
         // Whatever the path is, the name in this header is another one.
@@ -174,8 +218,9 @@ async fn answer(mut stream: TcpStream, own: SocketAddr, content: &[u8], state: &
     }
 }
 
-async fn send(stream: &mut TcpStream, state: &State, bytes: &[u8]) -> anyhow::Result<()> {
+async fn send(stream: &mut (impl AsyncWrite + Unpin), state: &State, bytes: &[u8]) -> anyhow::Result<()> {
     stream.write_all(bytes).await?;
+    stream.flush().await?;
     state.sent_bytes.fetch_add(bytes.len() as u64, Ordering::SeqCst);
     Ok(())
 }

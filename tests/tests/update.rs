@@ -1,15 +1,24 @@
 //! Updates of the operating system and of the agent: they succeed only when the device is back with the new version, go back by
 //! themselves otherwise, and whatever the server of the artifact does, the device stays as it was.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use cloudlink_tests::api::text;
 use cloudlink_tests::artifact::ArtifactServer;
+use cloudlink_tests::clock::now;
 use cloudlink_tests::fleet::{COMMAND_LIMIT, Device, Fleet, LINK_LIMIT};
+use cloudlink_tests::load::fleet::new_authority;
+use cloudlink_tests::machine::Machine;
+use cloudlink_tests::middlebox::{Middlebox, Passes};
 use cloudlink_tests::poll::wait_for;
 use cloudlink_tests::program::binary;
+use cloudlink_tests::server::Settings;
+use cloudlink_tests::{port, traffic};
 use serde_json::{Value, json};
 
 /// What of an artifact makes the installer fail.
@@ -54,7 +63,13 @@ exec "$1/power-cut" "$1" rebooting
 
 /// A device whose operating system is a file that says its version.
 async fn device(fleet: &Fleet) -> anyhow::Result<Device> {
-    let mut machine = fleet.new_machine("gateway")?;
+    let machine = fleet.new_machine("gateway")?;
+    set_up(fleet, &machine, "")?;
+    begin(fleet, machine).await
+}
+
+/// Puts the programs there, and into the configuration: with these lines more under `[update]`.
+fn set_up(fleet: &Fleet, machine: &Machine, more: &str) -> anyhow::Result<()> {
     let directory = fleet.path("gateway");
     for (name, program) in [
         ("install", INSTALL),
@@ -77,6 +92,7 @@ plain_http = true
 bytes_max = 1000000000
 bytes_per_second_min = 1000
 retries = 1
+{more}
 
 [update.os]
 install_argv = ["/bin/sh", "{at}/install", "{at}", "{{file}}"]
@@ -90,7 +106,10 @@ install_argv = ["/bin/sh", "{at}/install-agent", "{at}", "{{file}}"]
 activate_argv = ["/bin/sh", "{at}/activate-agent", "{at}"]
 rollback_argv = ["/bin/sh", "{at}/rollback-agent", "{at}", "{{version}}"]
 "#
-    ))?;
+    ))
+}
+
+async fn begin(fleet: &Fleet, mut machine: Machine) -> anyhow::Result<Device> {
     machine.enroll(&fleet.enrollment_token("gateway").await?)?;
     machine.power_on()?;
     let listed = wait_for("the device to be listed", LINK_LIMIT, async || {
@@ -111,6 +130,27 @@ fn artifact(version: &str) -> Vec<u8> {
 
 fn said(fleet: &Fleet, name: &str) -> String {
     fs::read_to_string(fleet.path("gateway").join(name)).unwrap_or_default()
+}
+
+/// Has another configuration, and another start.
+async fn reconfigure(fleet: &Fleet, device: &mut Device, old: &str, new: &str) -> anyhow::Result<()> {
+    device.machine.stop()?;
+    let text = fs::read_to_string(device.machine.config_file())?;
+    ensure!(text.contains(old), "{text}");
+    fs::write(device.machine.config_file(), text.replace(old, new))?;
+    fleet.wait_for_link(&device.id, "closed").await?;
+    device.machine.power_on()?;
+    fleet.wait_for_link(&device.id, "live").await?;
+    Ok(())
+}
+
+/// Waits until one of the programs has written there.
+async fn is_written(fleet: &Fleet, name: &str) -> anyhow::Result<()> {
+    wait_for(name, COMMAND_LIMIT, async || {
+        ensure!(!said(fleet, name).is_empty());
+        Ok(())
+    })
+    .await
 }
 
 /// What an update has left of artifacts on the device.
@@ -284,16 +324,37 @@ const ATTACKS: [(&str, &str, &str); 16] = [
     ("/..//os-version?../../../x", "failed", "digest_mismatch"),
 ];
 
+/// What there is on the device, but for what the agent keeps for itself, and its log.
+fn files(fleet: &Fleet) -> anyhow::Result<BTreeMap<PathBuf, Vec<u8>>> {
+    let own = [fleet.path("gateway").join("state"), fleet.path("gateway").join("agent.log")];
+    let (mut found, mut directories) = (BTreeMap::new(), vec![fleet.path("gateway")]);
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory)? {
+            let path = entry?.path();
+            if own.contains(&path) {
+                continue;
+            }
+            if path.is_dir() {
+                directories.push(path);
+            } else {
+                found.insert(path.clone(), fs::read(path)?);
+            }
+        }
+    }
+    Ok(found)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_server_of_artifacts_changes_the_device() -> anyhow::Result<()> {
     let fleet = Fleet::start().await?;
     let device = device(&fleet).await?;
-    let configured = fs::read(device.machine.config_file())?;
+    let before = files(&fleet)?;
     let untouched = || -> anyhow::Result<()> {
         ensure!(said(&fleet, "os-version") == "1.0\n" && device.machine.reboots() == 0);
         ensure!(said(&fleet, "installed").is_empty() && said(&fleet, "rollbacks").is_empty());
         ensure!(left_over(&device)?.is_empty(), "{:?}", left_over(&device)?);
-        ensure!(fs::read(device.machine.config_file())? == configured);
+        let after = files(&fleet)?;
+        ensure!(after == before, "{:?} and {:?}", before.keys(), after.keys());
         Ok(())
     };
     for (path, state, code) in ATTACKS {
@@ -355,5 +416,259 @@ async fn a_device_that_is_not_configured_for_it_says_what_is_missing() -> anyhow
         ensure!(done["message"].as_str().is_some_and(|message| message.contains("[update.")), "{done}");
     }
     ensure!(server.requests() == 0);
+    Ok(())
+}
+
+/// Goes back for this reason. Gives the data.
+async fn goes_back(fleet: &Fleet, command: &str, reason: &str) -> anyhow::Result<Value> {
+    let done = fleet.finished(command).await?;
+    ensure!((&done["state"], &done["code"]) == (&json!("failed"), &json!("rolled_back")), "{done}");
+    let data = &done["data"];
+    ensure!(data["reason"] == reason && data["rolled_back"] == true && data["version_after"] == "1.0", "{done}");
+    ensure!(said(fleet, "os-version") == "1.0\n", "{done}");
+    Ok(data.clone())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_goes_wrong_after_the_installation_leads_back() -> anyhow::Result<()> {
+    let fleet = Fleet::start().await?;
+    let middlebox = Middlebox::start(port::free()?, fleet.server.device, Passes::Everything).await?;
+    let machine = fleet.new_machine_dialling("gateway", middlebox.address)?;
+    set_up(&fleet, &machine, "")?;
+    let mut device = begin(&fleet, machine).await?;
+    let server = ArtifactServer::start(artifact("2.0")).await?;
+    let program = |name: &str, text: &str| fs::write(fleet.path("gateway").join(name), text);
+
+    program("commit", "echo it does not suit me >&2; exit 4")?;
+    let id = fleet.command(&device.id, "os.update", &server.arguments("/", "2.0")).await?;
+    let data = goes_back(&fleet, &id, "commit_failed").await?;
+    ensure!(data["detail"].as_str().is_some_and(|detail| detail.contains("it does not suit me")), "{data}");
+    ensure!(device.machine.reboots() == 2, "into the new one, and back");
+
+    // The agent is killed while it installs, and what runs is neither this nor that.
+    program("install", "echo 1.5 > \"$1/os-version\"; echo \"$2\" >> \"$1/interrupted\"; exec sleep 60")?;
+    let id = fleet.command(&device.id, "os.update", &server.arguments("/", "2.0")).await?;
+    is_written(&fleet, "interrupted").await?;
+    device.machine.kill_agent()?;
+    device.machine.power_on()?;
+    goes_back(&fleet, &id, "interrupted").await?;
+    ensure!(said(&fleet, "interrupted").lines().count() == 1, "the installer is begun once");
+    ensure!(device.machine.reboots() == 3);
+
+    program("install", INSTALL)?;
+    program("activate", "true")?;
+    let os = "[update.os]\n";
+    reconfigure(&fleet, &mut device, os, &format!("{os}confirm_seconds = 5\n")).await?;
+    let id = fleet.command(&device.id, "os.update", &server.arguments("/", "2.0")).await?;
+    goes_back(&fleet, &id, "not_activated").await?;
+    ensure!(device.machine.reboots() == 3);
+
+    // The new version has no way to the server.
+    let cut = "echo now > \"$1/cutting\"; while [ ! -e \"$1/cut\" ]; do sleep 0.1; done";
+    program("activate", &format!("{cut}\n{ACTIVATE}"))?;
+    let id = fleet.command(&device.id, "os.update", &server.arguments("/", "2.0")).await?;
+    is_written(&fleet, "cutting").await?;
+    middlebox.set(Passes::Nothing);
+    program("cut", "")?;
+    wait_for("the way back", COMMAND_LIMIT, async || {
+        ensure!(device.machine.reboots() == 5 && said(&fleet, "os-version") == "1.0\n");
+        Ok(())
+    })
+    .await?;
+    middlebox.set(Passes::Everything);
+    goes_back(&fleet, &id, "no_contact").await?;
+    ensure!(said(&fleet, "commits").is_empty() && left_over(&device)?.is_empty());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn artifacts_are_waited_for_no_longer_than_the_device_wants_and_it_is_asked_whether_it_is_busy()
+-> anyhow::Result<()> {
+    let fleet = Fleet::start().await?;
+    let mut device = device(&fleet).await?;
+    let server = ArtifactServer::start(artifact("2.0")).await?;
+    let kept = device.machine.state_dir().join("update/os.artifact");
+
+    // It becomes busy after it has taken the command.
+    let id = fleet.command(&device.id, "os.update", &server.arguments("/gate", "2.0")).await?;
+    let has = async |bytes: u64| {
+        wait_for("so much of the artifact", COMMAND_LIMIT, async || {
+            let have = fs::metadata(&kept)?.len();
+            ensure!(have >= bytes, "{have} of {bytes} bytes");
+            Ok(())
+        })
+        .await
+    };
+    has(1).await?;
+    device.machine.ask("PUT", "/v1/busy", &json!({ "reason": "writing results", "seconds": 600 })).await?;
+    server.open_gate();
+    has(server.content.len() as u64).await?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    ensure!(said(&fleet, "installed").is_empty() && fleet.reaches(&id, "running").await?["finished_at"].is_null());
+    device.machine.ask("DELETE", "/v1/busy", &Value::Null).await?;
+    let done = fleet.finished(&id).await?;
+    ensure!(done["state"] == "succeeded" && done["data"]["version_after"] == "2.0", "{done}");
+
+    // A server that holds it back.
+    reconfigure(&fleet, &mut device, "[update]\n", "[update]\ndownload_seconds = 2\n").await?;
+    let server = ArtifactServer::start(artifact("3.0")).await?;
+    let id = fleet.command(&device.id, "os.update", &server.arguments("/gate", "3.0")).await?;
+    let done = fleet.finished(&id).await?;
+    ensure!((&done["state"], &done["code"]) == (&json!("failed"), &json!("download_timeout")), "{done}");
+    ensure!(done["data"]["installed"] == false && done["data"]["version_after"] == "2.0", "{done}");
+    ensure!(said(&fleet, "os-version") == "2.0\n" && left_over(&device)?.is_empty());
+    ensure!(said(&fleet, "installed").lines().count() == 1 && device.machine.reboots() == 1);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn artifacts_come_over_tls_from_whom_the_configured_roots_vouch_for() -> anyhow::Result<()> {
+    let fleet = Fleet::start().await?;
+    let (own, other) = (new_authority(now())?, new_authority(now())?);
+    let roots = fleet.path("roots.pem");
+    fs::write(&roots, own.certificate_pem())?;
+    let machine = fleet.new_machine("gateway")?;
+    set_up(&fleet, &machine, &format!("ca_file = {roots:?}"))?;
+    let device = begin(&fleet, machine).await?;
+
+    // Somebody else vouches for this one.
+    let stranger = ArtifactServer::start_tls(artifact("2.0"), &other).await?;
+    let id = fleet.command(&device.id, "os.update", &stranger.arguments("/", "2.0")).await?;
+    let done = fleet.finished(&id).await?;
+    ensure!((&done["state"], &done["code"]) == (&json!("failed"), &json!("unreachable")), "{done}");
+    ensure!(done["message"].as_str().is_some_and(|message| message.contains("certificate")), "{done}");
+    ensure!(stranger.connections() == 2 && stranger.requests() == 0, "it is dialled, and asked for nothing");
+
+    // http would do by itself, but no redirect leads there from https.
+    let plain = ArtifactServer::start(artifact("2.0")).await?;
+    let server = ArtifactServer::start_tls(artifact("2.0"), &own).await?;
+    let id = fleet.command(&device.id, "os.update", &server.arguments(&to(&plain), "2.0")).await?;
+    let done = fleet.finished(&id).await?;
+    ensure!((&done["state"], &done["code"]) == (&json!("failed"), &json!("redirect_refused")), "{done}");
+    ensure!(plain.connections() == 0 && server.requests() == 1);
+    ensure!(said(&fleet, "os-version") == "1.0\n" && said(&fleet, "installed").is_empty());
+    ensure!(left_over(&device)?.is_empty() && device.machine.reboots() == 0);
+
+    // From https to https one does, and what breaks off there goes on.
+    let next = ArtifactServer::start_tls(artifact("2.0"), &own).await?;
+    let path = format!("{}breaks", to(&next));
+    let id = fleet.command(&device.id, "os.update", &server.arguments(&path, "2.0")).await?;
+    let done = fleet.finished(&id).await?;
+    ensure!(done["state"] == "succeeded" && done["data"]["version_after"] == "2.0", "{done}");
+    ensure!((next.requests(), next.resumed()) == (2, 1), "it goes on where it broke off");
+    ensure!(said(&fleet, "os-version") == "2.0\n");
+    Ok(())
+}
+
+/// Where a server redirects to another one.
+fn to(server: &ArtifactServer) -> String {
+    let url = server.arguments("/", "")["url"].as_str().unwrap_or_default().to_owned();
+    format!("/to?{url}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn artifacts_come_through_the_proxy_but_for_those_that_do_not() -> anyhow::Result<()> {
+    let fleet = Fleet::start().await?;
+    let authority = new_authority(now())?;
+    let (roots, password) = (fleet.path("roots.pem"), fleet.path("password"));
+    fs::write(&roots, authority.certificate_pem())?;
+    fs::write(&password, "wrong-word\n")?;
+    let servers = [
+        ArtifactServer::start_tls(artifact("2.0"), &authority).await?,
+        ArtifactServer::start_tls(artifact("3.0"), &authority).await?,
+    ];
+    let proxy = port::free()?;
+    let allowed = servers.each_ref().map(|server| format!("ConnectPort {}\n", server.address.port())).concat();
+    let login = format!("BasicAuth gateway open-sesame\n{allowed}");
+    let _proxy = traffic::proxy_with(proxy, &fleet.path(""), &login).await?;
+    let connected = |to: &str| -> anyhow::Result<bool> {
+        let log = fs::read_to_string(fleet.path("tinyproxy.log"))?;
+        Ok(log.lines().any(|line| line.contains("Request") && line.contains(&format!("CONNECT {to}"))))
+    };
+
+    let machine = fleet.new_machine("gateway")?;
+    set_up(&fleet, &machine, &format!("ca_file = {roots:?}"))?;
+    // The device's own server goes by this name, too.
+    machine.configure(&format!(
+        "\n[proxy]\nurl = \"http://gateway@{proxy}\"\npassword_file = {password:?}\nno_proxy = [\"localhost\"]\n"
+    ))?;
+    let text = fs::read_to_string(machine.config_file())?;
+    fs::write(machine.config_file(), text.replace("[\"127.0.0.1\"]", "[\"127.0.0.1\", \"localhost\"]"))?;
+    let device = begin(&fleet, machine).await?;
+
+    let through = servers[0].arguments("/breaks", "2.0");
+    let id = fleet.command(&device.id, "os.update", &through).await?;
+    let done = fleet.finished(&id).await?;
+    ensure!((&done["state"], &done["code"]) == (&json!("failed"), &json!("unreachable")), "{done}");
+    ensure!(done["message"].as_str().is_some_and(|message| message.contains("it refuses the password")), "{done}");
+    ensure!(servers[0].connections() == 0, "there is no way around the proxy");
+
+    // The password is corrected while the agent runs.
+    fs::write(&password, "open-sesame\n")?;
+    let id = fleet.command(&device.id, "os.update", &through).await?;
+    let done = fleet.finished(&id).await?;
+    ensure!(done["state"] == "succeeded" && servers[0].resumed() == 1, "{done}");
+    ensure!(connected(&servers[0].address.to_string())?);
+
+    let mut direct = servers[1].arguments("/", "3.0");
+    direct["url"] = format!("https://localhost:{}/", servers[1].address.port()).into();
+    let id = fleet.command(&device.id, "os.update", &direct).await?;
+    let done = fleet.finished(&id).await?;
+    ensure!(done["state"] == "succeeded" && done["data"]["version_after"] == "3.0", "{done}");
+    ensure!(servers[1].requests() == 1 && !connected("localhost")?);
+    let log = device.machine.log_text()?;
+    ensure!(!log.contains("open-sesame") && !log.contains("wrong-word"), "a password is in the log");
+    Ok(())
+}
+
+/// From one poll of two seconds to the next several times, with a reboot or two, on a machine that is busy.
+const POLLED_LIMIT: Duration = Duration::from_secs(240);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_polls_is_updated_and_goes_back_all_the_same() -> anyhow::Result<()> {
+    let set = vec!["poll.interval_seconds=2".to_owned()];
+    let fleet = Fleet::start_with(&Settings { set, ..Settings::default() }).await?;
+    let middlebox = Middlebox::start(port::free()?, fleet.server.device, Passes::Everything).await?;
+    let machine = fleet.new_machine_dialling("gateway", middlebox.address)?.polling_after(1)?;
+    set_up(&fleet, &machine, "")?;
+    let device = begin(&fleet, machine).await?;
+    middlebox.set(Passes::WholeAnswers);
+    wait_for("a poll", POLLED_LIMIT, async || {
+        let shown = fleet.tenant.get(&format!("/devices/{}", device.id)).await?;
+        ensure!(shown["transport"] == "polling", "{shown}");
+        Ok(())
+    })
+    .await?;
+    let polled = async |arguments: Value| {
+        let body = json!({ "kind": "os.update", "arguments": arguments, "reason": "a test", "queue_for_seconds": 600 });
+        let id = text(&fleet.operator.command(&device.id, &body).await?.success()?, "id")?;
+        wait_for("the end of the command", POLLED_LIMIT, async || {
+            let shown = fleet.operator.get(&format!("/commands/{id}")).await?;
+            ensure!(!shown["finished_at"].is_null(), "{shown}");
+            Ok(shown)
+        })
+        .await
+    };
+
+    let server = ArtifactServer::start(artifact("2.0")).await?;
+    let done = polled(server.arguments("/breaks", "2.0")).await?;
+    ensure!(done["state"] == "succeeded" && done["data"]["version_after"] == "2.0", "{done}");
+    ensure!(device.machine.reboots() == 1 && said(&fleet, "commits") == "2.0\n" && server.resumed() == 1);
+
+    let server = ArtifactServer::start(artifact("2.9-broken")).await?;
+    let done = polled(server.arguments("/", "3.0")).await?;
+    ensure!((&done["state"], &done["code"]) == (&json!("failed"), &json!("rolled_back")), "{done}");
+    let data = &done["data"];
+    ensure!(data["reason"] == "other_version" && data["version_after"] == "2.0", "{done}");
+    ensure!(said(&fleet, "os-version") == "2.0\n" && device.machine.reboots() == 3 && left_over(&device)?.is_empty());
+
+    // Without a restart it takes a poll of afterwards to prove it.
+    fs::write(fleet.path("gateway").join("activate"), "cp \"$1/os-next\" \"$1/os-version\"")?;
+    let server = ArtifactServer::start(artifact("4.0")).await?;
+    let done = polled(server.arguments("/", "4.0")).await?;
+    ensure!(done["state"] == "succeeded" && done["data"]["version_after"] == "4.0", "{done}");
+    ensure!(device.machine.reboots() == 3 && said(&fleet, "commits") == "2.0\n4.0\n");
+    let shown = fleet.tenant.get(&format!("/devices/{}", device.id)).await?;
+    ensure!(shown["transport"] == "polling", "{shown}");
     Ok(())
 }

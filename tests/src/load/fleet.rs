@@ -138,14 +138,14 @@ pub fn new_authority(now: OffsetDateTime) -> Result<Authority> {
     Ok(Authority::create(new_key()?, "Benchmark CA", new_serial()?, validity)?)
 }
 
-fn new_key() -> Result<PrivateKey> {
+pub(crate) fn new_key() -> Result<PrivateKey> {
     let document = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING)
         .and_then(|pair| pair.to_pkcs8v1())
         .map_err(|_| anyhow!("cannot make a key"))?;
     Ok(PrivateKey::from_pkcs8_der(document.as_ref())?)
 }
 
-fn new_serial() -> Result<Serial> {
+pub(crate) fn new_serial() -> Result<Serial> {
     let mut random = [0; Serial::LEN];
     aws_lc_rs::rand::fill(&mut random).map_err(|_| anyhow!("no randomness"))?;
     Ok(Serial::from_random(random))
