@@ -180,17 +180,20 @@ impl Updater {
                 self.fetch(job).await?;
                 self.install(job).await
             }
-            Phase::Installing => {
-                // An installer that ends with a restart leaves its new version behind; what else it left is not known.
+            phase @ (Phase::Installing | Phase::Installed) => {
+                // An installer that ends with a restart leaves its new version behind, and any restart may have started it.
                 if version(job.installer).await.is_ok_and(|version| version == job.journal.update.version) {
                     if let Err(failure) = self.enter(job, Phase::Activating) {
                         return Err(self.roll_back(job, failure.code, failure.message).await);
                     }
                     return self.confirm(job).await;
                 }
+                if phase == Phase::Installed {
+                    return self.activate(job).await;
+                }
+                // What it left is not known.
                 Err(self.roll_back(job, "interrupted", "the agent stopped while the installer ran".to_owned()).await)
             }
-            Phase::Installed => self.activate(job).await,
             Phase::Activating => self.confirm(job).await,
             Phase::RollingBack { reason, detail, .. } => Err(self.roll_back(job, &reason, detail).await),
         }
@@ -625,6 +628,13 @@ mod tests {
         device.enter(Phase::Installed);
         assert_eq!(device.update().await.unwrap()["version_after"], "2");
         assert!(!device.has("installed"), "the installer is begun once");
+
+        // The restart that stopped it has started the new one.
+        let mut device = Device::new("true", "touch started", "true");
+        std::fs::write(device.dir.path().join("version"), "2\n").unwrap();
+        device.enter(Phase::Installed);
+        assert_eq!(device.update().await.unwrap()["version_after"], "2");
+        assert!(!device.has("started"), "it is not started once more");
     }
 
     #[tokio::test]
