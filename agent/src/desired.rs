@@ -28,6 +28,9 @@ const FILE_BYTES_MAX: u64 = 2 * CONFIGURATION_BYTES_MAX as u64 + 16 * 1024;
 #[derive(Debug)]
 pub struct Desired {
     path: PathBuf,
+    /// Held by whoever changes it, for as long as the disk takes.
+    writing: Mutex<()>,
+    /// Held by nobody who waits for anything.
     state: Mutex<State>,
     /// The version that is held, for those who wait for another one.
     version: watch::Sender<u64>,
@@ -88,7 +91,8 @@ impl Desired {
             Kept::default()
         });
         let version = watch::Sender::new(kept.version);
-        Self { path, state: Mutex::new(State { kept, refused: None }), version, changed: Notify::new() }
+        let state = Mutex::new(State { kept, refused: None });
+        Self { path, writing: Mutex::default(), state, version, changed: Notify::new() }
     }
 
     /// Keeps a configuration if it is newer than what is there. Gives whether it was.
@@ -96,27 +100,27 @@ impl Desired {
     /// # Errors
     /// Then what was there before is still there, and the server is told why.
     pub fn take(&self, given: &Configuration) -> Result<bool, TakeError> {
-        let mut state = self.state();
-        if given.version <= state.kept.version {
+        let _writing = self.writing();
+        let before = self.state().kept.clone();
+        if given.version <= before.version {
             return Ok(false);
         }
-        match self.keep(&state.kept, given) {
+        match self.keep(before, given) {
             Ok(kept) => {
-                *state = State { kept, refused: None };
-                drop(state);
+                *self.state() = State { kept, refused: None };
                 self.version.send_replace(given.version);
                 self.changed.notify_one();
                 Ok(true)
             }
             Err(error) => {
-                state.refused = Some((given.version, chain(&error)));
+                self.state().refused = Some((given.version, chain(&error)));
                 self.changed.notify_one();
                 Err(error)
             }
         }
     }
 
-    fn keep(&self, before: &Kept, given: &Configuration) -> Result<Kept, TakeError> {
+    fn keep(&self, before: Kept, given: &Configuration) -> Result<Kept, TakeError> {
         if hash(&given.document_json) != given.sha256 {
             return Err(TakeError::Hash);
         }
@@ -126,13 +130,13 @@ impl Desired {
             version: given.version,
             sha256: HEXLOWER.encode(&given.sha256),
             document: document.to_owned(),
-            ..before.clone()
+            ..before
         };
         self.write(&kept).map_err(TakeError::Disk)?;
         Ok(kept)
     }
 
-    /// An application says that it has applied this version, or why not. It is on the disk afterwards.
+    /// An application says that it has applied this version, or why not. It is on the disk afterwards. Blocks for as long as that takes.
     ///
     /// # Errors
     /// Then all is as it was.
@@ -142,8 +146,8 @@ impl Desired {
             Err(reason) if is_reason(&reason) => reason,
             Err(_) => return Err(SayError::Reason),
         };
-        let mut state = self.state();
-        let before = &state.kept;
+        let _writing = self.writing();
+        let before = self.state().kept.clone();
         if version == 0 || version != before.version {
             return Err(SayError::Version(before.version));
         }
@@ -156,9 +160,9 @@ impl Desired {
         if (before.reported_version, before.applied_version, &before.error) == (version, applied_version, &error) {
             return Ok(());
         }
-        let kept = Kept { applied_version, reported_version: version, error, ..before.clone() };
+        let kept = Kept { applied_version, reported_version: version, error, ..before };
         self.write(&kept).map_err(SayError::Disk)?;
-        state.kept = kept;
+        self.state().kept = kept;
         self.changed.notify_one();
         Ok(())
     }
@@ -214,6 +218,11 @@ impl Desired {
 
     fn write(&self, kept: &Kept) -> io::Result<()> {
         disk::write_atomically(&self.path, &serde_json::to_vec(kept)?, disk::MODE_SECRET)
+    }
+
+    fn writing(&self) -> MutexGuard<'_, ()> {
+        // It guards nothing but the file.
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -63,12 +63,12 @@ const REASON_BYTES_MAX: usize = 256;
 const ANSWER_BYTES_MAX: usize = CONFIGURATION_BYTES_MAX + 1024;
 /// How long a client of ours waits for the answer.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
-/// Changes of the busy lock at will. Each is a write to the disk, and the server is told.
-const CHANGES_AT_WILL: u32 = 8;
+/// Changes of a kind at will. Each is a write to the disk, and the server is told.
+const WRITES_AT_WILL: u32 = 8;
 /// From then on they wait for this, one after the other.
-const CHANGE_EVERY: Duration = Duration::from_secs(1);
+const WRITE_EVERY: Duration = Duration::from_secs(1);
 /// Whoever would have to wait for longer is refused.
-const CHANGE_WAIT_MAX: Duration = Duration::from_secs(5);
+const TURN_WITHIN: Duration = Duration::from_secs(5);
 /// After an accept that failed: there may be no file descriptors left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 
@@ -76,34 +76,48 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub struct Desk {
     pub busy: Arc<Busy>,
-    pub desired: Desired,
+    pub desired: Arc<Desired>,
     restarts: Arc<Restarts>,
     link: Mutex<Option<&'static str>>,
-    /// When the next change of the busy lock is due that is not at will.
-    next_change: Mutex<Instant>,
+    busy_turns: Turns,
+    configuration_turns: Turns,
+}
+
+/// Who may write to the disk when: some at will, and from then on one after the other.
+#[derive(Debug)]
+struct Turns {
+    /// When the next one is due that is not at will.
+    next: Mutex<Instant>,
+}
+
+impl Turns {
+    fn new() -> Self {
+        Self { next: Mutex::new(Instant::now()) }
+    }
+
+    /// For whoever asks now. `None`: there are too many.
+    fn take(&self, now: Instant) -> Option<Instant> {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = (*next).max(now);
+        let turn = now.max(due.checked_sub(WRITE_EVERY * (WRITES_AT_WILL - 1)).unwrap_or(now));
+        if turn > now + TURN_WITHIN {
+            return None;
+        }
+        *next = due + WRITE_EVERY;
+        Some(turn)
+    }
 }
 
 impl Desk {
     #[must_use]
     pub fn new(busy: Arc<Busy>, desired: Desired, restarts: Arc<Restarts>) -> Self {
-        Self { busy, desired, restarts, link: Mutex::new(None), next_change: Mutex::new(Instant::now()) }
+        let (busy_turns, configuration_turns) = (Turns::new(), Turns::new());
+        Self { busy, desired: Arc::new(desired), restarts, link: Mutex::new(None), busy_turns, configuration_turns }
     }
 
     /// By which transport the device is linked now, if it is.
     pub fn linked(&self, transport: Option<&'static str>) {
         *self.link.lock().unwrap_or_else(PoisonError::into_inner) = transport;
-    }
-
-    /// When a change of the busy lock may be made that is asked for now. `None`: there are too many.
-    fn take_turn(&self, now: Instant) -> Option<Instant> {
-        let mut next = self.next_change.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = (*next).max(now);
-        let turn = now.max(due.checked_sub(CHANGE_EVERY * (CHANGES_AT_WILL - 1)).unwrap_or(now));
-        if turn > now + CHANGE_WAIT_MAX {
-            return None;
-        }
-        *next = due + CHANGE_EVERY;
-        Some(turn)
     }
 
     fn status(&self) -> Value {
@@ -220,7 +234,7 @@ async fn answer(desk: &Desk, request: Request<Incoming>) -> Response<Full<Bytes>
         ("/v1/configuration", &Method::GET) => show_configuration(desk, request.uri().query()).await,
         ("/v1/configuration", _) => not_allowed("GET"),
         ("/v1/configuration/applied", &Method::PUT) => match read(request).await {
-            Ok(said) => say_applied(desk, said),
+            Ok(said) => say_applied(desk, said).await,
             Err(refused) => *refused,
         },
         ("/v1/configuration/applied", _) => not_allowed("PUT"),
@@ -271,9 +285,14 @@ fn read_wait(query: &str) -> Option<(u64, Duration)> {
     Some((known, Duration::from_secs(seconds).min(WAIT)))
 }
 
-fn say_applied(desk: &Desk, Applied { version, applied, reason }: Applied) -> Response<Full<Bytes>> {
+async fn say_applied(desk: &Desk, Applied { version, applied, reason }: Applied) -> Response<Full<Bytes>> {
     let outcome = if applied { Ok(()) } else { Err(reason) };
-    match desk.desired.say(version, outcome) {
+    let desired = Arc::clone(&desk.desired);
+    let said = match write(&desk.configuration_turns, move || desired.say(version, outcome)).await {
+        Ok(said) => said,
+        Err(refused) => return *refused,
+    };
+    match said {
         Ok(()) => {
             tracing::info!(version, applied, "an application has said whether the configuration is applied");
             answered(StatusCode::OK, &desk.desired.standing())
@@ -307,18 +326,16 @@ fn no_path() -> Response<Full<Bytes>> {
     refused(StatusCode::NOT_FOUND, "there is no such path")
 }
 
-/// Changes the busy lock: in its turn, and on no thread that others need.
 async fn change(
     desk: &Desk,
     change: impl FnOnce(&Busy) -> Result<(), BusyError> + Send + 'static,
 ) -> Response<Full<Bytes>> {
-    let Some(turn) = desk.take_turn(Instant::now()) else {
-        return refused(StatusCode::TOO_MANY_REQUESTS, "the busy lock is changed too often: hold it for longer");
-    };
-    sleep_until(turn).await;
     let busy = Arc::clone(&desk.busy);
-    let done = spawn_blocking(move || change(&busy)).await;
-    match done.unwrap_or_else(|error| Err(BusyError::Disk(io::Error::other(error)))) {
+    let changed = match write(&desk.busy_turns, move || change(&busy)).await {
+        Ok(changed) => changed,
+        Err(refused) => return *refused,
+    };
+    match changed {
         Ok(()) => {
             tracing::info!(lock = ?desk.busy.in_force(), "an application has changed the busy lock");
             answered(StatusCode::OK, &desk.shown_busy())
@@ -331,6 +348,22 @@ async fn change(
             refused(StatusCode::INTERNAL_SERVER_ERROR, &chain(&error))
         }
     }
+}
+
+/// Writes in its turn, and on no thread that others need.
+async fn write<T: Send + 'static>(
+    turns: &Turns,
+    what: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Box<Response<Full<Bytes>>>> {
+    let Some(turn) = turns.take(Instant::now()) else {
+        let detail = "there are too many changes: leave some time between them";
+        return Err(Box::new(refused(StatusCode::TOO_MANY_REQUESTS, detail)));
+    };
+    sleep_until(turn).await;
+    spawn_blocking(what).await.map_err(|error| {
+        tracing::error!(%error, "a change broke off");
+        Box::new(refused(StatusCode::INTERNAL_SERVER_ERROR, "it broke off"))
+    })
 }
 
 async fn read<T: serde::de::DeserializeOwned>(request: Request<Incoming>) -> Result<T, Box<Response<Full<Bytes>>>> {
@@ -440,14 +473,14 @@ mod tests {
         let change = async || ask(&config.socket, Method::PUT, "/v1/busy", Some(&lock)).await;
         let asked = futures_util::future::join_all((0..32).map(|_| change())).await;
         let made = asked.iter().filter(|answer| answer.is_ok()).count() as u64;
-        let most = u64::from(CHANGES_AT_WILL) + 1 + begun.elapsed().as_secs();
+        let most = u64::from(WRITES_AT_WILL) + 1 + begun.elapsed().as_secs();
         assert!((8..=most).contains(&made), "{made} of at most {most}");
         assert!(
-            asked.iter().any(|answer| matches!(answer, Err(AskError::Refused(why)) if why.contains("too often"))),
+            asked.iter().any(|answer| matches!(answer, Err(AskError::Refused(why)) if why.contains("too many"))),
             "{asked:?}"
         );
         // Nobody waits for those that were refused.
-        tokio::time::timeout(2 * CHANGE_WAIT_MAX, change()).await.unwrap().unwrap();
+        tokio::time::timeout(2 * TURN_WITHIN, change()).await.unwrap().unwrap();
         assert_eq!(desk.busy.in_force().unwrap().reason, "r");
     }
 
