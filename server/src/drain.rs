@@ -131,7 +131,7 @@ pub(crate) async fn finished(shared: &Shared, notice: Duration) {
     let Some(Wish { begun, by }) = shared.drain.wish() else { return };
     let emptied = async {
         sleep_until(begun + notice).await;
-        shared.registry.emptied().await;
+        tokio::join!(shared.registry.emptied(), shared.tests.emptied());
     };
     tokio::select! {
         () = emptied => {}
@@ -170,7 +170,7 @@ async fn drain(shared: &Shared, notice: Duration) {
                 send_away(shared, &left, LEFT_WITHIN);
             }
         }
-        let was_empty = std::mem::replace(&mut is_empty, shared.registry.len() == 0);
+        let was_empty = std::mem::replace(&mut is_empty, shared.registry.len() == 0 && shared.tests.len() == 0);
         if is_empty && !was_empty {
             tracing::info!(after = ?begun.elapsed(), "the node is drained: no device is left");
         }

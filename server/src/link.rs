@@ -127,7 +127,7 @@ pub(crate) struct Shared {
     poll: config::Poll,
     pub(crate) telemetry: config::Telemetry,
     pub(crate) link_test: config::LinkTest,
-    tests: Arc<ndt::Tests>,
+    pub(crate) tests: Arc<ndt::Tests>,
     certificate: config::Certificate,
     pub(crate) store: Store,
     pub(crate) bus: Bus,

@@ -292,3 +292,26 @@ async fn who_means_harm_is_cut_in_time_and_hurts_nobody() -> anyhow::Result<()> 
     ensure!(text(&before["link"], "connected_at")? == text(&after["link"], "connected_at")?, "{before}\n{after}");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_is_revoked_tests_no_longer() -> anyhow::Result<()> {
+    let fleet = Fleet::start_with(&settings(&["link_test.seconds_max=10", "link_test.tenant_max=2"])).await?;
+    let (revoked, other) = (fleet.enrolled("gateway").await?, fleet.enrolled("neighbour").await?);
+    let mut cut = begin(&fleet, &revoked.credentials, DOWNLOAD_PATH).await?;
+    let mut whole = begin(&fleet, &other.credentials, DOWNLOAD_PATH).await?;
+    ensure!(matches!(cut.next().await, Some(Ok(_))) && matches!(whole.next().await, Some(Ok(_))));
+    let both = async { tokio::try_join!(drain(&mut cut), drain(&mut whole)) };
+    let revoking = async {
+        fleet.tenant.post(&format!("/devices/{}/revoke", revoked.id), &json!({})).await?;
+        let asked = Instant::now();
+        let tests = ended(&fleet, &revoked.id, 1).await?;
+        Ok::<_, anyhow::Error>((tests, asked.elapsed()))
+    };
+    let (_, (tests, after)) = tokio::try_join!(both, revoking)?;
+    ensure!(tests[0]["outcome"] == "lost", "{tests:?}");
+    // Within a second; the rest is a loaded machine's.
+    ensure!(after < Duration::from_secs(4), "{after:?}");
+    let tests = ended(&fleet, &other.id, 1).await?;
+    ensure!(tests[0]["outcome"] == "done", "{tests:?}");
+    Ok(())
+}

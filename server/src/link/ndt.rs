@@ -153,7 +153,7 @@ pub(super) async fn admit(shared: &Shared, peer: &Identified, is_inside: bool, a
         return Err(refuse("disabled", Problem::not_found(detail)));
     }
     check_doors(shared)?;
-    let place = Tests::enter(&shared.tests, &shared.link_test, peer.device_id, peer.tenant_id).map_err(|full| {
+    let place = Tests::enter(&shared.tests, &shared.link_test, peer).map_err(|full| {
         let (reason, detail) = match full {
             Full::Node => ("node", "this node runs as many tests as it may: link_test.node_max"),
             Full::Tenant => ("tenant", "the tenant's devices run as many tests as they may: link_test.tenant_max"),
@@ -245,11 +245,23 @@ impl Test {
         let mut running = Running { test: self, sink, source, meter, limits: self.limits };
         // Whatever the peer does, or leaves undone.
         let until = Instant::now() + self.limits.lasts + GRACE;
-        let ended = match self.direction {
-            Direction::Download => timeout_at(until, running.download()).await,
-            Direction::Upload => timeout_at(until, running.upload()).await,
+        let revoked = async {
+            match &place {
+                Some(place) => place.revoked.cancelled().await,
+                None => std::future::pending().await,
+            }
         };
-        let outcome = ended.unwrap_or(Outcome::Time);
+        let ended = async {
+            match running.test.direction {
+                Direction::Download => timeout_at(until, running.download()).await,
+                Direction::Upload => timeout_at(until, running.upload()).await,
+            }
+        };
+        let outcome = tokio::select! {
+            biased;
+            () = revoked => Outcome::Lost,
+            ended = ended => ended.unwrap_or(Outcome::Time),
+        };
         let figures = running.meter.figures(outcome);
         drop(place);
         running.close(outcome).await;

@@ -17,7 +17,7 @@ pub enum Outcome {
     Bytes,
     /// It was cut: the client does not speak NDT7.
     Protocol,
-    /// The connection broke.
+    /// The connection broke, or was cut because the device was revoked.
     Lost,
 }
 

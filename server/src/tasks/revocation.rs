@@ -62,9 +62,11 @@ pub(crate) async fn cut(shared: &Shared, seen_at: &mut Option<OffsetDateTime>) -
     };
     for device in revocations.devices {
         shared.registry.end(device, None, Ending::REVOKED);
+        shared.tests.revoke(device, None);
     }
     for (device, serial) in revocations.certificates {
         shared.registry.end(device, Some(&serial), Ending::REVOKED);
+        shared.tests.revoke(device, Some(&serial));
     }
     *seen_at = Some(revocations.at);
     Ok(())
