@@ -484,7 +484,8 @@ async fn whatever_goes_wrong_after_the_installation_leads_back() -> anyhow::Resu
 #[tokio::test(flavor = "multi_thread")]
 async fn artifacts_are_waited_for_no_longer_than_the_device_wants_and_it_is_asked_whether_it_is_busy()
 -> anyhow::Result<()> {
-    let fleet = Fleet::start().await?;
+    let set = vec!["link.ping_interval_seconds=2".to_owned(), "link.max_missed_pings=10".to_owned()];
+    let fleet = Fleet::start_with(&Settings { set, ..Settings::default() }).await?;
     let mut device = device(&fleet).await?;
     let server = ArtifactServer::start(artifact("2.0")).await?;
     let kept = device.machine.state_dir().join("update/os.artifact");
@@ -509,15 +510,28 @@ async fn artifacts_are_waited_for_no_longer_than_the_device_wants_and_it_is_aske
     let done = fleet.finished(&id).await?;
     ensure!(done["state"] == "succeeded" && done["data"]["version_after"] == "2.0", "{done}");
 
+    // Nothing is restarted: what counts is what is heard over the link afterwards, which is the one of before.
+    let before = fleet.wait_for_link(&device.id, "live").await?;
+    fs::write(fleet.path("gateway").join("activate"), "cp \"$1/os-next\" \"$1/os-version\"")?;
+    let server = ArtifactServer::start(artifact("2.5")).await?;
+    let id = fleet.command(&device.id, "os.update", &server.arguments("/", "2.5")).await?;
+    let done = fleet.finished(&id).await?;
+    ensure!(done["state"] == "succeeded" && done["data"]["version_after"] == "2.5", "{done}");
+    let after = fleet.wait_for_link(&device.id, "live").await?;
+    ensure!(
+        device.machine.reboots() == 1 && before["link"]["connected_at"] == after["link"]["connected_at"],
+        "{after}"
+    );
+
     // A server that holds it back.
     reconfigure(&fleet, &mut device, "[update]\n", "[update]\ndownload_seconds = 2\n").await?;
     let server = ArtifactServer::start(artifact("3.0")).await?;
     let id = fleet.command(&device.id, "os.update", &server.arguments("/gate", "3.0")).await?;
     let done = fleet.finished(&id).await?;
     ensure!((&done["state"], &done["code"]) == (&json!("failed"), &json!("download_timeout")), "{done}");
-    ensure!(done["data"]["installed"] == false && done["data"]["version_after"] == "2.0", "{done}");
-    ensure!(said(&fleet, "os-version") == "2.0\n" && left_over(&device)?.is_empty());
-    ensure!(said(&fleet, "installed").lines().count() == 1 && device.machine.reboots() == 1);
+    ensure!(done["data"]["installed"] == false && done["data"]["version_after"] == "2.5", "{done}");
+    ensure!(said(&fleet, "os-version") == "2.5\n" && left_over(&device)?.is_empty());
+    ensure!(said(&fleet, "installed").lines().count() == 2 && device.machine.reboots() == 1);
     Ok(())
 }
 
