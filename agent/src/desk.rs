@@ -25,7 +25,7 @@ use crate::chain;
 use crate::command::{Instruction, Kind};
 use crate::dial::{DialError, Route};
 use crate::executor::{self, Executor, Failure};
-use crate::ledger::{AcceptError, Entry, EntryIntent, FinalState, Intent, Ledger, Progress, Report};
+use crate::ledger::{AcceptError, Entry, EntryIntent, FinalState, Intent, Ledger, Progress, Report, WrittenKind};
 
 /// The most commands that wait to be begun. One more is refused as `busy`.
 pub const WAITING_MAX: usize = 16;
@@ -120,7 +120,10 @@ impl Desk {
         let Some(Entry { intent: Some(intent), progress, .. }) = self.ledger.entry(id) else {
             return;
         };
-        let goes_on = if *progress == Progress::Running { self.executor.unfinished(id, intent.kind) } else { None };
+        let goes_on = match intent.kind {
+            WrittenKind::Known(kind) if *progress == Progress::Running => self.executor.unfinished(id, kind),
+            WrittenKind::Known(_) | WrittenKind::Unknown(_) => None,
+        };
         if let Some(instruction) = goes_on {
             tracing::info!(command.id = %id, "going on with a command of an earlier run");
             let start_by = Instant::now() + START_WITHIN_MAX;
@@ -458,7 +461,16 @@ impl Refusal {
 fn settled(intent: &EntryIntent, progress: &Progress, boot_id: &str) -> Report {
     let boots = json!({ "boot_id_before": intent.boot_id, "boot_id_after": boot_id });
     let other_boot = intent.boot_id != boot_id;
-    match intent.kind {
+    let kind = match &intent.kind {
+        WrittenKind::Known(kind) => *kind,
+        WrittenKind::Unknown(name) => {
+            let message = format!(
+                "a later version of the agent took on {name:?}, and this one does not know what that is; whether it was done is not known"
+            );
+            return Report::without_data(FinalState::Failed, "interrupted", &message);
+        }
+    };
+    match kind {
         Kind::Reboot | Kind::Shutdown if other_boot => {
             Report { data: Some(boots), ..Report::without_data(FinalState::Succeeded, "", "") }
         }
@@ -466,7 +478,7 @@ fn settled(intent: &EntryIntent, progress: &Progress, boot_id: &str) -> Report {
             data: Some(boots),
             ..Report::without_data(
                 FinalState::Failed,
-                executor::not_done_code(intent.kind),
+                executor::not_done_code(kind),
                 "the agent was started again, and the device was not",
             )
         },

@@ -27,7 +27,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 
 use self::entry::Entries;
 pub use self::entry::{Entry, EntryIntent, Progress};
-pub use self::record::{Damage, FinalState, Report};
+pub use self::record::{Damage, FinalState, Report, WrittenKind};
 use self::record::{Ending, Record};
 use crate::command::Kind;
 use crate::disk;
@@ -202,7 +202,7 @@ impl Ledger {
         }
         self.make_room(intent.server_unix_ms)?;
         let Intent { id, kind, boot_id, server_unix_ms } = intent;
-        let record = Record::Accepted { id, kind, boot_id, at_unix_ms: server_unix_ms };
+        let record = Record::Accepted { id, kind: WrittenKind::Known(kind), boot_id, at_unix_ms: server_unix_ms };
         self.reserve().and_then(|()| self.append(&record, Durability::Synced)).map_err(AcceptError::Disk)?;
         self.entries.apply(record);
         Ok(())

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::*;
 use crate::config::Config;
 use crate::executor::Bus;
-use crate::ledger::tests::SmallDisk;
+use crate::ledger::tests::{SmallDisk, accept_unknown_kind};
 use crate::metrics::Sampler;
 
 /// A device whose services and power are scripts that write down each run.
@@ -140,6 +140,18 @@ async fn a_command_that_comes_again_is_answered_and_not_run_whatever_became_of_i
     assert_eq!(told(&deliver(&mut desk, 1, restart("web"))).0, command_status::State::Succeeded);
     assert_eq!(begin(&mut desk), None);
     assert_eq!(device.runs(), ["restart web"]);
+}
+
+#[tokio::test]
+async fn what_a_later_version_has_begun_is_told_and_holds_nothing_up() {
+    let device = Device::new();
+    accept_unknown_kind(device.dir.path(), id(1));
+    let mut desk = device.start("boot-1");
+    let outstanding = desk.outstanding();
+    assert_eq!(outstanding.iter().map(told).collect::<Vec<_>>(), [(command_status::State::Failed, "interrupted")]);
+    assert!(outstanding[0].message.contains("firmware.update"), "{}", outstanding[0].message);
+    assert_eq!(told(&deliver(&mut desk, 1, restart("web"))), (command_status::State::Failed, "interrupted"));
+    assert_eq!(deliver(&mut desk, 2, restart("web")).state(), command_status::State::Accepted);
 }
 
 #[tokio::test]

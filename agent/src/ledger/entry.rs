@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use cloudlink_proto::ids::CommandId;
 
-use super::record::{FinalState, Record, Report};
-use crate::command::Kind;
+use super::record::{FinalState, Record, Report, WrittenKind};
 
 /// What is known of one command.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +20,7 @@ pub struct Entry {
 /// What was promised.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EntryIntent {
-    pub kind: Kind,
+    pub kind: WrittenKind,
     /// The boot in which it was accepted.
     pub boot_id: String,
 }

@@ -26,7 +26,7 @@ pub(super) enum Record {
     Accepted {
         #[serde(with = "command_id")]
         id: CommandId,
-        kind: Kind,
+        kind: WrittenKind,
         boot_id: String,
         at_unix_ms: u64,
     },
@@ -61,6 +61,15 @@ pub(super) enum Record {
         state: FinalState,
         code: String,
     },
+}
+
+/// A kind of command as it was written down. A later version of the agent, which this one has taken the place of, may have known
+/// more: that is no damage, and is written down again as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum WrittenKind {
+    Known(Kind),
+    Unknown(String),
 }
 
 /// What became of a command.

@@ -58,6 +58,46 @@ fn everything_is_known_again_after_a_restart() {
     assert_eq!(ledger.entry(id(1)).unwrap().intent.as_ref().unwrap().boot_id, "boot-1");
 }
 
+/// As a later version of the agent would have written it.
+pub(crate) fn accept_unknown_kind(state_dir: &Path, id: CommandId) {
+    let mut ledger = Ledger::open(state_dir).unwrap();
+    let kind = WrittenKind::Unknown("firmware.update".to_owned());
+    let accepted = Record::Accepted { id, kind, boot_id: "boot-1".to_owned(), at_unix_ms: 1_000 };
+    for record in [accepted, Record::Running { id }] {
+        ledger.append(&record, Durability::Synced).unwrap();
+    }
+}
+
+#[test]
+fn a_kind_of_a_later_version_is_no_damage_and_is_kept_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    accept_unknown_kind(dir.path(), id(1));
+    let written = content(&dir);
+    assert!(String::from_utf8_lossy(&written).contains(r#""kind":"firmware.update""#));
+
+    let mut ledger = Ledger::open(dir.path()).unwrap();
+    assert_eq!((ledger.damage(), ledger.unfinished()), (None, vec![id(1)]));
+    assert_eq!(Ledger::inspect(dir.path()).unwrap().damage, None);
+    assert!(matches!(ledger.accept(intent(1, 1_000)), Err(AcceptError::Known)), "it does not run again");
+    ledger.accept(intent(2, 1_000)).expect("others may run");
+
+    // The later version is put back, and finds what it has written.
+    ledger.compact(2_000).unwrap();
+    assert!(content(&dir).starts_with(&written));
+    let unknown = WrittenKind::Unknown("firmware.update".to_owned());
+    let ledger = Ledger::open(dir.path()).unwrap();
+    assert_eq!(ledger.entry(id(1)).unwrap().intent.as_ref().unwrap().kind, unknown);
+}
+
+#[test]
+fn what_stands_where_a_kind_should_and_is_none_is_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    accept_unknown_kind(dir.path(), id(1));
+    let spoilt = String::from_utf8(content(&dir)).unwrap().replace("firmware", "firmwarf");
+    std::fs::write(dir.path().join(FILE_NAME), spoilt).unwrap();
+    assert!(Ledger::open(dir.path()).unwrap().damage().is_some(), "the checksum is another one");
+}
+
 #[test]
 fn a_known_id_is_never_accepted_again() {
     let dir = tempfile::tempdir().unwrap();
