@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(["."])
         // The others are small, and there are as many as there are links.
         .boxed(".cloudlink.link.v1.ServerMessage.kind.stream_request")
+        .boxed(".cloudlink.link.v1.Command.kind.container_update")
         .boxed(".cloudlink.link.v1.Command.kind.os_update")
         .boxed(".cloudlink.link.v1.Command.kind.agent_update")
         .compile_fds(files)?;

@@ -207,6 +207,7 @@ fn scope_of_command(kind: &command::Kind) -> &'static str {
         command::Kind::Shutdown(_) => "device:shutdown",
         command::Kind::OsUpdate(_) => "os:update",
         command::Kind::AgentUpdate(_) => "agent:update",
+        command::Kind::ContainerUpdate(_) => "container:update",
     }
 }
 

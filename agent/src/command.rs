@@ -21,6 +21,8 @@ pub enum Kind {
     UpdateOs,
     #[serde(rename = "agent.update")]
     UpdateAgent,
+    #[serde(rename = "container.update")]
+    UpdateContainer,
     #[serde(rename = "link.test")]
     TestLink,
 }
@@ -34,6 +36,7 @@ pub enum Instruction {
     Shutdown,
     UpdateOs(Update),
     UpdateAgent(Update),
+    UpdateContainer(ContainerUpdate),
     TestLink(LinkTest),
 }
 
@@ -49,15 +52,25 @@ pub struct Update {
     pub version: String,
 }
 
+/// Which container gets which image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerUpdate {
+    /// Its name.
+    pub container: String,
+    /// By its digest.
+    pub image: String,
+}
+
 impl Kind {
     /// All of them: the device's capabilities.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::CollectMetrics,
         Self::RestartService,
         Self::Reboot,
         Self::Shutdown,
         Self::UpdateOs,
         Self::UpdateAgent,
+        Self::UpdateContainer,
         Self::TestLink,
     ];
 
@@ -71,6 +84,7 @@ impl Kind {
             Self::Shutdown => "device.shutdown",
             Self::UpdateOs => "os.update",
             Self::UpdateAgent => "agent.update",
+            Self::UpdateContainer => "container.update",
             Self::TestLink => "link.test",
         }
     }
@@ -80,7 +94,12 @@ impl Kind {
     pub const fn is_power(self) -> bool {
         match self {
             Self::Reboot | Self::Shutdown => true,
-            Self::CollectMetrics | Self::RestartService | Self::UpdateOs | Self::UpdateAgent | Self::TestLink => false,
+            Self::CollectMetrics
+            | Self::RestartService
+            | Self::UpdateOs
+            | Self::UpdateAgent
+            | Self::UpdateContainer
+            | Self::TestLink => false,
         }
     }
 
@@ -88,7 +107,7 @@ impl Kind {
     #[must_use]
     pub const fn is_update(self) -> bool {
         match self {
-            Self::UpdateOs | Self::UpdateAgent => true,
+            Self::UpdateOs | Self::UpdateAgent | Self::UpdateContainer => true,
             Self::CollectMetrics | Self::RestartService | Self::Reboot | Self::Shutdown | Self::TestLink => false,
         }
     }
@@ -98,7 +117,12 @@ impl Kind {
     pub const fn disturbs(self) -> bool {
         match self {
             Self::CollectMetrics | Self::TestLink => false,
-            Self::RestartService | Self::Reboot | Self::Shutdown | Self::UpdateOs | Self::UpdateAgent => true,
+            Self::RestartService
+            | Self::Reboot
+            | Self::Shutdown
+            | Self::UpdateOs
+            | Self::UpdateAgent
+            | Self::UpdateContainer => true,
         }
     }
 }
@@ -114,6 +138,10 @@ impl Instruction {
             command::Kind::Shutdown(_) => Self::Shutdown,
             command::Kind::OsUpdate(update) => Self::UpdateOs(Update::from_wire(update)?),
             command::Kind::AgentUpdate(update) => Self::UpdateAgent(Update::from_wire(update)?),
+            command::Kind::ContainerUpdate(update) => Self::UpdateContainer(ContainerUpdate {
+                container: update.container.clone(),
+                image: update.image.clone(),
+            }),
             command::Kind::LinkTest(test) => Self::TestLink(*test),
         })
     }
@@ -127,26 +155,8 @@ impl Instruction {
             Self::Shutdown => Kind::Shutdown,
             Self::UpdateOs(_) => Kind::UpdateOs,
             Self::UpdateAgent(_) => Kind::UpdateAgent,
+            Self::UpdateContainer(_) => Kind::UpdateContainer,
             Self::TestLink(_) => Kind::TestLink,
-        }
-    }
-
-    /// What is to be installed, if anything is.
-    #[must_use]
-    pub const fn update(&self) -> Option<&Update> {
-        match self {
-            Self::UpdateOs(update) | Self::UpdateAgent(update) => Some(update),
-            Self::CollectMetrics | Self::RestartService(_) | Self::Reboot | Self::Shutdown | Self::TestLink(_) => None,
-        }
-    }
-
-    /// The update of this kind; `None` if it is none.
-    #[must_use]
-    pub fn of_update(kind: Kind, update: Update) -> Option<Self> {
-        match kind {
-            Kind::UpdateOs => Some(Self::UpdateOs(update)),
-            Kind::UpdateAgent => Some(Self::UpdateAgent(update)),
-            Kind::CollectMetrics | Kind::RestartService | Kind::Reboot | Kind::Shutdown | Kind::TestLink => None,
         }
     }
 }

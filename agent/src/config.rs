@@ -1,6 +1,7 @@
 //! The configuration file: what may be set, its defaults, and everything that is wrong with one, all at once.
 
 mod access;
+mod container;
 mod local;
 mod openvpn;
 mod poll;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use toml::de::DeTable;
 
 pub use self::access::Access;
+pub use self::container::Containers;
 pub use self::local::{Busy, Local};
 pub use self::openvpn::{OpenVpn, Started, Wrapping, WrappingKind};
 pub use self::poll::Poll;
@@ -215,16 +217,18 @@ impl Config {
         Ok(Self { path: Some(path.to_owned()), ..parsed })
     }
 
-    /// What no stream may write or read: the device's key, the proxy's password, and what makes up whom it trusts.
+    /// What no stream may write or read: the device's key, the passwords of proxy and registries, and what makes up whom it trusts.
     #[must_use]
     pub fn withheld(&self) -> Vec<PathBuf> {
         let keys = self.access.keys.iter().flatten();
         let password = self.server.proxies.password_file();
+        let logins = self.update.container.as_ref().and_then(|containers| containers.login_file.as_ref());
         [&self.state_dir, &self.server.ca_file]
             .into_iter()
             .chain(&self.path)
             .chain(keys)
             .chain(password)
+            .chain(logins)
             .cloned()
             .collect()
     }

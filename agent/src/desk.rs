@@ -487,6 +487,7 @@ fn settled(intent: &EntryIntent, progress: &Progress, boot_id: &str) -> Report {
         | Kind::CollectMetrics
         | Kind::UpdateOs
         | Kind::UpdateAgent
+        | Kind::UpdateContainer
         | Kind::TestLink => {
             let message = match progress {
                 Progress::Accepted => "the agent stopped before it was begun",

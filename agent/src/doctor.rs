@@ -5,6 +5,7 @@ mod tunnel;
 
 use std::fmt;
 use std::path::Path;
+use std::time::Duration;
 
 use cloudlink_certs::{KeyId, TrustAnchor};
 use nix::sys::statvfs::statvfs;
@@ -17,7 +18,7 @@ use crate::agent::load_anchor;
 use crate::clock::{KnownTime, wall_clock};
 use crate::config::{Argv, Config, Proxy, Server, Transport};
 use crate::dial::{self, DialError, Traffic, Wire};
-use crate::executor::Bus;
+use crate::executor::{self, Bus};
 use crate::identity::{Identity, Slot};
 use crate::ladder::memory::Memory;
 use crate::ladder::network::Network;
@@ -28,6 +29,9 @@ use crate::{chain, machine};
 
 /// Less than this under the state directory is too little for the ledger to grow.
 const FREE_BYTES_MIN: u64 = 1024 * 1024;
+
+/// How long the container engine may take to answer.
+const ENGINE_WITHIN: Duration = Duration::from_secs(10);
 
 /// What was found about one thing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +89,7 @@ pub async fn examine(config: &Config, bus: &Bus) -> Vec<Finding> {
     findings.push(transports(config));
     findings.push(executors(config, bus).await);
     findings.extend(argvs(config));
+    findings.extend(containers(config).await);
     findings.extend(stream::examine(config));
     match load_anchor(config) {
         Ok(anchor) => {
@@ -375,6 +380,30 @@ async fn executors(config: &Config, bus: &Bus) -> Finding {
             format!("systemd is needed, or a program for each of: {}", needed.join(", ")),
         ),
     }
+}
+
+/// Whether the engine answers, and has what may be updated. Nothing where nothing may.
+async fn containers(config: &Config) -> Option<Finding> {
+    let containers = config.update.container.as_ref()?;
+    let about = "containers";
+    Some(match executor::container_states(containers, ENGINE_WITHIN).await {
+        Ok(states) => {
+            let has = |name: &&String| states.iter().any(|state| state.name == **name);
+            let missing: Vec<&str> = containers.allow.iter().filter(|name| !has(name)).map(String::as_str).collect();
+            let states: Vec<String> = states.iter().map(|state| format!("{} {}", state.name, state.state)).collect();
+            if missing.is_empty() {
+                Finding::good(about, states.join(", "))
+            } else {
+                let advice = "an update needs a container that is there: make it, or correct update.container.allow";
+                Finding::warning(about, format!("there is no {}", missing.join(", ")), advice)
+            }
+        }
+        Err(why) => Finding::bad(
+            about,
+            format!("{}: {why}", containers.socket.display()),
+            "start the engine, correct update.container.socket, or let the agent's user use it",
+        ),
+    })
 }
 
 fn argvs(config: &Config) -> Vec<Finding> {

@@ -1,6 +1,7 @@
 //! What commands do to the device. Each executor is real; which one is used is up to the configuration.
 
 mod argv;
+mod container;
 mod systemd;
 mod update;
 
@@ -14,6 +15,8 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use self::container::ContainerUpdater;
+pub use self::container::states as container_states;
 pub use self::systemd::{Bus, is_system_stopping};
 pub use self::update::Steps;
 use self::update::Updater;
@@ -28,7 +31,7 @@ use crate::speed;
 
 /// How long the restart of a service may take. The server gives up after 180 s.
 const RESTART_WITHIN: Duration = Duration::from_secs(150);
-/// How long systemd may take to say what runs.
+/// How long systemd and the container engine may take to say what runs.
 const STATES_WITHIN: Duration = Duration::from_secs(5);
 /// How long a program that begins a reboot or a shutdown may run.
 const POWER_ASKED_WITHIN: Duration = Duration::from_secs(60);
@@ -46,6 +49,7 @@ pub struct Executor {
     sampler: Arc<Mutex<Sampler>>,
     restarts: Arc<Restarts>,
     updater: Updater,
+    containers: ContainerUpdater,
 }
 
 /// Why a command that was begun did not work.
@@ -64,8 +68,9 @@ impl Executor {
     pub fn new(config: &Config, bus: Bus, sampler: Arc<Mutex<Sampler>>, busy: Arc<Busy>) -> (Self, Steps) {
         let restarts = Arc::new(Restarts::new(&config.service.by_application));
         let (updater, steps) = Updater::new(config, busy);
+        let containers = ContainerUpdater::new(config, updater.lines());
         let (service, power) = (config.service.clone(), config.power.clone());
-        (Self { service, power, bus, sampler, restarts, updater }, steps)
+        (Self { service, power, bus, sampler, restarts, updater, containers }, steps)
     }
 
     /// What applications restart by themselves.
@@ -85,6 +90,7 @@ impl Executor {
             Instruction::UpdateOs(update) | Instruction::UpdateAgent(update) => {
                 self.updater.refusal(instruction.kind(), update)
             }
+            Instruction::UpdateContainer(update) => self.containers.refusal(update),
             Instruction::CollectMetrics | Instruction::Reboot | Instruction::Shutdown | Instruction::TestLink(_) => {
                 None
             }
@@ -104,12 +110,22 @@ impl Executor {
     /// What an earlier agent has begun and this one goes on with.
     #[must_use]
     pub fn unfinished(&self, id: CommandId, kind: Kind) -> Option<Instruction> {
-        Instruction::of_update(kind, self.updater.unfinished(id, kind)?)
+        Some(match kind {
+            Kind::UpdateOs => Instruction::UpdateOs(self.updater.unfinished(id, kind)?),
+            Kind::UpdateAgent => Instruction::UpdateAgent(self.updater.unfinished(id, kind)?),
+            Kind::UpdateContainer => Instruction::UpdateContainer(self.containers.unfinished(id)?),
+            Kind::CollectMetrics | Kind::RestartService | Kind::Reboot | Kind::Shutdown | Kind::TestLink => {
+                return None;
+            }
+        })
     }
 
     /// Removes what an earlier agent has left that nothing goes on with.
     pub fn tidy(&self, kind: Kind) {
-        self.updater.tidy(kind);
+        // The engine keeps images by itself.
+        if kind != Kind::UpdateContainer {
+            self.updater.tidy(kind);
+        }
     }
 
     /// Does it. A reboot or shutdown that works does not return.
@@ -128,6 +144,7 @@ impl Executor {
             Instruction::UpdateOs(update) | Instruction::UpdateAgent(update) => {
                 Box::pin(self.updater.run(id, instruction.kind(), update, override_busy)).await
             }
+            Instruction::UpdateContainer(update) => Box::pin(self.containers.run(id, update)).await,
             Instruction::TestLink(test) => {
                 Box::pin(speed::run(*test, id, route, |percent| self.updater.tell(id, percent))).await
             }
@@ -138,8 +155,15 @@ impl Executor {
         }
     }
 
-    /// The services that may be restarted, as far as systemd knows them.
+    /// The services that may be restarted and the containers that may be updated, as far as they are known to who runs them.
     pub async fn running(&self) -> Vec<Running> {
+        let (mut services, containers) = tokio::join!(self.running_services(), self.containers.running(STATES_WITHIN));
+        services.extend(containers);
+        services.truncate(RUNNING_MAX);
+        services
+    }
+
+    async fn running_services(&self) -> Vec<Running> {
         if self.service.allow.is_empty() || self.service.restart_argv.is_some() {
             return Vec::new();
         }
@@ -219,9 +243,12 @@ pub fn not_done_code(kind: Kind) -> &'static str {
     match kind {
         Kind::Reboot => "not_rebooted",
         Kind::Shutdown => "not_shut_down",
-        Kind::CollectMetrics | Kind::RestartService | Kind::UpdateOs | Kind::UpdateAgent | Kind::TestLink => {
-            "interrupted"
-        }
+        Kind::CollectMetrics
+        | Kind::RestartService
+        | Kind::UpdateOs
+        | Kind::UpdateAgent
+        | Kind::UpdateContainer
+        | Kind::TestLink => "interrupted",
     }
 }
 

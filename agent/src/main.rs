@@ -289,9 +289,12 @@ fn stop_on_signal() -> anyhow::Result<CancellationToken> {
 }
 
 fn start_log(config: &Config) {
-    // With more, the WebSocket library logs what goes over it: tokens, and what was typed.
-    let quiet = "tungstenite=info".parse().expect("it is a directive");
-    let filter = tracing_subscriber::EnvFilter::new(&config.log.filter).add_directive(quiet);
+    // With more, the WebSocket library logs what goes over it: tokens, and what was typed; and that of the container engine the
+    // environments of containers, with their passwords.
+    let filter = ["tungstenite=info", "bollard=info"]
+        .into_iter()
+        .map(|quiet| quiet.parse().expect("it is a directive"))
+        .fold(tracing_subscriber::EnvFilter::new(&config.log.filter), tracing_subscriber::EnvFilter::add_directive);
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     match config.log.format {

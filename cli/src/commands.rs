@@ -149,6 +149,8 @@ enum Verb {
     UpdateOs(update::UpdateOs),
     /// Install another agent on a device
     UpdateAgent(update::UpdateAgent),
+    /// Put another image in place of a container's on a device
+    UpdateContainer(update::UpdateContainer),
     /// Let a device measure itself now, or show what it measured last
     Metrics(instruction::Metrics),
     /// Test how fast the way to a device is, in both directions
@@ -244,6 +246,7 @@ impl Line {
             Verb::Restart(restart) => Box::pin(restart.run(context)).await,
             Verb::UpdateOs(update) => Box::pin(update.run(context)).await,
             Verb::UpdateAgent(update) => Box::pin(update.run(context)).await,
+            Verb::UpdateContainer(update) => Box::pin(update.run(context)).await,
             Verb::Metrics(metrics) => Box::pin(metrics.run(context)).await,
             Verb::LinkTest(test) => Box::pin(test.run(context)).await,
             Verb::Commands(list) => list.run(context).await,

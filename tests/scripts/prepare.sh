@@ -48,6 +48,9 @@ main() {
         # Machines that are rebooted for real, and what their disks and archives are made with.
         have qemu-system-x86_64 || lacking+=(qemu-system-x86)
         [ -x /bin/busybox ] || lacking+=(busybox-static)
+        # An engine of the tests' own, and what it pulls images from.
+        have dockerd || lacking+=(docker.io)
+        have docker-registry || lacking+=(docker-registry)
         have cpio || lacking+=(cpio)
         have mke2fs || lacking+=(e2fsprogs)
         # The OpenID provider that people sign in with, and a public client that tests links.
@@ -105,12 +108,14 @@ install() {
             haproxy) disable haproxy.service ;;
             nginx) disable nginx.service ;;
             pgbouncer) disable pgbouncer.service ;;
+            docker.io) disable docker.service docker.socket containerd.service ;;
+            docker-registry) disable docker-registry.service ;;
         esac
     done
 }
 
 # Where there is no systemd, nobody starts it.
-disable() { "${root[@]}" systemctl --quiet disable "$1" 2>/dev/null || true; }
+disable() { "${root[@]}" systemctl --quiet disable "$@" 2>/dev/null || true; }
 
 # Debian starts a service when its package is installed. Only the programs are wanted here, so it is told not to.
 POLICY=/usr/sbin/policy-rc.d

@@ -23,6 +23,7 @@ pub mod clock;
 pub mod cluster;
 pub mod collector;
 pub mod dial;
+pub mod engine;
 pub mod enroll;
 pub mod fleet;
 pub mod history;

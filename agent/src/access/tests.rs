@@ -129,6 +129,7 @@ fn each_command_and_stream_needs_its_scope() {
         (command::Kind::Shutdown(Shutdown {}), "device:shutdown"),
         (command::Kind::OsUpdate(Box::default()), "os:update"),
         (command::Kind::AgentUpdate(Box::default()), "agent:update"),
+        (command::Kind::ContainerUpdate(Box::default()), "container:update"),
     ];
     let streams = [
         (stream_request::Kind::Terminal(Terminal::default()), "shell:open"),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::container::{self, Containers};
 use super::section::Section;
 use super::{Argv, parse_path, read_argv};
 
@@ -48,6 +49,8 @@ pub struct Update {
     pub os: Option<Installer>,
     /// `[update.agent]`.
     pub agent: Option<Installer>,
+    /// `[update.container]`.
+    pub container: Option<Containers>,
 }
 
 /// `[update.os]` or `[update.agent]`: the programs that install, and undo it.
@@ -87,6 +90,7 @@ pub(super) fn read(update: &Section<'_>) -> Update {
         download_within: seconds("download_seconds", DOWNLOAD_SECONDS_MAX, DOWNLOAD_SECONDS_DEFAULT),
         os: read_installer(update, "os", true),
         agent: read_installer(update, "agent", false),
+        container: container::read(update),
     };
     if read.rate_max.is_some_and(|max| max < 2 * read.rate_min) {
         update.fault("bytes_per_second_max", "is less than twice bytes_per_second_min", "more, or a smaller minimum");
@@ -173,7 +177,13 @@ mod tests {
     #[test]
     fn nothing_is_installed_unless_it_is_configured() {
         let update = read("").unwrap();
-        assert!(update.hosts.is_empty() && update.os.is_none() && update.agent.is_none() && !update.plain_http);
+        assert!(
+            update.hosts.is_empty()
+                && update.os.is_none()
+                && update.agent.is_none()
+                && update.container.is_none()
+                && !update.plain_http
+        );
     }
 
     #[test]

@@ -91,6 +91,11 @@ impl Updater {
         (updater, told)
     }
 
+    /// What others tell with how far they are, and by what they know whether the device is in contact with the server.
+    pub(super) fn lines(&self) -> (mpsc::Sender<(CommandId, u32)>, watch::Receiver<bool>) {
+        (self.steps.clone(), self.contact.subscribe())
+    }
+
     /// Why the configuration does not let this be done.
     pub(super) fn refusal(&self, kind: Kind, order: &Order) -> Option<Failure> {
         if self.installer(kind).is_none() || self.limits.hosts.is_empty() {
@@ -305,6 +310,7 @@ impl Updater {
             | Kind::RestartService
             | Kind::Reboot
             | Kind::Shutdown
+            | Kind::UpdateContainer
             | Kind::TestLink => job.started_by_another,
         }
     }
@@ -376,7 +382,12 @@ impl Updater {
         match kind {
             Kind::UpdateOs => self.limits.os.as_ref(),
             Kind::UpdateAgent => self.limits.agent.as_ref(),
-            Kind::CollectMetrics | Kind::RestartService | Kind::Reboot | Kind::Shutdown | Kind::TestLink => None,
+            Kind::CollectMetrics
+            | Kind::RestartService
+            | Kind::Reboot
+            | Kind::Shutdown
+            | Kind::UpdateContainer
+            | Kind::TestLink => None,
         }
     }
 

@@ -96,6 +96,7 @@ async fn says_who_it_is_and_reports_metrics_at_the_servers_interval() {
         "device.shutdown",
         "os.update",
         "agent.update",
+        "container.update",
         "link.test",
         "configuration",
     ];

@@ -65,7 +65,7 @@ pub(crate) enum Access {
 
 #[derive(Debug, Args)]
 pub(crate) struct Request {
-    /// What is to be done: metrics:read, service:restart, device:reboot, device:shutdown, os:update, agent:update, tcp:open, shell:open, file:read, file:write (repeatable)
+    /// What is to be done: metrics:read, service:restart, device:reboot, device:shutdown, os:update, agent:update, container:update, tcp:open, shell:open, file:read, file:write (repeatable)
     #[arg(long = "scope", value_name = "SCOPE", required = true)]
     scopes: Vec<String>,
     /// On which device, by name or id (repeatable; all of one customer)

@@ -153,7 +153,7 @@ fn took(span: jiff::SignedDuration) -> String {
 }
 
 fn what(command: &model::Command) -> String {
-    let about = command.arguments["service"].as_str().or_else(|| command.arguments["version"].as_str());
+    let about = ["service", "version", "container"].iter().find_map(|key| command.arguments[key].as_str());
     match about {
         Some(about) => format!("{} {about}", command.kind),
         None => command.kind.clone(),

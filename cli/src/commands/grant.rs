@@ -41,7 +41,7 @@ pub(crate) enum Grant {
 
 #[derive(Debug, Args)]
 pub(crate) struct Create {
-    /// What is allowed: metrics:read, service:restart, device:reboot, device:shutdown, os:update, agent:update, shell:open, tcp:open, file:read, file:write (repeatable)
+    /// What is allowed: metrics:read, service:restart, device:reboot, device:shutdown, os:update, agent:update, container:update, shell:open, tcp:open, file:read, file:write (repeatable)
     #[arg(long = "scope", value_name = "SCOPE", required = true)]
     scopes: Vec<String>,
     /// On which device, by name or id (repeatable)

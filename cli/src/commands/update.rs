@@ -1,4 +1,4 @@
-//! Updates of a device: an artifact that it fetches, checks and gives to its own installer.
+//! Updates of a device: an artifact that it fetches, checks and gives to its own installer, or an image for one of its containers.
 
 use clap::Args;
 use serde_json::json;
@@ -18,6 +18,21 @@ pub(crate) struct UpdateOs {
 pub(crate) struct UpdateAgent {
     #[command(flatten)]
     update: Update,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpdateContainer {
+    #[command(flatten)]
+    common: Common,
+    /// Name of the container on the device
+    #[arg(long, value_name = "NAME")]
+    container: String,
+    /// The image by its digest, such as registry.example.com/vendor/app@sha256:9f86…; a tag is not taken
+    #[arg(long, value_name = "IMAGE")]
+    image: String,
+    /// Why, for the record
+    #[arg(long)]
+    reason: String,
 }
 
 #[derive(Debug, Args)]
@@ -50,6 +65,16 @@ impl UpdateOs {
 impl UpdateAgent {
     pub(crate) async fn run(&self, context: &Context) -> Result<(), Failure> {
         self.update.run(context, "agent.update").await
+    }
+}
+
+impl UpdateContainer {
+    pub(crate) async fn run(&self, context: &Context) -> Result<(), Failure> {
+        let client = context.client()?;
+        let device = resolve::device(&client, &self.common.device).await?;
+        let arguments = json!({ "container": self.container, "image": self.image });
+        let body = json!({ "kind": "container.update", "arguments": arguments, "reason": self.reason });
+        self.common.run(context, &client, &device, body).await
     }
 }
 

@@ -2,10 +2,11 @@
 
 use uuid::Uuid;
 
+use super::image::{REPOSITORY_BYTES_MAX, SEPARATOR, image_repository, is_container_name};
 use super::message::{
     BusyLock, CertificateIssued, CertificateRefused, CertificateRequest, Command, CommandCancel, CommandReceipt,
-    CommandStatus, Configuration, ConfigurationStatus, Goodbye, Hello, MetricsReport, Reconnect, StreamRefused,
-    StreamRequest, TransportFailure, Update, Welcome, command, command_status, stream_request,
+    CommandStatus, Configuration, ConfigurationStatus, ContainerUpdate, Goodbye, Hello, MetricsReport, Reconnect,
+    StreamRefused, StreamRequest, TransportFailure, Update, Welcome, command, command_status, stream_request,
 };
 
 /// A string without a limit of its own.
@@ -28,6 +29,10 @@ pub const URL_BYTES_MAX: usize = 2048;
 pub const SHA256_BYTES: usize = 32;
 /// `Update.version`.
 pub const VERSION_BYTES_MAX: usize = 128;
+/// `ContainerUpdate.container`.
+pub const CONTAINER_BYTES_MAX: usize = 128;
+/// `ContainerUpdate.image`.
+pub const IMAGE_BYTES_MAX: usize = REPOSITORY_BYTES_MAX + SEPARATOR.len() + 2 * SHA256_BYTES;
 /// `CommandStatus.message`.
 pub const STATUS_MESSAGE_BYTES_MAX: usize = 1024;
 /// `CommandStatus.data_json`.
@@ -199,6 +204,7 @@ impl Check for Command {
                 filled("RestartService.service", restart.service.as_bytes(), SERVICE_BYTES_MAX)
             }
             Some(command::Kind::OsUpdate(update) | command::Kind::AgentUpdate(update)) => update.check(),
+            Some(command::Kind::ContainerUpdate(update)) => update.check(),
             Some(command::Kind::LinkTest(test)) => {
                 within("LinkTest.seconds", (1..=crate::ndt::SECONDS_MAX).contains(&test.seconds))
             }
@@ -220,6 +226,15 @@ impl Check for Update {
         // A leading dash could be taken for an option by the programs that are given it.
         let is_plain = self.version.bytes().all(|byte| byte.is_ascii_graphic()) && !self.version.starts_with('-');
         within("Update.version", is_plain)
+    }
+}
+
+impl Check for ContainerUpdate {
+    fn check(&self) -> Result<(), FieldError> {
+        filled("ContainerUpdate.container", self.container.as_bytes(), CONTAINER_BYTES_MAX)?;
+        within("ContainerUpdate.container", is_container_name(&self.container))?;
+        filled("ContainerUpdate.image", self.image.as_bytes(), IMAGE_BYTES_MAX)?;
+        within("ContainerUpdate.image", image_repository(&self.image).is_some())
     }
 }
 

@@ -6,9 +6,9 @@ use bytes::Bytes;
 use cloudlink_proto::ids::{CommandId, DeviceId, GrantId, TenantId};
 use cloudlink_proto::link::message::{
     CertificateIssued, CertificateRefused, CertificateRequest, CollectMetrics, Command, CommandCancel, CommandReceipt,
-    CommandStatus, Configuration, ConfigurationStatus, DeviceMessage, Goodbye, Hello, LinkTest, MetricsReport, Ping,
-    Pong, Reboot, Reconnect, RestartService, ServerMessage, Shutdown, TransportFailure, Welcome, command,
-    command_status, device_message, goodbye, server_message, transport_failure,
+    CommandStatus, Configuration, ConfigurationStatus, ContainerUpdate, DeviceMessage, Goodbye, Hello, LinkTest,
+    MetricsReport, Ping, Pong, Reboot, Reconnect, RestartService, ServerMessage, Shutdown, TransportFailure, Welcome,
+    command, command_status, device_message, goodbye, server_message, transport_failure,
 };
 use cloudlink_proto::link::{Admission, Device, Server, Session, Side, State, Timing};
 use prost::Message;
@@ -212,6 +212,13 @@ pub(crate) fn server_kinds() -> Vec<(&'static str, server_message::Kind)> {
         ("reconnect", Kind::Reconnect(Reconnect { after_ms: 12_000, reason: "the node is drained".to_owned() })),
         ("goodbye", Kind::Goodbye(goodbye())),
         ("configuration", Kind::Configuration(configuration())),
+        (
+            "command_container_update",
+            Kind::Command(command(Some(command::Kind::ContainerUpdate(Box::new(ContainerUpdate {
+                container: "app".to_owned(),
+                image: format!("registry.example.com/vendor/app@sha256:{}", "9f".repeat(32)),
+            }))))),
+        ),
     ]
 }
 

@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use cloudlink_proto::link::message::{
-    Artifact, CertificateIssued, CertificateRequest, Command, CommandStatus, Configuration, ConfigurationStatus, Hello,
-    MetricsReport, RestartService, TransportFailure, Update, Welcome, command, command_status, device_message,
-    server_message,
+    Artifact, CertificateIssued, CertificateRequest, Command, CommandStatus, Configuration, ConfigurationStatus,
+    ContainerUpdate, Hello, MetricsReport, RestartService, TransportFailure, Update, Welcome, command, command_status,
+    device_message, server_message,
 };
 use cloudlink_proto::link::{
     CONFIGURATION_BYTES_MAX, CONFIGURATION_VERSION_MAX, FromServer, MESSAGE_BYTES_MAX, Session, State, Timing,
@@ -102,6 +102,15 @@ fn certificate_request_over_a_limit_is_refused(#[case] csr_der: Bytes, #[case] f
 #[case::no_version(any_command(Some(update(Some(artifact(9, 32, 1)), ""))), "Update.version is empty")]
 #[case::option(any_command(Some(update(Some(artifact(9, 32, 1)), "--no-verify"))), "Update.version is out of range")]
 #[case::version(any_command(Some(update(Some(artifact(9, 32, 1)), "a b"))), "Update.version is out of range")]
+#[case::no_container(any_command(Some(container("", IMAGE))), "ContainerUpdate.container is empty")]
+#[case::container(any_command(Some(container(&"a".repeat(129), IMAGE))), "ContainerUpdate.container is longer than 128 bytes")]
+#[case::container_name(
+    any_command(Some(container("--privileged", IMAGE))),
+    "ContainerUpdate.container is out of range"
+)]
+#[case::no_image(any_command(Some(container("app", ""))), "ContainerUpdate.image is empty")]
+#[case::tag(any_command(Some(container("app", "vendor/app:latest"))), "ContainerUpdate.image is out of range")]
+#[case::image(any_command(Some(container("app", &"a".repeat(328)))), "ContainerUpdate.image is longer than 327 bytes")]
 fn command_over_a_limit_is_refused(#[case] command: Command, #[case] fault: &str) {
     assert_refused_by_device(State::Live, server_message::Kind::Command(command), fault);
 }
@@ -273,6 +282,13 @@ fn restart(service: String) -> command::Kind {
 
 fn update(artifact: Option<Artifact>, version: &str) -> command::Kind {
     command::Kind::OsUpdate(Box::new(Update { artifact, version: version.to_owned() }))
+}
+
+const IMAGE: &str = "vendor/app@sha256:0000000000000000000000000000000000000000000000000000000000000000";
+
+fn container(container: &str, image: &str) -> command::Kind {
+    let update = ContainerUpdate { container: container.to_owned(), image: image.to_owned() };
+    command::Kind::ContainerUpdate(Box::new(update))
 }
 
 fn artifact(url_bytes: usize, sha256_bytes: usize, size: u64) -> Artifact {

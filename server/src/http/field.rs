@@ -61,7 +61,7 @@ pub(crate) fn check_scopes(scopes: &mut Vec<String>) -> Result<(), Problem> {
     }
     Err(Problem::unprocessable(
         "`scopes` must name at least one of metrics:read, service:restart, device:reboot, device:shutdown, os:update, \
-         agent:update, tcp:open, shell:open, file:read, file:write, and nothing else.",
+         agent:update, container:update, tcp:open, shell:open, file:read, file:write, and nothing else.",
     ))
 }
 

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use cloudlink_proto::link::{SHA256_BYTES, URL_BYTES_MAX, VERSION_BYTES_MAX, message};
+use cloudlink_proto::link::{
+    SHA256_BYTES, URL_BYTES_MAX, VERSION_BYTES_MAX, image_repository, is_container_name, message,
+};
 use cloudlink_proto::ndt::SECONDS_MAX;
 use data_encoding::HEXLOWER;
 use reqwest::Url;
@@ -34,6 +36,13 @@ pub enum Instruction {
     UpdateOs(Update),
     #[serde(rename = "agent.update")]
     UpdateAgent(Update),
+    #[serde(rename = "container.update")]
+    UpdateContainer {
+        /// Name of a container that is there: 1 to 128 of `A-Z a-z 0-9 _ . -`, the first a letter or a digit.
+        container: String,
+        /// `<repository>@sha256:<64 hexadecimal digits, small letters>`, the repository at most 255 bytes. A tag is not taken.
+        image: String,
+    },
     #[serde(rename = "link.test")]
     TestLink {
         /// One after the other. Left out: `download`, then `upload`.
@@ -92,6 +101,10 @@ pub enum InstructionError {
     ServiceName,
     #[error("{0}")]
     Update(&'static str),
+    #[error("`container` must be 1 to 128 characters of A-Z a-z 0-9 _ . - and begin with a letter or a digit")]
+    Container,
+    #[error("`image` must be <repository>@sha256:<64 hexadecimal digits in small letters>, without a tag")]
+    Image,
     #[error("`directions` is one of [\"download\"], [\"upload\"] and [\"download\", \"upload\"]")]
     Directions,
     #[error("`seconds` is 1 to {SECONDS_MAX}")]
@@ -130,13 +143,14 @@ pub enum Proof {
 
 impl Instruction {
     /// Every kind there is.
-    pub const KINDS: [&Kind; 7] = [
+    pub const KINDS: [&Kind; 8] = [
         &Self::COLLECT_METRICS,
         &Self::RESTART_SERVICE,
         &Self::REBOOT,
         &Self::SHUTDOWN,
         &Self::UPDATE_OS,
         &Self::UPDATE_AGENT,
+        &Self::UPDATE_CONTAINER,
         &Self::TEST_LINK,
     ];
 
@@ -182,6 +196,7 @@ impl Instruction {
         disturbs: true,
     };
     const UPDATE_AGENT: Kind = Kind { name: "agent.update", scope: "agent:update", ..Self::UPDATE_OS };
+    const UPDATE_CONTAINER: Kind = Kind { name: "container.update", scope: "container:update", ..Self::UPDATE_OS };
 
     const TEST_LINK: Kind = Kind {
         name: "link.test",
@@ -201,6 +216,7 @@ impl Instruction {
             Self::Shutdown {} => &Self::SHUTDOWN,
             Self::UpdateOs(_) => &Self::UPDATE_OS,
             Self::UpdateAgent(_) => &Self::UPDATE_AGENT,
+            Self::UpdateContainer { .. } => &Self::UPDATE_CONTAINER,
             Self::TestLink { .. } => &Self::TEST_LINK,
         }
     }
@@ -217,12 +233,17 @@ impl Instruction {
                 update.check().map_err(InstructionError::Update)?;
                 Ok(instruction)
             }
+            Self::UpdateContainer { container, .. } if !is_container_name(container) => {
+                Err(InstructionError::Container)
+            }
+            Self::UpdateContainer { image, .. } if image_repository(image).is_none() => Err(InstructionError::Image),
             Self::TestLink { seconds, .. } if !(1..=SECONDS_MAX).contains(seconds) => Err(InstructionError::Seconds),
             Self::TestLink { directions, .. } if !are_directions(directions) => Err(InstructionError::Directions),
             Self::RestartService { .. }
             | Self::CollectMetrics {}
             | Self::Reboot {}
             | Self::Shutdown {}
+            | Self::UpdateContainer { .. }
             | Self::TestLink { .. } => Ok(instruction),
         }
     }
@@ -233,6 +254,9 @@ impl Instruction {
         match self {
             Self::RestartService { service } => serde_json::json!({ "service": service }),
             Self::UpdateOs(update) | Self::UpdateAgent(update) => serde_json::json!(update),
+            Self::UpdateContainer { container, image } => {
+                serde_json::json!({ "container": container, "image": image })
+            }
             Self::TestLink { directions, seconds } => {
                 serde_json::json!({ "directions": directions, "seconds": seconds })
             }
@@ -257,6 +281,10 @@ impl Instruction {
             Self::Shutdown {} => message::command::Kind::Shutdown(message::Shutdown {}),
             Self::UpdateOs(update) => message::command::Kind::OsUpdate(Box::new(update.to_wire())),
             Self::UpdateAgent(update) => message::command::Kind::AgentUpdate(Box::new(update.to_wire())),
+            Self::UpdateContainer { container, image } => {
+                let update = message::ContainerUpdate { container: container.clone(), image: image.clone() };
+                message::command::Kind::ContainerUpdate(Box::new(update))
+            }
             Self::TestLink { directions, seconds } => message::command::Kind::LinkTest(message::LinkTest {
                 download: directions.contains(&Direction::Download),
                 upload: directions.contains(&Direction::Upload),
@@ -544,6 +572,24 @@ mod tests {
     }
 
     #[test]
+    fn a_container_gets_an_image_by_its_digest() {
+        use serde_json::json;
+        let digits = "ab".repeat(32);
+        let image = format!("registry.example.com/vendor/app@sha256:{digits}");
+        let parse = |container: &str, image: &str| {
+            Instruction::parse("container.update", json!({ "container": container, "image": image }))
+        };
+        let read = parse("app", &image).unwrap();
+        assert_eq!((read.kind().scope, &read.arguments()["image"]), ("container:update", &json!(image)));
+        for container in ["", "-app", "a/b"] {
+            assert!(matches!(parse(container, &image), Err(InstructionError::Container)), "{container}");
+        }
+        for image in ["", "vendor/app", "vendor/app:1.0", &format!("vendor/app:1.0@sha256:{digits}")] {
+            assert!(matches!(parse("app", image), Err(InstructionError::Image)), "{image}");
+        }
+    }
+
+    #[test]
     fn a_test_of_a_link_has_directions_and_seconds() {
         use serde_json::json;
         let parse = |arguments| Instruction::parse("link.test", arguments);
@@ -565,6 +611,7 @@ mod tests {
         for json in [
             serde_json::json!({"kind": "service.restart", "arguments": {"service": "nginx"}}),
             serde_json::json!({"kind": "metrics.collect", "arguments": {}}),
+            serde_json::json!({"kind": "container.update", "arguments": {"container": "app", "image": "a@sha256:b"}}),
             serde_json::json!({"kind": "link.test", "arguments": {"directions": ["upload"], "seconds": 3}}),
         ] {
             let instruction: Instruction = serde_json::from_value(json.clone()).unwrap();

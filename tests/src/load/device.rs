@@ -109,6 +109,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
                 | command::Kind::Shutdown(_)
                 | command::Kind::OsUpdate(_)
                 | command::Kind::AgentUpdate(_)
+                | command::Kind::ContainerUpdate(_)
                 | command::Kind::LinkTest(_),
             )
             | None => {

@@ -74,6 +74,7 @@ impl Ledger {
                 | command::Kind::Shutdown(_)
                 | command::Kind::OsUpdate(_)
                 | command::Kind::AgentUpdate(_)
+                | command::Kind::ContainerUpdate(_)
                 | command::Kind::LinkTest(_),
             )
             | None => {

@@ -43,10 +43,11 @@ const ATTEMPTS_MAX: usize = 2;
 #[derive(Debug, Deserialize, Serialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct CommandCreate {
-    /// `metrics.collect`, `service.restart`, `device.reboot`, `device.shutdown`, `os.update` or `agent.update`.
+    /// `metrics.collect`, `service.restart`, `device.reboot`, `device.shutdown`, `os.update`, `agent.update` or
+    /// `container.update`.
     kind: String,
     /// What the kind asks for: `{"service": "…"}` for `service.restart`, an artifact (`url`, `sha256`, `size`) and a `version` for
-    /// updates, nothing for the others.
+    /// updates, `{"container": "…", "image": "…@sha256:…"}` for `container.update`, nothing for the others.
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
     arguments: Value,
@@ -100,6 +101,8 @@ impl From<RouteError> for Problem {
                 error @ (InstructionError::UnknownKind
                 | InstructionError::ServiceName
                 | InstructionError::Update(_)
+                | InstructionError::Container
+                | InstructionError::Image
                 | InstructionError::Directions
                 | InstructionError::Seconds
                 | InstructionError::NowOrNever),

@@ -46,7 +46,8 @@ pub(crate) struct GrantCreate {
     /// Why, for everybody who reads the audit log later. 1 to 1,024 characters.
     #[serde(default)]
     reason: String,
-    /// What may be done: `metrics:read`, `service:restart`, `device:reboot`, `device:shutdown`, `os:update`, `agent:update`.
+    /// What may be done: `metrics:read`, `service:restart`, `device:reboot`, `device:shutdown`, `os:update`, `agent:update`,
+    /// `container:update`.
     #[serde(default)]
     scopes: Vec<String>,
     /// Who may do it; left out: every operator. Never empty.
