@@ -2,6 +2,7 @@
 
 mod argv;
 mod container;
+mod lines;
 mod systemd;
 mod update;
 
@@ -17,8 +18,9 @@ use tokio::time::Instant;
 
 use self::container::ContainerUpdater;
 pub use self::container::states as container_states;
+use self::lines::Lines;
+pub use self::lines::Steps;
 pub use self::systemd::{Bus, is_system_stopping};
-pub use self::update::Steps;
 use self::update::Updater;
 use crate::busy::Busy;
 use crate::command::{Instruction, Kind};
@@ -48,6 +50,7 @@ pub struct Executor {
     bus: Bus,
     sampler: Arc<Mutex<Sampler>>,
     restarts: Arc<Restarts>,
+    lines: Arc<Lines>,
     updater: Updater,
     containers: ContainerUpdater,
 }
@@ -67,10 +70,11 @@ impl Executor {
     #[must_use]
     pub fn new(config: &Config, bus: Bus, sampler: Arc<Mutex<Sampler>>, busy: Arc<Busy>) -> (Self, Steps) {
         let restarts = Arc::new(Restarts::new(&config.service.by_application));
-        let (updater, steps) = Updater::new(config, busy);
-        let containers = ContainerUpdater::new(config, updater.lines());
+        let (lines, steps) = Lines::new(busy);
+        let updater = Updater::new(config, Arc::clone(&lines));
+        let containers = ContainerUpdater::new(config, Arc::clone(&lines));
         let (service, power) = (config.service.clone(), config.power.clone());
-        (Self { service, power, bus, sampler, restarts, updater, containers }, steps)
+        (Self { service, power, bus, sampler, restarts, lines, updater, containers }, steps)
     }
 
     /// What applications restart by themselves.
@@ -99,12 +103,12 @@ impl Executor {
 
     /// The server was heard of just now, which an update ends with; or its link is lost.
     pub fn set_contact(&self, contact: bool) {
-        self.updater.set_contact(contact);
+        self.lines.set_contact(contact);
     }
 
     /// Waits until the server is to be heard of soon, for an update to end.
     pub async fn contact_wanted(&self) {
-        self.updater.contact_wanted().await;
+        self.lines.contact_wanted().await;
     }
 
     /// What an earlier agent has begun and this one goes on with.
@@ -144,9 +148,9 @@ impl Executor {
             Instruction::UpdateOs(update) | Instruction::UpdateAgent(update) => {
                 Box::pin(self.updater.run(id, instruction.kind(), update, override_busy)).await
             }
-            Instruction::UpdateContainer(update) => Box::pin(self.containers.run(id, update)).await,
+            Instruction::UpdateContainer(update) => Box::pin(self.containers.run(id, update, override_busy)).await,
             Instruction::TestLink(test) => {
-                Box::pin(speed::run(*test, id, route, |percent| self.updater.tell(id, percent))).await
+                Box::pin(speed::run(*test, id, route, |percent| self.lines.tell(id, percent))).await
             }
         };
         match done {

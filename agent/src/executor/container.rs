@@ -11,6 +11,7 @@ mod recipe;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::models::{
@@ -22,13 +23,13 @@ use cloudlink_proto::link::image_repository;
 use cloudlink_proto::poll::message::{Running, running};
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use self::engine::{Engine, FreeSpace, Trouble};
 use self::journal::{Before, Journal, Phase};
 use self::recipe::Recipe;
 use super::Failure;
+use super::lines::Lines;
 use crate::command::ContainerUpdate as Order;
 use crate::config::{Config, Containers};
 use crate::{chain, machine};
@@ -59,8 +60,7 @@ pub(super) struct ContainerUpdater {
     config: Option<Containers>,
     directory: PathBuf,
     boot_id_path: PathBuf,
-    steps: mpsc::Sender<(CommandId, u32)>,
-    contact: watch::Receiver<bool>,
+    lines: Arc<Lines>,
 }
 
 /// One update that is under way.
@@ -83,16 +83,12 @@ struct Plan {
 type Wrong = (&'static str, String);
 
 impl ContainerUpdater {
-    pub(super) fn new(
-        config: &Config,
-        (steps, contact): (mpsc::Sender<(CommandId, u32)>, watch::Receiver<bool>),
-    ) -> Self {
+    pub(super) fn new(config: &Config, lines: Arc<Lines>) -> Self {
         Self {
             config: config.update.container.clone(),
             directory: config.state_dir.join("update"),
             boot_id_path: config.boot_id_path.clone(),
-            steps,
-            contact,
+            lines,
         }
     }
 
@@ -133,7 +129,7 @@ impl ContainerUpdater {
     }
 
     /// From wherever it stands to its end.
-    pub(super) async fn run(&self, id: CommandId, order: &Order) -> Result<Value, Failure> {
+    pub(super) async fn run(&self, id: CommandId, order: &Order, override_busy: bool) -> Result<Value, Failure> {
         let Some(config) = &self.config else {
             return Err(Failure::new("not_configured", "[update.container] is gone".to_owned()));
         };
@@ -143,7 +139,7 @@ impl ContainerUpdater {
                 if let Some(journal) = found.filter(Journal::is_half_done) {
                     self.clear_up(config, journal).await?;
                 }
-                (self.begin(id, order)?, false)
+                (self.begin(id, order, override_busy)?, false)
             }
         };
         let mut job = Job { id, config, journal, resumed };
@@ -184,10 +180,16 @@ impl ContainerUpdater {
         }
     }
 
-    fn begin(&self, id: CommandId, order: &Order) -> Result<Journal, Failure> {
+    fn begin(&self, id: CommandId, order: &Order, override_busy: bool) -> Result<Journal, Failure> {
         let boot_id = machine::boot_id(&self.boot_id_path).map_err(|error| internal(chain(&error)))?;
-        let mut journal =
-            Journal { id: id.as_uuid(), update: order.clone(), boot_id, before: None, phase: Phase::Pulling };
+        let mut journal = Journal {
+            id: id.as_uuid(),
+            update: order.clone(),
+            override_busy,
+            boot_id,
+            before: None,
+            phase: Phase::Pulling,
+        };
         std::fs::create_dir_all(&self.directory).map_err(|error| internal(chain(&error)))?;
         journal.enter(Phase::Pulling, &self.journal_path()).map_err(|error| internal(chain(&error)))?;
         Ok(journal)
@@ -206,12 +208,12 @@ impl ContainerUpdater {
         };
         job.journal.before = Some(before);
         self.enter(job, Phase::Replacing)?;
-        self.tell(job.id, u32::try_from(PULLED_PERCENT).unwrap_or_default());
+        self.lines.tell(job.id, u32::try_from(PULLED_PERCENT).unwrap_or_default());
         let container_id = match replace(job, &image_id, recipe).await {
             Ok(container_id) => container_id,
             Err(wrong) => return Err(self.roll_back(job, wrong).await),
         };
-        self.tell(job.id, REPLACED_PERCENT);
+        self.lines.tell(job.id, REPLACED_PERCENT);
         if let Err(failure) = self.enter(job, Phase::Confirming { container_id: container_id.clone() }) {
             return Err(self.roll_back(job, (failure.code, failure.message)).await);
         }
@@ -224,7 +226,16 @@ impl ContainerUpdater {
         let engine = Engine::open(&job.config.socket).await.map_err(engine_failed)?;
         // What cannot be replaced is not worth a pull, and pulling may take hours, in which much may happen to a container.
         replaceable(&engine, &order.container).await?;
+        let quiet_by = Instant::now() + job.config.pull_within;
         let (image, is_new) = self.fetch(job, &engine).await?;
+        if !job.journal.override_busy
+            && let Err(failure) = self.lines.wait_for_quiet(quiet_by).await
+        {
+            if is_new {
+                remove_image(&engine, image.id.as_deref().unwrap_or_default()).await;
+            }
+            return Err(failure);
+        }
         let old = replaceable(&engine, &order.container).await?;
         let old_id = old.id.clone().unwrap_or_default();
         remove_left_over(&engine, &order.container).await.map_err(engine_failed)?;
@@ -293,7 +304,7 @@ impl ContainerUpdater {
             let percent = layers.percent();
             if percent >= told + PERCENT_STEP {
                 told = percent;
-                self.tell(job.id, percent);
+                self.lines.tell(job.id, percent);
             }
         }
         Ok(())
@@ -313,6 +324,7 @@ impl ContainerUpdater {
 
     async fn watch(&self, job: &Job<'_>, container_id: &str) -> Result<(), Wrong> {
         let deadline = Instant::now() + job.config.confirm_within;
+        self.lines.want_contact();
         let mut well_since: Option<(Instant, Option<String>)> = None;
         let mut lacking = ("not_healthy", "the engine did not answer".to_owned());
         loop {
@@ -322,7 +334,7 @@ impl ContainerUpdater {
                     let since = well_since.take().filter(|(_, started)| *started == started_at);
                     let (since, _) = well_since.insert(since.unwrap_or((Instant::now(), started_at)));
                     let has_lasted = since.elapsed() >= job.config.stable_for;
-                    if has_lasted && *self.contact.borrow() {
+                    if has_lasted && self.lines.has_contact() {
                         return Ok(());
                     }
                     lacking = if has_lasted {
@@ -407,11 +419,6 @@ impl ContainerUpdater {
     fn enter(&self, job: &mut Job<'_>, phase: Phase) -> Result<(), Failure> {
         let entered = job.journal.enter(phase, &self.journal_path());
         entered.map_err(|error| Failure::new("disk", format!("the journal cannot be kept: {}", chain(&error))))
-    }
-
-    fn tell(&self, id: CommandId, percent: u32) {
-        // A step that nobody hears of does no harm.
-        let _ = self.steps.try_send((id, percent));
     }
 
     fn journal_path(&self) -> PathBuf {
@@ -683,7 +690,10 @@ fn internal(message: String) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::busy::Busy;
 
     fn said(id: &str, status: &str, current: i64, total: i64) -> CreateImageInfo {
         let said = json!({ "id": id, "status": status, "progressDetail": { "current": current, "total": total } });
@@ -692,7 +702,10 @@ mod tests {
 
     fn updater(section: &str) -> ContainerUpdater {
         let text = format!("state_dir = \"/s\"\n[server]\nhost = \"a.test\"\nca_file = \"/ca\"\n{section}");
-        ContainerUpdater::new(&Config::parse(&text).unwrap(), (mpsc::channel(1).0, watch::channel(false).1))
+        ContainerUpdater::new(
+            &Config::parse(&text).unwrap(),
+            Lines::new(Arc::new(Busy::load(Path::new("/nowhere"), LOOK_EVERY))).0,
+        )
     }
 
     #[tokio::test]

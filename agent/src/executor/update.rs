@@ -16,13 +16,12 @@ use cloudlink_proto::ids::CommandId;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
-use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep};
 
 use self::download::Download;
 use self::journal::{Journal, Phase};
+use super::lines::Lines;
 use super::{Failure, argv};
-use crate::busy::Busy;
 use crate::clock::KnownTime;
 use crate::command::{Kind, Update as Order};
 use crate::config::{Config, Installer, Proxies, Update as Limits};
@@ -39,13 +38,8 @@ const FETCHED_PERCENT: u64 = 80;
 const INSTALLED_PERCENT: u32 = 90;
 /// The server hears of steps of so much.
 const PERCENT_STEP: u32 = 5;
-/// Steps that wait to be told. One more is left out.
-const STEPS_MAX: usize = 16;
 /// A version as it is reported.
 const VERSION_BYTES_MAX: usize = 128;
-
-/// How far commands are, in percent.
-pub type Steps = mpsc::Receiver<(CommandId, u32)>;
 
 /// Carries updates out.
 #[derive(Debug)]
@@ -55,11 +49,7 @@ pub(super) struct Updater {
     ca_file: PathBuf,
     state_dir: PathBuf,
     boot_id_path: PathBuf,
-    steps: mpsc::Sender<(CommandId, u32)>,
-    busy: Arc<Busy>,
-    /// Whether the server was heard of since somebody wanted to know.
-    contact: watch::Sender<bool>,
-    contact_wanted: Notify,
+    lines: Arc<Lines>,
 }
 
 /// One update that is under way.
@@ -75,25 +65,15 @@ struct Job<'a> {
 }
 
 impl Updater {
-    pub(super) fn new(config: &Config, busy: Arc<Busy>) -> (Self, Steps) {
-        let (steps, told) = mpsc::channel(STEPS_MAX);
-        let updater = Self {
+    pub(super) fn new(config: &Config, lines: Arc<Lines>) -> Self {
+        Self {
             limits: config.update.clone(),
             proxies: config.server.proxies.clone(),
             ca_file: config.update.ca_file.clone().unwrap_or_else(|| config.server.ca_file.clone()),
             state_dir: config.state_dir.clone(),
             boot_id_path: config.boot_id_path.clone(),
-            steps,
-            busy,
-            contact: watch::Sender::new(false),
-            contact_wanted: Notify::new(),
-        };
-        (updater, told)
-    }
-
-    /// What others tell with how far they are, and by what they know whether the device is in contact with the server.
-    pub(super) fn lines(&self) -> (mpsc::Sender<(CommandId, u32)>, watch::Receiver<bool>) {
-        (self.steps.clone(), self.contact.subscribe())
+            lines,
+        }
     }
 
     /// Why the configuration does not let this be done.
@@ -109,16 +89,6 @@ impl Updater {
             return Some(Failure::new("too_large", message));
         }
         download::allowed(&self.limits, &order.url).err()
-    }
-
-    /// The server was heard of just now, or its link is lost.
-    pub(super) fn set_contact(&self, contact: bool) {
-        self.contact.send_replace(contact);
-    }
-
-    /// Waits until the server is to be heard of soon.
-    pub(super) async fn contact_wanted(&self) {
-        self.contact_wanted.notified().await;
     }
 
     /// What an earlier agent was told, if it left this update so that there is something to go on with.
@@ -211,7 +181,7 @@ impl Updater {
             let percent = u32::try_from(have.saturating_mul(FETCHED_PERCENT) / order.size).unwrap_or(0);
             if percent >= last.load(Ordering::Relaxed) + PERCENT_STEP {
                 last.store(percent, Ordering::Relaxed);
-                self.tell(job.id, percent);
+                self.lines.tell(job.id, percent);
             }
         };
         let tls = || {
@@ -227,7 +197,7 @@ impl Updater {
     async fn install(&self, job: &mut Job<'_>) -> Result<Value, Failure> {
         self.wait_for_quiet(job).await.map_err(|failure| job.untouched(failure))?;
         self.enter(job, Phase::Installing).map_err(|failure| job.untouched(failure))?;
-        self.tell(job.id, u32::try_from(FETCHED_PERCENT).unwrap_or_default());
+        self.lines.tell(job.id, u32::try_from(FETCHED_PERCENT).unwrap_or_default());
         let path = self.artifact_path(job.kind);
         let program = job.installer.install.for_update(&path.to_string_lossy(), &job.journal.update.version);
         let installed = argv::run(&program, job.installer.install_within).await;
@@ -235,7 +205,7 @@ impl Updater {
         if let Err(failure) = installed {
             return Err(self.roll_back(job, "installer_failed", told_by(&failure)).await);
         }
-        self.tell(job.id, INSTALLED_PERCENT);
+        self.lines.tell(job.id, INSTALLED_PERCENT);
         match self.enter(job, Phase::Installed) {
             Ok(()) => self.activate(job).await,
             Err(failure) => Err(self.roll_back(job, failure.code, failure.message).await),
@@ -269,17 +239,16 @@ impl Updater {
         if job.journal.override_busy {
             return Ok(());
         }
-        self.busy.ended(job.quiet_by).await.map_err(|lock| Failure::new("device_busy", lock.to_string()))
+        self.lines.wait_for_quiet(job.quiet_by).await
     }
 
     /// Waits until the device runs the new version and is in contact with the server: what was heard of it before proves nothing.
     async fn confirm(&self, job: &mut Job<'_>) -> Result<Value, Failure> {
         let deadline = Instant::now() + job.installer.confirm_within;
-        self.set_contact(false);
-        self.contact_wanted.notify_one();
+        self.lines.want_contact();
         let wanted = job.journal.update.version.clone();
         loop {
-            let contact = *self.contact.borrow();
+            let contact = self.lines.has_contact();
             let found = version(job.installer).await;
             let is_new = found.as_ref().is_ok_and(|found| *found == wanted);
             if contact && is_new {
@@ -372,12 +341,6 @@ impl Updater {
         entered.map_err(|error| Failure::new("disk", format!("the journal cannot be kept: {}", chain(&error))))
     }
 
-    /// Tells how far a command is.
-    pub(super) fn tell(&self, id: CommandId, percent: u32) {
-        // A step that nobody hears of does no harm.
-        let _ = self.steps.try_send((id, percent));
-    }
-
     fn installer(&self, kind: Kind) -> Option<&Installer> {
         match kind {
             Kind::UpdateOs => self.limits.os.as_ref(),
@@ -462,6 +425,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::busy::Busy;
     use crate::ledger::tests::SmallDisk;
 
     const ARTIFACT: &[u8] = b"another system";
@@ -501,7 +465,8 @@ mod tests {
                 shell(commit)
             );
             let busy = Arc::new(Busy::load(dir.path(), HOUR));
-            let (updater, _) = Updater::new(&Config::parse(&text).unwrap(), Arc::clone(&busy));
+            let (lines, _) = Lines::new(Arc::clone(&busy));
+            let updater = Updater::new(&Config::parse(&text).unwrap(), lines);
             std::fs::create_dir(dir.path().join("update")).unwrap();
             file("update/os.artifact", ARTIFACT);
             file("version", b"1\n");
@@ -535,7 +500,7 @@ mod tests {
         async fn update(&self) -> Result<Value, Failure> {
             let heard = async {
                 loop {
-                    self.updater.set_contact(true);
+                    self.updater.lines.set_contact(true);
                     sleep(Duration::from_millis(50)).await;
                 }
             };
@@ -662,7 +627,7 @@ mod tests {
     async fn a_new_version_that_hears_nothing_of_the_server_does_not_stay() {
         // What was heard before proves nothing.
         let device = Device::with("echo 2 > version", "true", "echo 1 > version", "touch committed", 3);
-        device.updater.set_contact(true);
+        device.updater.lines.set_contact(true);
         assert_eq!(reason(device.run().await), "no_contact");
         assert_eq!(device.version(), "1\n");
         assert!(!device.has("committed"));
@@ -670,9 +635,9 @@ mod tests {
         // It asks to hear of it.
         let device = Device::new("echo 2 > version", "true", "true");
         let server = async {
-            device.updater.contact_wanted().await;
+            device.updater.lines.contact_wanted().await;
             assert_eq!(device.version(), "2\n");
-            device.updater.set_contact(true);
+            device.updater.lines.set_contact(true);
         };
         let (done, ()) = tokio::join!(device.run(), server);
         assert_eq!(done.unwrap()["version_after"], "2");

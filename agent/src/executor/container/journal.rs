@@ -17,6 +17,8 @@ const BYTES_MAX: u64 = 32 * 1024;
 pub(super) struct Journal {
     pub(super) id: Uuid,
     pub(super) update: ContainerUpdate,
+    /// Whether it may disturb a device that is busy.
+    pub(super) override_busy: bool,
     /// The boot in which it was begun.
     pub(super) boot_id: String,
     /// What there is to go back to. Nothing is touched before it stands here.
