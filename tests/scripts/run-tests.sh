@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.."
 
 AT_ONCE=2
 # What waits for nearly all of its time: runs beside the others, one after the other.
-WAITING='/(container|isolation_opening|ladder|main_job|notice|polling|update|vm)-[^/]*$'
+WAITING='/(isolation_opening|ladder|main_job|notice|polling|update|vm)-[^/]*$'
 # What measures time under a load of its own.
 ALONE='/(support_chaos|cluster_chaos|storm)-[^/]*$'
 # More failures than these are no accident.

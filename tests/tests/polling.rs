@@ -17,6 +17,8 @@ use serde_json::{Value, json};
 
 /// A device dials on while it polls, with a pause between that grows.
 const LINK_AGAIN_LIMIT: Duration = Duration::from_secs(180);
+/// Two polls must pass, of some twenty, each a few seconds after the other; a command waits for 600 s.
+const ONE_IN_TEN_LIMIT: Duration = Duration::from_secs(580);
 
 /// How often it is tried to cut a device off before it has told.
 const UNHEARD_ATTEMPTS: usize = 10;
@@ -193,7 +195,7 @@ async fn one_poll_in_ten() -> anyhow::Result<()> {
     middlebox.set(Passes::OneInTen);
     let before = middlebox.let_through();
     let id = text(&queued_metrics(&fleet, &device).await?, "id")?;
-    let done = wait_for("the end of the command", LINK_AGAIN_LIMIT, async || {
+    let done = wait_for("the end of the command", ONE_IN_TEN_LIMIT, async || {
         let shown = fleet.operator.get(&format!("/commands/{id}")).await?;
         ensure!(!shown["finished_at"].is_null(), "{shown}");
         Ok(shown)

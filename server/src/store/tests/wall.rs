@@ -207,8 +207,13 @@ async fn without_a_tenant_the_tenants_role_does_nothing(pool: PgPoolOptions, dat
 
 /// What a function with the owner's rights answers a tenant that names what is another's: `$own` and `$other` are the two
 /// tenants, `$person`, `$stranger` their people, and `$thing` the other one's grant, request, policy or webhook.
-const FUNCTIONS: [(&str, &str, &str); 14] = [
+const FUNCTIONS: [(&str, &str, &str); 15] = [
     ("audit_append", "audit_append('$other', '{}', 'x', '{}', '{}')", "42501"),
+    (
+        "audit_append_all",
+        "audit_append_all('$other', array['{}'::jsonb], '{x}', array['{}'::jsonb], array['{}'::jsonb])",
+        "42501",
+    ),
     ("notice_emit", "notice_emit('$other', 'grant.created', '{}', true, null)", "42501"),
     ("notice_emit", "notice_emit('$own', 'x', '{}', false, array['$stranger'::uuid])", "0"),
     ("webhook_rotate", "webhook_rotate('$thing', sha256(''), '1 hour')", "nothing"),
