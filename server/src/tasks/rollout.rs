@@ -44,11 +44,16 @@ pub(super) async fn run(links: Links, shutdown: Shutdown) {
     }
 }
 
-/// Takes each that is due, and for which something has moved, as far as it goes at this moment. One that fails is put off, so that it keeps no other from its turn. Gives
-/// how many failed.
+/// Takes each that is due, and for which something has moved, as far as it goes at this moment. One that fails is put off, so that it
+/// keeps no other from its turn. Gives how many failed.
 pub(crate) async fn look(store: &Store, shutdown: &Shutdown, tell: impl Fn(&Stepped)) -> Result<u64, StoreError> {
     let mut failures = 0;
-    store.within(async { single!(store, |connection| rollout_pass_idle(connection)) }).await?;
+    let passed = store.within(async { single!(store, |connection| rollout_pass_idle(connection)) });
+    if let Err(error) = passed.await {
+        // It only saves reading them.
+        failures += 1;
+        tracing::warn!(error = &error as &dyn std::error::Error, "cannot pass by rollouts in which nothing has moved");
+    }
     for id in store.within(async { single!(store, |connection| rollout_list_due(connection)) }).await? {
         if let Err(error) = go_on(store, shutdown, id, &tell).await {
             failures += 1;
