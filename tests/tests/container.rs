@@ -184,8 +184,9 @@ async fn the_new_container_is_like_the_old_one_but_for_the_image() -> anyhow::Re
         fs::write(Path::new(volume(&old).as_str().context("a volume")?).join("kept"), "")?;
 
         // What an agent has left that died at the wrong moment.
-        let left = json!({ "Image": before, "Labels": { "net.cloudlink.command": "another" } }).to_string();
-        engine.done("POST", "/containers/create?name=app.new-another", Some(&left)).await?;
+        let another = Uuid::now_v7();
+        let left = json!({ "Image": before, "Labels": { "net.cloudlink.command": another } }).to_string();
+        engine.done("POST", &format!("/containers/create?name=app.new-{}", another.simple()), Some(&left)).await?;
 
         let device = Device::new("")?;
         let (agent, mut steps) = device.agent(&engine.socket())?;

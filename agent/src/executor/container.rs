@@ -24,6 +24,7 @@ use cloudlink_proto::poll::message::{Running, running};
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use uuid::Uuid;
 
 use self::engine::{Engine, FreeSpace, Trouble};
 use self::journal::{Before, Journal, Phase};
@@ -154,6 +155,10 @@ impl ContainerUpdater {
                 Err(self.roll_back(&mut job, ("device_restarted", detail)).await)
             }
             Phase::Confirming { container_id } => self.confirm(&mut job, container_id).await,
+            Phase::Committing { .. } if is_back(&job).await => {
+                let detail = "it could not be written down that the new container was to stay".to_owned();
+                Err(self.undo(&mut job, "interrupted", detail).await)
+            }
             Phase::Committing { container_id } => Ok(self.commit(&job, &container_id).await),
             Phase::RollingBack { reason, detail } => Err(self.undo(&mut job, &reason, detail).await),
             Phase::RolledBack { reason, detail } => Err(job.rolled_back(&reason, &detail)),
@@ -207,6 +212,8 @@ impl ContainerUpdater {
             }));
         };
         job.journal.before = Some(before);
+        // Restarts while it was pulled do not count.
+        job.journal.boot_id = machine::boot_id(&self.boot_id_path).map_err(|error| internal(chain(&error)))?;
         self.enter(job, Phase::Replacing)?;
         self.lines.tell(job.id, u32::try_from(PULLED_PERCENT).unwrap_or_default());
         let container_id = match replace(job, &image_id, recipe).await {
@@ -324,18 +331,23 @@ impl ContainerUpdater {
 
     async fn watch(&self, job: &Job<'_>, container_id: &str) -> Result<(), Wrong> {
         let deadline = Instant::now() + job.config.confirm_within;
-        self.lines.want_contact();
-        let mut well_since: Option<(Instant, Option<String>)> = None;
+        let mut well_since: Option<(Instant, Option<String>, bool)> = None;
         let mut lacking = ("not_healthy", "the engine did not answer".to_owned());
         loop {
             match timeout_at(deadline, look(job, container_id)).await.ok().transpose()? {
                 Some(Seen::Well { started_at }) => {
                     // Another start is another container, as far as this goes.
-                    let since = well_since.take().filter(|(_, started)| *started == started_at);
-                    let (since, _) = well_since.insert(since.unwrap_or((Instant::now(), started_at)));
+                    let since = well_since.take().filter(|(_, started, _)| *started == started_at);
+                    let (since, _, is_contact_wanted) =
+                        well_since.insert(since.unwrap_or((Instant::now(), started_at, false)));
                     let has_lasted = since.elapsed() >= job.config.stable_for;
-                    if has_lasted && self.lines.has_contact() {
+                    if has_lasted && *is_contact_wanted && self.lines.has_contact() {
                         return Ok(());
+                    }
+                    if has_lasted && !*is_contact_wanted {
+                        // What was heard until now proves nothing: the new container may have cut the device off since.
+                        self.lines.want_contact();
+                        *is_contact_wanted = true;
                     }
                     lacking = if has_lasted {
                         ("no_contact", "the new container runs, and there is no contact with the server".to_owned())
@@ -488,11 +500,18 @@ async fn replaceable(engine: &Engine, name: &str) -> Result<ContainerInspectResp
     Ok(found)
 }
 
-/// What was asked for by an agent that did not live to see it.
+/// The container of before is in its place: an agent that could not write it down has put it back.
+async fn is_back(job: &Job<'_>) -> bool {
+    let old = async { Engine::open(&job.config.socket).await?.container(&job.before().container_id).await };
+    old.await.is_ok_and(|old| has_name(&old, &job.journal.update.container))
+}
+
+/// What was asked for by an agent that did not live to see it. Only that: others may have a name that begins so.
 async fn remove_left_over(engine: &Engine, name: &str) -> Result<(), Trouble> {
-    let beginning = format!("/{name}.new-");
     for made in engine.containers(Some(recipe::LABEL.to_owned())).await? {
-        if made.names.iter().flatten().any(|name| name.starts_with(&beginning)) {
+        let label = made.labels.as_ref().and_then(|labels| labels.get(recipe::LABEL)?.parse::<Uuid>().ok());
+        let own = label.map(|id| format!("/{name}.new-{}", id.simple()));
+        if made.names.iter().flatten().any(|name| Some(name) == own.as_ref()) {
             engine.remove(&made.id.unwrap_or_default(), true).await?;
         }
     }
