@@ -91,8 +91,14 @@ async fn pass(near: TcpStream, server: SocketAddr, passes: Passes) {
 
 async fn upstream(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, spoken: watch::Sender<u32>, late: Duration) {
     let mut buffer = vec![0; 16 * 1024];
+    // The greeting is one record of TLS, which may come in two segments.
+    let mut greeting_left = None;
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
-        spoken.send_modify(|spoken| *spoken += 1);
+        let left = greeting_left.unwrap_or_else(|| 5 + usize::from(u16::from_be_bytes([buffer[3], buffer[4]])));
+        if greeting_left.is_none() || left == 0 {
+            spoken.send_modify(|spoken| *spoken += 1);
+        }
+        greeting_left = Some(left.saturating_sub(count));
         tokio::time::sleep(late).await;
         if to.write_all(&buffer[..count]).await.is_err() {
             break;
