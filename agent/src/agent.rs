@@ -198,7 +198,8 @@ impl Agent {
                 () = local.busy.changed() => self.handle_busy(),
                 () = local.desired.changed() => self.tell_configuration(),
                 Some((id, percent)) = self.steps.recv() => self.tell_step(id, percent),
-                () = executor.contact_wanted() => self.polling.tell(),
+                () = executor.contact_wanted() => self.seek_contact(),
+                () = &mut keeping_whole => {}
                 refused = self.streams.done() => self.tell_refusal(refused),
                 event = next_event(&mut self.link) => self.handle_event(event),
                 (slot, opened) = opened(&mut self.dialling) => self.handle_opened(slot, opened),
@@ -357,10 +358,9 @@ impl Agent {
     fn handle_event(&mut self, event: Event) {
         let message = match event {
             Event::Message(message) => message,
-            Event::Heard => return self.desk.executor().set_contact(true),
+            Event::Heard => return self.note_contact(),
             Event::Closed(close) => return self.handle_closed(&close),
         };
-        self.desk.executor().set_contact(true);
         let now = Instant::now();
         match message {
             FromServer::Command { id, grant_id, command } => {
@@ -406,6 +406,20 @@ impl Agent {
 
     /// What ids are kept by. Never ahead of the time: a device whose clock jumps must not forget.
     fn server_unix_ms(&self) -> u64 {
+    /// Asks the server for a sign of life, by whatever there is.
+    fn seek_contact(&mut self) {
+        match &mut self.link {
+            Some(link) => link.ask(),
+            None => self.polling.hasten(),
+        }
+    }
+
+    fn note_contact(&self) {
+        if let Some(link) = &self.link {
+            self.desk.executor().answered(link.answered());
+        }
+    }
+
         clock::unix_ms(self.known_time.earliest())
     }
 
@@ -430,10 +444,13 @@ impl Agent {
     fn leave_link(&mut self, close: &Close) -> Option<(Link, Option<Duration>)> {
         let link = self.link.take()?;
         self.renewal.link_lost();
-        self.desk.executor().set_contact(false);
         self.polling.unlinked();
         self.local.linked(None);
         self.report_due = None;
+        self.desk.executor().lost();
+        if self.desk.executor().wants_contact() {
+            self.polling.hasten();
+        }
         let wait = self.climb.lost(&link, close);
         self.rest_tunnel();
         Some((link, wait))
@@ -586,7 +603,11 @@ impl Agent {
             self.tell(status);
         }
         self.polling.linked();
-        self.desk.executor().set_contact(true);
+        self.note_contact();
+        if self.desk.executor().wants_contact() {
+            // It was wanted after the link had begun.
+            self.seek_contact();
+        }
         self.settle_slots(slot, now);
         if self.identity.slot(Slot::Next).is_some() && !self.is_beside() {
             self.dialling = Dialling::At(now + about(NEXT_RETRY, jitter()), Reason::Own);

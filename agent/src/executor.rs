@@ -101,9 +101,20 @@ impl Executor {
         }
     }
 
-    /// The server was heard of just now, which an update ends with; or its link is lost.
-    pub fn set_contact(&self, contact: bool) {
-        self.lines.set_contact(contact);
+    /// The server has answered what it was asked then, which an update ends with.
+    pub fn answered(&self, asked_at: Instant) {
+        self.lines.answered(asked_at);
+    }
+
+    /// The link to the server is lost.
+    pub fn lost(&self) {
+        self.lines.lost();
+    }
+
+    /// Whether an update waits for the server to be heard of.
+    #[must_use]
+    pub fn wants_contact(&self) -> bool {
+        self.lines.wants_contact()
     }
 
     /// Waits until the server is to be heard of soon, for an update to end.
@@ -159,6 +170,9 @@ impl Executor {
         }
     }
 
+        if instruction.kind().is_update() {
+            self.lines.end_contact();
+        }
     /// The services that may be restarted and the containers that may be updated, as far as they are known to who runs them.
     pub async fn running(&self) -> Vec<Running> {
         let (mut services, containers) = tokio::join!(self.running_services(), self.containers.running(STATES_WITHIN));

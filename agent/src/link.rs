@@ -35,6 +35,8 @@ pub struct Link {
     /// What it goes through.
     pub tunnel: Option<Interface>,
     opened_at: Instant,
+    /// The ping that was sent for somebody who wants to know, and when.
+    asked: Option<(u32, Instant)>,
 }
 
 /// What comes out of a link.
@@ -65,9 +67,14 @@ impl Link {
         let mut connection = Connection { socket, session, close_frame_sent: false, failure: None };
         loop {
             return match connection.next().await {
-                Event::Message(FromServer::Welcome(admission)) => {
-                    Ok(Self { connection, admission, server_certificate_ends: None, tunnel: None, opened_at })
-                }
+                Event::Message(FromServer::Welcome(admission)) => Ok(Self {
+                    connection,
+                    admission,
+                    server_certificate_ends: None,
+                    tunnel: None,
+                    opened_at,
+                    asked: None,
+                }),
                 Event::Message(_) => Err(DialError::NoWelcome),
                 Event::Heard => continue,
                 Event::Closed(close) => Err(connection.failure.map_or(DialError::Closed(close), DialError::WebSocket)),
@@ -94,6 +101,19 @@ impl Link {
         if !matches!(flushed, Ok(Ok(()))) {
             tracing::warn!("the server may not have heard the last messages");
         }
+    }
+
+    /// Asks the server for a sign of life now, for [`Self::answered`].
+    pub fn ask(&mut self) {
+        let now = Instant::now();
+        self.asked = Some((self.connection.session.ping(now.into_std()), now));
+    }
+
+    /// When the server was asked last that has answered it; at the latest when the link began.
+    #[must_use]
+    pub fn answered(&self) -> Instant {
+        let asked = self.asked.filter(|(ping, _)| self.connection.session.has_answered(*ping));
+        asked.map_or(self.opened_at, |(_, at)| at)
     }
 
     /// For how long since its beginning the server was heard of.

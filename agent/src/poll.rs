@@ -24,6 +24,8 @@ const INTERVAL_DEFAULT: Duration = Duration::from_secs(900);
 const RETRY_FIRST: Duration = Duration::from_secs(30);
 /// What there is to tell is told after this, then after twice as long, up to the interval: the server has other things to do.
 const NEWS_FIRST: Duration = Duration::from_secs(1);
+/// How long a link may still come about before a poll is made because the server is to be heard of.
+const HASTE: Duration = Duration::from_secs(10);
 /// How often a device polls that the server does not want.
 const REFUSED_RETRY: Duration = Duration::from_secs(900);
 /// From the request to the answer.
@@ -111,6 +113,17 @@ impl Schedule {
         self.has_news = true;
         if let Some(due) = self.due {
             self.due = Some(due.min(now + self.early_wait(jitter)));
+        }
+    }
+
+    /// The server is to be heard of soon: also a device begins that does not poll yet. What a poll under way brings was asked for before.
+    pub fn hasten(&mut self, now: Instant, jitter: f64) {
+        if self.after.is_none() && !self.is_polling {
+            return;
+        }
+        self.has_news = true;
+        if let Some(due) = self.due {
+            self.due = Some(due.min(now + about(HASTE, jitter)));
         }
     }
 
@@ -356,6 +369,27 @@ mod tests {
             schedule.answered(now, Duration::from_secs(60), 0.5);
         }
         assert_eq!(waits, [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]);
+    }
+
+    #[tokio::test]
+    async fn whoever_wants_to_hear_of_the_server_does_not_wait_until_it_is_time_to_poll() {
+        let now = Instant::now();
+        let mut schedule = Schedule::new(Some(AFTER), now);
+        schedule.hasten(now, MIDDLE);
+        assert_eq!(seconds(&schedule, now), Some(10.0));
+        // What was asked before proves nothing.
+        schedule.begun();
+        schedule.hasten(now, MIDDLE);
+        assert_eq!(seconds(&schedule, now), None, "one at a time");
+        schedule.answered(now, Duration::from_secs(900), 0.0);
+        assert_eq!(seconds(&schedule, now), Some(1.0));
+
+        let mut never = Schedule::new(None, now);
+        never.hasten(now, MIDDLE);
+        assert_eq!(seconds(&never, now), None);
+        schedule.stop();
+        schedule.hasten(now, MIDDLE);
+        assert_eq!(seconds(&schedule, now), None, "there is a link");
     }
 
     #[test]

@@ -27,7 +27,7 @@ use futures_util::stream::{StreamExt as _, TryStreamExt as _};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::Mutex;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -110,7 +110,7 @@ async fn execute(agent: &Executor, id: CommandId, instruction: &Instruction) -> 
     let server = async {
         loop {
             agent.contact_wanted().await;
-            agent.set_contact(true);
+            agent.answered(Instant::now());
         }
     };
     tokio::select! {

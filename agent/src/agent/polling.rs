@@ -89,6 +89,11 @@ impl Polling {
         self.schedule.tell(Instant::now(), jitter());
     }
 
+    /// The server is to be heard of soon, and there is no link.
+    pub(super) fn hasten(&mut self) {
+        self.schedule.hasten(Instant::now(), jitter());
+    }
+
     /// What comes of the poll that is under way. May be dropped and called again.
     pub(super) async fn answered(&mut self) -> Result<Polled, PollError> {
         let Some(asking) = &mut self.asking else { return std::future::pending().await };
@@ -203,7 +208,7 @@ impl Agent {
         self.polling.answered = Some((first, now));
         self.known_time.learn(response.clock_unix_ms, server_certificate_ends);
         self.settle_slots(self.polling.slot, now);
-        self.desk.executor().set_contact(true);
+        self.desk.executor().answered(asked_at);
         let interval = Duration::from_millis(response.next_poll_ms.into());
         let (commands, receipts) = (response.commands.len(), response.receipts.len());
         tracing::info!(commands, receipts, interval_s = interval.as_secs(), "the server answered a poll");

@@ -500,7 +500,7 @@ mod tests {
         async fn update(&self) -> Result<Value, Failure> {
             let heard = async {
                 loop {
-                    self.updater.lines.set_contact(true);
+                    self.updater.lines.answered(Instant::now());
                     sleep(Duration::from_millis(50)).await;
                 }
             };
@@ -627,8 +627,14 @@ mod tests {
     async fn a_new_version_that_hears_nothing_of_the_server_does_not_stay() {
         // What was heard before proves nothing.
         let device = Device::with("echo 2 > version", "true", "echo 1 > version", "touch committed", 3);
-        device.updater.lines.set_contact(true);
-        assert_eq!(reason(device.run().await), "no_contact");
+        let before = Instant::now();
+        device.updater.lines.answered(before);
+        let late = async {
+            device.updater.lines.contact_wanted().await;
+            device.updater.lines.answered(before);
+        };
+        let (done, ()) = tokio::join!(device.run(), late);
+        assert_eq!(reason(done), "no_contact");
         assert_eq!(device.version(), "1\n");
         assert!(!device.has("committed"));
 
@@ -637,7 +643,7 @@ mod tests {
         let server = async {
             device.updater.lines.contact_wanted().await;
             assert_eq!(device.version(), "2\n");
-            device.updater.lines.set_contact(true);
+            device.updater.lines.answered(Instant::now());
         };
         let (done, ()) = tokio::join!(device.run(), server);
         assert_eq!(done.unwrap()["version_after"], "2");

@@ -186,7 +186,7 @@ impl Side for Device {
                 FromServer::Goodbye
             }
             Some(Kind::Ping(ping)) => return session.ping_received(now, &ping).map(|()| None),
-            Some(Kind::Pong(_)) => return session.only_live("Pong").map(|()| None),
+            Some(Kind::Pong(pong)) => return session.pong_received(&pong).map(|()| None),
             Some(Kind::Command(command)) => {
                 session.only_live("Command")?;
                 read_command(session.without_delay(now, command)).map_err(Violation::Field)?

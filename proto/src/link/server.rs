@@ -174,7 +174,7 @@ impl Side for Server {
             _ if awaits_hello => Err(Violation::HelloExpected),
             Some(Kind::Hello(_)) => Err(session.unexpected("Hello")),
             Some(Kind::Ping(ping)) => session.ping_received(now, &ping).map(|()| None),
-            Some(Kind::Pong(_)) => session.only_live("Pong").map(|()| None),
+            Some(Kind::Pong(pong)) => session.pong_received(&pong).map(|()| None),
             Some(Kind::Metrics(report)) => {
                 session.only_live("MetricsReport")?;
                 report.check().map_err(Violation::Field)?;

@@ -40,6 +40,8 @@ pub struct Session<S> {
     ping_due: bool,
     goodbye_due: bool,
     pings_sent: u32,
+    /// Of these, the last that was answered.
+    pings_answered: u32,
     close: Option<Box<Close>>,
     side: PhantomData<S>,
 }
@@ -145,15 +147,23 @@ impl<S: Side> Session<S> {
                 self.goodbye(now, Code::TimedOut, "nothing was heard for too long", Duration::ZERO);
             }
             State::Live if now >= self.ping_deadline() => {
-                self.pings_sent = self.pings_sent.wrapping_add(1);
-                self.ping_due = true;
-                self.last_sent = now;
+                self.ping(now);
             }
             State::Closing if now >= self.deadline => {
                 self.enter(Event::CloseDeadline);
             }
             State::AwaitHello | State::AwaitWelcome | State::Live | State::Closing | State::Closed => {}
         }
+    }
+
+    /// Asks the peer for a sign of life now, for [`Self::has_answered`]. A link that is not live asks for none.
+    pub fn ping(&mut self, now: Instant) -> u32 {
+        if self.state == State::Live {
+            self.pings_sent = self.pings_sent.wrapping_add(1);
+            self.ping_due = true;
+            self.last_sent = now;
+        }
+        self.pings_sent
     }
 
     /// When [`Self::handle_timeout`] is next to be called; `None` once the link is closed. Moves with every message.
@@ -246,6 +256,13 @@ impl<S: Side> Session<S> {
         self.last_heard
     }
 
+    /// Whether the peer has answered that ping, or a later one. Whatever else was heard since may have lain in a buffer.
+    #[must_use]
+    pub const fn has_answered(&self, ping: u32) -> bool {
+        // It wraps after more than 100 years.
+        self.pings_answered >= ping && ping > 0
+    }
+
     /// Messages of kinds that this version does not know. They are ignored.
     #[must_use]
     pub const fn unknown_messages(&self) -> u32 {
@@ -278,6 +295,7 @@ impl<S: Side> Session<S> {
             ping_due: false,
             goodbye_due: false,
             pings_sent: 0,
+            pings_answered: 0,
             close: None,
             side: PhantomData,
         }
@@ -305,6 +323,17 @@ impl<S: Side> Session<S> {
         self.only_live("Ping")?;
         self.pong_due = Some(ping.token);
         self.last_sent = now;
+        Ok(())
+    }
+
+    pub(super) fn pong_received(&mut self, pong: &Pong) -> Result<(), Violation> {
+        self.only_live("Pong")?;
+        // Nobody answers what was not asked.
+        if let Ok(ping) = u32::try_from(pong.token)
+            && ping <= self.pings_sent
+        {
+            self.pings_answered = self.pings_answered.max(ping);
+        }
         Ok(())
     }
 

@@ -4,14 +4,16 @@ use std::time::Duration;
 
 use cloudlink_proto::link::message::goodbye::Code;
 use cloudlink_proto::link::message::{
-    Command, CommandReceipt, CommandStatus, Ping, Reboot, command, command_status, device_message,
+    Command, CommandReceipt, CommandStatus, Ping, Pong, Reboot, command, command_status, device_message, server_message,
 };
 use cloudlink_proto::link::{
     CLOSE_WITHIN, Device, FromDevice, FromServer, OUTGOING_MAX, Party, SendError, Server, Session, State, Timing,
     WELCOME_WAIT_MAX, WELCOME_WITHIN,
 };
 
-use crate::example::{command as example_command, device_in, device_message, report, server_in, start, status, uuid};
+use crate::example::{
+    command as example_command, device_in, device_message, report, server_in, server_message, start, status, uuid,
+};
 use crate::pair::Pair;
 
 const INTERVAL: Duration = Duration::from_secs(25);
@@ -50,6 +52,32 @@ fn device_that_is_never_told_anything_is_sure_of_its_server() {
         pair.run_for(INTERVAL / 2);
         assert!(pair.now - pair.device.last_proven() <= INTERVAL + Duration::from_millis(200));
     }
+}
+
+#[test]
+fn an_answer_proves_what_was_under_way_does_not() {
+    let mut pair = Pair::live(timing());
+    let second = Duration::from_secs(1);
+    (pair.to_server.latency, pair.to_device.latency) = (second, second);
+    pair.server.ping(pair.now);
+    pair.run_for(second / 2);
+    let (ping, proven) = (pair.device.ping(pair.now), pair.device.last_proven());
+    pair.run_for(second);
+    assert!(pair.device.last_proven() > proven, "the server's own ping has come");
+    assert!(!pair.device.has_answered(ping));
+    pair.run_for(2 * second);
+    assert!(pair.device.has_answered(ping) && !pair.device.has_answered(ping + 1));
+    pair.run_for(INTERVAL * 2);
+    assert!(pair.device.has_answered(ping), "later ones do not take it back");
+}
+
+#[test]
+fn an_answer_that_nobody_asked_for_is_none() {
+    let mut device = device_in(State::Live).unwrap();
+    let pong = server_message(server_message::Kind::Pong(Pong { token: 7 }));
+    assert_eq!(device.handle_message(start(), &pong), Ok(None));
+    let ping = device.ping(start());
+    assert!(!device.has_answered(ping) && !device.has_answered(7) && !device.has_answered(0));
 }
 
 #[test]
@@ -237,7 +265,7 @@ fn close_frame_text_is_cut_between_characters() {
 
 #[test]
 fn link_of_a_server_is_small() {
-    assert!(size_of::<Session<Server>>() <= 150, "{} bytes", size_of::<Session<Server>>());
+    assert!(size_of::<Session<Server>>() <= 152, "{} bytes", size_of::<Session<Server>>());
     assert_eq!(size_of::<Session<Server>>(), size_of::<Session<Device>>());
 }
 
