@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bollard::auth::DockerCredentials;
@@ -24,7 +26,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use nix::sys::statvfs::statvfs;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
@@ -36,6 +38,8 @@ const ANSWERED_WITHIN: Duration = Duration::from_secs(1800);
 const ANSWER_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// All that is taken while an image is pulled. Some engines say ten times a second how far each layer is, and it may take hours.
 const PULL_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// The longest line of it: each is one message, and is gathered whole.
+const PULL_LINE_BYTES_MAX: usize = 64 * 1024;
 /// Of what the engine says for people.
 const SAID_BYTES_MAX: usize = 512;
 /// In which a login for a registry goes.
@@ -171,8 +175,11 @@ impl FreeSpace {
 /// One request, on a connection of its own: that it ends tells the engine that nobody waits any more.
 async fn ask(socket: PathBuf, request: BollardRequest) -> Result<Response<Incoming>, Error> {
     let (reader, writer) = UnixStream::connect(socket).await?.into_split();
-    let bytes_max = if request.uri().path().ends_with("/images/create") { PULL_BYTES_MAX } else { ANSWER_BYTES_MAX };
-    let stream = tokio::io::join(reader.take(bytes_max), writer);
+    let is_pull = request.uri().path().ends_with("/images/create");
+    let (bytes_max, line_bytes_max) =
+        if is_pull { (PULL_BYTES_MAX, PULL_LINE_BYTES_MAX) } else { (ANSWER_BYTES_MAX, usize::MAX) };
+    let reader = ShortLines { reader: reader.take(bytes_max), line_bytes: 0, line_bytes_max };
+    let stream = tokio::io::join(reader, writer);
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
@@ -189,6 +196,31 @@ async fn ask(socket: PathBuf, request: BollardRequest) -> Result<Response<Incomi
         login.set_sensitive(true);
     }
     Ok(sender.send_request(BollardRequest::from_parts(head, body)).await?)
+}
+
+/// Breaks off at a line that is too long.
+struct ShortLines<R> {
+    reader: R,
+    /// Of the line that is being read.
+    line_bytes: usize,
+    line_bytes_max: usize,
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for ShortLines<R> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.reader).poll_read(cx, buffer))?;
+        for part in buffer.filled()[before..].split_inclusive(|byte| *byte == b'\n') {
+            self.line_bytes += part.len();
+            if self.line_bytes > self.line_bytes_max {
+                return Poll::Ready(Err(io::Error::other("the container engine says too much at once")));
+            }
+            if part.ends_with(b"\n") {
+                self.line_bytes = 0;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
 }
 
 async fn within<T>(limit: Duration, asked: impl Future<Output = Result<T, Error>>) -> Result<T, Trouble> {

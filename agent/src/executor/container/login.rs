@@ -30,7 +30,8 @@ pub(super) fn find(file: &Path, repository: &str) -> io::Result<Option<DockerCre
     // The cause would show the text around it.
     let logins: Logins = serde_json::from_slice(&content).map_err(|_| not("a file of logins"))?;
     let registry = registry(repository);
-    let Some(login) = logins.auths.get(registry) else { return Ok(None) };
+    let found = logins.auths.iter().find(|(address, _)| host(address) == host(registry));
+    let Some((_, login)) = found else { return Ok(None) };
     let decoded = BASE64.decode(login.auth.as_bytes()).map_err(|_| not("a login in base64"))?;
     let decoded = String::from_utf8(decoded).map_err(|_| not("a login in UTF-8"))?;
     let (name, password) = decoded.split_once(':').ok_or_else(|| not("a name and a password"))?;
@@ -44,9 +45,16 @@ pub(super) fn find(file: &Path, repository: &str) -> io::Result<Option<DockerCre
 
 fn registry(repository: &str) -> &str {
     match repository.split_once('/') {
+        Some(("docker.io", _)) => DOCKER_HUB,
         Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
         _ => DOCKER_HUB,
     }
+}
+
+/// Of an address that may be a URL: older tools wrote those.
+fn host(address: &str) -> &str {
+    let address = address.split_once("://").map_or(address, |(_, rest)| rest);
+    address.split_once('/').map_or(address, |(host, _)| host)
 }
 
 fn not(what: &str) -> io::Error {
@@ -63,9 +71,10 @@ mod tests {
         let path = dir.path().join("logins");
         let auth = |login: &str| BASE64.encode(login.as_bytes());
         let text = format!(
-            r#"{{"auths": {{"r.test:5000": {{"auth": "{}"}}, "{DOCKER_HUB}": {{"auth": "{}"}}, "bad.test": {{"auth": "?"}}}}}}"#,
+            r#"{{"auths": {{"r.test:5000": {{"auth": "{}"}}, "{DOCKER_HUB}": {{"auth": "{}"}}, "https://old.test/v1/": {{"auth": "{}"}}, "bad.test": {{"auth": "?"}}}}}}"#,
             auth("a:b:c"),
-            auth("hub:d")
+            auth("hub:d"),
+            auth("old:e")
         );
         std::fs::write(&path, text).unwrap();
         let found = |repository| {
@@ -73,6 +82,8 @@ mod tests {
         };
         assert_eq!(found("r.test:5000/app").unwrap(), Some(("a".to_owned(), "b:c".to_owned())));
         assert_eq!(found("vendor/app").unwrap(), Some(("hub".to_owned(), "d".to_owned())));
+        assert_eq!(found("docker.io/vendor/app").unwrap(), Some(("hub".to_owned(), "d".to_owned())));
+        assert_eq!(found("old.test/app").unwrap(), Some(("old".to_owned(), "e".to_owned())));
         assert_eq!(found("r.test/app").unwrap(), None);
         assert!(found("bad.test/app").is_err());
         std::fs::write(&path, "{\"auths\": \"secret\"}").unwrap();
