@@ -191,17 +191,16 @@ impl Identity {
     /// The server has welcomed `next`: it is the current one from now on.
     ///
     /// # Errors
-    /// When the disk does not take it; both slots stay.
+    /// When the disk does not take it: then both slots stay, or what was done may be undone by a crash.
     pub fn promote(&mut self) -> Result<(), IdentityError> {
         if self.next.is_none() {
             return Ok(());
         }
         let path = self.dir.join(CURRENT_FILE);
-        std::fs::rename(self.dir.join(NEXT_FILE), &path)
-            .and_then(|()| disk::sync_parent(&path))
-            .map_err(|source| IdentityError::File { path, source })?;
+        let failed = |source| IdentityError::File { path: path.clone(), source };
+        std::fs::rename(self.dir.join(NEXT_FILE), &path).map_err(failed)?;
         self.current = self.next.take();
-        Ok(())
+        disk::sync_parent(&path).map_err(failed)
     }
 
     /// The server refuses `next` and takes `current`: another one is to be asked for.

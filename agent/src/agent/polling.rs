@@ -146,7 +146,7 @@ impl Agent {
 
     fn polling_slot(&self) -> Slot {
         let has = |slot| self.identity.slot(slot).is_some();
-        self.trial.slot(has(Slot::Current), has(Slot::Next))
+        self.trial.slot(has(Slot::Current), has(Slot::Next) && !self.is_beside())
     }
 
     fn ask_for_renewal(&mut self, now: Instant) -> Option<CertificateRequest> {
