@@ -33,6 +33,9 @@ const ASKED_WITHIN: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often the program that goes back is run at most: one that reboots each time must come to an end.
 const ROLLBACKS_MAX: u32 = 3;
+/// How many agents may go on waiting for the new version: one that restarts the agent again and again would otherwise be waited for
+/// without end.
+const AGENTS_MAX: u32 = 3;
 /// Told when an artifact is there, out of 100.
 const FETCHED_PERCENT: u64 = 80;
 const INSTALLED_PERCENT: u32 = 90;
@@ -116,7 +119,8 @@ impl Updater {
             return Err(Failure::new("not_configured", format!("[update.{}] is gone", section(kind))));
         };
         let found = Journal::load(&self.journal_path(kind)).filter(|journal| journal.id == id.as_uuid());
-        let started_by_another = found.as_ref().is_some_and(|journal| journal.phase == Phase::Activating);
+        let started_by_another =
+            found.as_ref().is_some_and(|journal| matches!(journal.phase, Phase::Activating { .. }));
         let journal = match found {
             Some(journal) => journal,
             None => self.begin(id, kind, installer, order, override_busy).await?,
@@ -158,10 +162,7 @@ impl Updater {
             phase @ (Phase::Installing | Phase::Installed) => {
                 // An installer that ends with a restart leaves its new version behind, and any restart may have started it.
                 if version(job.installer).await.is_ok_and(|version| version == job.journal.update.version) {
-                    if let Err(failure) = self.enter(job, Phase::Activating) {
-                        return Err(self.roll_back(job, failure.code, failure.message).await);
-                    }
-                    return self.confirm(job).await;
+                    return self.wait_on(job, 0).await;
                 }
                 if phase == Phase::Installed {
                     return self.activate(job).await;
@@ -169,7 +170,11 @@ impl Updater {
                 // What it left is not known.
                 Err(self.roll_back(job, "interrupted", "the agent stopped while the installer ran".to_owned()).await)
             }
-            Phase::Activating => self.confirm(job).await,
+            Phase::Activating { agents } if agents >= AGENTS_MAX => {
+                let detail = format!("the agent was started {} times, and the update was not confirmed", agents + 1);
+                Err(self.roll_back(job, "restarted_too_often", detail).await)
+            }
+            Phase::Activating { agents } => self.wait_on(job, agents + 1).await,
             Phase::RollingBack { reason, detail, .. } => Err(self.roll_back(job, &reason, detail).await),
         }
     }
@@ -220,7 +225,7 @@ impl Updater {
         };
         // A device that was restarted before has not been so by this.
         job.journal.boot_id = machine::boot_id(&self.boot_id_path).unwrap_or_else(|_| job.journal.boot_id.clone());
-        if let Err(failure) = ready.and_then(|()| self.enter(job, Phase::Activating)) {
+        if let Err(failure) = ready.and_then(|()| self.enter(job, Phase::Activating { agents: 0 })) {
             return Err(self.roll_back(job, failure.code, failure.message).await);
         }
         if let Some(program) = &job.installer.activate {
@@ -240,6 +245,14 @@ impl Updater {
             return Ok(());
         }
         self.lines.wait_for_quiet(job.quiet_by).await
+    }
+
+    /// Goes on with what another agent has begun to start.
+    async fn wait_on(&self, job: &mut Job<'_>, agents: u32) -> Result<Value, Failure> {
+        match self.enter(job, Phase::Activating { agents }) {
+            Ok(()) => self.confirm(job).await,
+            Err(failure) => Err(self.roll_back(job, failure.code, failure.message).await),
+        }
     }
 
     /// Waits until the device runs the new version and is in contact with the server: what was heard of it before proves nothing.
@@ -303,7 +316,7 @@ impl Updater {
         tracing::warn!(command.id = %job.id, reason, detail = ?detail, "going back to the version of before");
         let attempts = match &job.journal.phase {
             Phase::RollingBack { attempts, .. } => *attempts,
-            Phase::Fetching | Phase::Installing | Phase::Installed | Phase::Activating => 0,
+            Phase::Fetching | Phase::Installing | Phase::Installed | Phase::Activating { .. } => 0,
         };
         let next = Phase::RollingBack { reason: reason.to_owned(), detail: detail.clone(), attempts: attempts + 1 };
         if let Err(failure) = self.enter(job, next) {
@@ -625,7 +638,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_new_version_that_hears_nothing_of_the_server_does_not_stay() {
-        // What was heard before proves nothing.
+        // What was heard before proves nothing, and neither does what was asked before and comes later.
         let device = Device::with("echo 2 > version", "true", "echo 1 > version", "touch committed", 3);
         let before = Instant::now();
         device.updater.lines.answered(before);
@@ -647,6 +660,26 @@ mod tests {
         };
         let (done, ()) = tokio::join!(device.run(), server);
         assert_eq!(done.unwrap()["version_after"], "2");
+    }
+
+    #[tokio::test]
+    async fn a_new_version_that_restarts_the_agent_again_and_again_does_not_stay() {
+        for (agents, expected) in [(0, "2\n"), (2, "2\n"), (3, "1\n")] {
+            let mut device = Device::new("true", "true", "echo 1 > version");
+            std::fs::write(device.dir.path().join("version"), "2\n").unwrap();
+            device.enter(Phase::Activating { agents });
+            let done = device.update().await;
+            assert_eq!(device.version(), expected, "{agents}");
+            if let Err(failure) = done {
+                assert_eq!(failure.data.unwrap()["reason"], "restarted_too_often");
+            }
+        }
+        // Each of them is counted before it waits.
+        let mut device = Device::new("true", "true", "echo 1 > version");
+        device.enter(Phase::Activating { agents: 1 });
+        assert!(tokio::time::timeout(Duration::from_millis(500), device.run()).await.is_err(), "it waits");
+        let found = Journal::load(&device.updater.journal_path(Kind::UpdateOs)).unwrap();
+        assert_eq!(found.phase, Phase::Activating { agents: 2 });
     }
 
     #[tokio::test]

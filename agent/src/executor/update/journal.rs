@@ -37,7 +37,11 @@ pub(super) enum Phase {
     /// It is done. What it installed is not started yet.
     Installed,
     /// That was begun, and the new version is waited for.
-    Activating,
+    Activating {
+        /// That went on with it after the one that began it. Agents of before did not note it.
+        #[serde(default)]
+        agents: u32,
+    },
     /// What was before is put back, for this reason.
     RollingBack { reason: String, detail: String, attempts: u32 },
 }
