@@ -185,6 +185,7 @@ impl Agent {
         self.dialling = Dialling::At(Instant::now(), Reason::Own);
         let _serving = self.serve_applications();
         let (local, executor) = (Arc::clone(&self.local), self.desk.executor());
+        let mut keeping_whole = Box::pin(executor.keep_whole());
         loop {
             self.begin_commands().await;
             let wake = self.poll_timeout();
@@ -276,6 +277,7 @@ impl Agent {
         self.hear_what_is_there();
         while let Some((begun, status)) = self.desk.begin_next(Instant::now()) {
             self.tell(status);
+            let Some(begun) = begun else { continue };
             if let Some(link) = self.link.as_mut().filter(|_| begun.is_power()) {
                 // The loss of the link proves a shutdown only if the server has heard that it was begun.
                 link.flush().await;
@@ -404,8 +406,6 @@ impl Agent {
         }
     }
 
-    /// What ids are kept by. Never ahead of the time: a device whose clock jumps must not forget.
-    fn server_unix_ms(&self) -> u64 {
     /// Asks the server for a sign of life, by whatever there is.
     fn seek_contact(&mut self) {
         match &mut self.link {
@@ -420,6 +420,8 @@ impl Agent {
         }
     }
 
+    /// What ids are kept by. Never ahead of the time: a device whose clock jumps must not forget.
+    fn server_unix_ms(&self) -> u64 {
         clock::unix_ms(self.known_time.earliest())
     }
 
@@ -445,12 +447,12 @@ impl Agent {
         let link = self.link.take()?;
         self.renewal.link_lost();
         self.polling.unlinked();
-        self.local.linked(None);
-        self.report_due = None;
         self.desk.executor().lost();
         if self.desk.executor().wants_contact() {
             self.polling.hasten();
         }
+        self.local.linked(None);
+        self.report_due = None;
         let wait = self.climb.lost(&link, close);
         self.rest_tunnel();
         Some((link, wait))

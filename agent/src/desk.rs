@@ -98,15 +98,12 @@ impl Desk {
             tasks: JoinSet::new(),
             stopping: false,
         };
-        if let Some(damage) = desk.ledger.damage() {
-            tracing::error!(
+        match desk.ledger.damage() {
+            Some(damage) => tracing::error!(
                 ledger.damage_offset = damage.offset,
                 "the ledger is damaged: every command will be refused"
-            );
-            return desk;
-        }
-        for id in desk.ledger.unfinished() {
-            desk.settle(id);
+            ),
+            None => desk.ledger.unfinished().into_iter().for_each(|id| desk.settle(id)),
         }
         for kind in Kind::ALL.into_iter().filter(|kind| kind.is_update()) {
             if !desk.waiting.iter().any(|waiting| waiting.instruction.kind() == kind) {
@@ -281,20 +278,26 @@ impl Desk {
         self.waiting.iter().map(|waiting| waiting.start_by).min()
     }
 
-    /// The next command that may be begun now. It is to be told as running and given to [`Self::execute`].
-    pub fn begin_next(&mut self, now: Instant) -> Option<(Begun, CommandStatus)> {
+    /// The next command that may be begun now. It is to be told as running and given to [`Self::execute`]; or only to be told, if it cannot
+    /// be begun after all.
+    pub fn begin_next(&mut self, now: Instant) -> Option<(Option<Begun>, CommandStatus)> {
         let position = (0..self.waiting.len()).find(|position| self.may_begin(*position))?;
         if self.waiting[position].start_by <= now {
             return None;
         }
         let Waiting { id, instruction, override_busy, trace, .. } = self.waiting.remove(position)?;
         if let Err(error) = self.ledger.begin(id) {
-            // The intent is on the disk, which is what counts.
             tracing::warn!(error = chain(&error), command.id = %id, "the ledger did not take that a command was begun");
+            if instruction.kind().is_update() {
+                // Whether there is something to go on with, the next agent knows by that alone.
+                let what = "it could not be written down that the update was begun, so it was not";
+                return Some((None, self.finish(id, Report::without_data(FinalState::Failed, "disk", what))));
+            }
+            // Of others the intent is on the disk, which is what counts.
         }
         self.running.push(Running { id, kind: instruction.kind(), trace });
         tracing::info!(command.id = %id, trace.id = shown(trace), kind = instruction.kind().name(), "beginning a command");
-        Some((Begun { id, instruction, override_busy }, status(id, &Progress::Running)))
+        Some((Some(Begun { id, instruction, override_busy }), status(id, &Progress::Running)))
     }
 
     /// Whether anything waits to be begun.

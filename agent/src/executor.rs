@@ -137,10 +137,16 @@ impl Executor {
 
     /// Removes what an earlier agent has left that nothing goes on with.
     pub fn tidy(&self, kind: Kind) {
-        // The engine keeps images by itself.
-        if kind != Kind::UpdateContainer {
+        if kind == Kind::UpdateContainer {
+            self.containers.put_back_soon();
+        } else {
             self.updater.tidy(kind);
         }
+    }
+
+    /// Puts back what an update has left half done that nothing goes on with. Does not end.
+    pub async fn keep_whole(&self) {
+        self.containers.keep_whole().await;
     }
 
     /// Does it. A reboot or shutdown that works does not return.
@@ -164,15 +170,15 @@ impl Executor {
                 Box::pin(speed::run(*test, id, route, |percent| self.lines.tell(id, percent))).await
             }
         };
+        if instruction.kind().is_update() {
+            self.lines.end_contact();
+        }
         match done {
             Ok(data) => Report { data: Some(data), ..Report::without_data(FinalState::Succeeded, "", "") },
             Err(failure) => failure.into_report(),
         }
     }
 
-        if instruction.kind().is_update() {
-            self.lines.end_contact();
-        }
     /// The services that may be restarted and the containers that may be updated, as far as they are known to who runs them.
     pub async fn running(&self) -> Vec<Running> {
         let (mut services, containers) = tokio::join!(self.running_services(), self.containers.running(STATES_WITHIN));

@@ -346,7 +346,7 @@ async fn what_cannot_be_had_or_may_not_be_changes_nothing() -> anyhow::Result<()
 }
 
 /// More than an update makes.
-const REQUESTS_MAX: usize = 22;
+const REQUESTS_MAX: usize = 23;
 /// Devices at a time.
 const AT_A_TIME: usize = 6;
 
@@ -451,7 +451,7 @@ const POWER_CUTS: [(&str, usize, bool, &str); 6] = [
     ("/containers/create", 0, true, "replacing"),
     ("/stop", 0, true, "replacing"),
     ("/start", 0, true, "replacing"),
-    ("/start", 1, true, "confirming"),
+    ("/start", 2, true, "confirming"),
     ("DELETE", 0, true, "committing"),
     ("DELETE", 0, false, "rolling_back"),
 ];
@@ -502,6 +502,108 @@ async fn a_machine_that_is_lost_comes_back_with_one_of_the_two() -> anyhow::Resu
             ensure!(engine.names("app").await? == ["app"], "{asked}: {:?}", engine.names("app").await?);
             engine.done("DELETE", "/containers/app?force=1&v=1", None).await?;
         }
+        Ok(())
+    })
+    .await
+}
+
+impl Device {
+    /// An update that is lost when the old container has been stopped.
+    async fn lose_update(&self, engine: &Engine, image: &str) -> anyhow::Result<()> {
+        let relay = Relay::start(self.path("relay.sock"), &engine.socket(), usize::MAX, Moment::After)?;
+        let (agent, _steps) = self.agent(&relay.socket)?;
+        let stopped = wait_for("the old container to be stopped", LIMIT, async || {
+            ensure!(relay.requests().iter().any(|line| line.contains("/rename")));
+            Ok(())
+        });
+        tokio::select! {
+            report = carry_out(&agent, new_id(), "app", image) => anyhow::bail!("it ended: {report:?}"),
+            stopped = stopped => stopped,
+        }
+    }
+
+    /// An agent that knows of no update, until the journal says this.
+    async fn keep_whole_until(&self, engine: &Engine, phase: &str) -> anyhow::Result<()> {
+        let (agent, _steps) = self.agent(&engine.socket())?;
+        agent.tidy(Kind::UpdateContainer);
+        let done = wait_for("the container of before", LIMIT, async || {
+            let found = self.phase()?;
+            ensure!(found == phase, "{found}");
+            Ok(())
+        });
+        tokio::select! {
+            () = agent.keep_whole() => unreachable!("it has no end"),
+            done = done => done,
+        }
+    }
+
+    fn journal(&self) -> anyhow::Result<Value> {
+        Ok(serde_json::from_slice(&fs::read(self.path("update/container.json"))?)?)
+    }
+
+    fn set_phase(&self, phase: Value) -> anyhow::Result<()> {
+        let mut journal = self.journal()?;
+        journal["phase"] = phase;
+        Ok(fs::write(self.path("update/container.json"), journal.to_string())?)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_update_goes_on_with_is_put_back() -> anyhow::Result<()> {
+    engine::test("what_no_update_goes_on_with_is_put_back", async |engine| {
+        let before = engine.publish(Image { name: "before", ..GOOD }).await?;
+        // It takes some time to start, in which the agent can be lost.
+        let good = engine.publish(Image { check: Some("sleep 1"), ..GOOD }).await?;
+        let old_id = engine.run("app", &before, configuration()).await?;
+        let device = Device::new("stable_seconds = 60\nconfirm_seconds = 100")?;
+        device.lose_update(&engine, &good).await?;
+        // Nobody is disturbed who has nothing.
+        engine.done("POST", "/containers/app/stop", None).await.ok();
+        Busy::load(device.directory.path(), HOUR).set("writing results", HOUR)?;
+        device.keep_whole_until(&engine, "rolled_back").await?;
+        let back = ensure_runs(&engine, "app", &before).await?;
+        ensure!(back["Id"] == old_id && engine.names("app").await? == ["app"], "{back}");
+        ensure!(!engine.has_image(&good).await?, "what was pulled in vain takes no room");
+
+        // What has been back all along is left alone.
+        Busy::load(device.directory.path(), HOUR).clear()?;
+        device.set_phase(json!({ "is": "rolling_back", "reason": "exited", "detail": "" }))?;
+        device.keep_whole_until(&engine, "rolled_back").await?;
+        let same = ensure_runs(&engine, "app", &before).await?;
+        ensure!(same["State"]["StartedAt"] == back["State"]["StartedAt"], "{same}");
+
+        // What was removed cannot be put back, and is no reason to do nothing ever after.
+        engine.done("DELETE", "/containers/app?force=1&v=1", None).await?;
+        device.set_phase(json!({ "is": "replacing" }))?;
+        let report = device.update(&engine, "app", &good).await?;
+        ensure!(report.code == "no_container", "{report:?}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_restarts_the_agent_again_and_again_does_not_stay() -> anyhow::Result<()> {
+    engine::test("a_container_that_restarts_the_agent_again_and_again_does_not_stay", async |engine| {
+        let before = engine.publish(Image { name: "before", ..GOOD }).await?;
+        let good = engine.publish(GOOD).await?;
+        let old_id = engine.run("app", &before, configuration()).await?;
+        let device = Device::new("stable_seconds = 60\nconfirm_seconds = 100")?;
+        let (id, instruction) = (new_id(), instruction("app", &good));
+        for agents in 0..=3 {
+            let (agent, _steps) = device.agent(&engine.socket())?;
+            let confirming = wait_for("the new container to be watched", LIMIT, async || {
+                ensure!(device.journal()?["phase"]["agents"] == agents);
+                Ok(())
+            });
+            tokio::select! {
+                report = execute(&agent, id, &instruction) => anyhow::bail!("it ended: {report:?}"),
+                confirming = confirming => confirming?,
+            }
+        }
+        let report = device.go_on_for(&engine, id, "app").await?;
+        ensure!(report.code == "rolled_back" && data(&report)["reason"] == "restarted_too_often", "{report:?}");
+        ensure!(ensure_runs(&engine, "app", &before).await?["Id"] == old_id);
         Ok(())
     })
     .await

@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use cloudlink_proto::link::message::{CollectMetrics, Reboot, RestartService, Shutdown, command};
+use cloudlink_proto::link::message::{Artifact, CollectMetrics, Reboot, RestartService, Shutdown, Update, command};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
@@ -50,7 +50,9 @@ impl Device {
         let config = Config::parse(&format!(
             "state_dir = \"/unused\"\n[server]\nhost = \"a.test\"\nca_file = \"/unused\"\n\
              [service]\nallow = [\"web\", \"db\"]\nrestart_argv = [\"/bin/sh\", {restart:?}, \"{{service}}\"]\n\
-             [power]\nreboot_argv = [\"/bin/sh\", {reboot:?}]\nshutdown_argv = [\"/bin/sh\", {halt:?}]\n",
+             [power]\nreboot_argv = [\"/bin/sh\", {reboot:?}]\nshutdown_argv = [\"/bin/sh\", {halt:?}]\n\
+             [update]\nhosts = [\"u.test\"]\n[update.os]\ninstall_argv = [\"/bin/false\", \"{{file}}\"]\n\
+             rollback_argv = [\"/bin/false\"]\nversion_argv = [\"/bin/false\"]\n",
         ))
         .unwrap();
         let busy = Arc::new(Busy::load(state_dir, Duration::from_secs(3600)));
@@ -86,6 +88,7 @@ fn deliver_within(desk: &mut Desk, number: u128, kind: Option<command::Kind>, st
 fn begin(desk: &mut Desk) -> Option<CommandId> {
     let (begun, told) = desk.begin_next(Instant::now())?;
     assert_eq!(told.state(), command_status::State::Running);
+    let begun = begun.expect("it can be begun");
     let id = begun.id;
     desk.execute(begun, None);
     Some(id)
@@ -359,6 +362,26 @@ async fn with_a_full_disk_commands_are_refused_and_stay_so_when_there_is_room_ag
     assert_eq!(told(&deliver(&mut desk, 2, restart("db"))), full, "what was refused is not run later");
     assert_eq!(told(&deliver(&mut desk, 3, restart("db"))).0, command_status::State::Accepted);
     assert_eq!(device.runs(), ["restart web"]);
+}
+
+#[tokio::test]
+async fn an_update_that_cannot_be_noted_is_not_begun_and_says_so() {
+    let device = Device::new();
+    let mut desk = device.start("boot-1");
+    let artifact = Artifact { url: "https://u.test/2".to_owned(), sha256: vec![1; 32].into(), size: 1 };
+    let update = Update { artifact: Some(artifact), version: "2".to_owned() };
+    assert_eq!(
+        told(&deliver(&mut desk, 1, command::Kind::OsUpdate(Box::new(update)))).0,
+        command_status::State::Accepted
+    );
+    deliver(&mut desk, 2, restart("web"));
+    desk.ledger.get_stuck();
+    let (begun, status) = desk.begin_next(Instant::now()).unwrap();
+    assert!(begun.is_none(), "whether it is half done would be known to nobody after a crash");
+    assert_eq!(told(&status), (command_status::State::Failed, "disk"));
+    // What is done in seconds is begun: that it was accepted is on the disk.
+    assert_eq!(begin(&mut desk), Some(id(2)));
+    assert_eq!(told(&end(&mut desk).await).0, command_status::State::Succeeded);
 }
 
 #[tokio::test]

@@ -14,16 +14,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bollard::models::{
-    ContainerInspectResponse, ContainerState, CreateImageInfo, HealthStatusEnum, ImageInspect, RestartPolicy,
-    RestartPolicyNameEnum,
-};
+use bollard::models::{ContainerInspectResponse, ContainerState, CreateImageInfo, HealthStatusEnum, ImageInspect};
 use cloudlink_proto::ids::CommandId;
 use cloudlink_proto::link::image_repository;
 use cloudlink_proto::poll::message::{Running, running};
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::sync::{Mutex, Notify};
+use tokio::time::{Instant, interval, sleep, timeout, timeout_at};
 use uuid::Uuid;
 
 use self::engine::{Engine, FreeSpace, Trouble};
@@ -41,6 +39,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(15);
 /// How long the engine is given to be done with what an agent asked for that is gone.
 const SETTLED_AFTER: Duration = Duration::from_secs(3);
+/// How many agents may go on watching the new container: one that restarts the agent again and again would otherwise be watched
+/// without end.
+const AGENTS_MAX: u32 = 3;
+/// What no update goes on with is tried to be put back again after this, then after twice as long, and so on.
+const PUT_BACK_PAUSE: Duration = Duration::from_secs(15);
+const PUT_BACK_PAUSE_MAX: Duration = Duration::from_secs(900);
 /// How often it is tried to remove the old container, which is not needed any more.
 const REMOVALS_MAX: u32 = 5;
 /// How long a container that does not say may take to end, as with Docker.
@@ -62,6 +66,10 @@ pub(super) struct ContainerUpdater {
     directory: PathBuf,
     boot_id_path: PathBuf,
     lines: Arc<Lines>,
+    /// Held by whoever touches containers: there is one journal.
+    at_work: Mutex<()>,
+    /// There may be something half done that no update goes on with.
+    left: Notify,
 }
 
 /// One update that is under way.
@@ -90,6 +98,8 @@ impl ContainerUpdater {
             directory: config.state_dir.join("update"),
             boot_id_path: config.boot_id_path.clone(),
             lines,
+            at_work: Mutex::default(),
+            left: Notify::new(),
         }
     }
 
@@ -134,18 +144,19 @@ impl ContainerUpdater {
         let Some(config) = &self.config else {
             return Err(Failure::new("not_configured", "[update.container] is gone".to_owned()));
         };
+        let _at_work = self.at_work.lock().await;
         let (journal, resumed) = match Journal::load(&self.journal_path()) {
             Some(journal) if journal.id == id.as_uuid() => (journal, true),
             found => {
                 if let Some(journal) = found.filter(Journal::is_half_done) {
-                    self.clear_up(config, journal).await?;
+                    self.clear_up(config, journal, override_busy).await?;
                 }
                 (self.begin(id, order, override_busy)?, false)
             }
         };
         let mut job = Job { id, config, journal, resumed };
         match job.journal.phase.clone() {
-            Phase::Pulling => self.update(&mut job).await,
+            Phase::Pulling => Box::pin(self.update(&mut job)).await,
             Phase::Replacing => {
                 let detail = "the agent stopped while the containers changed places".to_owned();
                 Err(self.roll_back(&mut job, ("interrupted", detail)).await)
@@ -154,7 +165,11 @@ impl ContainerUpdater {
                 let detail = "the device was started anew before the new container had shown that it runs".to_owned();
                 Err(self.roll_back(&mut job, ("device_restarted", detail)).await)
             }
-            Phase::Confirming { container_id } => self.confirm(&mut job, container_id).await,
+            Phase::Confirming { agents, .. } if agents >= AGENTS_MAX => {
+                let detail = format!("the agent was started {} times, and the update was not confirmed", agents + 1);
+                Err(self.roll_back(&mut job, ("restarted_too_often", detail)).await)
+            }
+            Phase::Confirming { container_id, agents } => self.confirm(&mut job, container_id, agents + 1).await,
             Phase::Committing { .. } if is_back(&job).await => {
                 let detail = "it could not be written down that the new container was to stay".to_owned();
                 Err(self.undo(&mut job, "interrupted", detail).await)
@@ -165,22 +180,56 @@ impl ContainerUpdater {
         }
     }
 
+    /// No update goes on with what the journal says: that is put back, if there is anything.
+    pub(super) fn put_back_soon(&self) {
+        self.left.notify_one();
+    }
+
+    /// Puts back what no update goes on with, for as long as the agent runs: whatever became of its command, the application is to run.
+    pub(super) async fn keep_whole(&self) {
+        loop {
+            self.left.notified().await;
+            let mut pause = PUT_BACK_PAUSE;
+            while let Err(failure) = self.put_back().await {
+                tracing::error!(code = failure.code, reason = ?failure.message, "an update is still half done");
+                sleep(pause).await;
+                pause = (2 * pause).min(PUT_BACK_PAUSE_MAX);
+            }
+        }
+    }
+
+    async fn put_back(&self) -> Result<(), Failure> {
+        let Some(config) = &self.config else { return Ok(()) };
+        let _at_work = self.at_work.lock().await;
+        match Journal::load(&self.journal_path()).filter(Journal::is_half_done) {
+            Some(journal) => {
+                let override_busy = journal.override_busy;
+                self.clear_up(config, journal, override_busy).await
+            }
+            None => Ok(()),
+        }
+    }
+
     /// An earlier update could not be brought to its end: first of all the container of before is put back.
-    async fn clear_up(&self, config: &Containers, journal: Journal) -> Result<(), Failure> {
+    async fn clear_up(&self, config: &Containers, journal: Journal, override_busy: bool) -> Result<(), Failure> {
         tracing::warn!(command.id = %journal.id, "putting back what an earlier update has left half done");
         let mut job = Job { id: CommandId::from_uuid(journal.id), config, journal, resumed: true };
+        // Whoever is busy is so with what runs: without that there is nothing to disturb.
+        if !override_busy && is_in_use(&job).await {
+            self.lines.wait_for_quiet(Instant::now() + config.pull_within).await?;
+        }
         match restore(&job).await {
-            Err(trouble) if !trouble.is_missing() => {
+            Ok(()) | Err(NotBack::Gone) => {
+                let phase = Phase::RolledBack { reason: "interrupted".to_owned(), detail: String::new() };
+                self.enter(&mut job, phase)
+            }
+            Err(NotBack::Yet(trouble)) => {
                 let message = format!(
                     "an earlier update of {} could not be undone yet: {trouble}; look at the containers, and remove {} when they are in order",
                     job.journal.update.container,
                     self.journal_path().display()
                 );
                 Err(Failure::new("half_done", message))
-            }
-            Ok(()) | Err(_) => {
-                let phase = Phase::RolledBack { reason: "interrupted".to_owned(), detail: String::new() };
-                self.enter(&mut job, phase)
             }
         }
     }
@@ -192,6 +241,7 @@ impl ContainerUpdater {
             update: order.clone(),
             override_busy,
             boot_id,
+            pulls: false,
             before: None,
             phase: Phase::Pulling,
         };
@@ -201,10 +251,15 @@ impl ContainerUpdater {
     }
 
     async fn update(&self, job: &mut Job<'_>) -> Result<Value, Failure> {
-        let prepared = self.prepare(job).await.map_err(|failure| {
-            let data = json!({ "reason": failure.code, "installed": false, "container": job.journal.update.container });
-            failure.with_data(data)
-        })?;
+        let prepared = match self.prepare(job).await {
+            Ok(prepared) => prepared,
+            Err(failure) => {
+                forget_image(job).await;
+                let container = &job.journal.update.container;
+                let data = json!({ "reason": failure.code, "installed": false, "container": container });
+                return Err(failure.with_data(data));
+            }
+        };
         let Some(Plan { before, image_id, recipe }) = prepared else {
             return Ok(json!({
                 "unchanged": true, "container": job.journal.update.container,
@@ -221,27 +276,19 @@ impl ContainerUpdater {
             Err(wrong) => return Err(self.roll_back(job, wrong).await),
         };
         self.lines.tell(job.id, REPLACED_PERCENT);
-        if let Err(failure) = self.enter(job, Phase::Confirming { container_id: container_id.clone() }) {
-            return Err(self.roll_back(job, (failure.code, failure.message)).await);
-        }
-        self.confirm(job, container_id).await
+        self.confirm(job, container_id, 0).await
     }
 
     /// Has the image pulled, and finds out what to make of it. `None`: the container is of that image, and runs.
-    async fn prepare(&self, job: &Job<'_>) -> Result<Option<Plan>, Failure> {
-        let order = &job.journal.update;
+    async fn prepare(&self, job: &mut Job<'_>) -> Result<Option<Plan>, Failure> {
+        let order = job.journal.update.clone();
         let engine = Engine::open(&job.config.socket).await.map_err(engine_failed)?;
         // What cannot be replaced is not worth a pull, and pulling may take hours, in which much may happen to a container.
         replaceable(&engine, &order.container).await?;
         let quiet_by = Instant::now() + job.config.pull_within;
-        let (image, is_new) = self.fetch(job, &engine).await?;
-        if !job.journal.override_busy
-            && let Err(failure) = self.lines.wait_for_quiet(quiet_by).await
-        {
-            if is_new {
-                remove_image(&engine, image.id.as_deref().unwrap_or_default()).await;
-            }
-            return Err(failure);
+        let image = self.fetch(job, &engine).await?;
+        if !job.journal.override_busy {
+            self.lines.wait_for_quiet(quiet_by).await?;
         }
         let old = replaceable(&engine, &order.container).await?;
         let old_id = old.id.clone().unwrap_or_default();
@@ -266,30 +313,31 @@ impl ContainerUpdater {
             // Below zero is without end.
             stop_seconds: i32::try_from(if stop < 0 { STOP_SECONDS_MAX } else { stop.min(STOP_SECONDS_MAX) })
                 .unwrap_or_default(),
-            pulled: is_new.then(|| image_id.clone()),
+            pulled: job.journal.pulls.then(|| image_id.clone()),
         };
         let of_old_image = old_image.config.unwrap_or_default();
         let recipe = recipe::recipe(old, of_old_image, &order.image, &job.journal.id.to_string());
         Ok(Some(Plan { before, image_id, recipe }))
     }
 
-    /// The image, and whether the device did not have it before.
-    async fn fetch(&self, job: &Job<'_>, engine: &Engine) -> Result<(ImageInspect, bool), Failure> {
-        let wanted = &job.journal.update.image;
-        match engine.image(wanted).await {
-            Ok(image) => return Ok((image, false)),
+    /// The image. That the device did not have it before is noted first: it is not to stay for nothing.
+    async fn fetch(&self, job: &mut Job<'_>, engine: &Engine) -> Result<ImageInspect, Failure> {
+        let wanted = job.journal.update.image.clone();
+        match engine.image(&wanted).await {
+            Ok(image) => return Ok(image),
             Err(trouble) if trouble.is_missing() => {}
             Err(trouble) => return Err(engine_failed(trouble)),
         }
         let free_space = engine.free_space().await.map_err(engine_failed)?;
         check_space(&free_space, job.config)?;
+        job.journal.pulls = true;
+        self.enter(job, Phase::Pulling)?;
         let pulled = timeout(job.config.pull_within, self.pull(job, engine, &free_space)).await;
         pulled.unwrap_or_else(|_| {
             let seconds = job.config.pull_within.as_secs();
             Err(Failure::new("download_timeout", format!("the image was not there within {seconds} s")))
         })?;
-        let image = engine.image(wanted).await.map_err(engine_failed)?;
-        Ok((image, true))
+        engine.image(&wanted).await.map_err(engine_failed)
     }
 
     async fn pull(&self, job: &Job<'_>, engine: &Engine, free_space: &FreeSpace) -> Result<(), Failure> {
@@ -297,16 +345,22 @@ impl ContainerUpdater {
         let login = job.config.login_file.as_ref().map(|file| login::find(file, repository)).transpose();
         let login = login.map_err(|error| Failure::new("login_file", chain(&error)))?.flatten();
         let mut said = std::pin::pin!(engine.pull(repository, digest, login));
-        let (mut layers, mut told, mut looked_at) = (Layers::default(), 0, Instant::now());
-        while let Some(step) = said.next().await {
+        let (mut layers, mut told) = (Layers::default(), 0);
+        // Also while the engine is silent, as some are that unpack a large layer.
+        let mut look = interval(LOOK_EVERY);
+        loop {
+            let step = tokio::select! {
+                step = said.next() => step,
+                _ = look.tick() => {
+                    check_space(free_space, job.config)?;
+                    continue;
+                }
+            };
+            let Some(step) = step else { return Ok(()) };
             layers.take_in(&step.map_err(pull_failed)?);
             if layers.bytes() > job.config.bytes_max {
                 let message = format!("the image is larger than update.container.bytes_max, {}", job.config.bytes_max);
                 return Err(Failure::new("too_large", message));
-            }
-            if looked_at.elapsed() >= LOOK_EVERY {
-                check_space(free_space, job.config)?;
-                looked_at = Instant::now();
             }
             let percent = layers.percent();
             if percent >= told + PERCENT_STEP {
@@ -314,11 +368,13 @@ impl ContainerUpdater {
                 self.lines.tell(job.id, percent);
             }
         }
-        Ok(())
     }
 
     /// Waits until the new container has run for long enough, and the device is in contact with the server.
-    async fn confirm(&self, job: &mut Job<'_>, container_id: String) -> Result<Value, Failure> {
+    async fn confirm(&self, job: &mut Job<'_>, container_id: String, agents: u32) -> Result<Value, Failure> {
+        if let Err(failure) = self.enter(job, Phase::Confirming { container_id: container_id.clone(), agents }) {
+            return Err(self.roll_back(job, (failure.code, failure.message)).await);
+        }
         match self.watch(job, &container_id).await {
             Ok(()) => {}
             Err(wrong) => return Err(self.roll_back(job, wrong).await),
@@ -404,7 +460,7 @@ impl ContainerUpdater {
         let mut pause = LOOK_EVERY;
         let undone = loop {
             match restore(job).await {
-                Err(trouble) if Instant::now() < deadline => {
+                Err(NotBack::Yet(trouble)) if Instant::now() < deadline => {
                     tracing::warn!(command.id = %job.id, reason = ?trouble.to_string(), "the container of before is not back yet");
                 }
                 undone => break undone,
@@ -412,9 +468,12 @@ impl ContainerUpdater {
             sleep(pause).await;
             pause = (2 * pause).min(PAUSE_MAX);
         };
-        if let Err(trouble) = undone {
+        if let Err(not_back) = undone {
+            if matches!(not_back, NotBack::Yet(_)) {
+                self.put_back_soon();
+            }
             let data = json!({ "reason": reason, "detail": detail, "installed": true, "rolled_back": false });
-            let message = format!("the container of before is not back: {trouble}, after {reason}: {detail}");
+            let message = format!("the container of before is not back: {not_back}, after {reason}: {detail}");
             return Failure::new("rollback_failed", message).with_data(job.data("", data));
         }
         let phase = Phase::RolledBack { reason: reason.to_owned(), detail: detail.clone() };
@@ -464,6 +523,15 @@ impl Job<'_> {
         format!("{}.{which}-{}", self.journal.update.container, self.journal.id.simple())
     }
 
+    /// Whether nothing is to be done about the container of before.
+    fn is_as_before(&self, old: &ContainerInspectResponse) -> bool {
+        let before = self.before();
+        let policy = old.host_config.as_ref().and_then(|host| host.restart_policy.as_ref());
+        has_name(old, &self.journal.update.container)
+            && (!before.is_running || old.state.as_ref().is_some_and(runs))
+            && before.restart_policy.as_ref().is_none_or(|own| Some(own) == policy)
+    }
+
     fn rolled_back(&self, reason: &str, detail: &str) -> Failure {
         let data = json!({ "reason": reason, "detail": detail, "installed": true, "rolled_back": true });
         let message = format!("the container of before is back ({reason}: {detail})");
@@ -506,6 +574,12 @@ async fn is_back(job: &Job<'_>) -> bool {
     old.await.is_ok_and(|old| has_name(&old, &job.journal.update.container))
 }
 
+/// Whether a container runs under the name of the one that is updated.
+async fn is_in_use(job: &Job<'_>) -> bool {
+    let found = async { Engine::open(&job.config.socket).await?.container(&job.journal.update.container).await };
+    found.await.is_ok_and(|found| found.state.as_ref().is_some_and(runs))
+}
+
 /// What was asked for by an agent that did not live to see it. Only that: others may have a name that begins so.
 async fn remove_left_over(engine: &Engine, name: &str) -> Result<(), Trouble> {
     for made in engine.containers(Some(recipe::LABEL.to_owned())).await? {
@@ -530,13 +604,14 @@ async fn replace(job: &Job<'_>, image_id: &str, recipe: Recipe) -> Result<String
     if engine.container(&id).await.map_err(wrong("engine"))?.image.as_deref() != Some(image_id) {
         return Err(("not_created", "the engine took another image than was pulled".to_owned()));
     }
-    // Else an engine that starts while both are there would start both.
-    let never = RestartPolicy { name: Some(RestartPolicyNameEnum::NO), ..RestartPolicy::default() };
-    engine.set_restart_policy(&before.container_id, never).await.map_err(wrong("engine"))?;
+    engine.set_restart_policy(&before.container_id, recipe::never()).await.map_err(wrong("engine"))?;
     engine.stop(&before.container_id, before.stop_seconds).await.map_err(wrong("not_stopped"))?;
     engine.rename(&before.container_id, &job.aside("before")).await.map_err(wrong("engine"))?;
     engine.rename(&id, &job.journal.update.container).await.map_err(wrong("engine"))?;
     engine.start(&id).await.map_err(wrong("not_started"))?;
+    if let Some(policy) = before.restart_policy.clone() {
+        engine.set_restart_policy(&id, policy).await.map_err(wrong("engine"))?;
+    }
     Ok(id)
 }
 
@@ -580,24 +655,55 @@ async fn remove_old(job: &Job<'_>, before: &Before) -> Result<(), Trouble> {
     Ok(())
 }
 
+/// Why the container of before is not in its place.
+#[derive(Debug, thiserror::Error)]
+enum NotBack {
+    #[error("it was removed")]
+    Gone,
+    #[error("{0}")]
+    Yet(Trouble),
+}
+
+impl From<Trouble> for NotBack {
+    fn from(trouble: Trouble) -> Self {
+        Self::Yet(trouble)
+    }
+}
+
 /// Sees to it that the old container is as it was and where it was, and that there is no new one. Does nothing where that is so.
-async fn restore(job: &Job<'_>) -> Result<(), Trouble> {
+async fn restore(job: &Job<'_>) -> Result<(), NotBack> {
     let before = job.before();
     if job.resumed {
         sleep(SETTLED_AFTER).await;
     }
     let engine = Engine::open(&job.config.socket).await?;
-    let old = engine.container(&before.container_id).await?;
-    for made in engine.containers(Some(recipe::label(&job.journal.id.to_string()))).await? {
-        let id = made.id.unwrap_or_default();
+    let old = engine.container(&before.container_id).await;
+    let old = old.map_err(|trouble| if trouble.is_missing() { NotBack::Gone } else { trouble.into() })?;
+    let made = engine.containers(Some(recipe::label(&job.journal.id.to_string()))).await?;
+    if !made.is_empty() || !job.is_as_before(&old) {
+        let made = made.into_iter().map(|made| made.id.unwrap_or_default()).collect();
+        put_in_place(job, &engine, &old, made).await?;
+    }
+    if let Some(image) = &before.pulled {
+        remove_image(&engine, image).await;
+    }
+    Ok(())
+}
+
+/// Puts the old container in the place of those that were made.
+async fn put_in_place(
+    job: &Job<'_>,
+    engine: &Engine,
+    old: &ContainerInspectResponse,
+    made: Vec<String>,
+) -> Result<(), Trouble> {
+    let before = job.before();
+    for id in made {
         engine.stop(&id, before.stop_seconds).await?;
         engine.remove(&id, true).await?;
     }
-    if !has_name(&old, &job.journal.update.container) {
+    if !has_name(old, &job.journal.update.container) {
         engine.rename(&before.container_id, &job.journal.update.container).await?;
-    }
-    if let Some(policy) = before.restart_policy.clone() {
-        engine.set_restart_policy(&before.container_id, policy).await?;
     }
     if before.is_running {
         if job.resumed {
@@ -610,10 +716,20 @@ async fn restore(job: &Job<'_>) -> Result<(), Trouble> {
             return Err(Trouble::new("the container of before does not run"));
         }
     }
-    if let Some(image) = &before.pulled {
-        remove_image(&engine, image).await;
+    // Last of all: whoever finds it so need not start it anew.
+    if let Some(policy) = before.restart_policy.clone() {
+        engine.set_restart_policy(&before.container_id, policy).await?;
     }
     Ok(())
+}
+
+/// Of an update that came to nothing.
+async fn forget_image(job: &Job<'_>) {
+    if job.journal.pulls
+        && let Ok(engine) = Engine::open(&job.config.socket).await
+    {
+        remove_image(&engine, &job.journal.update.image).await;
+    }
 }
 
 /// Room is all that there is to gain.

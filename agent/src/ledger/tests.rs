@@ -317,6 +317,13 @@ fn room_for_the_report_of_what_is_under_way_survives_a_compaction() {
     ledger.finish(id(1), long).expect("room was reserved");
 }
 
+impl Ledger {
+    /// As after a failure of the disk that could not be undone.
+    pub(crate) fn get_stuck(&mut self) {
+        self.stuck = true;
+    }
+}
+
 /// A file system of a few pages.
 pub(crate) struct SmallDisk {
     dir: tempfile::TempDir,

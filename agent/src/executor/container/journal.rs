@@ -21,6 +21,9 @@ pub(super) struct Journal {
     pub(super) override_busy: bool,
     /// The boot in which it was begun.
     pub(super) boot_id: String,
+    /// Whether the device did not have the image. Agents of before did not note it.
+    #[serde(default)]
+    pub(super) pulls: bool,
     /// What there is to go back to. Nothing is touched before it stands here.
     pub(super) before: Option<Before>,
     pub(super) phase: Phase,
@@ -50,7 +53,12 @@ pub(super) enum Phase {
     /// The new container is made and takes the place of the other one.
     Replacing,
     /// It was started, and must show that it runs.
-    Confirming { container_id: String },
+    Confirming {
+        container_id: String,
+        /// That went on with it after the one that began it. Agents of before did not note it.
+        #[serde(default)]
+        agents: u32,
+    },
     /// It stays: what was before is removed.
     Committing { container_id: String },
     /// What was before is put back, for this reason.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bollard::models::{
     ContainerConfig, ContainerCreateBody, ContainerInspectResponse, EndpointSettings, HostConfig, ImageConfig, Mount,
-    MountPoint, MountType, NetworkingConfig,
+    MountPoint, MountType, NetworkingConfig, RestartPolicy, RestartPolicyNameEnum,
 };
 
 /// Which command made a container.
@@ -27,6 +27,11 @@ pub(super) fn label(command: &str) -> String {
     format!("{LABEL}={command}")
 }
 
+/// What of two containers is at most one started by: an engine that starts while both are there would start both.
+pub(super) fn never() -> RestartPolicy {
+    RestartPolicy { name: Some(RestartPolicyNameEnum::NO), ..RestartPolicy::default() }
+}
+
 /// Why a container is not to be replaced.
 pub(super) fn obstacle(old: &ContainerInspectResponse) -> Option<&'static str> {
     let host = old.host_config.as_ref()?;
@@ -46,11 +51,12 @@ pub(super) fn obstacle(old: &ContainerInspectResponse) -> Option<&'static str> {
     None
 }
 
-/// A container like this one, of another image.
+/// A container like this one, of another image. It is not started by the engine itself: nobody has seen it run.
 pub(super) fn recipe(old: ContainerInspectResponse, of_old_image: ImageConfig, image: &str, command: &str) -> Recipe {
     let id = old.id.unwrap_or_default();
     let mut host = old.host_config.unwrap_or_default();
     host.container_id_file = None;
+    host.restart_policy = Some(never());
     keep_volumes(&mut host, old.mounts.unwrap_or_default());
     let mode = host.network_mode.clone().unwrap_or_default();
     let networks = old.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
@@ -120,9 +126,10 @@ fn without(own: Option<Vec<String>>, of_image: Option<Vec<String>>) -> Option<Ve
 fn keep_volumes(host: &mut HostConfig, mounted: Vec<MountPoint>) {
     for point in mounted.into_iter().filter(|point| point.typ.as_deref() == Some("volume")) {
         let (Some(name), Some(target)) = (point.name, point.destination) else { continue };
-        let is_bound = host.binds.iter().flatten().any(|bind| bind.split(':').nth(1) == Some(&target));
+        let is_there = |place: &str| place.trim_end_matches('/') == target.trim_end_matches('/');
+        let is_bound = host.binds.iter().flatten().any(|bind| bind.split(':').nth(1).is_some_and(is_there));
         let mounts = host.mounts.get_or_insert_default();
-        match mounts.iter_mut().find(|mount| mount.target.as_ref() == Some(&target)) {
+        match mounts.iter_mut().find(|mount| mount.target.as_deref().is_some_and(is_there)) {
             Some(mount) if mount.source.as_ref().is_none_or(String::is_empty) => mount.source = Some(name),
             Some(_) => {}
             None if is_bound => {}
@@ -222,7 +229,7 @@ mod tests {
         let volume = |name: &str, target: &str, rw: bool| json!({ "Type": "volume", "Name": name, "Destination": target, "RW": rw });
         let old = json!({
             "HostConfig": {
-                "Binds": ["/srv:/host:ro", "named:/named"],
+                "Binds": ["/srv:/host:ro", "named:/named/"],
                 "Mounts": [{ "Type": "volume", "Target": "/asked" }, { "Type": "volume", "Source": "own", "Target": "/own" }],
             },
             "Mounts": [
@@ -231,7 +238,7 @@ mod tests {
             ],
         });
         let (body, _) = recipe_of(old, json!({}));
-        assert_eq!(body["HostConfig"]["Binds"], json!(["/srv:/host:ro", "named:/named"]));
+        assert_eq!(body["HostConfig"]["Binds"], json!(["/srv:/host:ro", "named:/named/"]));
         let mounts = body["HostConfig"]["Mounts"].as_array().unwrap();
         let sources: Vec<_> =
             mounts.iter().map(|mount| (mount["Target"].as_str().unwrap(), &mount["Source"])).collect();
