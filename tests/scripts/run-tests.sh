@@ -58,13 +58,13 @@ again() {
 
 # run LINE [ARGUMENT…]: one program of tests, in the directory of its package as cargo would.
 run() {
-    local place=${1%%$'\t'*} program=${1#*$'\t'} log begun=$SECONDS status=0
+    local place=${1%%$'\t'*} program=${1#*$'\t'} log TIMEFORMAT='%0R s, %0U + %0S s of processor' status=0
     shift
     log=$out/${program##*/}.log
-    (cd "$place" && exec "$program" "$@") >"$log" 2>&1 </dev/null || status=$?
+    { time { (cd "$place" && exec "$program" "$@") >"$log" 2>&1 </dev/null; }; } 2>"$log.time" || status=$?
     {
         flock 9
-        printf '\n     %s (%d s)\n' "${program##*/}" $((SECONDS - begun))
+        printf '\n     %s (%s)\n' "${program##*/}" "$(cat "$log.time")"
         cat "$log"
         if [ "$status" -eq 0 ]; then
             echo "$program" >>"$out/passed"
