@@ -14,7 +14,8 @@ use super::{Links, Order, Shared};
 use crate::bus::{Heard, Hint, Listener};
 use crate::lifecycle::Shutdown;
 use crate::store::configuration::{
-    Affected, DUE_MAX, configuration_due, configuration_lock_in_txn, configuration_settle_in_txn, configuration_stale,
+    Affected, DUE_MAX, configuration_due, configuration_lock_soon_in_txn, configuration_settle_in_txn,
+    configuration_stale,
 };
 use crate::store::{StoreError, Visibility, single};
 
@@ -22,6 +23,8 @@ use crate::store::{StoreError, Visibility, single};
 const PAUSE: Duration = Duration::from_millis(50);
 /// Between the beginnings of two looks. Each is at all devices of the node, and each device that tells how far it is asks for one.
 const LOOKS_APART: Duration = Duration::from_millis(200);
+/// Tenants that one look fails for before it gives up: with the database away each of them takes its time to fail.
+const FAILURES_MAX: usize = 3;
 /// For the metrics of failed tasks.
 const NAME: &str = "configuration";
 
@@ -105,7 +108,13 @@ impl Due {
 
 /// `tenants`: only theirs.
 async fn serve(shared: &Shared, tenants: Option<&[Uuid]>) -> Result<(), StoreError> {
-    settle(shared, tenants).await?;
+    // One tenant's labels keep nobody else from what is to be theirs already.
+    let settled = settle(shared, tenants).await;
+    give(shared, tenants).await?;
+    settled
+}
+
+async fn give(shared: &Shared, tenants: Option<&[Uuid]>) -> Result<(), StoreError> {
     let mut after = Uuid::nil();
     loop {
         let store = &shared.store;
@@ -126,35 +135,31 @@ async fn serve(shared: &Shared, tenants: Option<&[Uuid]>) -> Result<(), StoreErr
     }
 }
 
-/// Looks at what the documents come to of devices whose labels have changed.
+/// Looks at what the documents come to of devices whose labels have changed. One tenant's failure, as while somebody changes its documents
+/// for long, keeps nobody from the others.
+///
+/// # Errors
+/// The first that may not be one the next time.
 pub(super) async fn settle(shared: &Shared, tenants: Option<&[Uuid]>) -> Result<(), StoreError> {
     let store = &shared.store;
-    let mut failed = HashSet::new();
-    loop {
+    let (mut failed, mut again) = (HashSet::new(), None);
+    while failed.len() < FAILURES_MAX {
         let stale = async { single!(store, |connection| configuration_stale(connection, tenants)) };
-        let mut stale = store.within(stale).await?;
-        stale.retain(|tenant| !failed.contains(tenant));
-        if stale.is_empty() {
-            return Ok(());
-        }
-        for tenant in stale {
-            let settled = async {
-                let mut transaction = store.begin(Visibility::All).await?;
-                configuration_lock_in_txn(&mut transaction, tenant).await?;
-                // What a device cannot have is written down with it.
-                let _ = configuration_settle_in_txn(&mut transaction, tenant, &Affected::Stale).await?;
-                store.commit(transaction).await
-            };
-            match store.within(settled).await {
-                Ok(()) => {}
-                Err(error) if error.is_retryable() => return Err(error),
-                Err(error) => {
-                    // The others have nothing to do with it.
-                    shared.metrics.task_failures.with_label_values(&[NAME]).inc();
-                    tracing::error!(%tenant, error = &error as &dyn std::error::Error, "cannot look at new labels");
-                    failed.insert(tenant);
-                }
-            }
+        let stale = store.within(stale).await?;
+        let Some(tenant) = stale.into_iter().find(|tenant| !failed.contains(tenant)) else { break };
+        let settled = async {
+            let mut transaction = store.begin(Visibility::All).await?;
+            configuration_lock_soon_in_txn(&mut transaction, tenant).await?;
+            // What a device cannot have is written down with it.
+            let _ = configuration_settle_in_txn(&mut transaction, tenant, &Affected::Stale).await?;
+            store.commit(transaction).await
+        };
+        if let Err(error) = store.within(settled).await {
+            shared.metrics.task_failures.with_label_values(&[NAME]).inc();
+            tracing::warn!(%tenant, error = &error as &dyn std::error::Error, "cannot look at new labels");
+            failed.insert(tenant);
+            again = again.or(error.is_retryable().then_some(error));
         }
     }
+    again.map_or(Ok(()), Err)
 }

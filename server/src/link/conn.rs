@@ -61,9 +61,10 @@ const FINISH_WITHIN: Duration = Duration::from_secs(5);
 const STORE_RETRY: Duration = Duration::from_millis(500);
 /// When a device comes back that was sent away with its reports.
 const OVERLOAD_RETRY: Duration = Duration::from_secs(15);
-/// So many changes of its busy lock are written down at once, others so far apart: each is an entry in the audit log.
-const BUSY_AT_WILL: u32 = 8;
-const BUSY_EVERY: Duration = Duration::from_secs(30);
+/// So many changes of what a device says of itself, its busy lock and its configuration, are written down at once, others so far apart: each may
+/// be an entry in the audit log.
+const SAID_AT_WILL: u32 = 8;
+const SAID_EVERY: Duration = Duration::from_secs(30);
 
 /// A live link. Everything large is in a box: there are tens of thousands of these, and most are idle.
 #[derive(Debug)]
@@ -76,8 +77,8 @@ pub(crate) struct Link {
     boot_id: Box<str>,
     /// When the certificate ends.
     expires_at: Instant,
-    /// When as many busy locks as were written down would have been, had they been [`BUSY_EVERY`] apart.
-    busy_spread_until: Instant,
+    /// When as many of them as were written down would have been, had they been [`SAID_EVERY`] apart.
+    said_spread_until: Instant,
     work: VecDeque<Box<Work>>,
 }
 
@@ -106,14 +107,19 @@ enum Work {
         not_before: Instant,
     },
     /// How far it is with its configuration.
-    Configuration(ConfigurationTold),
+    Configuration {
+        told: ConfigurationTold,
+        not_before: Instant,
+    },
 }
 
 impl Work {
     fn not_before(&self) -> Option<Instant> {
         match self {
-            Self::Report { not_before, .. } | Self::Busy { not_before, .. } => Some(*not_before),
-            Self::ProveBoot | Self::Renew(_) | Self::Configuration(_) => None,
+            Self::Report { not_before, .. }
+            | Self::Busy { not_before, .. }
+            | Self::Configuration { not_before, .. } => Some(*not_before),
+            Self::ProveBoot | Self::Renew(_) => None,
         }
     }
 }
@@ -142,8 +148,8 @@ impl Link {
         boot_id: Box<str>,
     ) -> Self {
         let (tenant_id, expires_at) = (peer.tenant_id, peer.expires_at);
-        let (busy_spread_until, work) = (Instant::now(), VecDeque::new());
-        Self { shared, socket, session, handle, tenant_id, boot_id, expires_at, busy_spread_until, work }
+        let (said_spread_until, work) = (Instant::now(), VecDeque::new());
+        Self { shared, socket, session, handle, tenant_id, boot_id, expires_at, said_spread_until, work }
     }
 
     /// Commands of the device are open: its boot id may prove some, and others may be due.
@@ -328,7 +334,9 @@ impl Link {
         // Only the newest state of a command is worth a statement.
         let waiting = self.work.iter_mut().find_map(|work| match work.as_mut() {
             Work::Report { transition, not_before } if transition.command_id == id => Some((transition, not_before)),
-            Work::Report { .. } | Work::ProveBoot | Work::Renew(_) | Work::Busy { .. } | Work::Configuration(_) => None,
+            Work::Report { .. } | Work::ProveBoot | Work::Renew(_) | Work::Busy { .. } | Work::Configuration { .. } => {
+                None
+            }
         });
         match waiting {
             Some((waiting, due)) if !waiting.target.is_final() => {
@@ -343,15 +351,19 @@ impl Link {
     /// Only what it said last is worth a statement.
     fn busy(&mut self, lock: Option<NewBusyLock>) {
         self.work.retain(|work| !matches!(**work, Work::Busy { .. }));
-        let heard_at = Instant::now();
-        let not_before = self.busy_spread_until.checked_sub(BUSY_EVERY * (BUSY_AT_WILL - 1)).unwrap_or(heard_at);
+        let (heard_at, not_before) = (Instant::now(), self.said_not_before());
         self.push(Work::Busy { lock, heard_at, not_before });
     }
 
     /// Only what it said last is worth a statement.
     fn configured(&mut self, told: ConfigurationTold) {
-        self.work.retain(|work| !matches!(**work, Work::Configuration(_)));
-        self.push(Work::Configuration(told));
+        self.work.retain(|work| !matches!(**work, Work::Configuration { .. }));
+        let not_before = self.said_not_before();
+        self.push(Work::Configuration { told, not_before });
+    }
+
+    fn said_not_before(&self) -> Instant {
+        self.said_spread_until.checked_sub(SAID_EVERY * (SAID_AT_WILL - 1)).unwrap_or_else(Instant::now)
     }
 
     fn push(&mut self, work: Work) {
@@ -379,16 +391,19 @@ impl Link {
                 Done::Reported { command_id, target, applied }
             }),
             Work::Busy { lock, heard_at, .. } => {
-                self.busy_spread_until = self.busy_spread_until.max(Instant::now()) + BUSY_EVERY;
+                self.said_spread_until = self.said_spread_until.max(Instant::now()) + SAID_EVERY;
                 Box::pin(async move {
                     tell_busy(&shared, handle.key, lock, heard_at).await;
                     Done::BusyTold
                 })
             }
-            Work::Configuration(told) => Box::pin(async move {
-                tell_configuration(&shared, handle.key, &told).await;
-                Done::ConfigurationTold
-            }),
+            Work::Configuration { told, .. } => {
+                self.said_spread_until = self.said_spread_until.max(Instant::now()) + SAID_EVERY;
+                Box::pin(async move {
+                    tell_configuration(&shared, handle.key, &told).await;
+                    Done::ConfigurationTold
+                })
+            }
             Work::Renew(csr_der) => {
                 let tenant_id = self.tenant_id;
                 Box::pin(async move {

@@ -150,7 +150,7 @@ async fn exchange(
         store.within(told).await.map_err(failed)?;
     }
     let configuration = match (told, stored.configuration.take()) {
-        (Some(told), Some(known)) if !stored.is_linked => configure(shared, peer, reporter, &told, &known).await?,
+        (Some(told), Some(known)) if !stored.is_linked => configure(shared, peer, reporter, &told, &known).await,
         _ => None,
     };
     if stored.has_open_commands {
@@ -193,26 +193,34 @@ fn configuration_told(request: &mut PollRequest) -> Option<ConfigurationTold> {
     takes.then(|| told.as_ref().map(configuration::told).unwrap_or_default())
 }
 
-/// Writes down how far the device is, and gives it what it is to have, if that is newer.
+/// Writes down how far the device is, and gives it what it is to have, if that is newer. What fails is for the next poll: this one has
+/// commands to bring.
 async fn configure(
     shared: &Shared,
     peer: &Identified,
     reporter: LinkKey,
     told: &ConfigurationTold,
     known: &ConfigurationKnown,
-) -> Result<Option<Configuration>, Problem> {
+) -> Option<Configuration> {
     if !known.needs_look(told) {
-        return Ok(None);
-    }
-    if known.is_stale() {
-        super::configuration::settle(shared, Some(&[peer.tenant_id.as_uuid()])).await.map_err(failed)?;
+        return None;
     }
     let store = &shared.store;
     let due = async {
-        single!(store, |connection| configuration_tell(connection, reporter, told))?;
-        single!(store, |connection| configuration_due_polled(connection, reporter.device_id))
+        if known.is_stale() {
+            super::configuration::settle(shared, Some(&[peer.tenant_id.as_uuid()])).await?;
+        }
+        let due = async {
+            single!(store, |connection| configuration_tell(connection, reporter, told))?;
+            single!(store, |connection| configuration_due_polled(connection, reporter.device_id))
+        };
+        store.within(due).await
     };
-    store.within(due).await.map_err(failed)
+    let due = due.await.inspect_err(|error| {
+        let error = error as &dyn std::error::Error;
+        tracing::warn!(device = %reporter.device_id, error, "cannot see to the configuration of a device that polls");
+    });
+    due.ok().flatten()
 }
 
 fn next_poll_ms(shared: &Shared) -> u32 {

@@ -33,6 +33,9 @@ const DEVICES_PER_LOOK: i64 = 256;
 /// What devices are given by one look.
 pub const DUE_MAX: i64 = 256;
 
+/// Somebody may change a tenant's documents for as long as a request may take.
+const LOCKED_WITHIN: &str = "1s";
+
 type Object = Map<String, Value>;
 
 struct Row {
@@ -99,6 +102,12 @@ pub async fn configuration_lock_in_txn(connection: &mut PgConnection, tenant: Te
     .fetch_one(connection)
     .await?;
     Ok(())
+}
+
+/// The same for whoever has others to see to: fails when it takes longer than [`LOCKED_WITHIN`].
+pub async fn configuration_lock_soon_in_txn(connection: &mut PgConnection, tenant: TenantId) -> Result<(), StoreError> {
+    sqlx::query!("select set_config('lock_timeout', $1, true)", LOCKED_WITHIN).fetch_one(&mut *connection).await?;
+    configuration_lock_in_txn(connection, tenant).await
 }
 
 /// The newest version of a document.

@@ -481,6 +481,56 @@ async fn a_device_is_given_what_it_is_to_have_and_tells_how_far_it_is(_: PgPoolO
     assert_eq!(configuration(&mut link).await, (10, r#"{"a":3}"#.to_owned()));
 }
 
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn a_device_that_finds_ever_other_faults_does_not_fill_the_audit_log(
+    _: PgPoolOptions,
+    database: PgConnectOptions,
+) {
+    let port = Port::start(database).await;
+    let device = Fleet::new(&port).await.device(&port).await;
+    let id = device.id.to_string();
+    desire(&port, &id, "{}").await;
+    let capabilities = vec!["configuration".to_owned()];
+    let hello = Hello { boot_id: "boot-1".to_owned(), capabilities, ..Hello::default() };
+    let mut link = Peer::dial_with(&port, &device.credentials, hello).await.unwrap();
+    assert_eq!(configuration(&mut link).await.0, 1);
+    for fault in 0..100 {
+        link.send(ConfigurationStatus { reported_version: 1, error: fault.to_string(), ..Default::default() }).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    link.socket.close(None).await.unwrap();
+    port.until(&format!("select close_reason from links where device_id = '{id}'"), "device_closed").await;
+    let faults = "select count(*)::text from audit where entry::jsonb ->> 'action' = 'device.configuration_failed'";
+    let faults: u32 = port.ask(faults).await.unwrap().parse().unwrap();
+    assert!((1..=9).contains(&faults), "{faults} entries");
+    let told = "select error from device_configurations where version > 0";
+    assert_eq!(port.ask(told).await.as_deref(), Some("99"), "what it said last counts");
+}
+
+#[sqlx::test(migrator = "crate::store::MIGRATOR")]
+async fn whoever_changes_documents_for_long_holds_up_no_other_tenant(_: PgPoolOptions, database: PgConnectOptions) {
+    let port = Port::start(database).await;
+    let (held_up, other) = (Fleet::new(&port).await.device(&port).await, Fleet::new(&port).await.device(&port).await);
+    let tenant = format!("select tenant_id::text from devices where id = '{}'", held_up.id);
+    let tenant = port.ask(&tenant).await.unwrap();
+    port.ask(&format!(
+        "insert into device_configurations as f (device_id, tenant_id, is_stale) values ('{}', '{tenant}', true)
+             on conflict (device_id) do update set is_stale = true",
+        held_up.id
+    ))
+    .await;
+    // Until the connection ends.
+    port.ask(&format!("select pg_advisory_lock(hashtextextended('configuration {tenant}', 0))::text")).await;
+    let capabilities = vec!["configuration".to_owned()];
+    let hello = Hello { boot_id: "boot-1".to_owned(), capabilities, ..Hello::default() };
+    let mut link = Peer::dial_with(&port, &other.credentials, hello).await.unwrap();
+    port.bus.send(Hint::ConfigurationDue(tenant.parse().unwrap()));
+    desire(&port, &other.id.to_string(), "{}").await;
+    assert_eq!(configuration(&mut link).await, (1, "{}".to_owned()));
+    let stale = format!("select is_stale::text from device_configurations where device_id = '{}'", held_up.id);
+    assert_eq!(port.ask(&stale).await.as_deref(), Some("true"));
+}
+
 /// As a device that knows no limits sends it.
 fn raw(lock: BusyLock) -> Message {
     let kind = Some(device_message::Kind::BusyLock(lock));

@@ -116,6 +116,14 @@ async fn a_poll_gives_what_the_device_is_to_have_until_it_has_that(_: PgPoolOpti
     assert_eq!(poll(&port, &device, says(Some(failed))).await.configuration, None);
     let standing = "select configuration_state(f) || ' ' || error from device_configurations f where version > 0";
     assert_eq!(port.ask(standing).await.as_deref(), Some("failed not today"));
+
+    // While somebody changes documents for long, polls are answered all the same.
+    port.ask(
+        "select pg_advisory_lock(hashtextextended('configuration ' || tenant_id, 0))::text from device_configurations",
+    )
+    .await;
+    port.ask("update device_configurations set is_stale = true").await;
+    assert_eq!(poll(&port, &device, says(None)).await.configuration, None);
 }
 
 #[sqlx::test(migrator = "crate::store::MIGRATOR")]
