@@ -233,9 +233,10 @@ pub async fn rollout_plan_in_txn(
     sqlx::query!(
         "delete from rollouts where id in (
              select id from rollouts where requested_by = $1 and state = 'planned'
-              order by created_at desc, id desc offset $2 for update skip locked)",
+              order by id = $3 desc, created_at desc, id desc offset $2 for update skip locked)",
         new.operator.as_uuid(),
-        PLANS_MAX
+        PLANS_MAX,
+        new.id.as_uuid()
     )
     .execute(&mut *connection)
     .await?;
@@ -669,11 +670,14 @@ pub async fn rollout_pass_idle(connection: &mut PgConnection) -> Result<(), Stor
     Ok(())
 }
 
-/// Rollouts for which something may be to be done now.
+/// Rollouts for which something may be to be done now. A time that none is ever put off to is one of a clock that was set back since.
 pub async fn rollout_list_due(connection: &mut PgConnection) -> Result<Vec<RolloutId>, StoreError> {
     let ids = sqlx::query_scalar!(
-        "select id from rollouts where look_at <= clock_timestamp() order by look_at limit $1",
-        DUE_MAX
+        "select id from rollouts
+          where look_at <= clock_timestamp() or look_at > clock_timestamp() + make_interval(secs => $2)
+          order by look_at limit $1",
+        DUE_MAX,
+        2.0 * LOOK_IDLY.as_secs_f64()
     );
     Ok(ids.fetch_all(connection).await?.into_iter().map(RolloutId::from_uuid).collect())
 }
@@ -681,9 +685,10 @@ pub async fn rollout_list_due(connection: &mut PgConnection) -> Result<Vec<Rollo
 /// Has a rollout wait that could not be taken on, unless somebody has done so meanwhile.
 pub async fn rollout_put_off(connection: &mut PgConnection, id: RolloutId) -> Result<(), StoreError> {
     sqlx::query!(
-        "update rollouts set look_at = clock_timestamp() + make_interval(secs => $2) where id = $1 and look_at <= clock_timestamp()",
+        "update rollouts set look_at = clock_timestamp() + make_interval(secs => $2) where id = $1 and (look_at <= clock_timestamp() or look_at > clock_timestamp() + make_interval(secs => $3))",
         id.as_uuid(),
-        PUT_OFF_SECONDS
+        PUT_OFF_SECONDS,
+        2.0 * LOOK_IDLY.as_secs_f64()
     )
     .execute(connection)
     .await?;

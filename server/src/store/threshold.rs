@@ -28,6 +28,8 @@ const SITES_MAX: i64 = 100;
 const EVERY_SECONDS: f64 = 10.0;
 /// The same after something went wrong.
 const AGAIN_AFTER_SECONDS: f64 = 60.0;
+/// Later than any rule is ever put off to: that is a time of a clock that was set back since.
+const NEVER_AFTER_SECONDS: f64 = 2.0 * AGAIN_AFTER_SECONDS;
 
 struct Row {
     id: Uuid,
@@ -352,7 +354,9 @@ pub async fn threshold_step_in_txn(
 async fn turn_take(connection: &mut PgConnection) -> Result<Option<Turn>, StoreError> {
     let taken = sqlx::query!(
         r#"select id, tenant_id, reached, clock_timestamp() as "now!", due_at as "due_at!" from thresholds
-            where due_at <= clock_timestamp() order by due_at limit 1 for no key update skip locked"#
+            where due_at <= clock_timestamp() or due_at > clock_timestamp() + make_interval(secs => $1)
+            order by due_at limit 1 for no key update skip locked"#,
+        NEVER_AFTER_SECONDS
     );
     Ok(taken.fetch_optional(connection).await?.map(|row| Turn {
         id: row.id,

@@ -426,6 +426,9 @@ async fn a_rule_that_cannot_be_looked_at_holds_up_no_other(pool: PgPoolOptions, 
     assert!(failed.threshold == broken && failed.outcome.is_err(), "{failed:?}");
     assert!(step(&scene).await.unwrap().outcome.is_ok());
     assert!(step(&scene).await.is_none(), "it is put off");
+    // Not for an hour, if that is what the clock was set back by.
+    scene.sql("update thresholds set due_at = clock_timestamp() + interval '1 h' where id = $1", broken).await;
+    assert_eq!(step(&scene).await.unwrap().threshold, broken);
     assert_eq!(told(&scene).await, [of_north("crossed", &["lobby"])]);
     scene.sql("update device_metrics set report = '{\"load_1m\": 2}' where device_id <> $1", Uuid::nil()).await;
     round(&scene).await;

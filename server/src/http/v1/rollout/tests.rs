@@ -357,6 +357,11 @@ async fn one_in_which_nothing_has_moved_is_passed_by(pool: PgPoolOptions, databa
     assert_eq!(counts(&show(&scene, id).await), [1, 2, 0, 2, 0]);
     looked_at(&scene).await;
     assert_eq!(looked_at(&scene).await, 0);
+    // The database's clock was set back since.
+    scene.sql("update rollouts set look_at = clock_timestamp() + interval '1 h' where id = $1", id.as_uuid()).await;
+    let steps = Cell::new(0);
+    look(&scene.store, &Shutdown::new(), |_| steps.set(steps.get() + 1)).await.unwrap();
+    assert_eq!(steps.get(), 1, "it does not wait for an hour");
     // A node of the version before has taken it on: it tells nothing of what it has seen.
     scene.sql("update rollouts set look_at = look_at + interval '1 ms' where id = $1", id.as_uuid()).await;
     assert_eq!((looked_at(&scene).await, looked_at(&scene).await), (1, 0));
