@@ -104,7 +104,7 @@ pub async fn configuration_lock_in_txn(connection: &mut PgConnection, tenant: Te
     Ok(())
 }
 
-/// The same for whoever has others to see to: fails when it takes longer than [`LOCKED_WITHIN`].
+/// The same for whoever has others to see to: fails when it takes longer than a second.
 pub async fn configuration_lock_soon_in_txn(connection: &mut PgConnection, tenant: TenantId) -> Result<(), StoreError> {
     sqlx::query!("select set_config('lock_timeout', $1, true)", LOCKED_WITHIN).fetch_one(&mut *connection).await?;
     configuration_lock_in_txn(connection, tenant).await
