@@ -11,6 +11,8 @@ AT_ONCE=2
 WAITING='/(isolation_opening|ladder|main_job|notice|polling|update|vm)-[^/]*$'
 # What measures time under a load of its own.
 ALONE='/(support_chaos|cluster_chaos|storm)-[^/]*$'
+# No program takes nearly as long: one that hangs is ended, and named as failed.
+SECONDS_MAX=900
 # More failures than these are no accident.
 AGAIN_MAX=3
 
@@ -21,7 +23,7 @@ main() {
     # One a line: where it runs, what it is. Those that take longest come first, so that none is left alone at the end.
     jq -r 'select(.profile.test and .executable) | "\(.manifest_path | sub("/[^/]*$"; ""))\t\(.executable)"' "$out/build.json" |
         awk '{ print ($2 ~ /\/(support_|cloudlink_server|main_job|openvpn)/ ? 0 : 1) "\t" $0 }' | sort -s -k1,1n | cut -f2- >"$out/programs"
-    export out
+    export out SECONDS_MAX
     export -f run
     grep -E "$WAITING" "$out/programs" | xargs -r -d '\n' -n 1 bash -c 'run "$@"' run || true &
     grep -Ev "$ALONE|$WAITING" "$out/programs" | xargs -P "$AT_ONCE" -d '\n' -n 1 bash -c 'run "$@"' run || true
@@ -61,7 +63,7 @@ run() {
     local place=${1%%$'\t'*} program=${1#*$'\t'} log TIMEFORMAT='%0R s, %0U + %0S s of processor' status=0
     shift
     log=$out/${program##*/}.log
-    { time { (cd "$place" && exec "$program" "$@") >"$log" 2>&1 </dev/null; }; } 2>"$log.time" || status=$?
+    { time { (cd "$place" && exec timeout --kill-after=10 "$SECONDS_MAX" "$program" "$@") >"$log" 2>&1 </dev/null; }; } 2>"$log.time" || status=$?
     {
         flock 9
         printf '\n     %s (%s)\n' "${program##*/}" "$(cat "$log.time")"

@@ -102,7 +102,8 @@ pub(super) async fn shake<S: AsyncRead + AsyncWrite + Unpin>(
     name: &str,
 ) -> io::Result<TlsStream<S>> {
     let name = ServerName::try_from(name.to_owned()).unwrap();
-    TlsConnector::from(Arc::clone(&credentials.config)).connect(name, stream).await
+    let shaken = TlsConnector::from(Arc::clone(&credentials.config)).connect(name, stream);
+    timeout(PATIENCE, shaken).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 /// TLS and the WebSocket, without a hello.

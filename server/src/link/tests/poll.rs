@@ -513,6 +513,8 @@ async fn nobody_polls_at_a_node_that_cannot_ask_or_sends_its_devices_away(
     let port = Port::start_with(database.clone(), |settings| settings.database = relay.options(&database)).await;
     let (_, device) = unlinked(&port).await;
     let body = poll::write_request(&says("boot-1")).unwrap();
+    // It takes nobody in before it has closed what an earlier life has left.
+    assert_eq!(post(&port, &device.credentials, Bytes::from_static(b"?")).await.0, 400);
     relay.cut();
     let refused = problem(&post(&port, &device.credentials, body.clone()).await);
     assert_eq!(refused, (503, "unavailable".to_owned()));
