@@ -191,7 +191,14 @@ fn where_nothing_but_one_poll_in_ten_passes_it_is_enough() -> anyhow::Result<()>
 async fn one_poll_in_ten() -> anyhow::Result<()> {
     let site = Arc::new(Site::join()?);
     let (fleet, middlebox, device) = fleet_with(Passes::WholeAnswers, "", Some(site)).await?;
-    reached_by(&fleet, &device, "polling", COMMAND_LIMIT).await?;
+    // One more, so that the device too has heard: how often it may poll is in the answer, and without it its pauses soon last minutes.
+    let first = reached_by(&fleet, &device, "polling", COMMAND_LIMIT).await?;
+    wait_for("another poll", COMMAND_LIMIT, async || {
+        let shown = fleet.tenant.get(&format!("/devices/{}", device.id)).await?;
+        ensure!(shown["poll"]["last_poll_at"] != first["poll"]["last_poll_at"], "{shown}");
+        Ok(())
+    })
+    .await?;
     middlebox.set(Passes::OneInTen);
     let before = middlebox.let_through();
     let id = text(&queued_metrics(&fleet, &device).await?, "id")?;
