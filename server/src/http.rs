@@ -8,6 +8,7 @@
 mod auth;
 mod command_event;
 mod etag;
+mod feed;
 mod field;
 mod limit;
 mod page;
@@ -34,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::router::{openapi, router};
 
 use self::command_event::Hub;
+use self::feed::Feed;
 use self::limit::{Buckets, Rate};
 use self::problem::Problem;
 use self::token_watch::TokenWatch;
@@ -122,6 +124,7 @@ pub struct Context {
     bus: Bus,
     metrics: Arc<Metrics>,
     hub: Arc<Hub>,
+    feed: Arc<Feed>,
     tokens: Arc<TokenWatch>,
     limits: Arc<Limits>,
     request_within: Duration,
@@ -199,6 +202,7 @@ impl Context {
             bus,
             metrics,
             hub,
+            feed: Arc::new(Feed::new()),
             tokens: Arc::new(TokenWatch::new()),
             limits,
             request_within,
@@ -357,6 +361,7 @@ impl Context {
         tokio::select! {
             () = stopped => {}
             () = self.hub.follow(self.bus.listen()) => {}
+            () = self.feed.follow(&self.store) => {}
             () = self.tokens.follow(&self.store, self.bus.listen()) => {}
         }
     }

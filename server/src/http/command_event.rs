@@ -71,6 +71,18 @@ impl Hub {
         command: CommandId,
         person: PersonId,
     ) -> Result<Subscription, SubscribeError> {
+        let place = self.place(person)?;
+        let mut state = self.lock();
+        let watched =
+            state.watched.entry(command).or_insert_with(|| Watched { changed: watch::Sender::new(()), streams: 0 });
+        watched.streams += 1;
+        let changed = watched.changed.subscribe();
+        let recheck_every = self.settings.stream_recheck_every;
+        Ok(Subscription { place, command, changed, recheck_every })
+    }
+
+    /// A place for a stream of events, of whatever kind.
+    pub(crate) fn place(self: &Arc<Self>, person: PersonId) -> Result<Place, SubscribeError> {
         let mut state = self.lock();
         if state.streams >= self.settings.streams_max {
             return Err(SubscribeError::Full);
@@ -81,12 +93,7 @@ impl Hub {
         }
         *of_person += 1;
         state.streams += 1;
-        let watched =
-            state.watched.entry(command).or_insert_with(|| Watched { changed: watch::Sender::new(()), streams: 0 });
-        watched.streams += 1;
-        let changed = watched.changed.subscribe();
-        let recheck_every = self.settings.stream_recheck_every;
-        Ok(Subscription { hub: Arc::clone(self), command, person, changed, recheck_every })
+        Ok(Place { hub: Arc::clone(self), person })
     }
 
     fn wake(&self, command: CommandId) {
@@ -101,7 +108,7 @@ impl Hub {
         }
     }
 
-    fn unsubscribe(&self, command: CommandId, person: PersonId) {
+    fn give_back(&self, person: PersonId) {
         let mut state = self.lock();
         state.streams -= 1;
         if let Some(of_person) = state.people.get_mut(&person) {
@@ -110,6 +117,10 @@ impl Hub {
                 state.people.remove(&person);
             }
         }
+    }
+
+    fn unsubscribe(&self, command: CommandId) {
+        let mut state = self.lock();
         if let Some(watched) = state.watched.get_mut(&command) {
             watched.streams -= 1;
             if watched.streams == 0 {
@@ -125,10 +136,22 @@ impl Hub {
 
 /// A place among the streams, given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Subscription {
+pub(crate) struct Place {
     hub: Arc<Hub>,
-    command: CommandId,
     person: PersonId,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.hub.give_back(self.person);
+    }
+}
+
+/// A stream that follows a command.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    place: Place,
+    command: CommandId,
     changed: watch::Receiver<()>,
     recheck_every: Duration,
 }
@@ -146,7 +169,7 @@ impl Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.hub.unsubscribe(self.command, self.person);
+        self.place.hub.unsubscribe(self.command);
     }
 }
 

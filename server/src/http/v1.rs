@@ -64,6 +64,9 @@ pub(super) mod enrollment_token {
     pub(crate) mod create;
     pub(crate) mod list;
 }
+pub(super) mod event {
+    pub(crate) mod stream;
+}
 pub(super) mod grant {
     pub(crate) mod create;
     pub(crate) mod extend;

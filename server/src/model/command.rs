@@ -405,6 +405,7 @@ pub struct Command {
 ///   ├──────────┴────> expired, cancelled                     (never begun)
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = CommandState)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// Stored, not yet sent. Deadline: its expiry.

@@ -7,6 +7,7 @@ use super::status::Condition;
 
 /// What a node is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[schema(as = NodeState)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// It takes devices.

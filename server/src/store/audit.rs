@@ -3,6 +3,7 @@
 
 use cloudlink_proto::ids::TenantId;
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use super::StoreError;
 use crate::model::audit::{Actor, AuditEntry, Subject};
@@ -67,6 +68,26 @@ pub async fn audit_before(
     )
     .fetch_all(connection)
     .await?)
+}
+
+/// The numbers of the newest entries of every chain.
+pub async fn audit_heads(connection: &mut PgConnection) -> Result<Vec<(Uuid, i64)>, StoreError> {
+    let heads = sqlx::query!("select tenant_id, seq from audit_chains");
+    Ok(heads.fetch_all(connection).await?.into_iter().map(|head| (head.tenant_id, head.seq)).collect())
+}
+
+/// What the entries after number `after` are about: the first words of their actions.
+pub async fn audit_topics(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    after: i64,
+) -> Result<Vec<String>, StoreError> {
+    let topics = sqlx::query_scalar!(
+        r#"select distinct split_part(action, '.', 1) as "topic!" from audit where tenant_id = $1 and seq > $2"#,
+        tenant.as_uuid(),
+        after
+    );
+    Ok(topics.fetch_all(connection).await?)
 }
 
 /// The number of the newest entry; 0 when there is none.
