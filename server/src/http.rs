@@ -7,6 +7,7 @@
 
 mod auth;
 mod command_event;
+mod console;
 mod etag;
 mod feed;
 mod field;

@@ -53,6 +53,8 @@ main() {
         have docker-registry || lacking+=(docker-registry)
         have cpio || lacking+=(cpio)
         have mke2fs || lacking+=(e2fsprogs)
+        # What shows the console.
+        have chromium || lacking+=(chromium)
         # The OpenID provider that people sign in with, and a public client that tests links.
         have node || lacking+=(nodejs)
         have npm || lacking+=(npm)
@@ -62,6 +64,7 @@ main() {
     if [ "${1:-}" = peers ]; then
         npm_of tests/oidc "the OpenID provider of the tests"
         npm_of tests/ndt7 "the NDT7 client of the tests"
+        npm_of console "what the console is built with"
         tests/scripts/vm-kernel.sh
     fi
 }

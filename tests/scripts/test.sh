@@ -10,6 +10,7 @@ SCRATCH_GIB=8
 main() {
     keep_scratch_in_memory
     step "install what is lacking" tests/scripts/prepare.sh peers
+    step "console" npm --prefix console --silent run build
     step "format" cargo fmt --all --check
     step "dependency rules" tests/scripts/check-dependencies.sh
     step "migrations" tests/scripts/check-migrations.sh

@@ -24,7 +24,7 @@ use utoipa_axum::routes;
 use super::auth::Admission;
 use super::problem::{Problem, ProblemDetails};
 use super::traced::Traced;
-use super::{BODY_BYTES_MAX, Context, auth, v1};
+use super::{BODY_BYTES_MAX, Context, auth, console, v1};
 use crate::model::api_scope::ApiScope;
 use crate::model::new_id;
 use crate::model::person::Role::{self, Admin, Operator, Tenant};
@@ -44,6 +44,7 @@ fn table(routes: Routes) -> Routes {
         .open(routes!(v1::auth::session::handler))
         .admit(&[Admin, Operator, Tenant], routes!(v1::auth::logout::handler))
         .admit(&[Admin, Operator, Tenant], routes!(v1::me::show::handler))
+        .admit(&[Admin, Operator, Tenant], routes!(v1::event::stream::handler))
         .admit(&[Admin], routes!(v1::tenant::create::handler))
         .admit(&[Admin], routes!(v1::tenant::list::handler))
         .admit(&[Admin, Tenant], routes!(v1::tenant::show::handler))
@@ -166,7 +167,7 @@ pub fn router(context: Context) -> Router {
     let (api, document) = table(Routes::new(Some(context.clone()))).finish();
     let document = Bytes::from(serde_json::to_vec(&document).expect("the document is plain data"));
     let document = get(move || async move { ([(header::CONTENT_TYPE, "application/json")], document) });
-    wrap(api.route("/openapi.json", document), context)
+    wrap(api.route("/openapi.json", document).fallback(console::serve), context)
 }
 
 /// Puts around the routes what holds for every request, known or not.
@@ -327,7 +328,8 @@ fn set_headers(headers: &mut HeaderMap, request_id: &str) {
         (header::STRICT_TRANSPORT_SECURITY, "max-age=31536000"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ] {
-        headers.insert(name, HeaderValue::from_static(value));
+        // The console says for itself what may be kept, and what its pages may do.
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
     }
 }
 

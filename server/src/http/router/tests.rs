@@ -460,7 +460,8 @@ async fn every_error_is_problem_details(pool: PgPoolOptions, database: PgConnect
     let admin = &scene.admin;
     let problem = async |call: Call, kind: Kind| call.by(admin).send().await.expect_problem(kind);
     problem(scene.get("/nowhere"), Kind::NotFound).await;
-    problem(scene.call_raw(Method::GET, "/"), Kind::NotFound).await;
+    problem(scene.call_raw(Method::GET, "/api"), Kind::NotFound).await;
+    problem(scene.call_raw(Method::POST, "/"), Kind::NotFound).await;
     problem(scene.get("/devices/"), Kind::NotFound).await;
     problem(scene.get("/devices/../me"), Kind::NotFound).await;
     problem(scene.get("/devices/%ff%fe"), Kind::BadRequest).await;

@@ -1,0 +1,36 @@
+import { QueryClient, QueryClientProvider } from "@tanstack/react-query";
+import { StrictMode } from "react";
+import { createRoot } from "react-dom/client";
+
+import { ApiError } from "./api/client";
+import { App } from "./App";
+import { WithSession } from "./session/session";
+import { begin } from "./ui/theme";
+import "./ui/tokens.css";
+
+begin();
+
+const RETRIES_MAX = 3;
+
+const client = new QueryClient({
+    defaultOptions: {
+        queries: {
+            // Events say what has changed; this is for what they miss.
+            staleTime: 30_000,
+            // What the server has refused it refuses again.
+            retry: (failures, error) => failures < RETRIES_MAX && !(error instanceof ApiError && error.status < 500),
+        },
+    },
+});
+
+const root = document.getElementById("root");
+if (!root) throw new Error("index.html has no root");
+createRoot(root).render(
+    <StrictMode>
+        <QueryClientProvider client={client}>
+            <WithSession>
+                <App />
+            </WithSession>
+        </QueryClientProvider>
+    </StrictMode>,
+);

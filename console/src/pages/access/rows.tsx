@@ -1,0 +1,94 @@
+// Requests and grants as rows, with what can be done about them.
+
+import { useMutation, useQueryClient } from "@tanstack/react-query";
+
+import { api, body, type Schemas } from "../../api/client";
+import { useMe } from "../../session/session";
+import { t } from "../../text/en";
+import { absolute } from "../../time/format";
+import { Button } from "../../ui/Button";
+import { Confirm } from "../../ui/Confirm";
+import { Badge, Countdown, Failure } from "../../ui/parts";
+import ui from "../../ui/ui.module.css";
+import page from "../pages.module.css";
+import { said } from "./said";
+
+export function RequestRow({ request }: { request: Schemas["AccessRequest"] }) {
+    const me = useMe();
+    const client = useQueryClient();
+    const answer = useMutation({
+        mutationFn: (path: "approve" | "deny") =>
+            body(api.POST(`/api/v1/access-requests/{id}/${path}`, { params: { path: { id: request.id } }, body: {} })),
+        onSettled: () => Promise.all(["access_requests", "grants"].map((kind) => client.invalidateQueries({ queryKey: [kind] }))),
+    });
+    const approvals = request.decisions.filter((each) => each.decision === "approve").length;
+    return (
+        <li>
+            <div className={page.grow}>
+                <strong>{said({ ...request, operator_ids: request.operator_ids ?? [request.requested_by], until: request.access_until })}</strong>
+                <span className={page.soft}>
+                    {request.reason} · {t.access.answerBy(absolute(request.answer_by))}
+                    {request.approvals_needed > 1 && ` · ${t.access.needsTwo(approvals, request.approvals_needed)}`}
+                </span>
+                {answer.error && <Failure error={answer.error} />}
+            </div>
+            {me.role === "tenant" && request.state === "open" && (
+                <div className={page.actions}>
+                    <Button isDisabled={answer.isPending} onPress={() => answer.mutate("deny")}>
+                        {t.access.deny}
+                    </Button>
+                    <Button look="primary" isDisabled={answer.isPending} onPress={() => answer.mutate("approve")}>
+                        {t.access.approve}
+                    </Button>
+                </div>
+            )}
+        </li>
+    );
+}
+
+export function GrantRow({ grant }: { grant: Schemas["Grant"] }) {
+    const me = useMe();
+    const client = useQueryClient();
+    const close = useMutation({
+        mutationFn: () => body(api.POST("/api/v1/grants/{id}/revoke", { params: { path: { id: grant.id } } })),
+        onSettled: () => client.invalidateQueries({ queryKey: ["grants"] }),
+    });
+    const what = said({ ...grant, until: grant.ends_at });
+    const isOpen = grant.state === "in_force" || grant.state === "scheduled";
+    return (
+        <li>
+            <div className={page.grow}>
+                <strong>{what}</strong>
+                <span className={page.soft}>{grant.reason}</span>
+                {close.error && <Failure error={close.error} />}
+            </div>
+            <div className={page.actions}>
+                {grant.state === "in_force" && (
+                    <Badge tone="warn">
+                        <Countdown until={grant.ends_at} /> {t.access.endsIn}
+                    </Badge>
+                )}
+                {me.role !== "operator" && (
+                    <a className={ui.button} href={`/api/v1/grants/${grant.id}/receipt`} download={`receipt-${grant.id}.json`}>
+                        {t.access.receipt}
+                    </a>
+                )}
+                {me.role === "tenant" && isOpen && (
+                    <Confirm
+                        trigger={
+                            <Button look="danger" large isDisabled={close.isPending}>
+                                {t.access.closeNow}
+                            </Button>
+                        }
+                        title={t.access.closeTitle}
+                        keep={t.access.keep}
+                        act={t.access.closeNow}
+                        onAct={() => close.mutate()}
+                    >
+                        {t.access.closeText(what)}
+                    </Confirm>
+                )}
+            </div>
+        </li>
+    );
+}

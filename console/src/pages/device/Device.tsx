@@ -1,0 +1,203 @@
+import { useQuery } from "@tanstack/react-query";
+import { Link, useParams } from "react-router";
+
+import type { Schemas } from "../../api/client";
+import { queries } from "../../api/queries";
+import { useMe } from "../../session/session";
+import { t } from "../../text/en";
+import { absolute } from "../../time/format";
+import { ButtonLink } from "../../ui/Button";
+import { Asked, Badge, Card, Empty, PageHead, When } from "../../ui/parts";
+import { GrantRow } from "../access/rows";
+import { Contact, type Device, provenAt } from "../devices/contact";
+import { Labels } from "../devices/DeviceTable";
+import page from "../pages.module.css";
+
+/** From which on a device's clock is worth a word. */
+const CLOCK_OFF_MS = 2000;
+
+export default function DevicePage() {
+    const { id = "" } = useParams();
+    const device = useQuery(queries.device(id));
+    return (
+        <>
+            <p>
+                <Link to="/devices">{t.device.back}</Link>
+            </p>
+            <Asked of={device}>{(device) => <Shown device={device} />}</Asked>
+        </>
+    );
+}
+
+function Shown({ device }: { device: Device }) {
+    const me = useMe();
+    return (
+        <>
+            <PageHead title={device.name}>
+                {me.role === "tenant" && device.state === "active" && (
+                    <ButtonLink to={`/access/new?device=${device.id}`} look="primary">
+                        {t.device.allow}
+                    </ButtonLink>
+                )}
+            </PageHead>
+            <div className={page.stack}>
+                <div className={page.columns}>
+                    <Status device={device} />
+                    <Boots id={device.id} />
+                </div>
+                <Open id={device.id} />
+                <Commands id={device.id} />
+            </div>
+        </>
+    );
+}
+
+function Status({ device }: { device: Device }) {
+    const proven = provenAt(device);
+    const about = device.link ?? device.poll;
+    const off = about?.clock_offset_ms ?? 0;
+    const facts: [string, React.ReactNode][] = [];
+    if (proven) facts.push([t.device.lastProven, <When key="proven" time={proven} />]);
+    if (device.link?.state === "live") facts.push([t.device.since, absolute(device.link.connected_at)]);
+    if (device.transport) facts.push([t.device.transport, device.transport]);
+    if (device.transport_failures.length > 0) {
+        facts.push([t.device.why, device.transport_failures.map((each) => `${each.transport}: ${each.stage} ${each.code}`).join(", ")]);
+    }
+    if (about) {
+        facts.push([t.device.system, about.os], [t.device.agent, about.agent], [t.device.address, about.remote_address]);
+        if (Math.abs(off) >= CLOCK_OFF_MS) facts.push([t.device.clock, t.device.clockOff((off / 1000).toFixed(0))]);
+    }
+    return (
+        <Card title={t.device.status} aside={<Contact device={device} />}>
+            <dl className={page.facts}>
+                {facts.map(([name, value]) => (
+                    <Fact key={name} name={name} value={value} />
+                ))}
+                {Object.keys(device.labels).length > 0 && <Fact name={t.devices.columns.labels} value={<Labels labels={device.labels} />} />}
+            </dl>
+            <Notes device={device} />
+        </Card>
+    );
+}
+
+function Fact({ name, value }: { name: string; value: React.ReactNode }) {
+    return (
+        <>
+            <dt>{name}</dt>
+            <dd>{value}</dd>
+        </>
+    );
+}
+
+/** What somebody should know before asking anything of it. */
+function Notes({ device }: { device: Device }) {
+    const notes = [
+        device.busy_lock && t.device.busy(device.busy_lock.reason, absolute(device.busy_lock.until)),
+        device.quarantine && t.device.quarantine(device.quarantine.reason),
+        device.poll?.next_poll_by && t.device.nextPoll(absolute(device.poll.next_poll_by)),
+    ].filter((note) => typeof note === "string");
+    if (notes.length === 0) return null;
+    return (
+        <ul className={page.rows}>
+            {notes.map((note) => (
+                <li key={note}>{note}</li>
+            ))}
+        </ul>
+    );
+}
+
+function Boots({ id }: { id: string }) {
+    const boots = useQuery(queries.boots(id));
+    return (
+        <Card title={t.device.boots}>
+            <Asked of={boots}>
+                {({ boots, missing }) => (
+                    <>
+                        {missing && <Empty>{t.device.missing}</Empty>}
+                        {boots.length === 0 ? (
+                            <Empty>{t.device.noBoots}</Empty>
+                        ) : (
+                            <ul className={page.rows}>
+                                {boots.slice(0, 6).map((boot) => (
+                                    <li key={boot.boot_id}>
+                                        <span>{absolute(boot.seen_at)}</span>
+                                        <Badge tone={boot.cause === "power_loss" || boot.cause === "watchdog" ? "bad" : "plain"}>
+                                            {t.device.bootCauses[boot.cause]}
+                                        </Badge>
+                                    </li>
+                                ))}
+                            </ul>
+                        )}
+                    </>
+                )}
+            </Asked>
+        </Card>
+    );
+}
+
+function Open({ id }: { id: string }) {
+    const grants = useQuery(queries.grants("in_force", id));
+    return (
+        <Card title={t.device.access}>
+            <Asked of={grants}>
+                {({ items }) =>
+                    items.length === 0 ? (
+                        <Empty>{t.access.noneInForce}</Empty>
+                    ) : (
+                        <ul className={page.rows}>
+                            {items.map((grant) => (
+                                <GrantRow key={grant.id} grant={grant} />
+                            ))}
+                        </ul>
+                    )
+                }
+            </Asked>
+        </Card>
+    );
+}
+
+function Commands({ id }: { id: string }) {
+    const commands = useQuery(queries.commands(id));
+    return (
+        <Card title={t.device.commands}>
+            <Asked of={commands}>
+                {({ items }) =>
+                    items.length === 0 ? (
+                        <Empty>{t.device.noCommands}</Empty>
+                    ) : (
+                        <ul className={page.rows}>
+                            {items.map((command) => (
+                                <CommandRow key={command.id} command={command} />
+                            ))}
+                        </ul>
+                    )
+                }
+            </Asked>
+        </Card>
+    );
+}
+
+const TONES: Partial<Record<Schemas["Command"]["state"], "good" | "bad">> = {
+    succeeded: "good",
+    failed: "bad",
+    refused: "bad",
+    unconfirmed: "bad",
+    expired: "bad",
+};
+
+function CommandRow({ command }: { command: Schemas["Command"] }) {
+    return (
+        <li>
+            <div className={page.grow}>
+                <strong>{command.kind}</strong>
+                <span className={page.soft}>
+                    {command.reason} · {absolute(command.created_at)}
+                </span>
+            </div>
+            <Badge tone={TONES[command.state] ?? "plain"}>
+                {command.state}
+                {command.code ? `: ${command.code}` : ""}
+            </Badge>
+        </li>
+    );
+}

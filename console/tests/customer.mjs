@@ -1,0 +1,93 @@
+// The customer's story: sign in, let in who asks, close the door, let somebody in unasked, look at devices, sign out.
+// customer.mjs URL WHO SCREENSHOTS: a request is open, a device is live.
+
+import { ensure, open, signIn } from "./browser.mjs";
+
+const [url, who, screenshots] = process.argv.slice(2);
+const console_ = await open({ url, screenshots });
+const { page, judge } = console_;
+
+await page.goto("/access?view=requests");
+await page.getByRole("link", { name: "Sign in" }).waitFor();
+await judge("sign-in");
+await signIn(page, who);
+
+// Where it was going, with the filter.
+ensure(page.url().endsWith("/access?view=requests"), `a deep link leads to ${page.url()}`);
+await page.getByRole("button", { name: "Approve" }).waitFor();
+await judge("requests");
+
+await page.getByRole("link", { name: "Home" }).click();
+await page.getByText("Live", { exact: true }).first().waitFor();
+await judge("home-request");
+await page.getByRole("button", { name: "Approve" }).click();
+await page.getByRole("timer").waitFor();
+await page.getByText("Nobody is waiting to be let in.").waitFor();
+await judge("home-open");
+
+// Closing asks first, and names what it is about.
+await page.getByRole("button", { name: "Close now" }).click();
+const dialog = page.getByRole("alertdialog");
+ensure((await dialog.textContent()).includes("restart the device"), "the question does not say what is closed");
+await judge("close");
+await page.keyboard.press("Escape");
+await dialog.waitFor({ state: "detached" });
+await page.getByRole("timer").waitFor();
+await page.getByRole("button", { name: "Close now" }).click();
+await dialog.getByRole("button", { name: "Close now" }).click();
+await page.getByText("Nobody may come in. Every door is closed.").waitFor();
+
+// Unasked, in three steps; what was chosen outlives a reload.
+await page.getByRole("link", { name: "Devices" }).click();
+await page.getByRole("row").nth(1).waitFor();
+await judge("devices");
+await page.getByLabel("Selector").fill("site=north");
+await page.keyboard.press("Enter");
+await page.waitForURL(/selector=site%3Dnorth/);
+await page.getByRole("link", { name: /gw/ }).first().click();
+await page.getByRole("heading", { name: "Status" }).waitFor();
+await page.getByText("ordered", { exact: false }).or(page.getByText("Unknown")).first().waitFor();
+await judge("device");
+await page.getByRole("link", { name: "Let somebody in" }).click();
+await page.getByText("This device").waitFor();
+await judge("grant-who");
+await page.getByRole("button", { name: "Next" }).click();
+await page.getByRole("button", { name: "Next" }).click();
+await page.getByRole("alert").filter({ hasText: "Choose at least one" }).waitFor();
+await page.getByLabel("read what it measures").check();
+await judge("grant-what");
+await page.getByRole("button", { name: "Next" }).click();
+await page.getByLabel("Why?").fill('<img src=x onerror="alert(1)"> ticket 4711');
+await page.getByLabel("30 minutes").check();
+await judge("grant-until");
+await page.getByRole("button", { name: "Let them in" }).click();
+await page.waitForURL(/\/access$/);
+await page.getByRole("timer").waitFor();
+ensure(await page.getByText('<img src=x onerror="alert(1)"> ticket 4711').isVisible(), "what was typed is not shown as it was typed");
+await judge("access");
+
+await page.getByRole("link", { name: "People" }).click();
+await page.getByRole("cell", { name: who, exact: true }).waitFor();
+await judge("people");
+await page.getByRole("link", { name: "Account" }).click();
+await page.getByText("This one").waitFor();
+await judge("account");
+
+// On a phone.
+await page.setViewportSize({ width: 390, height: 844 });
+await page.getByRole("link", { name: "Home" }).click();
+await page.getByRole("button", { name: "Close now" }).waitFor();
+const box = await page.getByRole("button", { name: "Close now" }).boundingBox();
+ensure(box.height >= 44, `a thumb needs more than ${box.height} px`);
+await judge("phone-home");
+await page.getByRole("button", { name: "Close now" }).click();
+await page.getByRole("alertdialog").getByRole("button", { name: "Close now" }).click();
+await page.getByText("Nobody may come in. Every door is closed.").waitFor();
+
+await page.getByRole("link", { name: "Account" }).click();
+const keys = await page.evaluate(() => [...Object.keys(localStorage), ...Object.keys(sessionStorage)]);
+ensure(!keys.some((key) => /token|session|cookie/i.test(key)), `the browser keeps ${keys}`);
+await page.getByRole("button", { name: "Sign out" }).click();
+await page.getByRole("link", { name: "Sign in" }).waitFor();
+await console_.close();
+console.log("the customer's story is told");
