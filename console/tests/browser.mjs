@@ -3,34 +3,37 @@
 import { mkdirSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
+import { createInterface } from "node:readline";
 
 import { chromium } from "playwright-core";
 
 const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 const TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"];
 
-/** `screenshots`: a directory, or nothing. */
+export async function launch() {
+    return chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox", "--disable-gpu"] });
+}
+
+/** Somebody with a browser of its own. `screenshots`: a directory, or nothing. */
 export async function open({ url, screenshots, viewport = { width: 1280, height: 860 } }) {
-    const browser = await chromium.launch({
-        executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-        args: ["--no-sandbox", "--disable-gpu"],
-    });
+    const browser = await launch();
     // The authority of the test's server is nobody's.
     const context = await browser.newContext({ ignoreHTTPSErrors: true, viewport, baseURL: url, reducedMotion: "reduce" });
-    // Only for the checks of this test: axe is run in the page, which the policy keeps others from.
     const page = await context.newPage();
     const faults = [];
     page.on("pageerror", (error) => faults.push(`error in the page: ${error}`));
     page.on("dialog", (dialog) => {
-        faults.push(`a dialog: ${dialog.message()}`);
-        void dialog.dismiss();
+        if (dialog.type() !== "beforeunload") faults.push(`a dialog: ${dialog.message()}`);
+        void dialog.accept();
     });
     page.on("console", (message) => {
         // What the network says of refusals is part of the story.
-        if (message.type() === "error" && !message.text().startsWith("Failed to load resource")) faults.push(message.text());
+        const isNetwork = /^Failed to load resource|^WebSocket connection to/.test(message.text());
+        if (message.type() === "error" && !isNetwork) faults.push(`${message.text()} (${page.url()} ${JSON.stringify(message.location())})`);
     });
     return {
         browser,
+        context,
         page,
         /** Accessible in both themes, with a picture of each. */
         async judge(name) {
@@ -68,11 +71,30 @@ async function violations(page) {
 /** Signs in at the provider's own pages, wherever that leads. */
 export async function signIn(page, who) {
     await page.getByRole("link", { name: "Sign in" }).click();
+    await atTheProvider(page, who);
+}
+
+export async function atTheProvider(page, who) {
     await page.fill('input[name="login"]', who);
     await page.fill('input[name="password"]', "-");
     await page.click('button[type="submit"]');
     await page.click('button[type="submit"]');
     await page.waitForSelector("nav");
+}
+
+const answers = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
+
+/** Has the one who started this do something, and waits until it is done. */
+export async function have(what) {
+    console.log(`@${what}`);
+    const { done } = await answers.next();
+    if (done) throw new Error(`nobody did ${what}`);
+}
+
+/** Nothing of this reads on: the story is told. */
+export function end(text) {
+    console.log(text);
+    process.stdin.destroy();
 }
 
 export function ensure(condition, what) {

@@ -22,6 +22,7 @@ use crate::isolation::proof::{self, Prover, Proving};
 use crate::lifecycle::{Shutdown, StopSignals};
 use crate::link::{Links, Tickets, Tls};
 use crate::metrics::Metrics;
+use crate::model::network::DevicePort;
 use crate::model::openvpn_profile::Remote;
 use crate::notice::Notices;
 use crate::operations::Readiness;
@@ -171,7 +172,7 @@ impl Node {
             people::settings(&self.config.people, &self.config.sign_in),
             shutdown.soft.clone(),
         );
-        api = api.with_tracer(tracer.clone());
+        api = api.with_tracer(tracer.clone()).with_device_port(self.device_port());
         api = api.with_telemetry(self.config.telemetry.clone());
         api = api.with_storage_key(Arc::clone(&self.storage_key));
         api = api.with_statements(Statements {
@@ -427,6 +428,15 @@ impl Node {
             store,
             metrics: Arc::clone(&self.metrics),
         }))
+    }
+
+    fn device_port(&self) -> DevicePort {
+        let device = &self.config.device;
+        DevicePort {
+            name: device.server_name.to_string(),
+            enroll_name: device.enroll_name().to_string(),
+            port: u16::try_from(device.public_port()).expect("a port by its range"),
+        }
     }
 
     /// What OpenVPN clients are told.

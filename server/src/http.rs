@@ -50,6 +50,7 @@ use crate::isolation::proof::Prover;
 use crate::link::Links;
 use crate::metrics::Metrics;
 use crate::model::command::State;
+use crate::model::network::DevicePort;
 use crate::model::openvpn_profile::Remote;
 use crate::notice::Notices;
 use crate::pki::StatementSigner;
@@ -135,6 +136,7 @@ pub struct Context {
     stopping: CancellationToken,
     /// None: OpenVPN clients are not served.
     openvpn: Option<Arc<Remote>>,
+    device_port: Arc<DevicePort>,
     /// None: there are API tokens only.
     sign_in: Option<Arc<SignIn>>,
     /// None: nothing is signed.
@@ -212,6 +214,7 @@ impl Context {
             lock_for,
             stopping,
             openvpn: None,
+            device_port: Arc::new(DevicePort::default()),
             sign_in: None,
             statements: None,
             prover: None,
@@ -259,6 +262,12 @@ impl Context {
     #[must_use]
     pub fn with_openvpn(self, remote: Remote) -> Self {
         Self { openvpn: Some(Arc::new(remote)), ..self }
+    }
+
+    /// The same, where devices dial another place than port 443 of `localhost`.
+    #[must_use]
+    pub fn with_device_port(self, device_port: DevicePort) -> Self {
+        Self { device_port: Arc::new(device_port), ..self }
     }
 
     /// The same, with an OpenID provider.

@@ -16,6 +16,7 @@ pub mod grant;
 pub mod group;
 pub mod isolation_statement;
 pub mod link_test;
+pub mod network;
 pub mod node;
 pub mod notice;
 pub mod opening;

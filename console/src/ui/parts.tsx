@@ -47,6 +47,16 @@ export function CardBody({ children }: { children: ReactNode }) {
     return <div className={css.cardBody}>{children}</div>;
 }
 
+/** A line of a list of facts (`dl`). */
+export function Fact({ name, value }: { name: string; value: ReactNode }) {
+    return (
+        <>
+            <dt>{name}</dt>
+            <dd>{value}</dd>
+        </>
+    );
+}
+
 export function Empty({ children }: { children: ReactNode }) {
     return <p className={css.empty}>{children}</p>;
 }

@@ -4,7 +4,7 @@
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use data_encoding::HEXLOWER;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
 use rust_embed::{EmbeddedFile, RustEmbed};
 
 use super::problem::Problem;
@@ -27,10 +27,12 @@ static PERMISSIONS: HeaderName = HeaderName::from_static("permissions-policy");
 static OPENER: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
 
 /// Whatever is no route.
-pub(super) async fn serve(method: Method, uri: Uri, headers: HeaderMap) -> Response {
+pub(super) async fn serve(method: Method, version: Version, uri: Uri, headers: HeaderMap) -> Response {
     let path = uri.path().trim_start_matches('/');
     let is_of_the_api = path == "api" || path.starts_with("api/");
-    if is_of_the_api || !matches!(method, Method::GET | Method::HEAD) {
+    // Whoever asks for a whole URL takes this for a proxy. In HTTP/2 every request names the authority.
+    let is_for_a_proxy = version < Version::HTTP_2 && uri.authority().is_some();
+    if is_of_the_api || is_for_a_proxy || !matches!(method, Method::GET | Method::HEAD) {
         return Problem::not_found().into_response();
     }
     // A hashed file that is gone is of another version: the page would be no answer to that.

@@ -91,6 +91,9 @@ pub(super) mod isolation_proof {
 pub(super) mod me {
     pub(crate) mod show;
 }
+pub(super) mod network {
+    pub(crate) mod show;
+}
 pub(super) mod node {
     pub(crate) mod drain;
     pub(crate) mod list;

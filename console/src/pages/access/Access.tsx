@@ -1,28 +1,26 @@
-import { useQuery } from "@tanstack/react-query";
-import { useSearchParams } from "react-router";
+import { useInfiniteQuery } from "@tanstack/react-query";
 
+import type { Schemas } from "../../api/client";
 import { queries } from "../../api/queries";
 import { useMe } from "../../session/session";
 import { t } from "../../text/en";
 import { ButtonLink } from "../../ui/Button";
-import { Asked, Card, Empty, PageHead } from "../../ui/parts";
-import page from "../pages.module.css";
-import css from "./Access.module.css";
+import { Listing } from "../../ui/Listing";
+import { Card, PageHead } from "../../ui/parts";
+import { Tabs, useView } from "../../ui/Tabs";
 import { GrantRow, RequestRow } from "./rows";
 
-const VIEWS = ["in_force", "requests", "scheduled", "past"] as const;
-type View = (typeof VIEWS)[number];
-const TITLES: Record<View, string> = {
+const VIEWS = {
     in_force: t.access.inForce,
     requests: t.access.requests,
     scheduled: t.access.scheduled,
-    past: t.access.past,
+    ended: t.access.ended,
+    revoked: t.access.revoked,
 };
 
 export default function Access() {
     const me = useMe();
-    const [params] = useSearchParams();
-    const view = VIEWS.find((view) => view === params.get("view")) ?? "in_force";
+    const view = useView(VIEWS);
     return (
         <>
             <PageHead title={t.access.title} lead={t.access.lead}>
@@ -32,52 +30,28 @@ export default function Access() {
                     </ButtonLink>
                 )}
             </PageHead>
-            <nav className={css.tabs} aria-label={t.access.title}>
-                {VIEWS.map((each) => (
-                    <ButtonLink key={each} to={`?view=${each}`} replace aria-current={each === view ? "page" : undefined}>
-                        {TITLES[each]}
-                    </ButtonLink>
-                ))}
-            </nav>
-            <Card title={TITLES[view]}>{view === "requests" ? <Requests /> : <Grants view={view} />}</Card>
+            <Tabs label={t.access.title} views={VIEWS} />
+            <Card title={VIEWS[view]}>
+                {view === "requests" ? <Requests /> : <Grants state={view} />}
+            </Card>
         </>
     );
 }
 
-function Requests() {
-    const requests = useQuery(queries.requests("open"));
+export function Requests({ device }: { device?: string }) {
+    const requests = useInfiniteQuery(queries.requests("open", device));
     return (
-        <Asked of={requests}>
-            {({ items }) =>
-                items.length === 0 ? (
-                    <Empty>{t.home.noRequests}</Empty>
-                ) : (
-                    <ul className={page.rows}>
-                        {items.map((request) => (
-                            <RequestRow key={request.id} request={request} />
-                        ))}
-                    </ul>
-                )
-            }
-        </Asked>
+        <Listing of={requests} empty={t.home.noRequests}>
+            {(request) => <RequestRow key={request.id} request={request} />}
+        </Listing>
     );
 }
 
-function Grants({ view }: { view: "in_force" | "scheduled" | "past" }) {
-    const grants = useQuery(queries.grants(view === "past" ? "ended" : view));
+export function Grants({ state, device, empty }: { state: Schemas["GrantState"]; device?: string; empty?: string }) {
+    const grants = useInfiniteQuery(queries.grants(state, device));
     return (
-        <Asked of={grants}>
-            {({ items }) =>
-                items.length === 0 ? (
-                    <Empty>{view === "in_force" ? t.access.noneInForce : t.access.none}</Empty>
-                ) : (
-                    <ul className={page.rows}>
-                        {items.map((grant) => (
-                            <GrantRow key={grant.id} grant={grant} />
-                        ))}
-                    </ul>
-                )
-            }
-        </Asked>
+        <Listing of={grants} empty={empty ?? (state === "in_force" ? t.access.noneInForce : t.access.none)}>
+            {(grant) => <GrantRow key={grant.id} grant={grant} />}
+        </Listing>
     );
 }

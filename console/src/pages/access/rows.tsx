@@ -3,6 +3,7 @@
 import { useMutation, useQueryClient } from "@tanstack/react-query";
 
 import { api, body, type Schemas } from "../../api/client";
+import { useNames } from "../../session/names";
 import { useMe } from "../../session/session";
 import { t } from "../../text/en";
 import { absolute } from "../../time/format";
@@ -21,11 +22,12 @@ export function RequestRow({ request }: { request: Schemas["AccessRequest"] }) {
             body(api.POST(`/api/v1/access-requests/{id}/${path}`, { params: { path: { id: request.id } }, body: {} })),
         onSettled: () => Promise.all(["access_requests", "grants"].map((kind) => client.invalidateQueries({ queryKey: [kind] }))),
     });
+    const name = useNames();
     const approvals = request.decisions.filter((each) => each.decision === "approve").length;
     return (
         <li>
             <div className={page.grow}>
-                <strong>{said({ ...request, operator_ids: request.operator_ids ?? [request.requested_by], until: request.access_until })}</strong>
+                <strong>{said({ ...request, operator_ids: request.operator_ids ?? [request.requested_by], until: request.access_until }, name)}</strong>
                 <span className={page.soft}>
                     {request.reason} · {t.access.answerBy(absolute(request.answer_by))}
                     {request.approvals_needed > 1 && ` · ${t.access.needsTwo(approvals, request.approvals_needed)}`}
@@ -53,7 +55,7 @@ export function GrantRow({ grant }: { grant: Schemas["Grant"] }) {
         mutationFn: () => body(api.POST("/api/v1/grants/{id}/revoke", { params: { path: { id: grant.id } } })),
         onSettled: () => client.invalidateQueries({ queryKey: ["grants"] }),
     });
-    const what = said({ ...grant, until: grant.ends_at });
+    const what = said({ ...grant, until: grant.ends_at }, useNames());
     const isOpen = grant.state === "in_force" || grant.state === "scheduled";
     return (
         <li>

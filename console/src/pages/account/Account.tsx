@@ -1,4 +1,4 @@
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useInfiniteQuery, useMutation, useQueryClient } from "@tanstack/react-query";
 
 import { api, body, type Schemas } from "../../api/client";
 import { queries } from "../../api/queries";
@@ -45,7 +45,7 @@ export default function Account() {
 
 function Sessions({ me }: { me: Schemas["Me"] }) {
     const client = useQueryClient();
-    const tokens = useQuery(queries.sessions(me.id));
+    const tokens = useInfiniteQuery(queries.sessions(me.id));
     const end = useMutation({
         mutationFn: (ids: string[]) =>
             Promise.all(ids.map((id) => body(api.POST("/api/v1/tokens/{id}/revoke", { params: { path: { id } } })))),
@@ -53,8 +53,9 @@ function Sessions({ me }: { me: Schemas["Me"] }) {
     });
     return (
         <Asked of={tokens}>
-            {({ items }) => {
-                const sessions = items.filter((token) => token.kind !== "api" && !token.revoked_at && Date.parse(token.expires_at) > now());
+            {({ pages }) => {
+                const tokens = pages.flatMap((page) => page.items);
+                const sessions = tokens.filter((token) => token.kind !== "api" && !token.revoked_at && Date.parse(token.expires_at) > now());
                 const others = sessions.filter((token) => token.id !== me.token_id).map((token) => token.id);
                 const aside = others.length > 0 && (
                     <Button look="danger" isDisabled={end.isPending} onPress={() => end.mutate(others)}>

@@ -1,4 +1,4 @@
-import { useQuery } from "@tanstack/react-query";
+import { useInfiniteQuery, useQuery } from "@tanstack/react-query";
 import { Link, useParams } from "react-router";
 
 import type { Schemas } from "../../api/client";
@@ -7,11 +7,15 @@ import { useMe } from "../../session/session";
 import { t } from "../../text/en";
 import { absolute } from "../../time/format";
 import { ButtonLink } from "../../ui/Button";
-import { Asked, Badge, Card, Empty, PageHead, When } from "../../ui/parts";
-import { GrantRow } from "../access/rows";
+import { Listing } from "../../ui/Listing";
+import { Asked, Badge, Card, Empty, Fact, PageHead, When } from "../../ui/parts";
+import { Grants, Requests } from "../access/Access";
 import { Contact, type Device, provenAt } from "../devices/contact";
 import { Labels } from "../devices/DeviceTable";
 import page from "../pages.module.css";
+import { SessionRow } from "../sessions/SessionRow";
+import { Actions } from "./Actions";
+import { Metrics } from "./Metrics";
 
 /** From which on a device's clock is worth a word. */
 const CLOCK_OFF_MS = 2000;
@@ -45,8 +49,18 @@ function Shown({ device }: { device: Device }) {
                     <Status device={device} />
                     <Boots id={device.id} />
                 </div>
-                <Open id={device.id} />
+                {me.role === "operator" && <Actions device={device} />}
+                <Card title={t.device.access}>
+                    <Grants state="in_force" device={device.id} />
+                </Card>
+                {me.role === "tenant" && (
+                    <Card title={t.home.requests}>
+                        <Requests device={device.id} />
+                    </Card>
+                )}
+                {me.role !== "admin" && <Metrics id={device.id} />}
                 <Commands id={device.id} />
+                <Sessions id={device.id} />
             </div>
         </>
     );
@@ -77,15 +91,6 @@ function Status({ device }: { device: Device }) {
             </dl>
             <Notes device={device} />
         </Card>
-    );
-}
-
-function Fact({ name, value }: { name: string; value: React.ReactNode }) {
-    return (
-        <>
-            <dt>{name}</dt>
-            <dd>{value}</dd>
-        </>
     );
 }
 
@@ -135,44 +140,24 @@ function Boots({ id }: { id: string }) {
     );
 }
 
-function Open({ id }: { id: string }) {
-    const grants = useQuery(queries.grants("in_force", id));
+function Commands({ id }: { id: string }) {
+    const commands = useInfiniteQuery(queries.commands(id));
     return (
-        <Card title={t.device.access}>
-            <Asked of={grants}>
-                {({ items }) =>
-                    items.length === 0 ? (
-                        <Empty>{t.access.noneInForce}</Empty>
-                    ) : (
-                        <ul className={page.rows}>
-                            {items.map((grant) => (
-                                <GrantRow key={grant.id} grant={grant} />
-                            ))}
-                        </ul>
-                    )
-                }
-            </Asked>
+        <Card title={t.device.commands}>
+            <Listing of={commands} empty={t.device.noCommands}>
+                {(command) => <CommandRow key={command.id} command={command} />}
+            </Listing>
         </Card>
     );
 }
 
-function Commands({ id }: { id: string }) {
-    const commands = useQuery(queries.commands(id));
+function Sessions({ id }: { id: string }) {
+    const sessions = useInfiniteQuery(queries.supportSessions({ device_id: id }));
     return (
-        <Card title={t.device.commands}>
-            <Asked of={commands}>
-                {({ items }) =>
-                    items.length === 0 ? (
-                        <Empty>{t.device.noCommands}</Empty>
-                    ) : (
-                        <ul className={page.rows}>
-                            {items.map((command) => (
-                                <CommandRow key={command.id} command={command} />
-                            ))}
-                        </ul>
-                    )
-                }
-            </Asked>
+        <Card title={t.sessions.title}>
+            <Listing of={sessions} empty={t.sessions.noneHere}>
+                {(session) => <SessionRow key={session.id} session={session} />}
+            </Listing>
         </Card>
     );
 }

@@ -1,77 +1,92 @@
 // A table of any number of devices, of which only the rows in sight are there. Arrow keys go through them, Enter opens one.
 
 import { useWindowVirtualizer } from "@tanstack/react-virtual";
-import { type KeyboardEvent, useEffect, useRef } from "react";
+import { type KeyboardEvent, type ReactNode, useRef, useState } from "react";
 import { Link, useNavigate } from "react-router";
 
+import type { DeviceFilter } from "../../api/queries";
 import { t } from "../../text/en";
-import { When } from "../../ui/parts";
+import { Card, Empty, Failure, Skeleton, When } from "../../ui/parts";
+import page from "../pages.module.css";
 import { Contact, type Device, provenAt } from "./contact";
 import css from "./Devices.module.css";
-import page from "../pages.module.css";
+import { usePages } from "./usePages";
 
 const ROW_PX = 44;
+/** Rows that are there beside those in sight. */
+const OVERSCAN = 12;
 /** Asks for more when so many rows are left. */
-const AHEAD = 30;
+const AHEAD = 60;
 
-export function DeviceTable(props: { devices: Device[]; hasMore: boolean; isAsking: boolean; more: () => void }) {
-    const { devices, hasMore, isAsking, more } = props;
+/** `empty`: what to say where there is none. To be made anew for another filter. */
+export function DeviceTable({ filter, empty }: { filter: DeviceFilter; empty: ReactNode }) {
     const list = useRef<HTMLDivElement>(null);
     const navigate = useNavigate();
+    const [range, setRange] = useState({ first: 0, last: 0 });
+    const devices = usePages(filter, range.first, range.last + AHEAD);
     const rows = useWindowVirtualizer({
-        count: devices.length,
+        count: devices.count,
         estimateSize: () => ROW_PX,
-        overscan: 12,
+        overscan: OVERSCAN,
         scrollMargin: list.current?.offsetTop ?? 0,
+        onChange: ({ range }) => {
+            if (range) setRange((before) => (before.first === range.startIndex && before.last === range.endIndex ? before : { first: range.startIndex, last: range.endIndex }));
+        },
     });
     const shown = rows.getVirtualItems();
-    const last = shown.at(-1)?.index ?? 0;
-    useEffect(() => {
-        if (hasMore && !isAsking && last >= devices.length - AHEAD) more();
-    }, [hasMore, isAsking, last, devices.length, more]);
+    if (devices.error) return <Failure error={devices.error} again={devices.again} />;
+    if (devices.count === 0 && devices.isAsking) return <Skeleton rows={8} />;
+    if (devices.count === 0 && !devices.hasMore) {
+        return (
+            <Card title={t.devices.title}>
+                <Empty>{empty}</Empty>
+            </Card>
+        );
+    }
 
     const go = (event: KeyboardEvent, index: number) => {
-        const next = { ArrowDown: index + 1, ArrowUp: index - 1, Home: 0, End: devices.length - 1 }[event.key];
+        const next = { ArrowDown: index + 1, ArrowUp: index - 1, Home: 0, End: devices.count - 1 }[event.key];
         if (event.key === "Enter") {
-            const device = devices[index];
+            const device = devices.row(index);
             if (device) void navigate(`/devices/${device.id}`);
         }
-        if (next === undefined || next < 0 || next >= devices.length) return;
+        if (next === undefined || next < 0 || next >= devices.count) return;
         event.preventDefault();
         rows.scrollToIndex(next);
         requestAnimationFrame(() => list.current?.querySelector<HTMLElement>(`[data-index="${next}"]`)?.focus());
     };
     const columns = t.devices.columns;
     return (
-        <div className={css.table} role="table" aria-label={t.devices.title} aria-rowcount={hasMore ? -1 : devices.length + 1}>
-            <div className={css.head} role="row" aria-rowindex={1}>
-                {[columns.name, columns.contact, columns.transport, columns.proven, columns.agent, columns.labels].map((column) => (
-                    <span key={column} role="columnheader">
-                        {column}
-                    </span>
-                ))}
+        <div className={css.table} role="table" aria-label={t.devices.title} aria-rowcount={devices.hasMore ? -1 : devices.count + 1}>
+            <div role="rowgroup" className={css.heads}>
+                <div className={css.head} role="row" aria-rowindex={1}>
+                    {[columns.name, columns.contact, columns.transport, columns.proven, columns.agent, columns.labels].map((column) => (
+                        <span key={column} role="columnheader">
+                            {column}
+                        </span>
+                    ))}
+                </div>
             </div>
             <div ref={list} role="rowgroup" className={css.body} style={{ height: rows.getTotalSize() }}>
                 {shown.map(({ index, start }) => {
-                    const device = devices[index];
-                    if (!device) return null;
+                    const device = devices.row(index);
                     return (
                         <div
-                            key={device.id}
+                            key={index}
                             className={css.row}
                             role="row"
                             aria-rowindex={index + 2}
                             data-index={index}
-                            tabIndex={index === (shown[0]?.index ?? 0) ? 0 : -1}
+                            tabIndex={index === Math.max(range.first, 0) ? 0 : -1}
                             style={{ transform: `translateY(${start - rows.options.scrollMargin}px)` }}
                             onKeyDown={(event) => go(event, index)}
                         >
-                            <Cells device={device} />
+                            {device ? <Cells device={device} /> : <span role="cell">{t.app.loading}</span>}
                         </div>
                     );
                 })}
             </div>
-            <p className={css.foot}>{t.devices.shown(devices.length, hasMore)}</p>
+            <p className={css.foot}>{t.devices.shown(devices.count, devices.hasMore)}</p>
         </div>
     );
 }

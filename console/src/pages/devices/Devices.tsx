@@ -1,9 +1,13 @@
-import { useInfiniteQuery } from "@tanstack/react-query";
+import { useInfiniteQuery, useMutation, useQueryClient } from "@tanstack/react-query";
 import { useSearchParams } from "react-router";
 
+import { api, body } from "../../api/client";
 import { type DeviceFilter, queries } from "../../api/queries";
 import { t } from "../../text/en";
-import { Asked, Card, Empty, PageHead } from "../../ui/parts";
+import { Button } from "../../ui/Button";
+import { Confirm } from "../../ui/Confirm";
+import { FormDialog } from "../../ui/FormDialog";
+import { PageHead } from "../../ui/parts";
 import ui from "../../ui/ui.module.css";
 import { DeviceTable } from "./DeviceTable";
 import css from "./Devices.module.css";
@@ -11,7 +15,6 @@ import css from "./Devices.module.css";
 export default function Devices() {
     const [params, setParams] = useSearchParams();
     const filter = filterOf(params);
-    const devices = useInfiniteQuery(queries.devices(filter));
     // Deep links and the back button: what is looked for is in the address.
     const set = (key: string, value: string) =>
         setParams(
@@ -37,19 +40,8 @@ export default function Devices() {
                     </select>
                 </label>
             </form>
-            <Asked of={devices}>
-                {({ pages }) => {
-                    const items = pages.flatMap((page) => page.items);
-                    if (items.length === 0) {
-                        return (
-                            <Card title={t.devices.title}>
-                                <Empty>{params.size === 0 ? t.devices.empty : t.devices.noMatch}</Empty>
-                            </Card>
-                        );
-                    }
-                    return <DeviceTable devices={items} hasMore={devices.hasNextPage} isAsking={devices.isFetchingNextPage} more={() => void devices.fetchNextPage()} />;
-                }}
-            </Asked>
+            <Groups selector={params.get("selector") ?? ""} onChoose={(selector) => set("selector", selector)} />
+            <DeviceTable key={JSON.stringify(filter)} filter={filter} empty={params.size === 0 ? t.devices.empty : t.devices.noMatch} />
         </>
     );
 }
@@ -80,5 +72,56 @@ function Search(props: { label: string; hint?: string; value: string; onSet: (va
                 }}
             />
         </label>
+    );
+}
+
+/** Selectors with a name, to be chosen again. */
+function Groups({ selector, onChoose }: { selector: string; onChoose: (selector: string) => void }) {
+    const client = useQueryClient();
+    const groups = useInfiniteQuery(queries.groups()).data?.pages.flatMap((page) => page.items) ?? [];
+    const chosen = groups.find((group) => selector === `@${group.name}`);
+    const changed = () => client.invalidateQueries({ queryKey: ["groups"] });
+    const save = async ({ name = "" }: Record<string, string>) => {
+        await body(api.POST("/api/v1/groups", { body: { name, selector } }));
+        await changed();
+        onChoose(`@${name}`);
+    };
+    const remove = useMutation({
+        mutationFn: (id: string) => body<unknown>(api.POST("/api/v1/groups/{id}/delete", { params: { path: { id } } })),
+        onSettled: changed,
+    });
+    return (
+        <div className={css.groups}>
+            {groups.map((group) => (
+                <Button key={group.id} aria-pressed={group === chosen} onPress={() => onChoose(group === chosen ? "" : `@${group.name}`)}>
+                    {group.name}
+                </Button>
+            ))}
+            {chosen && (
+                <Confirm
+                    trigger={<Button look="danger">{t.groups.remove}</Button>}
+                    title={t.groups.removeTitle(chosen.name)}
+                    keep={t.app.keep}
+                    act={t.groups.remove}
+                    onAct={() => {
+                        remove.mutate(chosen.id);
+                        onChoose("");
+                    }}
+                >
+                    {t.groups.removeText}
+                </Confirm>
+            )}
+            {selector !== "" && !selector.startsWith("@") && (
+                <FormDialog
+                    trigger={<Button>{t.groups.save}</Button>}
+                    title={t.groups.save}
+                    fields={[{ name: "name", label: t.groups.name }]}
+                    act={t.app.save}
+                    onAct={save}
+                >
+                    <p>{t.groups.saveText(selector)}</p>
+                </FormDialog>
+            )}
+        </div>
     );
 }

@@ -1,12 +1,13 @@
 // Letting somebody in, in three steps: who and where, what, until when.
 
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useInfiniteQuery, useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { type ReactNode, useState } from "react";
 import { useNavigate, useSearchParams } from "react-router";
 
 import { api, body } from "../../api/client";
 import { queries } from "../../api/queries";
 import { t } from "../../text/en";
+import { useNames } from "../../session/names";
 import { useNow } from "../../time/clock";
 import { absolute } from "../../time/format";
 import { Button } from "../../ui/Button";
@@ -106,16 +107,20 @@ function asked(draft: Draft) {
 
 function Who({ draft, set }: Props) {
     const device = useQuery({ ...queries.device(draft.deviceId), enabled: draft.deviceId !== "" });
+    const people = useInfiniteQuery(queries.people()).data?.pages.flatMap((page) => page.items) ?? [];
+    const operators = people.filter((person) => person.role === "operator" && person.active);
     return (
         <>
             <label className={ui.field}>
-                <span className={ui.legend}>{t.grant.oneOperator}</span>
-                <input
-                    className={ui.input}
-                    value={draft.operatorId}
-                    placeholder={t.grant.everyOperator}
-                    onChange={(event) => set({ operatorId: event.target.value.trim() })}
-                />
+                <span className={ui.legend}>{t.grant.who}</span>
+                <select className={ui.input} value={draft.operatorId} onChange={(event) => set({ operatorId: event.target.value })}>
+                    <option value="">{t.grant.everyOperator}</option>
+                    {operators.map((operator) => (
+                        <option key={operator.id} value={operator.id}>
+                            {operator.name}
+                        </option>
+                    ))}
+                </select>
             </label>
             {draft.deviceId ? (
                 <div className={page.actions}>
@@ -183,7 +188,7 @@ function Summary({ draft }: { draft: Draft }) {
     };
     return (
         <div className={css.summary}>
-            <strong>{said(access)}</strong>
+            <strong>{said(access, useNames())}</strong>
             <span>{t.grant.zones(absolute(until), absolute(until, "UTC"))}</span>
         </div>
     );

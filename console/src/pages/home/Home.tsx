@@ -1,12 +1,14 @@
-import { useInfiniteQuery, useQuery } from "@tanstack/react-query";
+import { useInfiniteQuery } from "@tanstack/react-query";
 import { Link } from "react-router";
 
 import { queries } from "../../api/queries";
 import { useMe } from "../../session/session";
 import { t } from "../../text/en";
 import { ButtonLink } from "../../ui/Button";
+import { Listing } from "../../ui/Listing";
 import { Asked, Card, Empty, PageHead, When } from "../../ui/parts";
-import { GrantRow, RequestRow } from "../access/rows";
+import { Grants, Requests } from "../access/Access";
+import { SessionRow } from "../sessions/SessionRow";
 import { Contact, provenAt } from "../devices/contact";
 import page from "../pages.module.css";
 
@@ -25,52 +27,27 @@ export default function Home() {
                 )}
             </PageHead>
             <div className={page.stack}>
-                <Requests />
-                <Open />
+                <Card title={t.home.requests}>
+                    <Requests />
+                </Card>
+                <Card title={t.home.open}>
+                    <Grants state="in_force" empty={t.home.noOpen} />
+                </Card>
+                <Live />
                 <Trouble />
             </div>
         </>
     );
 }
 
-function Requests() {
-    const requests = useQuery(queries.requests("open"));
+/** Who is on a device at this moment. */
+function Live() {
+    const live = useInfiniteQuery(queries.supportSessions({ live: true }));
     return (
-        <Card title={t.home.requests}>
-            <Asked of={requests}>
-                {({ items }) =>
-                    items.length === 0 ? (
-                        <Empty>{t.home.noRequests}</Empty>
-                    ) : (
-                        <ul className={page.rows}>
-                            {items.map((request) => (
-                                <RequestRow key={request.id} request={request} />
-                            ))}
-                        </ul>
-                    )
-                }
-            </Asked>
-        </Card>
-    );
-}
-
-function Open() {
-    const grants = useQuery(queries.grants("in_force"));
-    return (
-        <Card title={t.home.open}>
-            <Asked of={grants}>
-                {({ items }) =>
-                    items.length === 0 ? (
-                        <Empty>{t.home.noOpen}</Empty>
-                    ) : (
-                        <ul className={page.rows}>
-                            {items.map((grant) => (
-                                <GrantRow key={grant.id} grant={grant} />
-                            ))}
-                        </ul>
-                    )
-                }
-            </Asked>
+        <Card title={t.home.live}>
+            <Listing of={live} empty={t.home.noLive}>
+                {(session) => <SessionRow key={session.id} session={session} />}
+            </Listing>
         </Card>
     );
 }

@@ -1,0 +1,67 @@
+import { useEffect, useRef } from "react";
+import uPlot from "uplot";
+import "uplot/dist/uPlot.min.css";
+
+import type { Schemas } from "../../api/client";
+import { useTheme } from "../../ui/theme";
+
+const HEIGHT_PX = 132;
+
+type Props = { points: Schemas["Point"][]; scale: number; from: string; until: string; step: number };
+
+/** The mean as a line, between the least and the most of each step. A step without a sample is a gap. */
+export default function Chart({ points, scale, from, until, step }: Props) {
+    const place = useRef<HTMLDivElement>(null);
+    const theme = useTheme();
+    useEffect(() => {
+        const element = place.current;
+        if (!element) return;
+        const colour = (name: string) => getComputedStyle(document.documentElement).getPropertyValue(name);
+        const [start, end] = [Date.parse(from) / 1000, Date.parse(until) / 1000];
+        const axis = { stroke: colour("--text-soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
+        const chart = new uPlot(
+            {
+                width: element.clientWidth,
+                height: HEIGHT_PX,
+                legend: { show: false },
+                cursor: { show: false },
+                scales: { x: { time: true, range: [start, end] } },
+                axes: [axis, { ...axis, size: 48 }],
+                series: [
+                    {},
+                    { stroke: "transparent", points: { show: false } },
+                    { stroke: "transparent", points: { show: false } },
+                    { stroke: colour("--accent"), width: 1.5, points: { size: 4 } },
+                ],
+                bands: [{ series: [2, 1], fill: colour("--accent-soft") }],
+            },
+            columns(points, scale, step),
+            element,
+        );
+        const resized = new ResizeObserver(() => chart.setSize({ width: element.clientWidth, height: HEIGHT_PX }));
+        resized.observe(element);
+        return () => {
+            resized.disconnect();
+            chart.destroy();
+        };
+    }, [points, scale, from, until, step, theme]);
+    return <div ref={place} />;
+}
+
+function columns(points: Schemas["Point"][], scale: number, step: number): uPlot.AlignedData {
+    const [times, least, most, mean]: [number[], (number | null)[], (number | null)[], (number | null)[]] = [[], [], [], []];
+    for (const point of points) {
+        const at = Date.parse(point.at) / 1000;
+        const before = times.at(-1);
+        // Devices report about once a minute, whatever the step.
+        if (before !== undefined && at - before > Math.max(3 * step, 200)) {
+            times.push(before + step);
+            for (const column of [least, most, mean]) column.push(null);
+        }
+        times.push(at);
+        least.push(point.min * scale);
+        most.push(point.max * scale);
+        mean.push(point.avg * scale);
+    }
+    return [times, least, most, mean];
+}

@@ -1,0 +1,26 @@
+// Recordings of terminals: asciicast v2.
+
+export type Cast = { columns: number; rows: number; seconds: number; events: Happening[]; marks: Mark[] };
+export type Happening = { at: number; code: "o" | "r"; text: string };
+export type Mark = { at: number; text: string };
+
+export function parse(text: string): Cast {
+    const [head, ...lines] = text.split("\n").filter((line) => line !== "");
+    const { width, height } = JSON.parse(head ?? "{}") as { width?: number; height?: number };
+    const events: Happening[] = [];
+    const marks: Mark[] = [];
+    let seconds = 0;
+    for (const line of lines) {
+        const [at, code, text] = JSON.parse(line) as [number, string, string];
+        seconds = Math.max(seconds, at);
+        if (code === "o" || code === "r") events.push({ at, code, text });
+        if (code === "m") marks.push({ at, text });
+    }
+    return { columns: width ?? 80, rows: height ?? 24, seconds, events, marks };
+}
+
+/** The digest of a text as the server tells it. */
+export async function digest(text: string): Promise<string> {
+    const bytes = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(text));
+    return Array.from(new Uint8Array(bytes), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}

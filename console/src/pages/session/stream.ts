@@ -1,0 +1,63 @@
+// The stream of a terminal: bytes both ways, and control messages as in docs/API.md.
+
+import type { Terminal } from "@xterm/xterm";
+
+const PROTOCOL = "cloudlink.stream.v1";
+
+export type Mode = "operate" | "watch";
+/** What the server or the device says beside the bytes. */
+export type Said =
+    | { type: "ready" }
+    | { type: "warning"; seconds_left: number }
+    | { type: "joined" | "left"; name: string }
+    | { type: "exit"; status: number | null; signal: string | null }
+    | { type: "failed"; code: string; message: string }
+    | { type: "closed"; reason: string; message: string };
+
+export type Stream = { close: () => void };
+
+/** Connects a screen with a device. `onEnd` comes once; the reason is what was said last, if anything was. */
+export function connect(
+    session: string,
+    mode: Mode,
+    terminal: Terminal,
+    on: { said: (said: Said) => void; ended: (last: Said | undefined) => void },
+): Stream {
+    const address = new URL(`/api/v1/support-sessions/${session}/stream`, location.href);
+    address.protocol = "wss:";
+    address.search = new URLSearchParams({ mode, columns: String(terminal.cols), rows: String(terminal.rows), term: "xterm-256color" }).toString();
+    const socket = new WebSocket(address, PROTOCOL);
+    socket.binaryType = "arraybuffer";
+    let last: Said | undefined;
+
+    socket.onmessage = ({ data }: MessageEvent<ArrayBuffer | string>) => {
+        if (typeof data !== "string") {
+            terminal.write(new Uint8Array(data));
+            return;
+        }
+        const said = JSON.parse(data) as Said;
+        if (said.type === "exit" || said.type === "failed" || said.type === "closed") last = said;
+        on.said(said);
+    };
+    socket.onclose = () => on.ended(last);
+
+    const send = (data: string | Uint8Array<ArrayBuffer>) => {
+        if (socket.readyState === WebSocket.OPEN) socket.send(data);
+    };
+    const text = new TextEncoder();
+    const listeners =
+        mode === "operate"
+            ? [
+                  terminal.onData((typed) => send(text.encode(typed))),
+                  terminal.onBinary((typed) => send(Uint8Array.from(typed, (character) => character.charCodeAt(0)))),
+                  terminal.onResize(({ cols, rows }) => send(JSON.stringify({ type: "resize", columns: cols, rows }))),
+              ]
+            : [];
+    return {
+        close: () => {
+            listeners.forEach((listener) => listener.dispose());
+            socket.onclose = null;
+            socket.close();
+        },
+    };
+}
