@@ -8,6 +8,7 @@ import { createInterface } from "node:readline";
 import { chromium } from "playwright-core";
 
 const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+const PICTURE_PX_MAX = 1600;
 const TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"];
 
 export async function launch() {
@@ -20,6 +21,7 @@ export async function open({ url, screenshots, viewport = { width: 1280, height:
     // The authority of the test's server is nobody's.
     const context = await browser.newContext({ ignoreHTTPSErrors: true, viewport, baseURL: url, reducedMotion: "reduce" });
     const page = await context.newPage();
+    if (screenshots) mkdirSync(screenshots, { recursive: true });
     const faults = [];
     page.on("pageerror", (error) => faults.push(`error in the page: ${error}`));
     page.on("dialog", (dialog) => {
@@ -31,6 +33,14 @@ export async function open({ url, screenshots, viewport = { width: 1280, height:
         const isNetwork = /^Failed to load resource|^WebSocket connection to/.test(message.text());
         if (message.type() === "error" && !isNetwork) faults.push(`${message.text()} (${page.url()} ${JSON.stringify(message.location())})`);
     });
+    /** Of the whole page, unless it is very long. */
+    const picture = async (path) => {
+        const { width, height } = page.viewportSize();
+        const whole = await page.evaluate(() => document.documentElement.scrollHeight);
+        await page.setViewportSize({ width, height: Math.min(Math.max(whole, height), PICTURE_PX_MAX) });
+        await page.screenshot({ path });
+        await page.setViewportSize({ width, height });
+    };
     return {
         browser,
         context,
@@ -43,10 +53,7 @@ export async function open({ url, screenshots, viewport = { width: 1280, height:
                 }, theme);
                 const found = await violations(page);
                 if (found.length > 0) throw new Error(`${name}, ${theme}: ${found.join("; ")}`);
-                if (screenshots) {
-                    mkdirSync(screenshots, { recursive: true });
-                    await page.screenshot({ path: join(screenshots, `${name}-${theme}.png`), fullPage: true });
-                }
+                if (screenshots) await picture(join(screenshots, `${name}-${theme}.png`));
             }
             const wide = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
             if (wide > 0) throw new Error(`${name} is ${wide} px wider than the window`);

@@ -122,7 +122,7 @@ await olga.getByRole("link", { name: "gw-1" }).waitFor();
 await operator.judge("groups");
 await olga.getByRole("row").nth(1).focus();
 await olga.keyboard.press("Enter");
-await olga.getByRole("figure").first().waitFor();
+await olga.locator("figure canvas").nth(2).waitFor();
 await operator.judge("metrics");
 await olga.goBack();
 await olga.waitForURL(/selector=%40north/);

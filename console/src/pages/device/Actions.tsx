@@ -145,7 +145,7 @@ function Ask({ action, device }: { action: Action; device: Device }) {
     };
     return (
         <FormDialog
-            trigger={<Button look="primary">{t.actions.ask}</Button>}
+            trigger={<Button>{t.actions.ask}</Button>}
             title={t.actions.askTitle(device.name)}
             fields={[
                 { name: "reason", label: t.grant.reason, hint: t.grant.reasonHint },
