@@ -242,7 +242,7 @@ async fn tell(
         let mut lines = BufReader::new(stdout).lines();
         while let Some(line) = lines.next_line().await? {
             let Some(what) = line.strip_prefix('@') else {
-                println!("{line}");
+                eprintln!("{line}");
                 continue;
             };
             act(place, what).await?;

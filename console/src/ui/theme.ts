@@ -35,3 +35,15 @@ export function useTheme(): Theme {
         return () => listeners.delete(listener);
     }, chosen);
 }
+
+/** Light or dark, as it is shown: also when the system changes it. */
+export function useShown(): string {
+    return useSyncExternalStore(
+        (listener) => {
+            const observer = new MutationObserver(listener);
+            observer.observe(document.documentElement, { attributeFilter: ["data-theme"] });
+            return () => observer.disconnect();
+        },
+        () => document.documentElement.dataset.theme ?? "light",
+    );
+}

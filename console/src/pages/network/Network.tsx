@@ -42,7 +42,11 @@ export default function Network() {
                                                 <td>
                                                     {row.proven_at ? (
                                                         <>
-                                                            <Badge tone="good">{t.network.open}</Badge> {row.source === "devices" && t.network.byDevices(row.devices)} <When time={row.proven_at} />
+                                                            <Badge tone="good">{t.network.open}</Badge> {row.source === "devices" && (
+                                                                <>
+                                                                    {t.network.byDevices(row.devices)} <When time={row.proven_at} />
+                                                                </>
+                                                            )}
                                                         </>
                                                     ) : (
                                                         <Badge>{t.network.unknown}</Badge>

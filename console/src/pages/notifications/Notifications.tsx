@@ -166,7 +166,7 @@ function Thresholds() {
                     )}
                 </Listing>
             </Card>
-            <Card title={t.notify.thresholds}>
+            <Card title={t.notify.thresholds} aside={<AddThreshold />}>
                 <Listing of={thresholds} empty={t.notify.noThresholds}>
                     {(rule) => (
                         <li key={rule.id}>
@@ -182,5 +182,30 @@ function Thresholds() {
                 </Listing>
             </Card>
         </>
+    );
+}
+
+function AddThreshold() {
+    const client = useQueryClient();
+    const create = async ({ name = "", metric = "", comparison = "", value, selector = "", for_seconds }: Record<string, string>) => {
+        const rule = { name, metric, comparison: comparison as Schemas["Comparison"], value: Number(value), selector, for_seconds: Number(for_seconds) };
+        await body(api.POST("/api/v1/thresholds", { body: rule }));
+        await client.invalidateQueries({ queryKey: ["thresholds"] });
+    };
+    return (
+        <FormDialog
+            trigger={<Button>{t.notify.addThreshold}</Button>}
+            title={t.notify.addThreshold}
+            fields={[
+                { name: "name", label: t.notify.ruleName },
+                { name: "metric", label: t.notify.metric, options: t.notify.metrics },
+                { name: "comparison", label: t.notify.is, options: t.notify.comparisons },
+                { name: "value", label: t.notify.value },
+                { name: "for_seconds", label: t.notify.forSeconds, value: "300" },
+                { name: "selector", label: t.notify.ofDevices, hint: t.devices.filterHint },
+            ]}
+            act={t.notify.addThreshold}
+            onAct={create}
+        />
     );
 }

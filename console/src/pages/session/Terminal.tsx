@@ -7,7 +7,7 @@ import { t } from "../../text/en";
 import { Badge } from "../../ui/parts";
 import { open } from "./screen";
 import css from "./Session.module.css";
-import { connect, type Mode, type Said } from "./stream";
+import { connect, isEnd, type Mode, type Said } from "./stream";
 
 export default function LiveTerminal({ session, mode }: { session: string; mode: Mode }) {
     const place = useRef<HTMLDivElement>(null);
@@ -25,7 +25,7 @@ export default function LiveTerminal({ session, mode }: { session: string; mode:
         let stream: ReturnType<typeof connect> | undefined;
         const beginning = setTimeout(() => {
             stream = connect(session, mode, screen.terminal, {
-                said: (said) => note(inWords(said)),
+                said: (said) => note(isEnd(said) ? undefined : inWords(said)),
                 ended: (last) => {
                     setEnd((last && inWords(last)) ?? t.session_.lost);
                     screen.terminal.options.disableStdin = true;

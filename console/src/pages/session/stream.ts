@@ -36,7 +36,7 @@ export function connect(
             return;
         }
         const said = JSON.parse(data) as Said;
-        if (said.type === "exit" || said.type === "failed" || said.type === "closed") last = said;
+        if (isEnd(said)) last = said;
         on.said(said);
     };
     socket.onclose = () => on.ended(last);
@@ -60,4 +60,9 @@ export function connect(
             socket.close();
         },
     };
+}
+
+/** Nothing comes after it. */
+export function isEnd({ type }: Said): boolean {
+    return type === "exit" || type === "failed" || type === "closed";
 }
