@@ -217,6 +217,7 @@ fn header<'a>(response: &'a Response, name: &str) -> anyhow::Result<&'a str> {
 }
 
 /// Has a story told by a browser, and does what it asks for. With `CONSOLE_SCREENSHOTS` there is a picture of each page in that directory.
+#[expect(clippy::print_stderr, reason = "figures are for people")]
 async fn tell(
     place: &mut Place,
     story: &[&str],
