@@ -59,6 +59,7 @@ await judge("grant-what");
 await page.getByRole("button", { name: "Next" }).click();
 await page.getByLabel("Why?").fill('<img src=x onerror="alert(1)"> ticket 4711');
 await page.getByLabel("30 minutes").check();
+await page.getByText(/where the device is, that is .* (JST|GMT\+9)/).waitFor();
 await judge("grant-until");
 await page.getByRole("button", { name: "Let them in" }).click();
 await page.waitForURL(/\/access$/);
@@ -71,7 +72,16 @@ await page.getByText(`${who}@example.com`).waitFor();
 await judge("people");
 await page.getByRole("link", { name: "Account" }).click();
 await page.getByText("This one").waitFor();
+// Signed in on another computer as well, and not any more.
+const elsewhere = await open({ url });
+await elsewhere.page.goto("/");
+await signIn(elsewhere.page, who);
+await page.getByRole("button", { name: "Sign out everywhere else" }).waitFor();
 await judge("account");
+await page.getByRole("button", { name: "Sign out everywhere else" }).click();
+await elsewhere.page.getByText("Your session is over").waitFor();
+await elsewhere.close();
+await page.getByText("This one").waitFor();
 
 // On a phone.
 await page.setViewportSize({ width: 390, height: 844 });

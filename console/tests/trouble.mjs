@@ -21,6 +21,15 @@ await page.getByText(/^Not live since/).waitFor({ state: "detached", timeout: 60
 await have("ask");
 await page.getByText("asked after the restart").waitFor();
 
+// Answered with a thumb.
+await page.setViewportSize({ width: 390, height: 844 });
+const approve = page.getByRole("button", { name: "Approve" });
+ensure((await approve.boundingBox()).height >= 44, "Approve is too small for a thumb");
+await judge("phone-request");
+await approve.click();
+await page.getByText("Nobody is waiting to be let in.").waitFor();
+await page.setViewportSize({ width: 1280, height: 860 });
+
 // What was typed outlives the session.
 await page.goto("/access/new");
 await page.getByLabel("Devices by labels").fill("site=north");
@@ -29,7 +38,7 @@ await page.getByLabel("read what it measures").check();
 await page.getByRole("button", { name: "Next" }).click();
 await page.getByLabel("Why?").fill(HOSTILE);
 await have("sign-out");
-await page.getByRole("button", { name: "Let them in" }).click();
+// Without a click: the stream has ended.
 await page.getByRole("alertdialog").getByText("Your session is over").waitFor();
 await judge("session-over");
 await page.getByRole("alertdialog").getByRole("link", { name: "Sign in" }).click();
@@ -40,7 +49,8 @@ ensure(await page.getByLabel("read what it measures").isChecked(), "what was cho
 await page.getByRole("button", { name: "Next" }).click();
 ensure((await page.getByLabel("Why?").inputValue()) === HOSTILE, "what was typed is lost");
 await page.getByRole("button", { name: "Let them in" }).click();
-await page.getByRole("timer").waitFor();
+await page.waitForURL(/\/access$/);
+await page.getByRole("listitem").filter({ hasText: HOSTILE }).getByRole("timer").first().waitFor();
 
 // Hostile texts are texts, wherever they are shown.
 for (const path of ["/", "/devices", "/access", "/access?view=requests", "/audit", "/sessions", "/people", "/network", "/notifications", "/rollouts"]) {

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs all tests, three programs of tests at a time: most wait for programs and for time to pass, not for a processor, and many programs
+# Runs all tests, two programs of tests at a time: most wait for programs and for time to pass, not for a processor, and many programs
 # have one long test. Each program's output is printed whole when it has ended; what failed is named again at the end.
 # Many tests promise something within a second, which a machine that others use does not always keep: what failed is run once more, with
 # nothing beside it, and the last lines name what took that. It is to be looked into, and not to be got used to.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-AT_ONCE=3
+AT_ONCE=2
 # What waits for nearly all of its time: runs beside the others, one after the other.
 WAITING='/(isolation_opening|ladder|main_job|notice|polling|update|vm)-[^/]*$'
 # What measures time under a load of its own.
@@ -14,7 +14,7 @@ ALONE='/(support_chaos|cluster_chaos|storm)-[^/]*$'
 # No program takes nearly as long: one that hangs is ended, and named as failed.
 SECONDS_MAX=900
 # More failures than these are no accident.
-AGAIN_MAX=3
+AGAIN_MAX=5
 
 main() {
     out=$(mktemp -d "${TMPDIR:-/tmp}/cloudlink-tests.XXXXXX")

@@ -27,6 +27,8 @@ use tokio_tungstenite::tungstenite::Message;
 
 /// What somebody hears who gets through.
 const MARK: &str = "a way through";
+/// What the console's one page says, and nobody else.
+const PAGE: &str = "<title>Cloudlink</title>";
 const PEOPLE_PORT: u16 = 8443;
 /// A peer that says nothing for so long has nothing to say. Longer than the server waits for a request.
 const SILENCE: Duration = Duration::from_millis(1_500);
@@ -297,7 +299,10 @@ async fn nothing_leads_through(
         let answer = String::from_utf8_lossy(&door.say(ca_file, words).await?).into_owned();
         let (said, statuses) = (String::from_utf8_lossy(words), statuses(&answer));
         ensure!(!answer.contains(MARK), "{door:?}: {said} gave {answer}");
-        ensure!(statuses.iter().all(|status| (400..600).contains(status)), "{door:?}: {said} gave {answer}");
+        // Whoever asks the people port for a page gets the console's, whatever else was said.
+        let is_page = |status| status == 200 && matches!(door, Door::People(..)) && answer.contains(PAGE);
+        let is_sound = |&status: &u16| (400..600).contains(&status) || is_page(status);
+        ensure!(statuses.iter().all(is_sound), "{door:?}: {said} gave {answer}");
         ensure!(statuses.len() <= answers_max, "{door:?}: {said} gave {answer}");
         Ok(statuses.len())
     });

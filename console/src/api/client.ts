@@ -37,9 +37,9 @@ async function refusal(response: Response): Promise<ApiError> {
 }
 
 const refusals: Middleware = {
-    async onResponse({ response, schemaPath }) {
+    async onResponse({ response }) {
         if (response.ok) return;
-        if (response.status === 401 && schemaPath !== "/api/v1/me") onSignedOut.forEach((listener) => listener());
+        if (response.status === 401) onSignedOut.forEach((listener) => listener());
         throw await refusal(response);
     },
 };

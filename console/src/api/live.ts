@@ -59,6 +59,8 @@ export function follow(client: QueryClient): () => void {
         source.onerror = () => {
             become("stale");
             if (source?.readyState !== EventSource.CLOSED) return;
+            // It does not say why: perhaps the session is over.
+            void client.refetchQueries({ queryKey: ["me"] });
             clearTimeout(retry);
             retry = setTimeout(open, RETRY_MS);
         };

@@ -15,7 +15,8 @@ export function FormDialog(props: {
     title: string;
     /** Above the fields: what is about to happen, and to what. */
     children?: ReactNode;
-    fields: Field[];
+    /** They may depend on what has been chosen. */
+    fields: Field[] | ((values: Record<string, string>) => Field[]);
     act: string;
     look?: "primary" | "danger";
     /** Resolves when it is done: then the dialog closes. */
@@ -24,13 +25,14 @@ export function FormDialog(props: {
     const [values, setValues] = useState<Record<string, string>>({});
     const [error, setError] = useState<Error>();
     const [isBusy, setBusy] = useState(false);
+    const fields = typeof props.fields === "function" ? props.fields(values) : props.fields;
     const valueOf = (field: Field) => values[field.name] ?? field.value ?? Object.keys(field.options ?? {})[0] ?? "";
     const submit = async (event: FormEvent, close: () => void) => {
         event.preventDefault();
         setBusy(true);
         setError(undefined);
         try {
-            await props.onAct(Object.fromEntries(props.fields.map((field) => [field.name, valueOf(field).trim()])));
+            await props.onAct(Object.fromEntries(fields.map((field) => [field.name, valueOf(field).trim()])));
             setValues({});
             close();
         } catch (error) {
@@ -49,7 +51,7 @@ export function FormDialog(props: {
                             <form className={css.form} onSubmit={(event) => void submit(event, close)}>
                                 <Heading slot="title">{props.title}</Heading>
                                 {props.children}
-                                {props.fields.map((field) => (
+                                {fields.map((field) => (
                                     <label key={field.name} className={css.field}>
                                         <span className={css.legend}>{field.label}</span>
                                         {field.options ? (

@@ -28,13 +28,12 @@ static OPENER: HeaderName = HeaderName::from_static("cross-origin-opener-policy"
 
 /// Whatever is no route.
 pub(super) async fn serve(method: Method, version: Version, uri: Uri, headers: HeaderMap) -> Response {
-    let path = uri.path().trim_start_matches('/');
-    let is_of_the_api = path == "api" || path.starts_with("api/");
     // Whoever asks for a whole URL takes this for a proxy. In HTTP/2 every request names the authority.
     let is_for_a_proxy = version < Version::HTTP_2 && uri.authority().is_some();
-    if is_of_the_api || is_for_a_proxy || !matches!(method, Method::GET | Method::HEAD) {
+    let is_read = matches!(method, Method::GET | Method::HEAD);
+    let Some(path) = path_of(&uri).filter(|_| is_read && !is_for_a_proxy) else {
         return Problem::not_found().into_response();
-    }
+    };
     // A hashed file that is gone is of another version: the page would be no answer to that.
     let name = if Files::get(path).is_some() || path.starts_with(HASHED) { path } else { PAGE };
     let Some(file) = Files::get(name) else { return Problem::not_found().into_response() };
@@ -57,6 +56,17 @@ pub(super) async fn serve(method: Method, version: Version, uri: Uri, headers: H
         head.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
     response
+}
+
+/// Without its first slash, if it can be that of a file or a page: all of ours are plain, and those of the API are its own.
+fn path_of(uri: &Uri) -> Option<&str> {
+    let path = uri.path().strip_prefix('/')?;
+    let is_plain = |segment: &str| {
+        !matches!(segment, "" | "." | "..")
+            && segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+    };
+    let is_ours = path.is_empty() || path.split('/').all(is_plain) && path.split('/').next() != Some("api");
+    is_ours.then_some(path)
 }
 
 /// The file, unless the browser has it.

@@ -3,7 +3,6 @@
 import { useMutation, useQueryClient } from "@tanstack/react-query";
 
 import { api, body, type Schemas } from "../../api/client";
-import { useNames } from "../../session/names";
 import { useMe } from "../../session/session";
 import { t } from "../../text/en";
 import { absolute } from "../../time/format";
@@ -12,7 +11,7 @@ import { Confirm } from "../../ui/Confirm";
 import { Badge, Countdown, Failure } from "../../ui/parts";
 import ui from "../../ui/ui.module.css";
 import page from "../pages.module.css";
-import { said } from "./said";
+import { useSaid } from "./said";
 
 export function RequestRow({ request }: { request: Schemas["AccessRequest"] }) {
     const me = useMe();
@@ -22,12 +21,12 @@ export function RequestRow({ request }: { request: Schemas["AccessRequest"] }) {
             body(api.POST(`/api/v1/access-requests/{id}/${path}`, { params: { path: { id: request.id } }, body: {} })),
         onSettled: () => Promise.all(["access_requests", "grants"].map((kind) => client.invalidateQueries({ queryKey: [kind] }))),
     });
-    const name = useNames();
+    const what = useSaid({ ...request, operator_ids: request.operator_ids ?? [request.requested_by], until: request.access_until });
     const approvals = request.decisions.filter((each) => each.decision === "approve").length;
     return (
         <li>
             <div className={page.grow}>
-                <strong>{said({ ...request, operator_ids: request.operator_ids ?? [request.requested_by], until: request.access_until }, name)}</strong>
+                <strong>{what}</strong>
                 <span className={page.soft}>
                     {request.reason} · {t.access.answerBy(absolute(request.answer_by))}
                     {request.approvals_needed > 1 && ` · ${t.access.needsTwo(approvals, request.approvals_needed)}`}
@@ -55,7 +54,7 @@ export function GrantRow({ grant }: { grant: Schemas["Grant"] }) {
         mutationFn: () => body(api.POST("/api/v1/grants/{id}/revoke", { params: { path: { id: grant.id } } })),
         onSettled: () => client.invalidateQueries({ queryKey: ["grants"] }),
     });
-    const what = said({ ...grant, until: grant.ends_at }, useNames());
+    const what = useSaid({ ...grant, until: grant.ends_at });
     const isOpen = grant.state === "in_force" || grant.state === "scheduled";
     return (
         <li>

@@ -11,6 +11,7 @@ import { absolute } from "../../time/format";
 import { Button } from "../../ui/Button";
 import { type Field, FormDialog } from "../../ui/FormDialog";
 import { Asked, Card } from "../../ui/parts";
+import { argumentsOf, COMMAND_FIELDS } from "../commands";
 import page from "../pages.module.css";
 import type { Device } from "../devices/contact";
 
@@ -18,22 +19,21 @@ type Action = {
     /** Of a command, or `terminal`. */
     kind: string;
     scope: string;
-    fields?: string[];
+    fields?: Field[] | undefined;
     isDangerous?: boolean;
     /** A device that polls takes it with its next poll. */
     canWait?: boolean;
 };
 
-const ARTIFACT = ["url", "sha256", "size", "version"];
 const ACTIONS: Action[] = [
     { kind: "terminal", scope: "shell:open" },
     { kind: "metrics.collect", scope: "metrics:read", canWait: true },
-    { kind: "service.restart", scope: "service:restart", fields: ["service"] },
+    { kind: "service.restart", scope: "service:restart", fields: COMMAND_FIELDS["service.restart"] },
     { kind: "device.reboot", scope: "device:reboot", isDangerous: true },
     { kind: "device.shutdown", scope: "device:shutdown", isDangerous: true },
-    { kind: "container.update", scope: "container:update", fields: ["container", "image"], canWait: true },
-    { kind: "os.update", scope: "os:update", fields: ARTIFACT, isDangerous: true, canWait: true },
-    { kind: "agent.update", scope: "agent:update", fields: ARTIFACT, canWait: true },
+    { kind: "container.update", scope: "container:update", fields: COMMAND_FIELDS["container.update"], canWait: true },
+    { kind: "os.update", scope: "os:update", fields: COMMAND_FIELDS["os.update"], isDangerous: true, canWait: true },
+    { kind: "agent.update", scope: "agent:update", fields: COMMAND_FIELDS["agent.update"], canWait: true },
 ];
 /** How long what can wait waits for a poll. */
 const QUEUE_SECONDS = 3600;
@@ -100,7 +100,7 @@ function Do({ action, device }: { action: Action; device: Device }) {
     const client = useQueryClient();
     const navigate = useNavigate();
     const words = t.actions.kinds[action.kind];
-    const fields: Field[] = (action.fields ?? []).map((name) => ({ name, label: t.actions.fields[name] ?? name }));
+    const fields = action.fields ?? [];
     const act = async ({ reason = "", ...given }: Record<string, string>) => {
         if (action.kind === "terminal") {
             const path = { id: device.id };
@@ -112,7 +112,7 @@ function Do({ action, device }: { action: Action; device: Device }) {
         await body(
             api.POST("/api/v1/devices/{id}/commands", {
                 params: { path: { id: device.id }, header: { "Idempotency-Key": crypto.randomUUID() } },
-                body: { kind: action.kind, reason, ...(fields.length > 0 && { arguments: typed(given) }), ...(!isLinked && { queue_for_seconds: QUEUE_SECONDS }) },
+                body: { kind: action.kind, reason, ...(fields.length > 0 && { arguments: argumentsOf(given) }), ...(!isLinked && { queue_for_seconds: QUEUE_SECONDS }) },
             }),
         );
         await client.invalidateQueries({ queryKey: ["commands"] });
@@ -129,10 +129,6 @@ function Do({ action, device }: { action: Action; device: Device }) {
             {words?.warning && <p>{words.warning(device.name)}</p>}
         </FormDialog>
     );
-}
-
-function typed(given: Record<string, string>) {
-    return { ...given, ...(given.size !== undefined && { size: Number(given.size) }) };
 }
 
 function Ask({ action, device }: { action: Action; device: Device }) {

@@ -10,6 +10,7 @@ import { ButtonLink } from "../../ui/Button";
 import { Listing } from "../../ui/Listing";
 import { Asked, Badge, Card, Empty, Fact, PageHead, When } from "../../ui/parts";
 import { Grants, Requests } from "../access/Access";
+import { kindInWords } from "../commands";
 import { Contact, type Device, provenAt } from "../devices/contact";
 import { Labels } from "../devices/DeviceTable";
 import page from "../pages.module.css";
@@ -171,17 +172,19 @@ const TONES: Partial<Record<Schemas["Command"]["state"], "good" | "bad">> = {
 };
 
 function CommandRow({ command }: { command: Schemas["Command"] }) {
+    const state = t.device.states[command.state];
     return (
         <li>
             <div className={page.grow}>
-                <strong>{command.kind}</strong>
+                <strong>{kindInWords(command.kind)}</strong>
                 <span className={page.soft}>
                     {command.reason} · {absolute(command.created_at)}
+                    {command.runs_by && ` · ${t.device.runsBy(absolute(command.runs_by))}`}
                 </span>
+                {command.message && <span className={page.soft}>{command.message}</span>}
             </div>
             <Badge tone={TONES[command.state] ?? "plain"}>
-                {command.state}
-                {command.code ? `: ${command.code}` : ""}
+                {command.code ? t.device.because(state, command.code) : command.state === "running" && command.percent ? t.device.percent(state, command.percent) : state}
             </Badge>
         </li>
     );

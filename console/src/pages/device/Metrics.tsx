@@ -5,8 +5,10 @@ import { lazy, Suspense, useState } from "react";
 
 import { ApiError, type Schemas } from "../../api/client";
 import { queries } from "../../api/queries";
+import { useMe } from "../../session/session";
 import { t } from "../../text/en";
 import { absolute } from "../../time/format";
+import { Button } from "../../ui/Button";
 import { Asked, Card, Empty, Skeleton } from "../../ui/parts";
 import ui from "../../ui/ui.module.css";
 import css from "./Metrics.module.css";
@@ -15,6 +17,8 @@ const Chart = lazy(() => import("./Chart"));
 
 type Series = Schemas["Series"];
 
+/** Devices report about as often. */
+const EVERY_MS = 60_000;
 const GIB = 1024 ** 3;
 const SPANS: Record<string, string> = t.metrics.spans;
 /** What is shown of what a device says: as what, and in which unit. */
@@ -29,7 +33,14 @@ const SHOWN: { metric: string; unit: string; scale: number }[] = [
 
 export function Metrics({ id }: { id: string }) {
     const [hours, setHours] = useState("1");
-    const samples = useQuery({ ...queries.samples(id, Number(hours)), retry: false });
+    const me = useMe();
+    const [isWanted, setWanted] = useState(me.role === "tenant");
+    const samples = useQuery({
+        ...queries.samples(id, Number(hours)),
+        enabled: isWanted,
+        refetchInterval: me.role === "tenant" && EVERY_MS,
+        retry: false,
+    });
     const span = (
         <label>
             <span className={ui.hidden}>{t.metrics.span}</span>
@@ -45,8 +56,17 @@ export function Metrics({ id }: { id: string }) {
     // To operators what devices measure is closed without a grant.
     const isClosed = samples.error instanceof ApiError && samples.error.status === 403;
     return (
-        <Card title={t.metrics.title} aside={!isClosed && span}>
-            {isClosed ? <Empty>{t.metrics.closed}</Empty> : <Asked of={samples}>{(samples) => <Charts samples={samples} />}</Asked>}
+        <Card title={t.metrics.title} aside={isWanted && !isClosed && span}>
+            {!isWanted ? (
+                <div className={css.wanted}>
+                    <p className={ui.soft}>{t.metrics.recorded}</p>
+                    <Button onPress={() => setWanted(true)}>{t.metrics.show}</Button>
+                </div>
+            ) : isClosed ? (
+                <Empty>{t.metrics.closed}</Empty>
+            ) : (
+                <Asked of={samples}>{(samples) => <Charts samples={samples} />}</Asked>
+            )}
         </Card>
     );
 }

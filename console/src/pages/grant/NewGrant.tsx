@@ -7,16 +7,18 @@ import { useNavigate, useSearchParams } from "react-router";
 import { api, body } from "../../api/client";
 import { queries } from "../../api/queries";
 import { t } from "../../text/en";
-import { useNames } from "../../session/names";
 import { useNow } from "../../time/clock";
 import { absolute } from "../../time/format";
 import { Button } from "../../ui/Button";
 import { Card, CardBody, Failure, PageHead } from "../../ui/parts";
 import ui from "../../ui/ui.module.css";
-import { said } from "../access/said";
+import { useSaid } from "../access/said";
 import page from "../pages.module.css";
 import { type Draft, useDraft } from "./draft";
 import css from "./NewGrant.module.css";
+
+/** The label that names the time zone of a device, as in rollouts. */
+const ZONE = "timezone";
 
 type Step = { fields: (props: Props) => ReactNode; fault: (draft: Draft) => string | undefined };
 type Props = { draft: Draft; set: (change: Partial<Draft>) => void };
@@ -178,6 +180,7 @@ function Until({ draft, set }: Props) {
 }
 
 function Summary({ draft }: { draft: Draft }) {
+    const device = useQuery({ ...queries.device(draft.deviceId), enabled: draft.deviceId !== "" });
     const until = new Date(useNow() + draft.seconds * 1000).toISOString();
     const access = {
         scopes: draft.scopes,
@@ -188,8 +191,8 @@ function Summary({ draft }: { draft: Draft }) {
     };
     return (
         <div className={css.summary}>
-            <strong>{said(access, useNames())}</strong>
-            <span>{t.grant.zones(absolute(until), absolute(until, "UTC"))}</span>
+            <strong>{useSaid(access)}</strong>
+            <span>{t.grant.zones(absolute(until), absolute(until, device.data?.labels[ZONE] ?? "UTC"))}</span>
         </div>
     );
 }

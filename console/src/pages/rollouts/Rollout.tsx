@@ -10,6 +10,7 @@ import { Button } from "../../ui/Button";
 import { Confirm } from "../../ui/Confirm";
 import { Listing } from "../../ui/Listing";
 import { Asked, Badge, Card, CardBody, Fact, Failure, PageHead, type Tone } from "../../ui/parts";
+import { kindInWords } from "../commands";
 import page from "../pages.module.css";
 import css from "./Rollout.module.css";
 import { State } from "./Rollouts";
@@ -35,7 +36,7 @@ function Whole({ rollout }: { rollout: Shown }) {
     const executions = useInfiniteQuery(queries.executions(rollout.id));
     return (
         <>
-            <PageHead title={t.rollouts.said(rollout.kind, rollout.selector)} lead={rollout.reason}>
+            <PageHead title={t.rollouts.said(kindInWords(rollout.kind), rollout.selector)} lead={rollout.reason}>
                 {me.role !== "tenant" && <Steps rollout={rollout} />}
             </PageHead>
             <div className={page.stack}>
@@ -134,7 +135,7 @@ function Steps({ rollout }: { rollout: Shown }) {
                     act={t.rollouts.apply}
                     onAct={() => apply.mutate()}
                 >
-                    {t.rollouts.applyText(rollout.kind, totals.waiting, rollout.selector)}
+                    {t.rollouts.applyText(kindInWords(rollout.kind), totals.waiting, rollout.selector)}
                 </Confirm>
             )}
             {state === "running" && <Button onPress={() => step.mutate("pause")}>{t.rollouts.pause}</Button>}

@@ -10,9 +10,15 @@ import { Button } from "../../ui/Button";
 import { FormDialog } from "../../ui/FormDialog";
 import { Listing } from "../../ui/Listing";
 import { Badge, Card, PageHead, type Tone } from "../../ui/parts";
+import { argumentsOf, COMMAND_FIELDS, kindInWords } from "../commands";
 import page from "../pages.module.css";
 
 const TONES: Partial<Record<Schemas["RolloutState"], Tone>> = { running: "warn", paused: "warn", halted: "bad", finished: "good" };
+
+const KINDS = Object.fromEntries(
+    ["metrics.collect", "container.update", "os.update", "agent.update", "service.restart", "device.reboot"].map((kind) => [kind, kindInWords(kind)]),
+);
+const FIRST = "metrics.collect";
 
 export default function Rollouts() {
     const me = useMe();
@@ -28,7 +34,7 @@ export default function Rollouts() {
                         <li key={rollout.id}>
                             <div className={page.grow}>
                                 <Link to={`/rollouts/${rollout.id}`}>
-                                    <strong>{t.rollouts.said(rollout.kind, rollout.selector)}</strong>
+                                    <strong>{t.rollouts.said(kindInWords(rollout.kind), rollout.selector)}</strong>
                                 </Link>
                                 <span className={page.soft}>
                                     {rollout.reason} · {absolute(rollout.created_at)}
@@ -54,8 +60,18 @@ function Plan() {
     const grants = useInfiniteQuery(queries.grants("in_force")).data?.pages.flatMap((each) => each.items) ?? [];
     const own = grants.filter((grant) => !grant.operator_ids || grant.operator_ids.includes(me.id));
     const options = Object.fromEntries(own.map((grant) => [grant.id, t.rollouts.grant(grant.reason, absolute(grant.ends_at))]));
-    const plan = async ({ grant_id = "", kind = "", selector = "", canaries, batch, reason = "" }: Record<string, string>) => {
-        const asked = { grant_id, kind, selector, reason, canaries: Number(canaries), batch: Number(batch) };
+    const plan = async (given: Record<string, string>) => {
+        const { grant_id = "", kind = "", selector = "", canaries, batch, rate, reason = "", ...rest } = given;
+        const asked = {
+            grant_id,
+            kind,
+            selector,
+            reason,
+            canaries: Number(canaries),
+            batch: Number(batch),
+            rate_per_minute: Number(rate),
+            ...(kind in COMMAND_FIELDS && { arguments: argumentsOf(rest) }),
+        };
         const made = await body(api.POST("/api/v1/rollouts", { body: asked }));
         await navigate(`/rollouts/${made.id}`);
     };
@@ -64,12 +80,14 @@ function Plan() {
         <FormDialog
             trigger={<Button look="primary">{t.rollouts.plan}</Button>}
             title={t.rollouts.plan}
-            fields={[
+            fields={({ kind = FIRST }) => [
                 { name: "grant_id", label: t.rollouts.under, options },
-                { name: "kind", label: t.rollouts.kind, options: t.rollouts.kinds },
+                { name: "kind", label: t.rollouts.kind, options: KINDS },
+                ...(COMMAND_FIELDS[kind] ?? []),
                 { name: "selector", label: t.devices.filter, hint: t.grant.selectorHint },
                 { name: "canaries", label: t.rollouts.canaries, value: "1" },
                 { name: "batch", label: t.rollouts.batch, value: "10" },
+                { name: "rate", label: t.rollouts.rate, value: "600" },
                 { name: "reason", label: t.grant.reason, hint: t.grant.reasonHint },
             ]}
             act={t.rollouts.plan}
