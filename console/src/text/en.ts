@@ -289,7 +289,7 @@ export const en = {
         recorded: "Recorded",
         watching: "You are watching",
         close: "End the session",
-        lost: "The connection was lost.",
+        lost: "The connection was lost, or could not be made: is there still a grant?",
         warning: (minutes: number) => `Access ends in ${minutes} ${minutes === 1 ? "minute" : "minutes"}.`,
         joined: (name: string) => `${name} joined.`,
         left: (name: string) => `${name} left.`,

@@ -69,7 +69,7 @@ export function GrantRow({ grant }: { grant: Schemas["Grant"] }) {
                         <Countdown until={grant.ends_at} /> {t.access.endsIn}
                     </Badge>
                 )}
-                {me.role !== "operator" && (
+                {me.role !== "operator" && !isOpen && (
                     <a className={ui.button} href={`/api/v1/grants/${grant.id}/receipt`} download={`receipt-${grant.id}.json`}>
                         {t.access.receipt}
                     </a>

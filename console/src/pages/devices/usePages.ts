@@ -31,8 +31,10 @@ export function usePages(filter: DeviceFilter, first: number, last: number): Pag
     const newest = places.at(-1) === cursors.length - 1 ? pages.at(-1)?.data : undefined;
     useEffect(() => {
         if (!newest) return;
-        if (newest.next_cursor) setCursors((before) => (before.at(-1) === newest.next_cursor ? before : [...before, newest.next_cursor ?? ""]));
-        else setEnd((cursors.length - 1) * PAGE_ROWS + newest.items.length);
+        const { next_cursor, items } = newest;
+        // The end may move when there are more.
+        setEnd(next_cursor ? undefined : (cursors.length - 1) * PAGE_ROWS + items.length);
+        if (next_cursor) setCursors((before) => (before.length === cursors.length ? [...before, next_cursor] : before));
     }, [newest, cursors.length]);
     const known = new Map(places.map((place, index) => [place, pages[index]?.data]));
     return {

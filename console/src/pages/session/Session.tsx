@@ -37,7 +37,7 @@ function Shown({ session }: { session: Session }) {
     if (!begun.has(session.id)) begun.set(session.id, isMine && session.state === "waiting");
     const mode = begun.get(session.id) ? "operate" : "watch";
     // What was seen live stays on the screen when it is over.
-    const isLive = session.kind === "terminal" && (!session.ended_at || begun.get(session.id) === true);
+    const isLive = session.kind === "terminal" && me.role !== "admin" && (!session.ended_at || begun.get(session.id) === true);
     const what = t.sessions.said(name(session.opened_by), t.sessions.kinds[session.kind], device);
     return (
         <>

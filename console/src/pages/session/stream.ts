@@ -3,6 +3,8 @@
 import type { Terminal } from "@xterm/xterm";
 
 const PROTOCOL = "cloudlink.stream.v1";
+/** Of one message: a quarter of what the server takes. */
+const TYPED_BYTES_MAX = 16 * 1024;
 
 export type Mode = "operate" | "watch";
 /** What the server or the device says beside the bytes. */
@@ -44,12 +46,16 @@ export function connect(
     const send = (data: string | Uint8Array<ArrayBuffer>) => {
         if (socket.readyState === WebSocket.OPEN) socket.send(data);
     };
+    // What is pasted may be long.
+    const type = (bytes: Uint8Array<ArrayBuffer>) => {
+        for (let at = 0; at < bytes.length; at += TYPED_BYTES_MAX) send(bytes.slice(at, at + TYPED_BYTES_MAX));
+    };
     const text = new TextEncoder();
     const listeners =
         mode === "operate"
             ? [
-                  terminal.onData((typed) => send(text.encode(typed))),
-                  terminal.onBinary((typed) => send(Uint8Array.from(typed, (character) => character.charCodeAt(0)))),
+                  terminal.onData((typed) => type(text.encode(typed))),
+                  terminal.onBinary((typed) => type(Uint8Array.from(typed, (character) => character.charCodeAt(0)))),
                   terminal.onResize(({ cols, rows }) => send(JSON.stringify({ type: "resize", columns: cols, rows }))),
               ]
             : [];
