@@ -609,8 +609,12 @@ async fn replace(job: &Job<'_>, image_id: &str, recipe: Recipe) -> Result<String
     engine.rename(&before.container_id, &job.aside("before")).await.map_err(wrong("engine"))?;
     engine.rename(&id, &job.journal.update.container).await.map_err(wrong("engine"))?;
     engine.start(&id).await.map_err(wrong("not_started"))?;
-    if let Some(policy) = before.restart_policy.clone() {
-        engine.set_restart_policy(&id, policy).await.map_err(wrong("engine"))?;
+    if let Some(policy) = before.restart_policy.clone()
+        && let Err(trouble) = engine.set_restart_policy(&id, policy).await
+    {
+        // The engine refuses it for one that has ended already: what that ended with says more.
+        look(job, &id).await?;
+        return Err(wrong("engine")(trouble));
     }
     Ok(id)
 }
