@@ -6,6 +6,7 @@ import { ApiError } from "./api/client";
 import { App } from "./App";
 import { WithSession } from "./session/session";
 import { begin } from "./ui/theme";
+import { WithToast } from "./ui/Toast";
 import "./ui/tokens.css";
 
 begin();
@@ -29,7 +30,9 @@ createRoot(root).render(
     <StrictMode>
         <QueryClientProvider client={client}>
             <WithSession>
-                <App />
+                <WithToast>
+                    <App />
+                </WithToast>
             </WithSession>
         </QueryClientProvider>
     </StrictMode>,

@@ -1,7 +1,7 @@
 // Every word that the console says, by where it says it. A translation is another file of this shape.
 
 export const en = {
-    app: { name: "Cloudlink", skip: "Skip to the content", menu: "Menu", close: "Close", loading: "Loading…", more: "Load more", keep: "Keep it", cancel: "Cancel", save: "Save", saved: "Saved." },
+    app: { name: "Cloudlink", skip: "Skip to the content", menu: "Menu", close: "Close", loading: "Loading…", more: "Load more", keep: "Keep it", cancel: "Cancel", save: "Save", saved: "Saved.", undo: "Undo" },
     nav: {
         home: "Home",
         devices: "Devices",
@@ -202,8 +202,7 @@ export const en = {
         name: "Name of the group",
         saveText: (selector: string) => `The devices like ${selector}, whichever they are then. Everybody with your role finds the group here, and as @name in every selector.`,
         remove: "Delete this group",
-        removeTitle: (name: string) => `Delete the group ${name}?`,
-        removeText: "Its devices stay as they are. What was made of the group before stays as well.",
+        removed: (name: string) => `The group ${name} is deleted. Its devices stay as they are.`,
     },
     actions: {
         title: "Actions",

@@ -1,13 +1,13 @@
 import { useInfiniteQuery, useMutation, useQueryClient } from "@tanstack/react-query";
 import { useSearchParams } from "react-router";
 
-import { api, body } from "../../api/client";
+import { api, body, type Schemas } from "../../api/client";
 import { type DeviceFilter, queries } from "../../api/queries";
 import { t } from "../../text/en";
 import { Button } from "../../ui/Button";
-import { Confirm } from "../../ui/Confirm";
 import { FormDialog } from "../../ui/FormDialog";
-import { PageHead } from "../../ui/parts";
+import { Failure, PageHead } from "../../ui/parts";
+import { useToast } from "../../ui/Toast";
 import ui from "../../ui/ui.module.css";
 import { DeviceTable } from "./DeviceTable";
 import css from "./Devices.module.css";
@@ -80,36 +80,37 @@ function Groups({ selector, onChoose }: { selector: string; onChoose: (selector:
     const client = useQueryClient();
     const groups = useInfiniteQuery(queries.groups()).data?.pages.flatMap((page) => page.items) ?? [];
     const chosen = groups.find((group) => selector === `@${group.name}`);
+    const say = useToast();
     const changed = () => client.invalidateQueries({ queryKey: ["groups"] });
-    const save = async ({ name = "" }: Record<string, string>) => {
-        await body(api.POST("/api/v1/groups", { body: { name, selector } }));
-        await changed();
-        onChoose(`@${name}`);
-    };
-    const remove = useMutation({
-        mutationFn: (id: string) => body<unknown>(api.POST("/api/v1/groups/{id}/delete", { params: { path: { id } } })),
+    const make = useMutation({
+        mutationFn: (group: { name: string; selector: string }) => body(api.POST("/api/v1/groups", { body: group })),
         onSettled: changed,
     });
+    const remove = useMutation({
+        mutationFn: ({ id }: Schemas["Group"]) => body<unknown>(api.POST("/api/v1/groups/{id}/delete", { params: { path: { id } } })),
+        onSuccess: (_, { name, selector }) => {
+            onChoose("");
+            say({ text: t.groups.removed(name), undo: () => make.mutate({ name, selector }) });
+        },
+        onSettled: changed,
+    });
+    const save = async ({ name = "" }: Record<string, string>) => {
+        await make.mutateAsync({ name, selector });
+        onChoose(`@${name}`);
+    };
+    const error = make.error ?? remove.error;
     return (
         <div className={css.groups}>
+            {error && <Failure error={error} />}
             {groups.map((group) => (
                 <Button key={group.id} aria-pressed={group === chosen} onPress={() => onChoose(group === chosen ? "" : `@${group.name}`)}>
                     {group.name}
                 </Button>
             ))}
             {chosen && (
-                <Confirm
-                    trigger={<Button look="danger">{t.groups.remove}</Button>}
-                    title={t.groups.removeTitle(chosen.name)}
-                    keep={t.app.keep}
-                    act={t.groups.remove}
-                    onAct={() => {
-                        remove.mutate(chosen.id);
-                        onChoose("");
-                    }}
-                >
-                    {t.groups.removeText}
-                </Confirm>
+                <Button look="danger" isDisabled={remove.isPending} onPress={() => remove.mutate(chosen)}>
+                    {t.groups.remove}
+                </Button>
             )}
             {selector !== "" && !selector.startsWith("@") && (
                 <FormDialog
