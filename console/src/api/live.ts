@@ -4,6 +4,7 @@
 import type { QueryClient } from "@tanstack/react-query";
 import { useSyncExternalStore } from "react";
 
+import { whenSignedOut } from "./client";
 import { learn } from "../time/clock";
 
 export type Liveness = { state: "connecting" | "live" | "stale"; since: number };
@@ -54,21 +55,31 @@ export function follow(client: QueryClient): () => void {
         source.addEventListener("beat", heard);
         source.addEventListener("changed", (event) => {
             const { kinds } = JSON.parse(event.data) as { kinds: string[] };
-            for (const kind of kinds) void client.invalidateQueries({ queryKey: [kind] });
+            // What is being asked for is not asked for anew: a slow answer would never come.
+            for (const kind of kinds) void client.invalidateQueries({ queryKey: [kind] }, { cancelRefetch: false });
         });
         source.onerror = () => {
             become("stale");
             if (source?.readyState !== EventSource.CLOSED) return;
             // It does not say why: perhaps the session is over.
-            void client.refetchQueries({ queryKey: ["me"] });
             clearTimeout(retry);
             retry = setTimeout(open, RETRY_MS);
+            void client.refetchQueries({ queryKey: ["me"] });
         };
     };
-    open();
-    return () => {
+    const stop = () => {
         clearTimeout(silence);
         clearTimeout(retry);
         source?.close();
+    };
+    // Nobody is let in any more: to go on asking would count as failed attempts of everybody at this address.
+    const forget = whenSignedOut(() => {
+        stop();
+        become("stale");
+    });
+    open();
+    return () => {
+        forget();
+        stop();
     };
 }

@@ -313,6 +313,7 @@ export const en = {
         times: (speed: number) => `${speed}×`,
         download: "Download",
         genuine: "It is what was recorded",
+        unchecked: "It cannot be checked: a part of it cannot be read",
         forged: "It is not what was recorded: its digest differs",
         keptUntil: (time: string) => `Kept until ${time}.`,
         states: {

@@ -143,7 +143,7 @@ function Content({ recording }: { recording: Schemas["Recording"] }) {
             {({ text, cast, isGenuine }) => (
                 <>
                     <CardBody>
-                        {isGenuine ? <Badge tone="good">{t.player.genuine}</Badge> : <Badge tone="bad">{t.player.forged}</Badge>}{" "}
+                        <Verdict isGenuine={isGenuine} />{" "}
                         <span className={page.soft}>{t.player.keptUntil(absolute(recording.keep_until))}</span>
                     </CardBody>
                     {cast ? (
@@ -170,6 +170,12 @@ async function read(recording: Schemas["Recording"]) {
     if (!answer.ok) throw new ApiError(answer.status, "", t.failure.title, answer.statusText, answer.headers.get("x-request-id"));
     const text = await answer.text();
     const cast = recording.format === FORMAT ? parse(text) : undefined;
-    return { text, cast, isGenuine: !recording.digest || (await digest(text)) === recording.digest };
+    return { text, cast, isGenuine: recording.digest ? (await digest(text)) === recording.digest : undefined };
 }
 
+
+/** Without a digest there is nothing to compare with: a part of it cannot be read. */
+function Verdict({ isGenuine }: { isGenuine: boolean | undefined }) {
+    if (isGenuine === undefined) return <Badge tone="warn">{t.player.unchecked}</Badge>;
+    return isGenuine ? <Badge tone="good">{t.player.genuine}</Badge> : <Badge tone="bad">{t.player.forged}</Badge>;
+}
