@@ -11,10 +11,13 @@ AT_ONCE=2
 WAITING='/(isolation_opening|ladder|main_job|notice|polling|update|vm)-[^/]*$'
 # What measures time under a load of its own.
 ALONE='/(support_chaos|cluster_chaos|storm)-[^/]*$'
+# These of the server's own tests as well.
+SERVER='/cloudlink_server-[^/]*$'
+SERVER_ALONE='isolation::tests::drift::'
 # No program takes nearly as long: one that hangs is ended, and named as failed.
 SECONDS_MAX=900
 # More failures than these are no accident.
-AGAIN_MAX=5
+AGAIN_MAX=3
 
 main() {
     out=$(mktemp -d "${TMPDIR:-/tmp}/cloudlink-tests.XXXXXX")
@@ -23,11 +26,12 @@ main() {
     # One a line: where it runs, what it is. Those that take longest come first, so that none is left alone at the end.
     jq -r 'select(.profile.test and .executable) | "\(.manifest_path | sub("/[^/]*$"; ""))\t\(.executable)"' "$out/build.json" |
         awk '{ print ($2 ~ /\/(support_|cloudlink_server|main_job|openvpn)/ ? 0 : 1) "\t" $0 }' | sort -s -k1,1n | cut -f2- >"$out/programs"
-    export out SECONDS_MAX
+    export out SECONDS_MAX SERVER SERVER_ALONE
     export -f run
     grep -E "$WAITING" "$out/programs" | xargs -r -d '\n' -n 1 bash -c 'run "$@"' run || true &
     grep -Ev "$ALONE|$WAITING" "$out/programs" | xargs -P "$AT_ONCE" -d '\n' -n 1 bash -c 'run "$@"' run || true
     wait
+    run "$(grep -E "$SERVER" "$out/programs")" "$SERVER_ALONE" || true
     grep -E "$ALONE" "$out/programs" | xargs -r -d '\n' -n 1 bash -c 'run "$@"' run || true
     again
     cargo test --workspace --locked --doc --quiet || echo '     the documentation' >>"$out/failed"
@@ -37,7 +41,7 @@ main() {
         exit 1
     fi
     # A run that ran nothing has shown nothing.
-    test "$(wc -l <"$out/passed")" -eq "$(wc -l <"$out/programs")"
+    test "$(sort -u "$out/passed" | wc -l)" -eq "$(wc -l <"$out/programs")"
     printf '\nall tests of %d programs passed\n' "$(wc -l <"$out/programs")"
     [ ! -s "$out/again" ] || printf 'these only when run again, alone:\n%s\n' "$(cat "$out/again")"
 }
@@ -47,12 +51,10 @@ again() {
     [ -s "$out/failed" ] && [ "$(wc -l <"$out/failed")" -le "$AGAIN_MAX" ] || return 0
     local line program
     mv "$out/failed" "$out/failed-before"
-    grep -F -f <(awk '{ print $1 }' "$out/failed-before") "$out/programs" >"$out/programs-again"
+    grep -F -f <(awk '{ print $1 }' "$out/failed-before" | sort -u) "$out/programs" >"$out/programs-again"
     while IFS= read -r line; do
         program=${line##*/}
-        # The last list of its output names them. A program that did not come to that is run whole.
-        mapfile -t tests < <(awk '/^failures:$/ { n = 0 } /^    / { name[n++] = $1 } /^test result:/ { while (i < n) print name[i++] }' \
-            "$out/$program.log")
+        mapfile -t tests <"$out/$program.failed"
         printf '     %s: %s\n' "$program" "${tests[*]-}" >>"$out/again"
         run "$line" --exact "${tests[@]}"
     done <"$out/programs-again"
@@ -62,6 +64,7 @@ again() {
 run() {
     local place=${1%%$'\t'*} program=${1#*$'\t'} log TIMEFORMAT='%0R s, %0U + %0S s of processor' status=0
     shift
+    [ $# -gt 0 ] || [[ ! $program =~ $SERVER ]] || set -- --skip "$SERVER_ALONE"
     log=$out/${program##*/}.log
     { time { (cd "$place" && exec timeout --kill-after=10 "$SECONDS_MAX" "$program" "$@") >"$log" 2>&1 </dev/null; }; } 2>"$log.time" || status=$?
     {
@@ -72,6 +75,9 @@ run() {
             echo "$program" >>"$out/passed"
         else
             echo "     ${program##*/} (exit code $status)" >>"$out/failed"
+            # The last list of its output names them. A program that did not come to that is run whole.
+            awk '/^failures:$/ { n = 0 } /^    / { name[n++] = $1 } /^test result:/ { while (i < n) print name[i++] }' \
+                "$log" >>"$out/${program##*/}.failed"
         fi
     } 9>"$out/lock"
 }

@@ -299,8 +299,10 @@ async fn nothing_leads_through(
         let answer = String::from_utf8_lossy(&door.say(ca_file, words).await?).into_owned();
         let (said, statuses) = (String::from_utf8_lossy(words), statuses(&answer));
         ensure!(!answer.contains(MARK), "{door:?}: {said} gave {answer}");
-        // Whoever asks the people port for a page gets the console's, whatever else was said.
-        let is_page = |status| status == 200 && matches!(door, Door::People(..)) && answer.contains(PAGE);
+        // Whoever asks the people port for a path of its own gets the console's page, and nobody else does.
+        let asks_for_page =
+            matches!(door, Door::People(..)) && words.starts_with(b"GET /") && !words.starts_with(b"GET //");
+        let is_page = |status| status == 200 && asks_for_page && answer.contains(PAGE);
         let is_sound = |&status: &u16| (400..600).contains(&status) || is_page(status);
         ensure!(statuses.iter().all(is_sound), "{door:?}: {said} gave {answer}");
         ensure!(statuses.len() <= answers_max, "{door:?}: {said} gave {answer}");
