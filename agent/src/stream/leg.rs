@@ -145,6 +145,7 @@ fn note(control: Control) -> Result<Option<Control>, End> {
         theirs @ (Control::Ready
         | Control::Failed { .. }
         | Control::Resize { .. }
+        | Control::Screen { .. }
         | Control::Signal { .. }
         | Control::Eof
         | Control::Exit { .. }

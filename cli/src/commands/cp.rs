@@ -225,6 +225,7 @@ async fn heard(receiver: &mut Receiver) -> Result<Option<Said>, Failure> {
         }
         Heard::Control(
             Control::Resize { .. }
+            | Control::Screen { .. }
             | Control::Signal { .. }
             | Control::Eof
             | Control::Exit { .. }

@@ -182,6 +182,7 @@ impl Terminal<'_> {
                 Heard::Control(
                     Control::Ready
                     | Control::Resize { .. }
+                    | Control::Screen { .. }
                     | Control::Signal { .. }
                     | Control::Eof
                     | Control::File { .. }

@@ -28,6 +28,13 @@ pub enum Control {
         /// 1 to 1,000.
         rows: u16,
     },
+    /// The terminal has this size now, that of the smallest window of those who type: for whoever shows it.
+    Screen {
+        /// 1 to 1,000.
+        columns: u16,
+        /// 1 to 1,000.
+        rows: u16,
+    },
     /// To the processes in the foreground of the terminal.
     Signal {
         /// Which.
@@ -180,7 +187,11 @@ impl Control {
             Self::Resize { .. } | Self::Signal { .. } => matches!(party, Party::Client),
             Self::Ready | Self::Failed { .. } | Self::Exit { .. } => matches!(party, Party::Device),
             Self::Eof | Self::File { .. } | Self::Done { .. } => matches!(party, Party::Client | Party::Device),
-            Self::Warning { .. } | Self::Joined { .. } | Self::Left { .. } | Self::Closed { .. } => {
+            Self::Screen { .. }
+            | Self::Warning { .. }
+            | Self::Joined { .. }
+            | Self::Left { .. }
+            | Self::Closed { .. } => {
                 matches!(party, Party::Node)
             }
         }
@@ -190,7 +201,9 @@ impl Control {
         let within = |field, holds: bool| if holds { Ok(()) } else { Err(ControlError::Field(field)) };
         let cells = |cells: u16| (1..=TERMINAL_CELLS_MAX).contains(&cells.into());
         match self {
-            Self::Resize { columns, rows } => within("size", cells(*columns) && cells(*rows)),
+            Self::Resize { columns, rows } | Self::Screen { columns, rows } => {
+                within("size", cells(*columns) && cells(*rows))
+            }
             Self::Failed { code: word, message } | Self::Closed { reason: word, message } => {
                 within("code", is_code(word))?;
                 within("message", message.len() <= STATUS_MESSAGE_BYTES_MAX)
@@ -228,7 +241,8 @@ mod tests {
     /// Something near to a message, so that more than the reading of JSON is reached.
     fn near_message() -> impl Strategy<Value = String> {
         let kind = prop::sample::select(vec![
-            "ready", "failed", "resize", "signal", "eof", "exit", "file", "done", "warning", "joined", "left", "closed",
+            "ready", "failed", "resize", "screen", "signal", "eof", "exit", "file", "done", "warning", "joined",
+            "left", "closed",
         ]);
         let fields = prop::sample::select(vec![
             "code",
@@ -277,6 +291,7 @@ mod tests {
             (Control::Ready, vec![Party::Device]),
             (Control::Failed { code: "not_found".into(), message: String::new() }, vec![Party::Device]),
             (Control::Resize { columns: 80, rows: 24 }, vec![Party::Client]),
+            (Control::Screen { columns: 80, rows: 24 }, vec![Party::Node]),
             (Control::Signal { signal: Signal::Int }, vec![Party::Client]),
             (Control::Eof, vec![Party::Client, Party::Device]),
             (Control::Exit { status: Some(3), signal: None }, vec![Party::Device]),

@@ -62,8 +62,9 @@ impl Guest {
     }
 
     /// Shows what whoever comes later needs to know.
-    pub(super) fn welcome(&mut self, screen: &Screen) {
+    pub(super) fn welcome(&mut self, screen: &Screen, (columns, rows): Size) {
         self.leg.pass_control(Control::Ready);
+        self.leg.pass_control(Control::Screen { columns, rows });
         for part in screen.recent() {
             self.leg.pass(part);
         }

@@ -459,8 +459,8 @@ impl Pump {
     }
 
     fn join(&mut self, mut guest: Guest) {
-        let Flow::Terminal { screen, .. } = &self.flow else { return };
-        guest.welcome(screen);
+        let Flow::Terminal { screen, told, .. } = &self.flow else { return };
+        guest.welcome(screen, *told);
         let (name, mode) = (guest.name.clone(), guest.mode);
         let mode_name = if mode == Mode::Operate { "operate" } else { "watch" };
         self.guests.push(guest);
@@ -500,6 +500,10 @@ impl Pump {
         if *told != (columns, rows) {
             *told = (columns, rows);
             self.device.tell(&Control::Resize { columns, rows });
+            self.client.tell(&Control::Screen { columns, rows });
+            for guest in &mut self.guests {
+                guest.leg.tell(&Control::Screen { columns, rows });
+            }
             if self.recorder.resize(self.session.elapsed(), columns, rows).is_err() {
                 self.is_unrecorded.set(true);
             }

@@ -162,6 +162,7 @@ async fn receive(
             Heard::Gone => return stream::gone(),
             Heard::Control(
                 Control::Resize { .. }
+                | Control::Screen { .. }
                 | Control::Signal { .. }
                 | Control::Exit { .. }
                 | Control::File { .. }

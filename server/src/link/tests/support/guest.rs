@@ -17,14 +17,17 @@ async fn a_colleague_types_as_well_and_the_owner_watches(_: PgPoolOptions, datab
 
     let mut colleague = desk.dial(id, &desk.colleague, "?columns=100&rows=50").await.unwrap();
     assert_eq!(colleague.hears().await, Control::Ready);
+    assert_eq!(colleague.hears().await, Control::Screen { columns: 120, rows: 40 }, "what follows was written for");
     assert_eq!(colleague.receives().await, b"$ uptime\r\n", "what was there before");
     let joined = Control::Joined { name: "colleague".to_owned(), mode: Mode::Operate };
     assert_eq!((client.hears().await, device.hears().await), (joined.clone(), joined.clone()));
     assert_eq!(colleague.hears().await, joined);
     assert_eq!(device.hears().await, Control::Resize { columns: 100, rows: 40 }, "the smallest of both");
+    let smallest = Control::Screen { columns: 100, rows: 40 };
+    assert_eq!((client.hears().await, colleague.hears().await), (smallest.clone(), smallest.clone()));
 
     let mut owner = desk.dial(id, &desk.customer, "?mode=watch&columns=10&rows=10").await.unwrap();
-    assert_eq!(owner.hears().await, Control::Ready);
+    assert_eq!((owner.hears().await, owner.hears().await), (Control::Ready, smallest));
     assert_eq!(owner.receives().await, b"$ uptime\r\n");
     assert!(matches!(device.hears().await, Control::Joined { mode: Mode::Watch, .. }), "and no other size");
     for somebody in [&mut client, &mut colleague, &mut owner] {
@@ -45,6 +48,7 @@ async fn a_colleague_types_as_well_and_the_owner_watches(_: PgPoolOptions, datab
     assert_eq!(device.hears().await, Control::Left { name: "colleague".to_owned() });
     assert_eq!(device.hears().await, Control::Resize { columns: 120, rows: 40 });
     assert_eq!(client.hears().await, Control::Left { name: "colleague".to_owned() });
+    assert_eq!(client.hears().await, Control::Screen { columns: 120, rows: 40 });
     desk.port.until("select count(*)::text from support_guests where left_at is not null", "2").await;
     let guests = desk.show(id).await["guests"].as_array().unwrap().clone();
     assert_eq!(guests.len(), 2);

@@ -38,6 +38,7 @@ async fn a_terminal_flows_is_recorded_and_accounted_for(_: PgPoolOptions, databa
     assert_eq!(client.receives().await, b"file\r\n");
     client.say(Control::Resize { columns: 80, rows: 24 }).await;
     assert_eq!(device.hears().await, Control::Resize { columns: 80, rows: 24 });
+    assert_eq!(client.hears().await, Control::Screen { columns: 80, rows: 24 });
     client.say(Control::Signal { signal: Signal::Int }).await;
     assert_eq!(device.hears().await, Control::Signal { signal: Signal::Int });
     device.say(Control::Exit { status: Some(3), signal: None }).await;
