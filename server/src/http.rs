@@ -87,8 +87,10 @@ pub struct Settings {
     pub lock_for: Duration,
     /// How long the answer to an opening waits for the node to have done it. Default 2 s.
     pub opening_within: Duration,
-    /// Streams of events at a time, in total. Default 1,000; each costs about 20 kB.
+    /// Streams of events at a time, in total. Default 4,000; each costs about 20 kB.
     pub streams_max: usize,
+    /// Streams of events at a time, of all people of one tenant. Default 500.
+    pub streams_per_tenant_max: usize,
     /// Streams of events at a time, of one person. Default 50.
     pub streams_per_person_max: usize,
     /// How often a stream looks at the database without a hint. Default 5 s.
@@ -105,7 +107,8 @@ impl Default for Settings {
             lock_after_failures: 10,
             lock_for: Duration::from_secs(900),
             opening_within: Duration::from_secs(2),
-            streams_max: 1000,
+            streams_max: 4000,
+            streams_per_tenant_max: 500,
             streams_per_person_max: 50,
             stream_recheck_every: Duration::from_secs(5),
         }

@@ -23,6 +23,7 @@ pub fn settings(config: &config::People, sign_in: &config::SignIn) -> http::Sett
         lock_after_failures: sign_in.lock_after_failures,
         lock_for: sign_in.lock_seconds.duration(),
         streams_max: config.streams_max as usize,
+        streams_per_tenant_max: config.streams_per_tenant_max as usize,
         streams_per_person_max: config.streams_per_person_max as usize,
         ..http::Settings::default()
     }

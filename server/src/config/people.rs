@@ -14,7 +14,8 @@ const HEADER_TIMEOUT: Seconds = Seconds(10);
 const TOKEN_REQUESTS_PER_SECOND: u32 = 1_000;
 const TOKEN_REQUESTS_BURST: u32 = 4_000;
 const FAILURES_BURST: u32 = 20;
-const STREAMS_MAX: u32 = 1_000;
+const STREAMS_MAX: u32 = 4_000;
+const STREAMS_PER_TENANT_MAX: u32 = 500;
 const STREAMS_PER_PERSON_MAX: u32 = 50;
 const IDLE_TIMEOUT: Seconds = Seconds(90);
 
@@ -48,7 +49,9 @@ section! {
         failures_burst: u32 = FAILURES_BURST, in 1..=10_000;
         /// The most streams of events. Bounds memory: about 20 kB each.
         streams_max: u32 = STREAMS_MAX, in 1..=100_000;
-        /// The most streams of events of one person.
+        /// The most streams of events of all people of one tenant: none takes those of others.
+        streams_per_tenant_max: u32 = STREAMS_PER_TENANT_MAX, in 1..=100_000;
+        /// The most streams of events of one person. Each page of the console that is open has one.
         streams_per_person_max: u32 = STREAMS_PER_PERSON_MAX, in 1..=100_000;
     }
 }

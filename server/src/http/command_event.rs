@@ -2,10 +2,12 @@
 //! stream then looks at the database itself, with the rights of its caller. A stream that is woken for nothing sends nothing.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use cloudlink_proto::ids::{CommandId, PersonId};
+use cloudlink_proto::ids::{CommandId, PersonId, TenantId};
 use tokio::sync::watch;
 
 use super::Settings;
@@ -22,6 +24,8 @@ struct State {
     watched: HashMap<CommandId, Watched>,
     /// Streams of each person who has any.
     people: HashMap<PersonId, usize>,
+    /// And of all people of each tenant.
+    tenants: HashMap<TenantId, usize>,
     streams: usize,
 }
 
@@ -38,6 +42,8 @@ pub(crate) enum SubscribeError {
     Full,
     #[error("this person has as many streams as one may have")]
     PersonFull,
+    #[error("the people of this tenant have as many streams as they may have")]
+    TenantFull,
 }
 
 impl Hub {
@@ -70,8 +76,9 @@ impl Hub {
         self: &Arc<Self>,
         command: CommandId,
         person: PersonId,
+        tenant: Option<TenantId>,
     ) -> Result<Subscription, SubscribeError> {
-        let place = self.place(person)?;
+        let place = self.place(person, tenant)?;
         let mut state = self.lock();
         let watched =
             state.watched.entry(command).or_insert_with(|| Watched { changed: watch::Sender::new(()), streams: 0 });
@@ -82,18 +89,25 @@ impl Hub {
     }
 
     /// A place for a stream of events, of whatever kind.
-    pub(crate) fn place(self: &Arc<Self>, person: PersonId) -> Result<Place, SubscribeError> {
+    pub(crate) fn place(self: &Arc<Self>, person: PersonId, tenant: Option<TenantId>) -> Result<Place, SubscribeError> {
         let mut state = self.lock();
+        let state = &mut *state;
+        let of_tenant = tenant.and_then(|tenant| state.tenants.get(&tenant)).copied().unwrap_or(0);
         if state.streams >= self.settings.streams_max {
             return Err(SubscribeError::Full);
         }
-        let of_person = state.people.entry(person).or_insert(0);
-        if *of_person >= self.settings.streams_per_person_max {
+        if of_tenant >= self.settings.streams_per_tenant_max {
+            return Err(SubscribeError::TenantFull);
+        }
+        if state.people.get(&person).copied().unwrap_or(0) >= self.settings.streams_per_person_max {
             return Err(SubscribeError::PersonFull);
         }
-        *of_person += 1;
+        *state.people.entry(person).or_insert(0) += 1;
+        if let Some(tenant) = tenant {
+            *state.tenants.entry(tenant).or_insert(0) += 1;
+        }
         state.streams += 1;
-        Ok(Place { hub: Arc::clone(self), person })
+        Ok(Place { hub: Arc::clone(self), person, tenant })
     }
 
     fn wake(&self, command: CommandId) {
@@ -108,14 +122,12 @@ impl Hub {
         }
     }
 
-    fn give_back(&self, person: PersonId) {
+    fn give_back(&self, person: PersonId, tenant: Option<TenantId>) {
         let mut state = self.lock();
         state.streams -= 1;
-        if let Some(of_person) = state.people.get_mut(&person) {
-            *of_person -= 1;
-            if *of_person == 0 {
-                state.people.remove(&person);
-            }
+        one_less(&mut state.people, person);
+        if let Some(tenant) = tenant {
+            one_less(&mut state.tenants, tenant);
         }
     }
 
@@ -134,16 +146,26 @@ impl Hub {
     }
 }
 
+fn one_less<Id: Eq + Hash>(counts: &mut HashMap<Id, usize>, id: Id) {
+    if let Entry::Occupied(mut count) = counts.entry(id) {
+        *count.get_mut() -= 1;
+        if *count.get() == 0 {
+            count.remove();
+        }
+    }
+}
+
 /// A place among the streams, given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
     hub: Arc<Hub>,
     person: PersonId,
+    tenant: Option<TenantId>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.hub.give_back(self.person);
+        self.hub.give_back(self.person, self.tenant);
     }
 }
 
@@ -194,8 +216,8 @@ mod tests {
     async fn a_hint_wakes_its_command_only() {
         let hub = Arc::new(Hub::new(Settings { stream_recheck_every: NEVER, ..Settings::default() }));
         let ((one, person), (other, _), bus) = (ids(), ids(), Bus::new());
-        let mut of_one = hub.subscribe(one, person).unwrap();
-        let mut of_other = hub.subscribe(other, person).unwrap();
+        let mut of_one = hub.subscribe(one, person, None).unwrap();
+        let mut of_other = hub.subscribe(other, person, None).unwrap();
         let listener = bus.listen();
         bus.send(Hint::CommandChanged(one));
         drop(bus);
@@ -208,7 +230,7 @@ mod tests {
     async fn lost_hints_wake_everything() {
         let hub = Arc::new(Hub::new(Settings { stream_recheck_every: NEVER, ..Settings::default() }));
         let ((one, person), (other, _), bus) = (ids(), ids(), Bus::new());
-        let mut of_one = hub.subscribe(one, person).unwrap();
+        let mut of_one = hub.subscribe(one, person, None).unwrap();
         let listener = bus.listen();
         for _ in 0..100_000 {
             bus.send(Hint::CommandChanged(other));
@@ -223,21 +245,39 @@ mod tests {
         let soon = Duration::from_millis(10);
         let hub = Arc::new(Hub::new(Settings { stream_recheck_every: soon, ..Settings::default() }));
         let (command, person) = ids();
-        hub.subscribe(command, person).unwrap().wait().await;
+        hub.subscribe(command, person, None).unwrap().wait().await;
     }
 
     #[test]
     fn places_are_bounded_and_given_back() {
         let hub = hub(3, 2);
         let ((command, person), (_, other)) = (ids(), ids());
-        let first = hub.subscribe(command, person).unwrap();
-        let _second = hub.subscribe(command, person).unwrap();
-        assert_eq!(hub.subscribe(command, person).unwrap_err(), SubscribeError::PersonFull);
-        let third = hub.subscribe(command, other).unwrap();
-        assert_eq!(hub.subscribe(command, other).unwrap_err(), SubscribeError::Full);
+        let first = hub.subscribe(command, person, None).unwrap();
+        let _second = hub.subscribe(command, person, None).unwrap();
+        assert_eq!(hub.subscribe(command, person, None).unwrap_err(), SubscribeError::PersonFull);
+        let third = hub.subscribe(command, other, None).unwrap();
+        assert_eq!(hub.subscribe(command, other, None).unwrap_err(), SubscribeError::Full);
         drop(first);
         drop(third);
-        assert!(hub.subscribe(command, other).is_ok());
+        assert!(hub.subscribe(command, other, None).is_ok());
         assert_eq!(hub.lock().people.len(), 1);
+    }
+
+    #[test]
+    fn no_tenant_takes_the_places_of_all() {
+        let settings = Settings { streams_max: 3, streams_per_tenant_max: 2, ..Settings::default() };
+        let hub = Arc::new(Hub::new(settings));
+        let somebody = || PersonId::from_uuid(new_id());
+        let (tenant, other) = (Some(TenantId::from_uuid(new_id())), Some(TenantId::from_uuid(new_id())));
+        let first = hub.place(somebody(), tenant).unwrap();
+        let _second = hub.place(somebody(), tenant).unwrap();
+        assert_eq!(hub.place(somebody(), tenant).unwrap_err(), SubscribeError::TenantFull);
+        let third = hub.place(somebody(), other).unwrap();
+        assert_eq!(hub.place(somebody(), None).unwrap_err(), SubscribeError::Full);
+        drop(third);
+        let _vendors = hub.place(somebody(), None).unwrap();
+        drop(first);
+        assert!(hub.place(somebody(), tenant).is_ok());
+        assert_eq!(hub.lock().tenants.len(), 1);
     }
 }

@@ -67,7 +67,7 @@ pub(crate) async fn handler(
 ) -> Result<Response, RouteError> {
     let id = CommandId::from_uuid(id);
     // First the place among those who are woken, then the look: no change falls between the two.
-    let subscription = context.hub.subscribe(id, caller.person())?;
+    let subscription = context.hub.subscribe(id, caller.person(), caller.tenant())?;
     let token = context.tokens.watch(caller.session());
     let command = read(&context, &caller, id).await?.ok_or(RouteError::Unknown)?;
     let follower = Follower { context, caller, id, subscription, shown: None, next: Some(command), token };
