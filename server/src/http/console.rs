@@ -1,7 +1,9 @@
 //! The console: its files are part of the program. What is neither a file of it nor a route of the API is its one page, which sees by itself
 //! what to show: addresses can be kept and passed on.
 
-use axum::body::Body;
+use std::borrow::Cow;
+
+use axum::body::{Body, Bytes};
 use axum::response::{IntoResponse, Response};
 use data_encoding::HEXLOWER;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
@@ -26,6 +28,10 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
 static PERMISSIONS: HeaderName = HeaderName::from_static("permissions-policy");
 static OPENER: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
 
+/// Marks an answer that is a file of the console.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Served;
+
 /// Whatever is no route.
 pub(super) async fn serve(method: Method, version: Version, uri: Uri, headers: HeaderMap) -> Response {
     // Whoever asks for a whole URL takes this for a proxy. In HTTP/2 every request names the authority.
@@ -40,6 +46,7 @@ pub(super) async fn serve(method: Method, version: Version, uri: Uri, headers: H
     let compressed = takes_gzip(&headers).then(|| Files::get(&format!("{name}.gz"))).flatten();
     let is_compressed = compressed.is_some();
     let mut response = answer(compressed.unwrap_or(file), &headers);
+    response.extensions_mut().insert(Served);
     let head = response.headers_mut();
     let kept = if name.starts_with(HASHED) { "public, max-age=31536000, immutable" } else { "no-cache" };
     for (header, value) in [
@@ -77,7 +84,11 @@ fn answer(file: EmbeddedFile, asked: &HeaderMap) -> Response {
     let mut response = if is_known {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
-        Body::from(file.data.into_owned()).into_response()
+        match file.data {
+            Cow::Borrowed(bytes) => Body::from(Bytes::from_static(bytes)),
+            Cow::Owned(bytes) => Body::from(bytes),
+        }
+        .into_response()
     };
     response.headers_mut().insert(header::ETAG, HeaderValue::from_str(&tag).expect("hexadecimal digits"));
     response

@@ -302,7 +302,7 @@ async fn finish(State(context): State<Context>, request: Request, next: Next) ->
     let span = tracing::info_span!("http.request", method = %request.method(), route, request_id = id, trace_id);
     let mut response = async { Problem::render(next.run(request).await, &id) }.instrument(span).await;
     traced.end(&response, &id);
-    set_headers(response.headers_mut(), &id);
+    set_headers(&mut response, &id);
     let class = format!("{}xx", response.status().as_u16() / 100);
     context.metrics.requests.with_label_values(&[route.as_str(), &class]).inc();
     context.metrics.request_seconds.with_label_values(&[&route]).observe(started.elapsed().as_secs_f64());
@@ -319,7 +319,9 @@ fn request_id(headers: &HeaderMap) -> String {
     given.map_or_else(|| new_id().to_string(), str::to_owned)
 }
 
-fn set_headers(headers: &mut HeaderMap, request_id: &str) {
+fn set_headers(response: &mut Response, request_id: &str) {
+    let is_of_console = response.extensions().get::<console::Served>().is_some();
+    let headers = response.headers_mut();
     let request_id = HeaderValue::from_str(request_id).expect("checked, or a UUID");
     headers.insert(REQUEST_ID.clone(), request_id);
     for (name, value) in [
@@ -330,7 +332,9 @@ fn set_headers(headers: &mut HeaderMap, request_id: &str) {
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ] {
         // The console says for itself what may be kept, and what its pages may do.
-        headers.entry(name).or_insert(HeaderValue::from_static(value));
+        if !is_of_console || !headers.contains_key(&name) {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
     }
 }
 
