@@ -252,8 +252,12 @@ pub async fn device_lock(connection: &mut PgConnection, id: DeviceId) -> Result<
 pub struct DeviceFilter {
     pub tenant: Option<TenantId>,
     pub name: Option<String>,
+    /// With which the name begins.
+    pub name_prefix: Option<String>,
     pub selector: Option<Selector>,
     pub linked: Option<bool>,
+    /// Active, and neither linked nor polling in time.
+    pub silent: Option<bool>,
     pub quarantined: Option<bool>,
 }
 
@@ -271,6 +275,10 @@ pub async fn device_list(
            and ($9::jsonb is null or labels_match(d.labels, $9))
            and ($4::boolean is null or (l.device_id is not null and l.closed_at is null) = $4)
            and ($5::boolean is null or (d.quarantined_at is not null) = $5)
+           and ($10::text is null or starts_with(d.name, $10))
+           and ($11::boolean is null
+                or (d.state = 'active' and (l.device_id is null or l.closed_at is not null)
+                    and device_next_poll_by(d.id, clock_timestamp()) is null) = $11)
            and ($6::timestamptz is null or (d.enrolled_at, d.id) < ($6, $7::uuid))
          order by d.enrolled_at desc, d.id desc limit $8",
         filter.tenant.map(TenantId::as_uuid),
@@ -281,7 +289,9 @@ pub async fn device_list(
         after_time,
         after_id,
         limit,
-        filter.selector.as_ref().map(Json) as _
+        filter.selector.as_ref().map(Json) as _,
+        filter.name_prefix,
+        filter.silent
     )
     .fetch_all(connection)
     .await?

@@ -26,10 +26,14 @@ pub(crate) struct DeviceQuery {
     label: Option<Vec<String>>,
     /// Only devices that have a live link, or only those that have none.
     linked: Option<bool>,
+    /// Only devices that ought to be there and are neither linked nor polling, or only the others.
+    silent: Option<bool>,
     /// Only devices that are in quarantine, or only those that are not.
     quarantined: Option<bool>,
     /// The exact name.
     name: Option<String>,
+    /// With which the name begins, in the same case.
+    name_prefix: Option<String>,
     tenant_id: Option<Uuid>,
     limit: Option<u32>,
     cursor: Option<String>,
@@ -76,8 +80,10 @@ fn parse(pairs: Vec<(String, String)>) -> Result<Asked, Problem> {
             }
             "selector" => draft.replace(Draft::parse(&value).map_err(not_allowed)?).is_none(),
             "linked" => filter.linked.replace(value.parse().map_err(|_| malformed("linked"))?).is_none(),
+            "silent" => filter.silent.replace(value.parse().map_err(|_| malformed("silent"))?).is_none(),
             "quarantined" => filter.quarantined.replace(value.parse().map_err(|_| malformed("quarantined"))?).is_none(),
             "name" if !value.contains('\0') => filter.name.replace(value).is_none(),
+            "name_prefix" if !value.contains('\0') => filter.name_prefix.replace(value).is_none(),
             "tenant_id" => {
                 let id: TenantId = value.parse().map_err(|_| malformed("tenant_id"))?;
                 filter.tenant.replace(id).is_none()
@@ -136,6 +142,10 @@ mod tests {
             ("?label=site:north&linked=true", &["roof"]),
             ("?linked=false", &["lobby"]),
             ("?name=lobby", &["lobby"]),
+            ("?name=lob", &[]),
+            ("?name_prefix=lob", &["lobby"]),
+            ("?name_prefix=LOB", &[]),
+            ("?name_prefix=%25", &[]),
             ("?label=site:south", &[]),
             ("?linked=true&name=roof", &["roof"]),
             ("?label=site:north&label=floor:1", &[]),
@@ -148,6 +158,19 @@ mod tests {
         ] {
             assert_eq!(names(&scene, &scene.customer, query).await, expected, "{query}");
         }
+        // Whoever is not linked and does not poll either is silent, unless it is not to come any more.
+        assert_eq!(names(&scene, &scene.customer, "?silent=true").await, ["lobby"]);
+        assert_eq!(names(&scene, &scene.customer, "?silent=false").await, ["roof"]);
+        scene.poll(scene.device).await;
+        assert!(names(&scene, &scene.customer, "?silent=true").await.is_empty());
+        scene.sql("delete from polls where device_id = $1", scene.device.as_uuid()).await;
+        scene
+            .sql(
+                "update devices set state = 'revoked', revoked_at = clock_timestamp() where id = $1",
+                scene.device.as_uuid(),
+            )
+            .await;
+        assert!(names(&scene, &scene.customer, "?silent=true").await.is_empty());
         // A tunnel without an agent is a link like any other.
         scene.tunnel(scene.device).await;
         assert_eq!(names(&scene, &scene.customer, "?linked=true").await, ["lobby", "roof"]);
@@ -167,7 +190,9 @@ mod tests {
             "?label=site",
             "?label=a:%00",
             "?name=%00",
+            "?name_prefix=%00",
             "?linked=maybe",
+            "?silent=maybe",
             "?quarantined=maybe",
             "?label=a:1&label=a:2",
             "?lable=a:b",
