@@ -12,6 +12,16 @@ import "./ui/tokens.css";
 begin();
 
 const RETRIES_MAX = 3;
+/** Pages are loaded when they are opened, and after an upgrade the server has those of its own version only. */
+const RELOADED = "reloaded";
+const RELOAD_AGAIN_MS = 60_000;
+
+addEventListener("vite:preloadError", () => {
+    // Not again and again: then the page says what is wrong.
+    if (Date.now() - Number(sessionStorage.getItem(RELOADED) ?? 0) < RELOAD_AGAIN_MS) return;
+    sessionStorage.setItem(RELOADED, String(Date.now()));
+    location.reload();
+});
 
 const client = new QueryClient({
     defaultOptions: {

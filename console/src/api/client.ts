@@ -2,6 +2,7 @@
 
 import createClient, { type Middleware } from "openapi-fetch";
 
+import { learnRoughly } from "../time/clock";
 import type { components, paths } from "./schema";
 
 export type Schemas = components["schemas"];
@@ -38,6 +39,7 @@ async function refusal(response: Response): Promise<ApiError> {
 
 const refusals: Middleware = {
     async onResponse({ response }) {
+        learnRoughly(response.headers.get("date"));
         if (response.ok) return;
         if (response.status === 401) onSignedOut.forEach((listener) => listener());
         throw await refusal(response);

@@ -2,137 +2,166 @@
 
 import { infiniteQueryOptions, queryOptions } from "@tanstack/react-query";
 
+import { now } from "../time/clock";
 import { api, body, type Schemas } from "./client";
 
 const PAGE = 100;
 
-export type DeviceFilter = { selector?: string; name?: string; linked?: boolean };
+export type DeviceFilter = { selector?: string; name_prefix?: string; linked?: boolean; silent?: boolean };
+
+/** Where each reading is written to a log: asked for once, and not again with each event. */
+const ONCE = { meta: { once: true }, staleTime: Infinity, refetchOnWindowFocus: false, refetchOnReconnect: false, retry: false };
+/** What no event tells of. */
+const NOW_AND_THEN_MS = 60_000;
+/** Of a rollout, and of a session that waits for its device: they go on without an entry in the log. */
+const MOVING_MS = 2_000;
 type Cursor = { cursor?: string; limit: number };
 type PageOf<Item> = { items: Item[]; next_cursor?: string | null };
 
 /** A list that is asked for page by page. */
-function paged<Item>(key: readonly unknown[], get: (query: Cursor) => Promise<{ data?: PageOf<Item> }>) {
+function paged<Item>(key: readonly unknown[], get: (query: Cursor, signal: AbortSignal) => Promise<{ data?: PageOf<Item> }>) {
     return infiniteQueryOptions({
         queryKey: key,
-        queryFn: ({ pageParam }) => body(get({ limit: PAGE, ...(pageParam !== "" && { cursor: pageParam }) })),
+        queryFn: ({ pageParam, signal }) => body(get({ limit: PAGE, ...(pageParam !== "" && { cursor: pageParam }) }, signal)),
         initialPageParam: "",
         getNextPageParam: (page) => page.next_cursor ?? undefined,
     });
 }
 
 export const queries = {
-    me: () => queryOptions({ queryKey: ["me"], queryFn: () => body(api.GET("/api/v1/me")), staleTime: Infinity }),
+    me: () => queryOptions({ queryKey: ["me"], queryFn: ({ signal }) => body(api.GET("/api/v1/me", { signal })), staleTime: Infinity }),
 
     devices: (filter: DeviceFilter) =>
-        paged(["devices", "list", filter], (query) => api.GET("/api/v1/devices", { params: { query: { ...filter, ...query } } })),
+        paged(["devices", "list", filter], (query, signal) => api.GET("/api/v1/devices", { signal, params: { query: { ...filter, ...query } } })),
 
     /** One page of a list that may have a thousand of them: only those in sight are asked for again. */
     devicesFrom: (filter: DeviceFilter, cursor: string, limit: number) =>
         queryOptions({
             queryKey: ["devices", "from", filter, cursor],
-            queryFn: () => body(api.GET("/api/v1/devices", { params: { query: { ...filter, limit, ...(cursor !== "" && { cursor }) } } })),
+            queryFn: ({ signal }) => body(api.GET("/api/v1/devices", { signal, params: { query: { ...filter, limit, ...(cursor !== "" && { cursor }) } } })),
         }),
 
     device: (id: string) =>
         queryOptions({
-            queryKey: ["devices", id],
-            queryFn: () => body(api.GET("/api/v1/devices/{id}", { params: { path: { id } } })),
+            queryKey: ["devices", "one", id],
+            queryFn: ({ signal }) => body(api.GET("/api/v1/devices/{id}", { signal, params: { path: { id } } })),
+        }),
+
+    /** What a device is called, for lists of other things. */
+    deviceName: (id: string) =>
+        queryOptions({
+            queryKey: ["device names", id],
+            staleTime: Infinity,
+            queryFn: async ({ signal }) => (await body(api.GET("/api/v1/devices/{id}", { signal, params: { path: { id } } }))).name,
         }),
 
     boots: (id: string) =>
         queryOptions({
-            queryKey: ["devices", id, "boots"],
-            queryFn: () => body(api.GET("/api/v1/devices/{id}/boots", { params: { path: { id } } })),
+            queryKey: ["devices", "one", id, "boots"],
+            queryFn: ({ signal }) => body(api.GET("/api/v1/devices/{id}/boots", { signal, params: { path: { id } } })),
         }),
 
     samples: (id: string, hours: number) =>
         queryOptions({
-            // Not among what is asked for again with each event: what an operator reads is written to the owner's log, which is an event.
+            ...ONCE,
             queryKey: ["samples", id, hours],
-            staleTime: Infinity,
-            refetchOnWindowFocus: false,
-            refetchOnReconnect: false,
             queryFn: () => {
-                const from = new Date(Date.now() - hours * 3_600_000).toISOString();
+                const from = new Date(now() - hours * 3_600_000).toISOString();
                 return body(api.GET("/api/v1/devices/{id}/samples", { params: { path: { id }, query: { from } } }));
             },
         }),
 
     transports: () =>
         queryOptions({
-            queryKey: ["devices", "transports"],
-            queryFn: () => body(api.GET("/api/v1/transport-report", { params: { query: { days: 7 } } })),
+            queryKey: ["transports"],
+            refetchInterval: NOW_AND_THEN_MS,
+            queryFn: ({ signal }) => body(api.GET("/api/v1/transport-report", { signal, params: { query: { days: 7 } } })),
         }),
 
-    network: () => queryOptions({ queryKey: ["devices", "network"], queryFn: () => body(api.GET("/api/v1/network")) }),
+    network: () =>
+        queryOptions({
+            queryKey: ["network"],
+            refetchInterval: NOW_AND_THEN_MS,
+            queryFn: ({ signal }) => body(api.GET("/api/v1/network", { signal })),
+        }),
 
     commands: (device_id: string) =>
-        paged(["commands", device_id], (query) => api.GET("/api/v1/commands", { params: { query: { device_id, ...query } } })),
+        paged(["commands", device_id], (query, signal) => api.GET("/api/v1/commands", { signal, params: { query: { device_id, ...query } } })),
 
     grants: (state: Schemas["GrantState"], device_id?: string) =>
-        paged(["grants", state, device_id ?? ""], (query) =>
-            api.GET("/api/v1/grants", { params: { query: { state, ...query, ...(device_id && { device_id }) } } }),
+        paged(["grants", state, device_id ?? ""], (query, signal) =>
+            api.GET("/api/v1/grants", { signal, params: { query: { state, ...query, ...(device_id && { device_id }) } } }),
         ),
 
     requests: (state: Schemas["AccessRequestState"], device_id?: string) =>
-        paged(["access_requests", state, device_id ?? ""], (query) =>
-            api.GET("/api/v1/access-requests", { params: { query: { state, ...query, ...(device_id && { device_id }) } } }),
+        paged(["access_requests", state, device_id ?? ""], (query, signal) =>
+            api.GET("/api/v1/access-requests", { signal, params: { query: { state, ...query, ...(device_id && { device_id }) } } }),
         ),
 
     supportSessions: (filter: { live?: boolean; device_id?: string }) =>
-        paged(["support_sessions", "list", filter], (query) => api.GET("/api/v1/support-sessions", { params: { query: { ...filter, ...query } } })),
+        paged(["support_sessions", "list", filter], (query, signal) => api.GET("/api/v1/support-sessions", { signal, params: { query: { ...filter, ...query } } })),
 
     supportSession: (id: string) =>
         queryOptions({
-            queryKey: ["support_sessions", id],
-            queryFn: () => body(api.GET("/api/v1/support-sessions/{id}", { params: { path: { id } } })),
+            queryKey: ["support_sessions", "one", id],
+            queryFn: ({ signal }) => body(api.GET("/api/v1/support-sessions/{id}", { signal, params: { path: { id } } })),
+            refetchInterval: ({ state }) => state.data?.state === "waiting" && MOVING_MS,
+        }),
+
+    recordingContent: (id: string) =>
+        queryOptions({
+            ...ONCE,
+            queryKey: ["recording content", id],
+            queryFn: () =>
+                body<unknown>(api.GET("/api/v1/support-sessions/{id}/recording/content", { parseAs: "text", params: { path: { id } } })).then(String),
         }),
 
     recording: (id: string) =>
         queryOptions({
             queryKey: ["recordings", id],
-            queryFn: () => body(api.GET("/api/v1/support-sessions/{id}/recording", { params: { path: { id } } })),
+            queryFn: ({ signal }) => body(api.GET("/api/v1/support-sessions/{id}/recording", { signal, params: { path: { id } } })),
         }),
 
     sessions: (person_id: string) =>
-        paged(["tokens", person_id], (query) => api.GET("/api/v1/tokens", { params: { query: { person_id, ...query } } })),
+        paged(["tokens", person_id], (query, signal) => api.GET("/api/v1/tokens", { signal, params: { query: { person_id, ...query } } })),
 
-    people: () => paged(["people"], (query) => api.GET("/api/v1/people", { params: { query } })),
+    people: () => paged(["people"], (query, signal) => api.GET("/api/v1/people", { signal, params: { query } })),
 
     email: (id: string) =>
         queryOptions({
             queryKey: ["people", id, "email"],
-            queryFn: () => body(api.GET("/api/v1/people/{id}/email", { params: { path: { id } } })),
+            queryFn: ({ signal }) => body(api.GET("/api/v1/people/{id}/email", { signal, params: { path: { id } } })),
         }),
 
-    audit: () => paged(["audit"], (query) => api.GET("/api/v1/audit", { params: { query } })),
+    audit: () => paged(["audit"], (query, signal) => api.GET("/api/v1/audit", { signal, params: { query } })),
 
-    webhooks: () => paged(["webhooks"], (query) => api.GET("/api/v1/webhooks", { params: { query } })),
+    webhooks: () => paged(["webhooks"], (query, signal) => api.GET("/api/v1/webhooks", { signal, params: { query } })),
 
-    thresholds: () => paged(["thresholds"], (query) => api.GET("/api/v1/thresholds", { params: { query } })),
+    thresholds: () => paged(["thresholds"], (query, signal) => api.GET("/api/v1/thresholds", { signal, params: { query } })),
 
-    alerts: () => paged(["alerts"], (query) => api.GET("/api/v1/alerts", { params: { query } })),
+    alerts: () => paged(["alerts"], (query, signal) => api.GET("/api/v1/alerts", { signal, params: { query } })),
 
-    groups: () => paged(["groups"], (query) => api.GET("/api/v1/groups", { params: { query } })),
+    groups: () => paged(["groups"], (query, signal) => api.GET("/api/v1/groups", { signal, params: { query } })),
 
-    rollouts: () => paged(["rollouts"], (query) => api.GET("/api/v1/rollouts", { params: { query } })),
+    rollouts: () => paged(["rollouts"], (query, signal) => api.GET("/api/v1/rollouts", { signal, params: { query } })),
 
     rollout: (id: string) =>
         queryOptions({
-            queryKey: ["rollouts", id],
-            queryFn: () => body(api.GET("/api/v1/rollouts/{id}", { params: { path: { id } } })),
-            // Its devices end without an entry in the log.
-            refetchInterval: ({ state }) => (state.data && isMoving(state.data) ? 2000 : false),
+            queryKey: ["rollouts", "one", id],
+            queryFn: ({ signal }) => body(api.GET("/api/v1/rollouts/{id}", { signal, params: { path: { id } } })),
+            refetchInterval: ({ state }) => state.data !== undefined && isMoving(state.data) && MOVING_MS,
         }),
 
-    executions: (id: string) =>
-        paged(["rollouts", id, "executions"], (query) =>
-            api.GET("/api/v1/rollouts/{id}/executions", { params: { path: { id }, query } }),
+    executions: (rollout: Schemas["RolloutShown"]) => ({
+        ...paged(["rollouts", "one", rollout.id, "executions"], (query, signal) =>
+            api.GET("/api/v1/rollouts/{id}/executions", { signal, params: { path: { id: rollout.id }, query } }),
         ),
+        refetchInterval: isMoving(rollout) && MOVING_MS,
+    }),
 
-    nodes: () => queryOptions({ queryKey: ["nodes"], queryFn: () => body(api.GET("/api/v1/nodes")) }),
+    nodes: () => queryOptions({ queryKey: ["nodes"], queryFn: ({ signal }) => body(api.GET("/api/v1/nodes", { signal })) }),
 
-    proofs: () => paged(["nodes", "proofs"], (query) => api.GET("/api/v1/isolation/proofs", { params: { query } })),
+    proofs: () => paged(["nodes", "proofs"], (query, signal) => api.GET("/api/v1/isolation/proofs", { signal, params: { query } })),
 };
 
 function isMoving(rollout: Schemas["RolloutShown"]): boolean {

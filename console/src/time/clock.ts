@@ -2,6 +2,9 @@
 
 import { useSyncExternalStore } from "react";
 
+/** An answer may have been on its way for a moment. */
+const ROUGH_MS = 5_000;
+
 let offsetMs = 0;
 let shown = Date.now();
 let timer: ReturnType<typeof setInterval> | undefined;
@@ -11,6 +14,12 @@ const listeners = new Set<() => void>();
 export function learn(serverTime: string) {
     const now = Date.parse(serverTime);
     if (!Number.isNaN(now)) offsetMs = now - Date.now();
+}
+
+/** From the `Date` of an answer, in whole seconds: until more is known, and when this computer's clock was set. */
+export function learnRoughly(date: string | null) {
+    const at = Date.parse(date ?? "");
+    if (Math.abs(at - now()) > ROUGH_MS) learn(new Date(at).toISOString());
 }
 
 export function now(): number {

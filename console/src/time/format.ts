@@ -13,12 +13,19 @@ const absoluteFormat = (timeZone: string) =>
         timeZoneName: "short",
     });
 
-/** In the zone of whoever looks, or in another one; as UTC where the browser does not know it. */
+/** In the zone of whoever looks, or in another one. */
 export function absolute(time: string, timeZone: string = zone): string {
+    const date = new Date(time);
+    return Number.isNaN(date.getTime()) ? "–" : absoluteFormat(timeZone).format(date);
+}
+
+/** Whether the browser knows this time zone. */
+export function isZone(timeZone: string): boolean {
     try {
-        return absoluteFormat(timeZone).format(new Date(time));
+        absoluteFormat(timeZone);
+        return true;
     } catch {
-        return absoluteFormat("UTC").format(new Date(time));
+        return false;
     }
 }
 

@@ -42,7 +42,7 @@ export function FormDialog(props: {
         }
     };
     return (
-        <DialogTrigger>
+        <DialogTrigger onOpenChange={(isOpen) => isOpen && setError(undefined)}>
             {props.trigger}
             <ModalOverlay className={css.overlay} isDismissable>
                 <Modal className={css.dialog}>

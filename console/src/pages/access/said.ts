@@ -13,7 +13,7 @@ type Access = Pick<Schemas["Grant"], "scopes" | "operator_ids" | "device_ids" | 
 export function useSaid({ scopes, operator_ids, device_ids, selector_text, until }: Access): string {
     const name = useNames();
     const only = device_ids?.length === 1 ? (device_ids[0] ?? "") : "";
-    const device = useQuery({ ...queries.device(only), enabled: only !== "" }).data?.name;
+    const device = useQuery({ ...queries.deviceName(only), enabled: only !== "" }).data;
     const what = list(scopes.map((scope) => t.scopes[scope] ?? scope));
     const where = device ?? (device_ids ? t.access.devicesCount(device_ids.length) : t.access.devicesLike(selector_text ?? ""));
     const who = operator_ids ? list(operator_ids.map(name)) : t.access.everybody;

@@ -17,11 +17,15 @@ const THEMES: Theme[] = ["system", "light", "dark"];
 export default function Account() {
     const me = useMe();
     const theme = useTheme();
+    const out = useMutation({ mutationFn: signOut });
     return (
         <>
             <PageHead title={t.settings.title} lead={t.settings.lead}>
-                <Button onPress={() => void signOut()}>{t.session.signOut}</Button>
+                <Button isDisabled={out.isPending} onPress={() => out.mutate()}>
+                    {t.session.signOut}
+                </Button>
             </PageHead>
+            {out.error && <Failure error={out.error} />}
             <div className={page.stack}>
                 <Sessions me={me} />
                 <Card title={t.settings.appearance}>

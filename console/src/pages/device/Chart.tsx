@@ -20,7 +20,7 @@ export default function Chart({ points, scale, from, until, step }: Props) {
         const colour = (name: string) => getComputedStyle(document.documentElement).getPropertyValue(name);
         const [start, end] = [Date.parse(from) / 1000, Date.parse(until) / 1000];
         const axis = { stroke: colour("--text-soft"), ticks: { show: false }, font: "11px system-ui" };
-        const time = new Intl.DateTimeFormat("en-GB", end - start > DAY_SECONDS ? { day: "2-digit", month: "short" } : { hour: "2-digit", minute: "2-digit" });
+        const time = new Intl.DateTimeFormat("en-GB", end - start > 2 * DAY_SECONDS ? { day: "2-digit", month: "short" } : { hour: "2-digit", minute: "2-digit" });
         const chart = new uPlot(
             {
                 width: element.clientWidth,

@@ -39,7 +39,6 @@ export function Metrics({ id }: { id: string }) {
         ...queries.samples(id, Number(hours)),
         enabled: isWanted,
         refetchInterval: me.role === "tenant" && EVERY_MS,
-        retry: false,
     });
     const span = (
         <label>

@@ -11,12 +11,12 @@ import page from "../pages.module.css";
 
 export function SessionRow({ session }: { session: Schemas["SupportSession"] }) {
     const name = useNames();
-    const device = useQuery(queries.device(session.device_id));
+    const device = useQuery(queries.deviceName(session.device_id));
     return (
         <li>
             <div className={page.grow}>
                 <Link to={`/sessions/${session.id}`}>
-                    <strong>{t.sessions.said(name(session.opened_by), t.sessions.kinds[session.kind], device.data?.name ?? session.device_id.slice(0, 8))}</strong>
+                    <strong>{t.sessions.said(name(session.opened_by), t.sessions.kinds[session.kind], device.data ?? session.device_id.slice(0, 8))}</strong>
                 </Link>
                 <span className={page.soft}>
                     {session.reason} · {absolute(session.created_at)}
