@@ -7,7 +7,8 @@ import { left } from "../../time/format";
 import { Button } from "../../ui/Button";
 import ui from "../../ui/ui.module.css";
 import type { Cast } from "./cast";
-import { open, type Screen } from "./screen";
+import { type Playback, playback } from "./playback";
+import { open } from "./screen";
 import css from "./Session.module.css";
 
 const TICK_MS = 50;
@@ -17,8 +18,7 @@ const SPEEDS = [1, 2, 4, 8];
 
 export default function Player({ cast }: { cast: Cast }) {
     const place = useRef<HTMLDivElement>(null);
-    const screen = useRef<Screen>(undefined);
-    const shown = useRef(0);
+    const played = useRef<Playback>(undefined);
     const [at, setAt] = useState(0);
     const [isPlaying, setPlaying] = useState(false);
     const [speed, setSpeed] = useState(1);
@@ -26,16 +26,13 @@ export default function Player({ cast }: { cast: Cast }) {
     useEffect(() => {
         if (!place.current) return;
         const opened = open(place.current, { isReadOnly: true });
-        opened.terminal.resize(cast.columns, cast.rows);
-        screen.current = opened;
-        shown.current = 0;
-        show(opened, cast, shown, 0);
+        played.current = playback(opened.terminal, cast);
         return () => opened.close();
     }, [cast]);
 
     const position = useRef(0);
     const seek = (to: number) => {
-        if (screen.current) show(screen.current, cast, shown, to);
+        played.current?.seek(to);
         position.current = to;
         setAt(to);
     };
@@ -43,7 +40,7 @@ export default function Player({ cast }: { cast: Cast }) {
         if (!isPlaying) return;
         const timer = setInterval(() => {
             const before = position.current;
-            const next = cast.events[shown.current];
+            const next = played.current?.next();
             const idle = next ? next.at - before : 0;
             const skipped = idle > IDLE_SECONDS_MAX ? idle - IDLE_SECONDS_MAX : 0;
             const to = Math.min(cast.seconds, before + skipped + (TICK_MS / 1000) * speed);
@@ -68,7 +65,7 @@ export default function Player({ cast }: { cast: Cast }) {
                     aria-label={t.player.place}
                     min={0}
                     max={cast.seconds}
-                    step={0.1}
+                    step="any"
                     value={at}
                     onChange={(event) => seek(Number(event.target.value))}
                 />
@@ -100,22 +97,4 @@ export default function Player({ cast }: { cast: Cast }) {
             <div ref={place} className={css.screen} />
         </>
     );
-}
-
-/** Brings the screen to how it was then: on from where it is, or anew from the beginning. */
-function show({ terminal }: Screen, cast: Cast, shown: { current: number }, to: number) {
-    const before = cast.events[shown.current - 1];
-    if (before && before.at > to) {
-        shown.current = 0;
-        terminal.reset();
-        terminal.resize(cast.columns, cast.rows);
-    }
-    for (let event = cast.events[shown.current]; event && event.at <= to; event = cast.events[shown.current]) {
-        shown.current += 1;
-        if (event.code === "o") terminal.write(event.text);
-        else {
-            const [columns, rows] = event.text.split("x").map(Number);
-            if (columns && rows) terminal.resize(columns, rows);
-        }
-    }
 }

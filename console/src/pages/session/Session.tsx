@@ -1,8 +1,8 @@
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
-import { lazy, Suspense } from "react";
+import { lazy, Suspense, useEffect, useMemo, useState } from "react";
 import { Link, useParams } from "react-router";
 
-import { api, ApiError, body, type Schemas } from "../../api/client";
+import { api, body, type Schemas } from "../../api/client";
 import { queries } from "../../api/queries";
 import { useNames } from "../../session/names";
 import { useMe } from "../../session/session";
@@ -32,12 +32,15 @@ export default function SessionPage() {
 function Shown({ session }: { session: Session }) {
     const me = useMe();
     const name = useNames();
-    const device = useQuery(queries.device(session.device_id)).data?.name ?? session.device_id.slice(0, 8);
+    const device = useQuery(queries.deviceName(session.device_id)).data ?? session.device_id.slice(0, 8);
     const isMine = session.opened_by === me.id;
     if (!begun.has(session.id)) begun.set(session.id, isMine && session.state === "waiting");
     const mode = begun.get(session.id) ? "operate" : "watch";
-    // What was seen live stays on the screen when it is over.
-    const isLive = session.kind === "terminal" && me.role !== "admin" && (!session.ended_at || begun.get(session.id) === true);
+    // What was seen live stays on the screen when it is over. Nobody watches what has not begun.
+    const isOn = mode === "operate" ? !session.ended_at : session.state === "live";
+    const [wasOn, setWasOn] = useState(isOn);
+    if (isOn && !wasOn) setWasOn(true);
+    const isTerminal = session.kind === "terminal" && me.role !== "admin";
     const what = t.sessions.said(name(session.opened_by), t.sessions.kinds[session.kind], device);
     return (
         <>
@@ -51,14 +54,15 @@ function Shown({ session }: { session: Session }) {
                             <Countdown until={session.expires_at} /> {t.access.endsIn}
                         </Badge>
                     )}
-                    {!session.ended_at && isMine && <Close id={session.id} />}
+                    {!session.ended_at && (isMine || me.role === "tenant") && <Close id={session.id} />}
                 </div>
             </PageHead>
             <div className={page.stack}>
-                {isLive && (
+                {isTerminal && session.state === "waiting" && mode === "watch" && <Empty>{t.session_.notYet}</Empty>}
+                {isTerminal && wasOn && (
                     <Card title={what} aside={<Badge>{t.session_.recorded}</Badge>}>
                         <Suspense fallback={<Skeleton />}>
-                            <LiveTerminal session={session.id} mode={mode} />
+                            <LiveTerminal session={session.id} mode={mode} what={what} />
                         </Suspense>
                     </Card>
                 )}
@@ -132,32 +136,28 @@ function Recording({ session }: { session: Session }) {
 
 function Content({ recording }: { recording: Schemas["Recording"] }) {
     // Each reading is written to the audit log, so it is asked for once.
-    const content = useQuery({
-        queryKey: ["recording content", recording.session_id],
-        queryFn: () => read(recording),
-        staleTime: Infinity,
-        refetchOnWindowFocus: false,
-    });
+    const content = useQuery(queries.recordingContent(recording.session_id));
+    return <Asked of={content}>{(text) => <Told recording={recording} text={text} />}</Asked>;
+}
+
+function Told({ recording, text }: { recording: Schemas["Recording"]; text: string }) {
+    const cast = useMemo(() => (recording.format === FORMAT ? parse(text) : undefined), [recording.format, text]);
     return (
-        <Asked of={content}>
-            {({ text, cast, isGenuine }) => (
-                <>
-                    <CardBody>
-                        <Verdict isGenuine={isGenuine} />{" "}
-                        <span className={page.soft}>{t.player.keptUntil(absolute(recording.keep_until))}</span>
-                    </CardBody>
-                    {cast ? (
-                        <Suspense fallback={<Skeleton />}>
-                            <Player cast={cast} />
-                        </Suspense>
-                    ) : (
-                        <pre className={css.text} tabIndex={0}>
-                            {text}
-                        </pre>
-                    )}
-                </>
+        <>
+            <CardBody>
+                <Verdict expected={recording.digest} text={text} /> {cast?.isTorn && <Badge tone="warn">{t.player.torn}</Badge>}{" "}
+                <span className={page.soft}>{t.player.keptUntil(absolute(recording.keep_until))}</span>
+            </CardBody>
+            {cast ? (
+                <Suspense fallback={<Skeleton />}>
+                    <Player cast={cast} />
+                </Suspense>
+            ) : (
+                <pre className={css.text} tabIndex={0}>
+                    {text}
+                </pre>
             )}
-        </Asked>
+        </>
     );
 }
 
@@ -165,17 +165,11 @@ function contentOf(id: string) {
     return `/api/v1/support-sessions/${id}/recording/content`;
 }
 
-async function read(recording: Schemas["Recording"]) {
-    const answer = await fetch(contentOf(recording.session_id), { credentials: "same-origin" });
-    if (!answer.ok) throw new ApiError(answer.status, "", t.failure.title, answer.statusText, answer.headers.get("x-request-id"));
-    const text = await answer.text();
-    const cast = recording.format === FORMAT ? parse(text) : undefined;
-    return { text, cast, isGenuine: recording.digest ? (await digest(text)) === recording.digest : undefined };
-}
-
-
 /** Without a digest there is nothing to compare with: a part of it cannot be read. */
-function Verdict({ isGenuine }: { isGenuine: boolean | undefined }) {
-    if (isGenuine === undefined) return <Badge tone="warn">{t.player.unchecked}</Badge>;
-    return isGenuine ? <Badge tone="good">{t.player.genuine}</Badge> : <Badge tone="bad">{t.player.forged}</Badge>;
+function Verdict({ expected, text }: { expected: string | null | undefined; text: string }) {
+    const [actual, setActual] = useState<string>();
+    useEffect(() => void digest(text).then(setActual), [text]);
+    if (!expected) return <Badge tone="warn">{t.player.unchecked}</Badge>;
+    if (actual === undefined) return <Badge>{t.app.loading}</Badge>;
+    return actual === expected ? <Badge tone="good">{t.player.genuine}</Badge> : <Badge tone="bad">{t.player.forged}</Badge>;
 }

@@ -2,22 +2,29 @@
 
 import { useQueryClient } from "@tanstack/react-query";
 import { useEffect, useRef, useState } from "react";
+import { useBlocker } from "react-router";
 
 import { t } from "../../text/en";
+import { Asking } from "../../ui/Confirm";
 import { Badge } from "../../ui/parts";
 import { open } from "./screen";
 import css from "./Session.module.css";
 import { connect, isEnd, type Mode, type Said } from "./stream";
 
-export default function LiveTerminal({ session, mode }: { session: string; mode: Mode }) {
+/** `what`: the session in words. */
+export default function LiveTerminal({ session, mode, what }: { session: string; mode: Mode; what: string }) {
     const place = useRef<HTMLDivElement>(null);
     const [notes, setNotes] = useState<string[]>([]);
+    const [isOpen, setOpen] = useState(false);
     const [end, setEnd] = useState<string>();
     const client = useQueryClient();
     useEffect(() => {
         if (!place.current) return;
         const screen = open(place.current, { isReadOnly: mode === "watch" });
-        if (mode === "operate") screen.fit();
+        const room = screen.room();
+        if (mode === "operate" && room) screen.terminal.resize(room.columns, room.rows);
+        // The server lets it through when the device is there. What is typed before would be lost.
+        screen.terminal.options.disableStdin = true;
         const note = (text: string | undefined) => {
             if (text) setNotes((before) => [...before.slice(-2), text]);
         };
@@ -25,6 +32,12 @@ export default function LiveTerminal({ session, mode }: { session: string; mode:
         let stream: ReturnType<typeof connect> | undefined;
         const beginning = setTimeout(() => {
             stream = connect(session, mode, screen.terminal, {
+                opened: () => {
+                    setOpen(true);
+                    screen.terminal.options.disableStdin = mode === "watch";
+                    fit();
+                    if (mode === "operate") screen.terminal.focus();
+                },
                 said: (said) => note(isEnd(said) ? undefined : inWords(said)),
                 ended: (last) => {
                     setEnd((last && inWords(last)) ?? t.session_.lost);
@@ -32,11 +45,12 @@ export default function LiveTerminal({ session, mode }: { session: string; mode:
                     void client.invalidateQueries({ queryKey: ["support_sessions"] });
                 },
             });
-            if (mode === "operate") screen.terminal.focus();
         });
-        const resized = new ResizeObserver(() => {
-            if (mode === "operate") screen.fit();
-        });
+        const fit = () => {
+            const room = screen.room();
+            if (room) stream?.resize(room);
+        };
+        const resized = new ResizeObserver(fit);
         resized.observe(place.current);
         return () => {
             clearTimeout(beginning);
@@ -46,16 +60,20 @@ export default function LiveTerminal({ session, mode }: { session: string; mode:
         };
     }, [session, mode, client]);
     // Leaving the page ends what was begun here.
+    const isWorking = mode === "operate" && !end;
+    const leaving = useBlocker(({ currentLocation, nextLocation }) => isWorking && currentLocation.pathname !== nextLocation.pathname);
     useEffect(() => {
-        if (mode !== "operate" || end) return;
+        if (!isWorking) return;
         const stay = (event: BeforeUnloadEvent) => event.preventDefault();
         addEventListener("beforeunload", stay);
         return () => removeEventListener("beforeunload", stay);
-    }, [mode, end]);
+    }, [isWorking]);
     return (
         <>
             <div className={css.notes} role="status">
-                {mode === "watch" && !end && <Badge>{t.session_.watching}</Badge>}
+                {!isOpen && !end && t.session_.connecting}
+                {isOpen && mode === "watch" && !end && <Badge>{t.session_.watching}</Badge>}
+                {isOpen && isWorking && t.session_.leaveKey}
                 {notes.map((note, index) => (
                     <span key={`${index} ${note}`}>{note}</span>
                 ))}
@@ -66,6 +84,11 @@ export default function LiveTerminal({ session, mode }: { session: string; mode:
                 </p>
             )}
             <div ref={place} className={css.screen} />
+            {leaving.state === "blocked" && (
+                <Asking title={t.session_.leaveTitle} keep={t.session_.stay} act={t.session_.close} onKeep={leaving.reset} onAct={leaving.proceed}>
+                    {t.session_.leaveText(what)}
+                </Asking>
+            )}
         </>
     );
 }
@@ -73,6 +96,7 @@ export default function LiveTerminal({ session, mode }: { session: string; mode:
 function inWords(said: Said): string | undefined {
     switch (said.type) {
         case "ready":
+        case "screen":
             return undefined;
         case "warning":
             return t.session_.warning(Math.max(1, Math.round(said.seconds_left / 60)));

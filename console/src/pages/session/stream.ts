@@ -2,6 +2,8 @@
 
 import type { Terminal } from "@xterm/xterm";
 
+import type { Size } from "./screen";
+
 const PROTOCOL = "cloudlink.stream.v1";
 /** Of one message: a quarter of what the server takes. */
 const TYPED_BYTES_MAX = 16 * 1024;
@@ -10,20 +12,25 @@ export type Mode = "operate" | "watch";
 /** What the server or the device says beside the bytes. */
 export type Said =
     | { type: "ready" }
+    | ({ type: "screen" } & Size)
     | { type: "warning"; seconds_left: number }
     | { type: "joined" | "left"; name: string }
     | { type: "exit"; status: number | null; signal: string | null }
     | { type: "failed"; code: string; message: string }
     | { type: "closed"; reason: string; message: string };
 
-export type Stream = { close: () => void };
+export type Stream = {
+    /** How much would fit into the window. The server says how large the terminal is then. */
+    resize: (size: Size) => void;
+    close: () => void;
+};
 
 /** Connects a screen with a device. `onEnd` comes once; the reason is what was said last, if anything was. */
 export function connect(
     session: string,
     mode: Mode,
     terminal: Terminal,
-    on: { said: (said: Said) => void; ended: (last: Said | undefined) => void },
+    on: { opened: () => void; said: (said: Said) => void; ended: (last: Said | undefined) => void },
 ): Stream {
     const address = new URL(`/api/v1/support-sessions/${session}/stream`, location.href);
     address.protocol = "wss:";
@@ -38,6 +45,8 @@ export function connect(
             return;
         }
         const said = JSON.parse(data) as Said;
+        // Others may have smaller windows, and what a program shows is made for one size.
+        if (said.type === "screen") terminal.resize(said.columns, said.rows);
         if (isEnd(said)) last = said;
         on.said(said);
     };
@@ -56,10 +65,17 @@ export function connect(
             ? [
                   terminal.onData((typed) => type(text.encode(typed))),
                   terminal.onBinary((typed) => type(Uint8Array.from(typed, (character) => character.charCodeAt(0)))),
-                  terminal.onResize(({ cols, rows }) => send(JSON.stringify({ type: "resize", columns: cols, rows }))),
               ]
             : [];
+    let told: Size = { columns: terminal.cols, rows: terminal.rows };
+    const resize = (size: Size) => {
+        if (mode === "watch" || (size.columns === told.columns && size.rows === told.rows) || socket.readyState !== WebSocket.OPEN) return;
+        told = size;
+        send(JSON.stringify({ type: "resize", ...size }));
+    };
+    socket.onopen = on.opened;
     return {
+        resize,
         close: () => {
             listeners.forEach((listener) => listener.dispose());
             socket.onclose = null;
