@@ -3,6 +3,7 @@ import { useSearchParams } from "react-router";
 
 import { api, body, type Schemas } from "../../api/client";
 import { type DeviceFilter, queries } from "../../api/queries";
+import { useWhole } from "../../api/whole";
 import { t } from "../../text/en";
 import { Button } from "../../ui/Button";
 import { FormDialog } from "../../ui/FormDialog";
@@ -33,10 +34,11 @@ export default function Devices() {
                 <Search label={t.devices.name} value={params.get("name") ?? ""} onSet={(value) => set("name", value)} />
                 <label className={ui.field}>
                     <span className={ui.legend}>{t.devices.contact}</span>
-                    <select className={ui.input} value={params.get("linked") ?? ""} onChange={(event) => set("linked", event.target.value)}>
+                    <select className={ui.input} value={params.get("contact") ?? ""} onChange={(event) => set("contact", event.target.value)}>
                         <option value="">{t.devices.any}</option>
-                        <option value="true">{t.devices.onlyLinked}</option>
-                        <option value="false">{t.devices.onlyUnlinked}</option>
+                        <option value="live">{t.devices.onlyLinked}</option>
+                        <option value="not-live">{t.devices.onlyUnlinked}</option>
+                        <option value="none">{t.devices.onlySilent}</option>
                     </select>
                 </label>
             </form>
@@ -46,12 +48,14 @@ export default function Devices() {
     );
 }
 
+const CONTACTS: Record<string, DeviceFilter> = { live: { linked: true }, "not-live": { linked: false }, none: { silent: true } };
+
 function filterOf(params: URLSearchParams): DeviceFilter {
-    const [selector, name, linked] = ["selector", "name", "linked"].map((key) => params.get(key) ?? "");
+    const [selector, name, contact] = ["selector", "name", "contact"].map((key) => params.get(key) ?? "");
     return {
         ...(selector && { selector }),
-        ...(name && { name }),
-        ...((linked === "true" || linked === "false") && { linked: linked === "true" }),
+        ...(name && { name_prefix: name }),
+        ...(contact && CONTACTS[contact]),
     };
 }
 
@@ -78,7 +82,7 @@ function Search(props: { label: string; hint?: string; value: string; onSet: (va
 /** Selectors with a name, to be chosen again. */
 function Groups({ selector, onChoose }: { selector: string; onChoose: (selector: string) => void }) {
     const client = useQueryClient();
-    const groups = useInfiniteQuery(queries.groups()).data?.pages.flatMap((page) => page.items) ?? [];
+    const groups = useWhole(useInfiniteQuery(queries.groups()));
     const chosen = groups.find((group) => selector === `@${group.name}`);
     const say = useToast();
     const changed = () => client.invalidateQueries({ queryKey: ["groups"] });

@@ -2,7 +2,7 @@
 // before it gave.
 
 import { useQueries } from "@tanstack/react-query";
-import { useEffect, useState } from "react";
+import { useEffect, useRef, useState } from "react";
 
 import { type DeviceFilter, queries } from "../../api/queries";
 import type { Device } from "./contact";
@@ -20,29 +20,51 @@ export type Pages = {
     again: () => void;
 };
 
+type Extent = {
+    /** Of each page that is known to be there. */
+    cursors: string[];
+    /** How many rows there are, once the last page has come. */
+    end: number | undefined;
+};
+
 /** `first` and `last`: which rows are in sight. */
 export function usePages(filter: DeviceFilter, first: number, last: number): Pages {
-    const [cursors, setCursors] = useState([""]);
-    const [end, setEnd] = useState<number>();
-    const from = Math.floor(first / PAGE_ROWS);
-    const until = Math.min(cursors.length - 1, Math.floor(last / PAGE_ROWS));
-    const places = Array.from({ length: Math.max(0, until - from) + 1 }, (_, index) => Math.min(from + index, cursors.length - 1));
+    const [{ cursors, end }, setExtent] = useState<Extent>({ cursors: [""], end: undefined });
+    const from = Math.min(Math.floor(first / PAGE_ROWS), cursors.length - 1);
+    const until = Math.min(Math.floor(last / PAGE_ROWS), cursors.length - 1);
+    const places = Array.from({ length: Math.max(0, until - from) + 1 }, (_, index) => from + index);
     const pages = useQueries({ queries: places.map((place) => queries.devicesFrom(filter, cursors[place] ?? "", PAGE_ROWS)) });
-    const newest = places.at(-1) === cursors.length - 1 ? pages.at(-1)?.data : undefined;
+    const came = places.flatMap((place, index) => {
+        const page = pages[index]?.data;
+        return page ? [{ place, page, cursor: cursors[place] }] : [];
+    });
+    const news = JSON.stringify(came.map(({ place, page, cursor }) => [place, cursor, page.next_cursor, page.items.length]));
     useEffect(() => {
-        if (!newest) return;
-        const { next_cursor, items } = newest;
-        // The end may move when there are more.
-        setEnd(next_cursor ? undefined : (cursors.length - 1) * PAGE_ROWS + items.length);
-        if (next_cursor) setCursors((before) => (before.length === cursors.length ? [...before, next_cursor] : before));
-    }, [newest, cursors.length]);
-    const known = new Map(places.map((place, index) => [place, pages[index]?.data]));
+        setExtent((before) => came.reduce((extent, { place, page, cursor }) => (extent.cursors[place] === cursor ? revised(extent, place, page) : extent), before));
+    }, [news]);
+    // While a page is asked for from another cursor, what it was is shown.
+    const kept = useRef(new Map<number, Device[]>());
+    for (const { place, page } of came) kept.current.set(place, page.items);
+    for (const place of kept.current.keys()) if (!places.includes(place)) kept.current.delete(place);
     return {
         count: end ?? (cursors.length - 1) * PAGE_ROWS,
         hasMore: end === undefined,
         error: pages.find((page) => page.error)?.error ?? null,
         isAsking: pages.some((page) => page.isPending),
-        row: (index) => known.get(Math.floor(index / PAGE_ROWS))?.items[index % PAGE_ROWS],
+        row: (index) => kept.current.get(Math.floor(index / PAGE_ROWS))?.[index % PAGE_ROWS],
         again: () => pages.forEach((page) => void page.refetch()),
     };
+}
+
+/** Devices come and go: where the next page begins, and whether there is one, is as the page before it says. */
+function revised(extent: Extent, place: number, page: { items: Device[]; next_cursor?: string | null }): Extent {
+    const { cursors } = extent;
+    const next = page.next_cursor;
+    if (!next) {
+        const end = place * PAGE_ROWS + page.items.length;
+        return extent.end === end && cursors.length === place + 1 ? extent : { cursors: cursors.slice(0, place + 1), end };
+    }
+    if (cursors[place + 1] === next) return extent;
+    const isNew = place + 1 === cursors.length;
+    return { cursors: [...cursors.slice(0, place + 1), next, ...cursors.slice(place + 2)], end: isNew ? undefined : extent.end };
 }

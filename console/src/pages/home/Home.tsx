@@ -53,12 +53,12 @@ function Live() {
 }
 
 function Trouble() {
-    const devices = useInfiniteQuery(queries.devices({ linked: false }));
+    const devices = useInfiniteQuery(queries.devices({ silent: true }));
     return (
         <Asked of={devices}>
             {({ pages }) => {
-                const silent = pages.flatMap((each) => each.items).filter((device) => device.state === "active" && !device.poll?.next_poll_by);
-                const aside = silent.length > 0 && <Link to="/devices?linked=false">{t.home.troubleCount(silent.length, devices.hasNextPage)}</Link>;
+                const silent = pages.flatMap((each) => each.items);
+                const aside = silent.length > 0 && <Link to="/devices?contact=none">{t.home.troubleCount(silent.length, devices.hasNextPage)}</Link>;
                 return (
                     <Card title={t.home.trouble} aside={aside}>
                         {silent.length === 0 ? (
