@@ -1,10 +1,10 @@
 import { Suspense } from "react";
-import { createBrowserRouter, RouterProvider } from "react-router";
+import { createBrowserRouter, RouterProvider, useRouteError } from "react-router";
 
 import { pages } from "./routes";
 import { useMe } from "./session/session";
 import { t } from "./text/en";
-import { ButtonLink } from "./ui/Button";
+import { Button, ButtonLink } from "./ui/Button";
 import { Empty, PageHead, Skeleton } from "./ui/parts";
 import { Shell } from "./ui/Shell";
 
@@ -14,6 +14,7 @@ const router = createBrowserRouter([
         children: [
             ...pages.map((page) => ({
                 path: page.path,
+                errorElement: <Broken />,
                 element: (
                     <Suspense fallback={<Skeleton />}>
                         <ForRoles roles={page.roles}>
@@ -43,6 +44,22 @@ function NotFound() {
             <Empty>
                 <ButtonLink to="/">{t.notFound.home}</ButtonLink>
             </Empty>
+        </>
+    );
+}
+
+/** A page that failed, or whose code did not come. The menu is still there. */
+function Broken() {
+    const error = useRouteError();
+    return (
+        <>
+            <PageHead title={t.broken.title} lead={t.broken.lead} />
+            <Empty>
+                <code>{String(error)}</code>
+            </Empty>
+            <Button look="primary" onPress={() => location.reload()}>
+                {t.broken.again}
+            </Button>
         </>
     );
 }

@@ -1,6 +1,7 @@
 // What is around every page: the menu, who is here, and whether what is shown is live.
 
-import { NavLink, Outlet, ScrollRestoration } from "react-router";
+import { useEffect, useRef } from "react";
+import { NavLink, Outlet, ScrollRestoration, useLocation } from "react-router";
 
 import { useLiveness } from "../api/live";
 import { pages } from "../routes";
@@ -13,6 +14,14 @@ import css from "./Shell.module.css";
 
 export function Shell() {
     const me = useMe();
+    const content = useRef<HTMLElement>(null);
+    const { pathname } = useLocation();
+    const shown = useRef(pathname);
+    useEffect(() => {
+        // Whoever cannot see that the page is another one is told, and goes on from its beginning.
+        if (shown.current !== pathname) content.current?.focus({ preventScroll: true });
+        shown.current = pathname;
+    }, [pathname]);
     const items = pages.flatMap((page) => (page.menu && page.roles.includes(me.role) ? [{ ...page.menu, path: page.path }] : []));
     return (
         <div className={css.shell}>
@@ -39,7 +48,7 @@ export function Shell() {
                     <span>{t.session.signedInAs(me.name, t.roles[me.role])}</span>
                 </div>
             </nav>
-            <main className={css.main} id="content" tabIndex={-1}>
+            <main ref={content} className={css.main} id="content" tabIndex={-1}>
                 <Stale />
                 <Outlet />
             </main>

@@ -20,13 +20,16 @@ export function useToast(): (said: Said) => void {
 
 export function WithToast({ children }: { children: ReactNode }) {
     const [said, setSaid] = useState<Said>();
+    // Not while somebody is about to press it.
+    const [isHeld, setHeld] = useState(false);
     useEffect(() => {
-        if (!said) return;
+        if (!said || isHeld) return;
         const timer = setTimeout(() => setSaid(undefined), SHOWN_MS);
         return () => clearTimeout(timer);
-    }, [said]);
+    }, [said, isHeld]);
     const undo = () => {
         said?.undo();
+        setHeld(false);
         setSaid(undefined);
     };
     return (
@@ -34,7 +37,13 @@ export function WithToast({ children }: { children: ReactNode }) {
             {children}
             <div role="status">
                 {said && (
-                    <div className={css.toast}>
+                    <div
+                        className={css.toast}
+                        onMouseEnter={() => setHeld(true)}
+                        onMouseLeave={() => setHeld(false)}
+                        onFocus={() => setHeld(true)}
+                        onBlur={() => setHeld(false)}
+                    >
                         {said.text} <Button onPress={undo}>{t.app.undo}</Button>
                     </div>
                 )}

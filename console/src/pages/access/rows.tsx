@@ -38,9 +38,21 @@ export function RequestRow({ request }: { request: Schemas["AccessRequest"] }) {
                     <Button isDisabled={answer.isPending} onPress={() => answer.mutate("deny")}>
                         {t.access.deny}
                     </Button>
-                    <Button look="primary" isDisabled={answer.isPending} onPress={() => answer.mutate("approve")}>
-                        {t.access.approve}
-                    </Button>
+                    {/* Requests come while one aims: what is about to be opened is read before it is. */}
+                    <Confirm
+                        trigger={
+                            <Button look="primary" isDisabled={answer.isPending}>
+                                {t.access.approve}
+                            </Button>
+                        }
+                        title={t.access.approveTitle}
+                        keep={t.access.notNow}
+                        act={t.access.approve}
+                        look="primary"
+                        onAct={() => answer.mutate("approve")}
+                    >
+                        {t.access.approveText(what)}
+                    </Confirm>
                 </div>
             )}
         </li>

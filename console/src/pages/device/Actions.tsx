@@ -4,7 +4,9 @@ import { useInfiniteQuery, useQueryClient } from "@tanstack/react-query";
 import { useNavigate } from "react-router";
 
 import { api, body, type Schemas } from "../../api/client";
+import { useIdempotencyKey } from "../../api/idempotency";
 import { queries } from "../../api/queries";
+import { useWhole } from "../../api/whole";
 import { useMe } from "../../session/session";
 import { t } from "../../text/en";
 import { absolute } from "../../time/format";
@@ -21,6 +23,8 @@ type Action = {
     scope: string;
     fields?: Field[] | undefined;
     isDangerous?: boolean;
+    /** Not while the device asks to be left alone. */
+    disturbs?: boolean;
     /** A device that polls takes it with its next poll. */
     canWait?: boolean;
 };
@@ -28,32 +32,35 @@ type Action = {
 const ACTIONS: Action[] = [
     { kind: "terminal", scope: "shell:open" },
     { kind: "metrics.collect", scope: "metrics:read", canWait: true },
-    { kind: "service.restart", scope: "service:restart", fields: COMMAND_FIELDS["service.restart"] },
-    { kind: "device.reboot", scope: "device:reboot", isDangerous: true },
-    { kind: "device.shutdown", scope: "device:shutdown", isDangerous: true },
-    { kind: "container.update", scope: "container:update", fields: COMMAND_FIELDS["container.update"], canWait: true },
-    { kind: "os.update", scope: "os:update", fields: COMMAND_FIELDS["os.update"], isDangerous: true, canWait: true },
+    { kind: "service.restart", scope: "service:restart", fields: COMMAND_FIELDS["service.restart"], disturbs: true },
+    { kind: "device.reboot", scope: "device:reboot", isDangerous: true, disturbs: true },
+    { kind: "device.shutdown", scope: "device:shutdown", isDangerous: true, disturbs: true },
+    { kind: "container.update", scope: "container:update", fields: COMMAND_FIELDS["container.update"], disturbs: true, canWait: true },
+    { kind: "os.update", scope: "os:update", fields: COMMAND_FIELDS["os.update"], isDangerous: true, disturbs: true, canWait: true },
     { kind: "agent.update", scope: "agent:update", fields: COMMAND_FIELDS["agent.update"], canWait: true },
 ];
+/** Allows what disturbs while the device asks to be left alone. */
+const OVERRIDE = "busy:override";
 /** How long what can wait waits for a poll. */
 const QUEUE_SECONDS = 3600;
 const ACCESS_SECONDS: Record<string, string> = { "3600": t.grant.durations[3600], "14400": t.grant.durations[14400], "86400": t.grant.durations[86400] };
 
 export function Actions({ device }: { device: Device }) {
     const grants = useInfiniteQuery(queries.grants("in_force", device.id));
-    const requests = useInfiniteQuery(queries.requests("open", device.id));
+    const inForce = useWhole(grants);
+    const requests = useWhole(useInfiniteQuery(queries.requests("open", device.id)));
     return (
         <Card title={t.actions.title}>
             <Asked of={grants}>
-                {({ pages }) => (
+                {() => (
                     <ul className={page.rows}>
                         {ACTIONS.map((action) => (
                             <ActionRow
                                 key={action.kind}
                                 action={action}
                                 device={device}
-                                grants={pages.flatMap((each) => each.items)}
-                                requests={requests.data?.pages.flatMap((each) => each.items) ?? []}
+                                grants={inForce}
+                                requests={requests}
                             />
                         ))}
                     </ul>
@@ -68,37 +75,43 @@ function ActionRow(props: { action: Action; device: Device; grants: Schemas["Gra
     const me = useMe();
     const words = t.actions.kinds[action.kind];
     // The server decides. This is what it would say, so that nobody has to try.
-    const covering = grants
+    const allowing = grants
         .filter((grant) => grant.scopes.includes(action.scope) && (!grant.operator_ids || grant.operator_ids.includes(me.id)))
-        .sort((one, other) => other.ends_at.localeCompare(one.ends_at))[0];
+        .sort((one, other) => other.ends_at.localeCompare(one.ends_at));
+    const isBusy = action.disturbs === true && device.busy_lock !== null && device.busy_lock !== undefined;
+    const overriding = isBusy ? allowing.find((grant) => grant.scopes.includes(OVERRIDE)) : undefined;
+    const covering = overriding ?? allowing[0];
     const asked = requests.find((request) => request.requested_by === me.id && request.scopes.includes(action.scope));
-    const reason = !covering ? t.actions.noGrant : unreachable(action, device);
+    const reason = !covering ? t.actions.noGrant : unreachable(action, device, isBusy && !overriding);
+    const until = covering && absolute(covering.ends_at);
     return (
         <li>
             <div className={page.grow}>
                 <strong>{words?.title ?? action.kind}</strong>
-                <span className={page.soft}>{reason ?? (covering && t.actions.until(absolute(covering.ends_at)))}</span>
+                <span className={page.soft}>{reason ?? (until && (overriding ? t.actions.busyOverridden(until) : t.actions.until(until)))}</span>
             </div>
             <div className={page.actions}>
                 {!covering && (asked ? <span className={page.soft}>{t.actions.asked(absolute(asked.answer_by))}</span> : <Ask action={action} device={device} />)}
-                {reason ? <Button isDisabled>{words?.act ?? action.kind}</Button> : <Do action={action} device={device} />}
+                <Do action={action} device={device} under={overriding?.id} isDisabled={reason !== undefined} />
             </div>
         </li>
     );
 }
 
-function unreachable(action: Action, device: Device): string | undefined {
+function unreachable(action: Action, device: Device, isBusy: boolean): string | undefined {
     if (device.state === "revoked") return t.actions.revoked;
     if (device.quarantine) return t.actions.quarantined;
-    if (device.busy_lock && action.kind !== "metrics.collect") return t.device.busy(device.busy_lock.reason, absolute(device.busy_lock.until));
+    if (device.busy_lock && isBusy) return t.device.busy(device.busy_lock.reason, absolute(device.busy_lock.until));
     if (device.link?.state === "live") return undefined;
     if (device.poll?.next_poll_by) return action.canWait ? undefined : t.actions.polls;
     return t.actions.silent;
 }
 
-function Do({ action, device }: { action: Action; device: Device }) {
+/** `under`: a grant that allows to disturb it. The dialog stays while somebody types, whatever becomes of the device meanwhile: the server decides. */
+function Do({ action, device, under, isDisabled }: { action: Action; device: Device; under: string | undefined; isDisabled: boolean }) {
     const client = useQueryClient();
     const navigate = useNavigate();
+    const key = useIdempotencyKey();
     const words = t.actions.kinds[action.kind];
     const fields = action.fields ?? [];
     const act = async ({ reason = "", ...given }: Record<string, string>) => {
@@ -109,17 +122,26 @@ function Do({ action, device }: { action: Action; device: Device }) {
             return;
         }
         const isLinked = device.link?.state === "live";
-        await body(
-            api.POST("/api/v1/devices/{id}/commands", {
-                params: { path: { id: device.id }, header: { "Idempotency-Key": crypto.randomUUID() } },
-                body: { kind: action.kind, reason, ...(fields.length > 0 && { arguments: argumentsOf(given) }), ...(!isLinked && { queue_for_seconds: QUEUE_SECONDS }) },
-            }),
-        );
+        const command = {
+            kind: action.kind,
+            reason,
+            ...(fields.length > 0 && { arguments: argumentsOf(given) }),
+            ...(!isLinked && { queue_for_seconds: QUEUE_SECONDS }),
+            ...(under && { grant_id: under, override_busy: true }),
+        };
+        // When the answer is lost and somebody presses again, the device restarts once.
+        const params = { path: { id: device.id }, header: { "Idempotency-Key": key.of(command) } };
+        await body(api.POST("/api/v1/devices/{id}/commands", { params, body: command }));
+        key.answered();
         await client.invalidateQueries({ queryKey: ["commands"] });
     };
     return (
         <FormDialog
-            trigger={<Button look={action.isDangerous ? "danger" : "plain"}>{words?.act ?? action.kind}</Button>}
+            trigger={
+                <Button look={action.isDangerous ? "danger" : "plain"} isDisabled={isDisabled}>
+                    {words?.act ?? action.kind}
+                </Button>
+            }
             title={t.actions.of(words?.title ?? action.kind, device.name)}
             fields={[...fields, { name: "reason", label: t.grant.reason, hint: t.grant.reasonHint }]}
             act={words?.act ?? action.kind}
@@ -127,6 +149,7 @@ function Do({ action, device }: { action: Action; device: Device }) {
             onAct={act}
         >
             {words?.warning && <p>{words.warning(device.name)}</p>}
+            {under && device.busy_lock && <p>{t.device.busy(device.busy_lock.reason, absolute(device.busy_lock.until))}</p>}
         </FormDialog>
     );
 }

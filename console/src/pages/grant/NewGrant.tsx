@@ -6,9 +6,10 @@ import { useNavigate, useSearchParams } from "react-router";
 
 import { api, body } from "../../api/client";
 import { queries } from "../../api/queries";
+import { useWhole } from "../../api/whole";
 import { t } from "../../text/en";
 import { useNow } from "../../time/clock";
-import { absolute } from "../../time/format";
+import { absolute, isZone } from "../../time/format";
 import { Button } from "../../ui/Button";
 import { Card, CardBody, Failure, PageHead } from "../../ui/parts";
 import ui from "../../ui/ui.module.css";
@@ -109,7 +110,7 @@ function asked(draft: Draft) {
 
 function Who({ draft, set }: Props) {
     const device = useQuery({ ...queries.device(draft.deviceId), enabled: draft.deviceId !== "" });
-    const people = useInfiniteQuery(queries.people()).data?.pages.flatMap((page) => page.items) ?? [];
+    const people = useWhole(useInfiniteQuery(queries.people()));
     const operators = people.filter((person) => person.role === "operator" && person.active);
     return (
         <>
@@ -181,6 +182,7 @@ function Until({ draft, set }: Props) {
 
 function Summary({ draft }: { draft: Draft }) {
     const device = useQuery({ ...queries.device(draft.deviceId), enabled: draft.deviceId !== "" });
+    const zone = device.data?.labels[ZONE];
     const until = new Date(useNow() + draft.seconds * 1000).toISOString();
     const access = {
         scopes: draft.scopes,
@@ -192,7 +194,7 @@ function Summary({ draft }: { draft: Draft }) {
     return (
         <div className={css.summary}>
             <strong>{useSaid(access)}</strong>
-            <span>{t.grant.zones(absolute(until), absolute(until, device.data?.labels[ZONE] ?? "UTC"))}</span>
+            <span>{zone && isZone(zone) ? t.grant.zones(absolute(until), absolute(until, zone)) : t.grant.ends(absolute(until))}</span>
         </div>
     );
 }

@@ -4,6 +4,7 @@ import { useInfiniteQuery, useMutation, useQuery, useQueryClient } from "@tansta
 
 import { api, body, type Schemas } from "../../api/client";
 import { queries } from "../../api/queries";
+import { useMe } from "../../session/session";
 import { t } from "../../text/en";
 import { absolute } from "../../time/format";
 import { Button } from "../../ui/Button";
@@ -13,6 +14,7 @@ import { Asked, Badge, Card, Failure, PageHead, type Tone, When } from "../../ui
 import page from "../pages.module.css";
 
 export default function Nodes() {
+    const me = useMe();
     const nodes = useQuery(queries.nodes());
     const proofs = useInfiniteQuery(queries.proofs());
     return (
@@ -30,7 +32,7 @@ export default function Nodes() {
                         )}
                     </Asked>
                 </Card>
-                <Card title={t.nodes.proofs} aside={<Prove />}>
+                <Card title={t.nodes.proofs} aside={me.role === "admin" && <Prove />}>
                     <Listing of={proofs} empty={t.nodes.noProofs}>
                         {(proof) => <ProofRow key={proof.id} proof={proof} />}
                     </Listing>
@@ -43,6 +45,7 @@ export default function Nodes() {
 const TONES: Record<Schemas["NodeState"], Tone> = { serving: "good", draining: "warn", drained: "plain", gone: "bad" };
 
 function NodeRow({ node }: { node: Schemas["Node"] }) {
+    const me = useMe();
     const client = useQueryClient();
     const step = useMutation({
         mutationFn: (step: "drain" | "resume") => body<unknown>(api.POST(`/api/v1/nodes/{name}/${step}`, { params: { path: { name: node.name } }, body: {} })),
@@ -63,7 +66,7 @@ function NodeRow({ node }: { node: Schemas["Node"] }) {
                     <Badge tone={isolation ? "good" : "bad"}>{isolation ? t.nodes.isolated : t.nodes.notIsolated}</Badge>
                 )}
                 <Badge tone={TONES[node.state]}>{t.nodes.states[node.state]}</Badge>
-                {node.state === "serving" && (
+                {me.role === "admin" && node.state === "serving" && (
                     <Confirm
                         trigger={<Button>{t.nodes.drain}</Button>}
                         title={t.nodes.drainTitle(node.name)}
@@ -74,7 +77,7 @@ function NodeRow({ node }: { node: Schemas["Node"] }) {
                         {t.nodes.drainText}
                     </Confirm>
                 )}
-                {(node.state === "draining" || node.state === "drained") && <Button onPress={() => step.mutate("resume")}>{t.nodes.resume}</Button>}
+                {me.role === "admin" && (node.state === "draining" || node.state === "drained") && <Button onPress={() => step.mutate("resume")}>{t.nodes.resume}</Button>}
             </div>
         </li>
     );
@@ -87,9 +90,12 @@ function Prove() {
         onSettled: () => client.invalidateQueries({ queryKey: ["nodes"] }),
     });
     return (
-        <Button isDisabled={prove.isPending} onPress={() => prove.mutate()}>
-            {t.nodes.prove}
-        </Button>
+        <div className={page.actions}>
+            {prove.error && <Failure error={prove.error} />}
+            <Button isDisabled={prove.isPending} onPress={() => prove.mutate()}>
+                {t.nodes.prove}
+            </Button>
+        </div>
     );
 }
 

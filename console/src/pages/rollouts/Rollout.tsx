@@ -32,12 +32,11 @@ export default function RolloutPage() {
 }
 
 function Whole({ rollout }: { rollout: Shown }) {
-    const me = useMe();
-    const executions = useInfiniteQuery(queries.executions(rollout.id));
+    const executions = useInfiniteQuery(queries.executions(rollout));
     return (
         <>
             <PageHead title={t.rollouts.said(kindInWords(rollout.kind), rollout.selector)} lead={rollout.reason}>
-                {me.role !== "tenant" && <Steps rollout={rollout} />}
+                <Steps rollout={rollout} />
             </PageHead>
             <div className={page.stack}>
                 <div className={page.columns}>
@@ -120,6 +119,8 @@ function Steps({ rollout }: { rollout: Shown }) {
     });
     const { state, totals } = rollout;
     const error = apply.error ?? step.error;
+    // Whose devices they are may hold it up, and not begin it again.
+    const mayStop = me.role !== "admin";
     return (
         <div className={page.actions}>
             {error && <Failure error={error} />}
@@ -138,9 +139,9 @@ function Steps({ rollout }: { rollout: Shown }) {
                     {t.rollouts.applyText(kindInWords(rollout.kind), totals.waiting, rollout.selector)}
                 </Confirm>
             )}
-            {state === "running" && <Button onPress={() => step.mutate("pause")}>{t.rollouts.pause}</Button>}
-            {(state === "paused" || state === "halted") && <Button onPress={() => step.mutate("resume")}>{t.rollouts.resume}</Button>}
-            {(state === "running" || state === "paused" || state === "halted") && (
+            {mayStop && state === "running" && <Button onPress={() => step.mutate("pause")}>{t.rollouts.pause}</Button>}
+            {me.role === "operator" && (state === "paused" || state === "halted") && <Button onPress={() => step.mutate("resume")}>{t.rollouts.resume}</Button>}
+            {mayStop && (state === "running" || state === "paused" || state === "halted") && (
                 <Confirm
                     trigger={<Button look="danger">{t.rollouts.abort}</Button>}
                     title={t.rollouts.abortTitle}

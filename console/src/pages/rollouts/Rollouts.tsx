@@ -3,6 +3,7 @@ import { Link, useNavigate } from "react-router";
 
 import { api, body, type Schemas } from "../../api/client";
 import { queries } from "../../api/queries";
+import { useWhole } from "../../api/whole";
 import { useMe } from "../../session/session";
 import { t } from "../../text/en";
 import { absolute } from "../../time/format";
@@ -57,8 +58,7 @@ export function State({ state }: { state: Schemas["RolloutState"] }) {
 function Plan() {
     const me = useMe();
     const navigate = useNavigate();
-    const grants = useInfiniteQuery(queries.grants("in_force")).data?.pages.flatMap((each) => each.items) ?? [];
-    const own = grants.filter((grant) => !grant.operator_ids || grant.operator_ids.includes(me.id));
+    const own = useWhole(useInfiniteQuery(queries.grants("in_force"))).filter((grant) => !grant.operator_ids || grant.operator_ids.includes(me.id));
     const options = Object.fromEntries(own.map((grant) => [grant.id, t.rollouts.grant(grant.reason, absolute(grant.ends_at))]));
     const plan = async (given: Record<string, string>) => {
         const { grant_id = "", kind = "", selector = "", canaries, batch, rate, reason = "", ...rest } = given;
@@ -75,10 +75,12 @@ function Plan() {
         const made = await body(api.POST("/api/v1/rollouts", { body: asked }));
         await navigate(`/rollouts/${made.id}`);
     };
-    if (own.length === 0) return <p className={page.soft}>{t.rollouts.noGrant}</p>;
+    // The dialog stays while somebody types, even if the last grant ends meanwhile.
     return (
+        <div className={page.actions}>
+        {own.length === 0 && <span className={page.soft}>{t.rollouts.noGrant}</span>}
         <FormDialog
-            trigger={<Button look="primary">{t.rollouts.plan}</Button>}
+            trigger={<Button look="primary" isDisabled={own.length === 0}>{t.rollouts.plan}</Button>}
             title={t.rollouts.plan}
             fields={({ kind = FIRST }) => [
                 { name: "grant_id", label: t.rollouts.under, options },
@@ -95,5 +97,6 @@ function Plan() {
         >
             <p>{t.rollouts.planText}</p>
         </FormDialog>
+        </div>
     );
 }
