@@ -8,6 +8,8 @@ import { createInterface } from "node:readline";
 import { chromium } from "playwright-core";
 
 const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+/** What a browser must show, and not run: it becomes an element where a page takes it for HTML. */
+export const HOSTILE = "<img src=x onerror=alert(1)>";
 const PICTURE_PX_MAX = 1600;
 const TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"];
 
@@ -55,6 +57,7 @@ export async function open({ url, screenshots, viewport = { width: 1280, height:
                 if (found.length > 0) throw new Error(`${name}, ${theme}: ${found.join("; ")}`);
                 if (screenshots) await picture(join(screenshots, `${name}-${theme}.png`));
             }
+            if ((await page.locator('img[src="x"]').count()) > 0) throw new Error(`${name} makes HTML of a text`);
             const wide = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
             if (wide > 0) throw new Error(`${name} is ${wide} px wider than the window`);
         },

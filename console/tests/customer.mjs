@@ -1,7 +1,7 @@
 // The customer's story: sign in, let in who asks, close the door, let somebody in unasked, look at devices, sign out.
 // customer.mjs URL WHO SCREENSHOTS: a request is open, a device is live.
 
-import { end, ensure, open, signIn } from "./browser.mjs";
+import { end, ensure, HOSTILE, open, signIn } from "./browser.mjs";
 
 const [url, who, screenshots] = process.argv.slice(2);
 const console_ = await open({ url, screenshots });
@@ -21,6 +21,10 @@ await page.getByRole("link", { name: "Home" }).click();
 await page.getByText("Live", { exact: true }).first().waitFor();
 await judge("home-request");
 await page.getByRole("button", { name: "Approve" }).click();
+// What is about to be opened is read first.
+await page.getByRole("alertdialog").getByText("restart the device").waitFor();
+await judge("approve");
+await page.getByRole("alertdialog").getByRole("button", { name: "Approve" }).click();
 await page.getByRole("timer").waitFor();
 await page.getByText("Nobody is waiting to be let in.").waitFor();
 await judge("home-open");
@@ -57,14 +61,14 @@ await page.getByRole("alert").filter({ hasText: "Choose at least one" }).waitFor
 await page.getByLabel("read what it measures").check();
 await judge("grant-what");
 await page.getByRole("button", { name: "Next" }).click();
-await page.getByLabel("Why?").fill('<img src=x onerror="alert(1)"> ticket 4711');
+await page.getByLabel("Why?").fill(`${HOSTILE} ticket 4711`);
 await page.getByLabel("30 minutes").check();
 await page.getByText(/where the device is, that is .* (JST|GMT\+9)/).waitFor();
 await judge("grant-until");
 await page.getByRole("button", { name: "Let them in" }).click();
 await page.waitForURL(/\/access$/);
 await page.getByRole("timer").waitFor();
-ensure(await page.getByText('<img src=x onerror="alert(1)"> ticket 4711').isVisible(), "what was typed is not shown as it was typed");
+ensure(await page.getByText(`${HOSTILE} ticket 4711`).isVisible(), "what was typed is not shown as it was typed");
 await judge("access");
 
 await page.getByRole("link", { name: "People" }).click();
@@ -94,10 +98,18 @@ await page.getByRole("button", { name: "Close now" }).click();
 await page.getByRole("alertdialog").getByRole("button", { name: "Close now" }).click();
 await page.getByText("Nobody may come in. Every door is closed.").waitFor();
 
+await page.getByRole("link", { name: "Home" }).click();
+await page.getByRole("link", { name: "Let somebody in" }).click();
+await page.getByLabel("Devices by labels").fill("site=left-behind");
 await page.getByRole("link", { name: "Account" }).click();
-const keys = await page.evaluate(() => [...Object.keys(localStorage), ...Object.keys(sessionStorage)]);
-ensure(!keys.some((key) => /token|session|cookie/i.test(key)), `the browser keeps ${keys}`);
+const kept = await page.evaluate(() => JSON.stringify([{ ...localStorage }, { ...sessionStorage }]));
+const cookie = (await console_.context.cookies()).find(({ name }) => name === "__Host-cloudlink");
+ensure(cookie.httpOnly && cookie.secure && cookie.sameSite !== "None", `the cookie is ${JSON.stringify({ ...cookie, value: "" })}`);
+ensure(!kept.includes(cookie.value) && !/token|secret/i.test(kept), `the browser keeps ${kept}`);
 await page.getByRole("button", { name: "Sign out" }).click();
 await page.getByRole("link", { name: "Sign in" }).waitFor();
+ensure(kept.includes("left-behind"), "what was typed is not kept");
+const left = await page.evaluate(() => JSON.stringify({ ...sessionStorage }));
+ensure(!left.includes("left-behind"), `what was typed is left for whoever comes next: ${left}`);
 await console_.close();
 end("the customer's story is told");

@@ -2,10 +2,12 @@
 // door, look at what was recorded; a rollout; receipts and the audit log.
 // operator.mjs URL SCREENSHOTS: a device is live, and a grant allows its metrics to be read.
 
-import { end, ensure, open, signIn } from "./browser.mjs";
+import { end, ensure, HOSTILE, open, signIn } from "./browser.mjs";
 
 /** From the owner's click until the operator's screen says so. */
 const CUT_MS_MAX = 1000;
+/** As text it is found, and as HTML it would be run. */
+const TICKET = `ticket 4712 ${HOSTILE}`;
 
 const [url, screenshots] = process.argv.slice(2);
 const [operator, customer] = await Promise.all([open({ url, screenshots }), open({ url, screenshots })]);
@@ -27,19 +29,21 @@ await operator.judge("actions-closed");
 await terminal.getByRole("button", { name: "Ask for access" }).click();
 await olga.getByRole("dialog").getByText("open a terminal").waitFor();
 await operator.judge("ask");
-await olga.getByLabel("Why?").fill("ticket 4712");
+await olga.getByLabel("Why?").fill(TICKET);
 await olga.getByRole("dialog").getByRole("button", { name: "Ask" }).click();
 await terminal.getByText("Asked;").waitFor();
 
 // It appears at the owner's without a reload, and so does the answer at the operator's.
 const asked = tina.getByRole("listitem").filter({ hasText: "ticket 4712" });
 await asked.waitFor();
+await asked.getByText(TICKET).waitFor();
 await asked.getByRole("button", { name: "Approve" }).click();
+await tina.getByRole("alertdialog").getByRole("button", { name: "Approve" }).click();
 await terminal.getByText("Allowed until").waitFor();
 await operator.judge("actions-open");
 
 await terminal.getByRole("button", { name: "Open" }).click();
-await olga.getByLabel("Why?").fill("ticket 4712");
+await olga.getByLabel("Why?").fill(TICKET);
 await olga.getByRole("dialog").getByRole("button", { name: "Open" }).click();
 await olga.waitForURL(/\/sessions\//);
 const screen = olga.locator(".xterm-rows");
@@ -47,14 +51,29 @@ await olga.locator(".xterm-helper-textarea").focus();
 await screen.getByText("device>").first().waitFor();
 await olga.keyboard.type("printf '\\033[38;2;255;120;0mhello-%d\\033[0m\\n' $((40 + 2))\n");
 await screen.getByText("hello-42").first().waitFor();
+// Nor does what a device writes, or the title that it gives its window.
+await olga.keyboard.type(`printf '\\033]0;${HOSTILE}\\007${HOSTILE}\\n'\n`);
+await screen.getByText(HOSTILE).nth(1).waitFor();
 await olga.getByRole("timer").waitFor();
 await operator.judge("terminal");
+
+// A terminal takes every key but one, and a click on a link ends nothing unasked.
+await olga.keyboard.press("Control+Shift+M");
+ensure(await olga.evaluate(() => document.activeElement === document.body), "the keyboard cannot leave the terminal");
+await olga.getByRole("link", { name: "Devices" }).click();
+await olga.getByRole("alertdialog").getByText("ends when you leave this page").waitFor();
+await operator.judge("leave");
+await olga.getByRole("alertdialog").getByRole("button", { name: "Stay" }).click();
+await olga.getByRole("alertdialog").waitFor({ state: "detached" });
+await screen.getByText("hello-42").first().waitFor();
 
 // The owner sees it, and cannot type.
 await tina.getByRole("link", { name: /Terminal on gw-1/ }).click();
 await tina.getByText("You are watching").waitFor();
 await tina.locator(".xterm-rows").getByText("hello-42").first().waitFor();
 await olga.getByText("joined").waitFor();
+const lines = async (page) => [await page.locator(".xterm-rows > div").count(), await page.locator(".xterm-screen").evaluate((screen) => screen.clientWidth)];
+ensure(`${await lines(tina)}` === `${await lines(olga)}`, `who watches sees ${await lines(tina)}, and not ${await lines(olga)}`);
 await customer.judge("watch");
 
 // The door is closed: the terminal dies, and says why.
@@ -77,6 +96,7 @@ await tina.getByText("It is what was recorded").waitFor();
 await tina.getByRole("button", { name: "Play" }).click();
 await tina.locator(".xterm-rows").getByText("hello-42").first().waitFor();
 await tina.getByLabel("Place in the recording").fill("0");
+await tina.locator(".xterm-rows").getByText("hello-42").first().waitFor({ state: "detached" });
 await tina.getByLabel("Place in the recording").press("End");
 await tina.locator(".xterm-rows").getByText("hello-42").first().waitFor();
 await customer.judge("recording");

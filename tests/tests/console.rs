@@ -106,19 +106,37 @@ async fn pages_outlive_what_goes_wrong_under_them() -> anyhow::Result<()> {
     let mut place = Place::start().await?;
     let device = place.device("gw-1", &json!({ "site": "north", "hostile": "<script>" })).await?;
     place.change(&device, &json!({ "name": HOSTILE })).await?;
-    place
-        .fleet
-        .tenant
-        .post("/webhooks", &json!({ "url": "https://example.com/?<img/src=x/onerror=alert(1)>" }))
-        .await?;
     tell(&mut place, &["trouble.mjs"], async |place, what| match what {
         "stop" => place.fleet.server.stop().map(drop),
         "start" => place.fleet.server.start_again().await,
         "ask" => place.ask(&device, "asked after the restart").await.map(drop),
         "sign-out" => sign_out(&place.fleet, "tina").await,
+        "be-hostile" => be_hostile(place, &device).await,
         _ => bail!("{what}?"),
     })
     .await
+}
+
+/// Says it wherever something can be said.
+async fn be_hostile(place: &Place, device: &Device) -> anyhow::Result<()> {
+    let fleet = &place.fleet;
+    place.ask(device, HOSTILE).await?;
+    let rule = json!({ "name": HOSTILE, "metric": "load_1m", "comparison": "above", "value": 1, "selector": "site", "for_seconds": 60 });
+    fleet.tenant.post("/thresholds", &rule).await?;
+    fleet.tenant.post("/webhooks", &json!({ "url": "https://example.com/?<img/src=x/onerror=alert(1)>" })).await?;
+    let service = json!({ "name": HOSTILE, "kind": "service", "role": "tenant", "tenant_id": fleet.tenant_id });
+    fleet.tenant.post("/people", &service).await?;
+    let grants = fleet.operator.get("/grants?state=in_force").await?;
+    let grants = grants["items"].as_array().into_iter().flatten();
+    let grant = grants.filter(|grant| grant["scopes"] == json!(["metrics:read"])).map(|grant| text(grant, "id")).next();
+    let plan = json!({ "grant_id": grant.context("no grant")??, "kind": "metrics.collect", "selector": "site", "reason": HOSTILE });
+    fleet.operator.post("/rollouts", &plan).await?;
+    let command = json!({ "kind": "metrics.collect", "reason": HOSTILE });
+    fleet.operator.post(&format!("/devices/{}/commands", device.id), &command).await?;
+    // What a device says of itself.
+    let mut database = own_database(&fleet.server).await?;
+    sqlx::query("update links set os = $1, hostname = $1, agent = $1").bind(HOSTILE).execute(&mut database).await?;
+    Ok(())
 }
 
 /// Whatever somebody is signed in with ends, as if its time were up.
@@ -147,7 +165,15 @@ async fn a_hundred_thousand_devices_are_a_table() -> anyhow::Result<()> {
     .execute(&mut database)
     .await?;
     sqlx::query("analyze").execute(&mut database).await?;
-    tell(&mut place, &["fleet.mjs"], async |_, what| bail!("{what}?")).await
+    let tenant = place.fleet.tenant_id.clone();
+    tell(&mut place, &["fleet.mjs"], async |_, what| match what {
+        "enroll" => {
+            let newest = "insert into devices (id, tenant_id, name) values (gen_random_uuid(), $1::uuid, 'gw-newest')";
+            sqlx::query(newest).bind(&tenant).execute(&mut database).await.map(drop).map_err(Into::into)
+        }
+        _ => bail!("{what}?"),
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
