@@ -166,7 +166,12 @@ await olga.goto("/audit");
 await olga.getByText("There is no such page").waitFor();
 
 // The owner checks what was done, and what the network must let through.
-await tina.goto("/audit?for=ticket 4712");
+await tina.goto("/audit?for=nothing-like-that");
+await tina.getByText("No entry has all of these words.").waitFor();
+await tina.getByLabel("Show those with").fill("ticket 4712");
+await tina.keyboard.press("Enter");
+await tina.getByText("Somebody asked to come in").waitFor();
+ensure((await tina.getByText("Somebody signed in").count()) === 0, "the filter lets others through");
 await tina.getByRole("button", { name: "Verify" }).click();
 await tina.getByText(/All \d+ entries fit/).waitFor();
 await customer.judge("audit");

@@ -133,7 +133,8 @@ export const queries = {
             queryFn: ({ signal }) => body(api.GET("/api/v1/people/{id}/email", { signal, params: { path: { id } } })),
         }),
 
-    audit: () => paged(["audit"], (query, signal) => api.GET("/api/v1/audit", { signal, params: { query } })),
+    audit: (contains: string) =>
+        paged(["audit", contains], (query, signal) => api.GET("/api/v1/audit", { signal, params: { query: { ...query, ...(contains && { contains }) } } })),
 
     webhooks: () => paged(["webhooks"], (query, signal) => api.GET("/api/v1/webhooks", { signal, params: { query } })),
 

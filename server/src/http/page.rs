@@ -68,6 +68,15 @@ impl NumberWindow {
     pub(crate) fn page<T>(self, items: Vec<T>, number: impl Fn(&T) -> i64) -> Page<T> {
         cut(items, self.limit, |item| encode_number(number(item)))
     }
+
+    /// Of a list of which only what is above `looked_to` was looked through: there may be more below it.
+    pub(crate) fn page_above<T>(self, items: Vec<T>, number: impl Fn(&T) -> i64, looked_to: i64) -> Page<T> {
+        let mut page = self.page(items, number);
+        if page.next_cursor.is_none() && looked_to > 0 {
+            page.next_cursor = Some(encode_number(looked_to + 1));
+        }
+        page
+    }
 }
 
 fn cut<T>(mut items: Vec<T>, limit: u32, cursor: impl Fn(&T) -> String) -> Page<T> {

@@ -51,19 +51,34 @@ pub async fn audit_after(
     .await?)
 }
 
-/// Entries before number `before`, newest first; from the newest one on if `None`.
+/// What [`audit_before`] looks for.
+#[derive(Clone, Debug, Default)]
+pub struct AuditSought {
+    /// With a smaller number.
+    pub before: Option<i64>,
+    /// With a greater one.
+    pub after: i64,
+    /// Each of them is in the entry, in whatever case.
+    pub words: Vec<String>,
+}
+
+/// At most so many of those that fit, newest first.
 pub async fn audit_before(
     connection: &mut PgConnection,
     tenant: TenantId,
-    before: Option<i64>,
+    sought: &AuditSought,
     limit: i64,
 ) -> Result<Vec<AuditEntry>, StoreError> {
     Ok(sqlx::query_as!(
         AuditEntry,
         r#"select tenant_id, seq, entry, encode(hash, 'hex') as "hash!" from audit
-            where tenant_id = $1 and ($2::bigint is null or seq < $2) order by seq desc limit $3"#,
+            where tenant_id = $1 and ($2::bigint is null or seq < $2) and seq > $3
+              and (select bool_and(strpos(lower(entry), lower(word)) > 0) from unnest($4::text[]) word) is not false
+            order by seq desc limit $5"#,
         tenant.as_uuid(),
-        before,
+        sought.before,
+        sought.after,
+        &sought.words,
         limit
     )
     .fetch_all(connection)

@@ -1,7 +1,7 @@
 // Everything that was done, and by whom. It can be taken away, and checked without trusting this server.
 
 import { useInfiniteQuery } from "@tanstack/react-query";
-import { useState } from "react";
+import { useEffect, useState } from "react";
 import { useSearchParams } from "react-router";
 
 import { api, body } from "../../api/client";
@@ -11,18 +11,30 @@ import { t } from "../../text/en";
 import { absolute } from "../../time/format";
 import { Button } from "../../ui/Button";
 import { Listing } from "../../ui/Listing";
+import { Search } from "../../ui/Search";
 import { Card, Failure, PageHead } from "../../ui/parts";
 import ui from "../../ui/ui.module.css";
 import page from "../pages.module.css";
 import css from "./Audit.module.css";
 import { read, type Verdict, verify } from "./chain";
 
+/** Of what is looked for: on the page without pressing for more. */
+const FOUND_MIN = 20;
+/** Looked through before one is asked whether to go on: 5,000 entries each. */
+const PARTS_AT_ONCE = 10;
+
 export default function Audit() {
     const me = useMe();
     const [params, setParams] = useSearchParams();
-    const looked = params.get("for") ?? "";
-    const audit = useInfiniteQuery(queries.audit());
-    const words = looked.toLowerCase().split(/\s+/).filter(Boolean);
+    const sought = params.get("for") ?? "";
+    const audit = useInfiniteQuery(queries.audit(sought));
+    // The server looks through a part of the log at a time, in which there may be nothing.
+    const { data, hasNextPage, isFetching, error, fetchNextPage } = audit;
+    const found = data?.pages.reduce((sum, page) => sum + page.items.length, 0) ?? 0;
+    const looksOn = sought !== "" && found < FOUND_MIN && (data?.pages.length ?? 0) % PARTS_AT_ONCE !== 0;
+    useEffect(() => {
+        if (looksOn && hasNextPage && !isFetching && !error) void fetchNextPage();
+    }, [looksOn, hasNextPage, isFetching, error, fetchNextPage]);
     const of = me.tenant_id ? "" : t.audit.platform;
     return (
         <>
@@ -34,21 +46,13 @@ export default function Audit() {
                     </a>
                 </div>
             </PageHead>
-            <label className={`${ui.field} ${css.filter}`}>
-                <span className={ui.legend}>{t.audit.filter}</span>
-                <input
-                    className={ui.input}
-                    type="search"
-                    value={looked}
-                    placeholder={t.audit.filterHint}
-                    onChange={(event) => setParams(event.target.value ? { for: event.target.value } : {}, { replace: true })}
-                />
-            </label>
+            <div className={css.filter}>
+                <Search label={t.audit.filter} hint={t.audit.filterHint} value={sought} onSet={(value) => setParams(value ? { for: value } : {}, { replace: true })} />
+            </div>
             <Card title={t.audit.title}>
                 <Listing
                     of={audit}
-                    empty={words.length > 0 ? t.audit.noMatch : t.audit.none}
-                    where={({ entry }) => words.every((word) => entry.toLowerCase().includes(word))}
+                    empty={sought === "" ? t.audit.none : audit.hasNextPage ? t.audit.noneYet : t.audit.noMatch}
                 >
                     {(each) => <EntryRow key={each.seq} entry={each.entry} hash={each.hash} />}
                 </Listing>

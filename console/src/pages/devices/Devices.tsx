@@ -8,6 +8,7 @@ import { t } from "../../text/en";
 import { Button } from "../../ui/Button";
 import { FormDialog } from "../../ui/FormDialog";
 import { Failure, PageHead } from "../../ui/parts";
+import { Search } from "../../ui/Search";
 import { useToast } from "../../ui/Toast";
 import ui from "../../ui/ui.module.css";
 import { DeviceTable } from "./DeviceTable";
@@ -57,26 +58,6 @@ function filterOf(params: URLSearchParams): DeviceFilter {
         ...(name && { name_prefix: name }),
         ...(contact && CONTACTS[contact]),
     };
-}
-
-/** Is looked for when Enter is pressed or the field is left, not with each letter. */
-function Search(props: { label: string; hint?: string; value: string; onSet: (value: string) => void }) {
-    return (
-        <label className={ui.field}>
-            <span className={ui.legend}>{props.label}</span>
-            <input
-                key={props.value}
-                className={ui.input}
-                type="search"
-                defaultValue={props.value}
-                placeholder={props.hint}
-                onBlur={(event) => props.onSet(event.target.value.trim())}
-                onKeyDown={(event) => {
-                    if (event.key === "Enter") props.onSet(event.currentTarget.value.trim());
-                }}
-            />
-        </label>
-    );
 }
 
 /** Selectors with a name, to be chosen again. */
