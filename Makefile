@@ -12,7 +12,7 @@ test: ## format, lints, documentation, dependency rules, and all tests
 demo: ## the main job, told as a tour in one minute; leaves nothing running
 	@tests/scripts/tour.sh demo
 
-up: ## a server with one demo device, until Ctrl-C; writes target/up.env
+up: ## a server with the console and one demo device, until Ctrl-C; writes target/up.env
 	@tests/scripts/tour.sh up
 
 bench: ## the benchmarks, one JSON object a line, also under target/bench/

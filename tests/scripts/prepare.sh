@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that are lacking, and nothing when none is: prepare.sh [tunnel|peers]
-# By default what the server and the tour take; tunnel: OpenVPN clients besides; peers: all that tests and benchmarks run.
+# Installs the Debian packages that are lacking, and nothing when none is: prepare.sh [tunnel|console|peers]
+# By default what the server and the tour take; tunnel: OpenVPN clients besides;
+# console: what it is built with, and an OpenID provider; peers: all that tests and benchmarks run.
 set -euo pipefail
 
 # Where Debian keeps server programs, which is not on everybody's PATH.
@@ -55,16 +56,22 @@ main() {
         have mke2fs || lacking+=(e2fsprogs)
         # What shows the console.
         have chromium || lacking+=(chromium)
-        # The OpenID provider that people sign in with, and a public client that tests links.
+    fi
+    # What builds the console, the OpenID provider that people sign in with, and a public client that tests links.
+    case "${1:-}" in console | peers)
         have node || lacking+=(nodejs)
         have npm || lacking+=(npm)
-    fi
+        ;;
+    esac
     have cargo || fail "there is no Rust toolchain: see https://rustup.rs"
     [ ${#lacking[@]} -eq 0 ] || install "${lacking[@]}"
-    if [ "${1:-}" = peers ]; then
+    case "${1:-}" in console | peers)
         npm_of tests/oidc "the OpenID provider of the tests"
-        npm_of tests/ndt7 "the NDT7 client of the tests"
         npm_of console "what the console is built with"
+        ;;
+    esac
+    if [ "${1:-}" = peers ]; then
+        npm_of tests/ndt7 "the NDT7 client of the tests"
         tests/scripts/vm-kernel.sh
     fi
 }

@@ -95,6 +95,8 @@ async fn up_stays_until_it_is_interrupted_and_tells_a_shell_what_to_try() -> any
         "CLOUDLINK_TOKEN=$ADMIN_TOKEN $CLOUDLINK tenants",
         "$CLOUDLINK devices --profile customer",
         "curl -sSf --cacert $CA_FILE -H \"Authorization: Bearer $TENANT_TOKEN\" $API_URL/api/v1/devices",
+        "curl -sSf --cacert $CA_FILE $CONSOLE_URL/devices | grep -q '<script type=\"module\"'",
+        "curl -sSf --cacert $CA_FILE $CONSOLE_URL/api/v1/auth/config | grep -q '\"issuer\":\"https'",
         "curl -sSf $OPS_URL/readyz",
         "openssl s_client -connect $DEVICE_ADDR -servername localhost -CAfile $CA_FILE -verify_return_error \
          -cert $DEVICE_CERT -key $DEVICE_KEY </dev/null",

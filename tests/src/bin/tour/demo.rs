@@ -15,7 +15,7 @@ pub(crate) async fn run(ports: Ports) -> anyhow::Result<()> {
         "A fleet",
         "A server is started with its own Postgres, a new PKI, and nobody in it but the first administrator.",
     );
-    let mut stage = Stage::set(ports).await?;
+    let mut stage = Stage::set(ports, false).await?;
     println!("\n   devices dial {}, people call {}", stage.server.device, stage.server.api_url());
     stage.people().await?;
 

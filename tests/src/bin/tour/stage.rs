@@ -8,14 +8,19 @@ use std::process::{ExitStatus, Stdio};
 use anyhow::Context as _;
 use cloudlink_tests::cli::Cli;
 use cloudlink_tests::machine::Machine;
+use cloudlink_tests::oidc::Provider;
 use cloudlink_tests::port;
 use cloudlink_tests::server::{Plan, Server, Settings};
+use serde_json::json;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWriteExt as _, BufReader};
 use tokio::process::Command;
 
 pub(crate) const CUSTOMER: &str = "demo-customer";
 pub(crate) const DEVICE: &str = "demo-gateway";
+/// Who may sign in to the console.
+pub(crate) const CONSOLE_CUSTOMER: &str = "tina";
+pub(crate) const CONSOLE_OPERATOR: &str = "olga";
 
 /// Where to listen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +53,8 @@ pub(crate) struct Stage {
     pub(crate) device: Machine,
     pub(crate) server: Server,
     cli: Cli,
+    /// Signs people in to the console, where there is one.
+    provider: Option<Provider>,
     directory: TempDir,
 }
 
@@ -62,15 +69,29 @@ impl Person {
 }
 
 impl Stage {
-    /// Starts a server with a new PKI and database, and sets up a machine that is switched off.
-    pub(crate) async fn set(ports: Ports) -> anyhow::Result<Self> {
+    /// Starts a server with a new PKI and database, and sets up a machine that is switched off. For the console there is an OpenID provider
+    /// with two people, who sign in with any password.
+    pub(crate) async fn set(ports: Ports, has_console: bool) -> anyhow::Result<Self> {
         let directory = cloudlink_tests::fleet::directory()?;
         let settings = match ports {
             Ports::Own => Settings::with_tunnels(&[]),
             Ports::Usual | Ports::Free => Settings { device: choose(ports, &[443, 4443])?, ..Settings::default() },
         };
         let (people, operations) = (choose(ports, &[8443])?, choose(ports, &[9090])?);
-        let settings = Settings { people, operations, ..settings };
+        let mut settings = Settings { people, operations, ..settings };
+        let provider = match people.filter(|_| has_console) {
+            Some(people) => {
+                let url = format!("https://localhost:{}", people.port());
+                let provider = Provider::start(&directory.path().join("provider"), &url).await?;
+                provider.accounts(&json!({
+                    CONSOLE_CUSTOMER: { "name": CONSOLE_CUSTOMER, "groups": [format!("cloudlink-tenant-{CUSTOMER}")] },
+                    CONSOLE_OPERATOR: { "name": CONSOLE_OPERATOR, "groups": ["support"] },
+                }))?;
+                settings.set.extend(provider.configuration(&url));
+                Some(provider)
+            }
+            None => None,
+        };
         let plan = Plan::new(&directory.path().join("server"), &settings)?;
         let config = shown(&plan.config_file())?;
         type_line("server", &["cloudlinkd", "pki", "init", "--config", &config], None);
@@ -82,7 +103,7 @@ impl Stage {
         let device = Machine::new(&directory.path().join(DEVICE), server.device, &server.ca_file())?;
         let cli = Cli::new(&directory.path().join("cli"));
         std::fs::create_dir(directory.path().join("tokens"))?;
-        Ok(Self { device, server, cli, directory })
+        Ok(Self { device, server, cli, provider, directory })
     }
 
     /// Signs the administrator in and makes the customer and the people.
@@ -177,6 +198,11 @@ impl Stage {
     /// What is machine-readable, for the tour itself; not shown.
     pub(crate) async fn ask(&self, person: Person, arguments: &[&str]) -> anyhow::Result<serde_json::Value> {
         self.cli.json(&[arguments, &["--profile", person.profile()]].concat()).await
+    }
+
+    /// Where the console is, for those who can sign in there.
+    pub(crate) fn console(&self) -> Option<String> {
+        self.provider.as_ref().map(|_| format!("https://localhost:{}", self.server.people.port()))
     }
 
     pub(crate) fn token_file(&self, person: Person) -> PathBuf {

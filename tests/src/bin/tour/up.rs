@@ -13,14 +13,14 @@ use cloudlink_tests::machine::SERVICE;
 use cloudlink_tests::program::binary;
 
 use crate::demo::wait_for_link;
-use crate::stage::{DEVICE, Person, Ports, Stage, chapter};
+use crate::stage::{CONSOLE_CUSTOMER, CONSOLE_OPERATOR, DEVICE, Person, Ports, Stage, chapter};
 
 /// How often to look whether everything still runs.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(ports: Ports, environment: Option<PathBuf>) -> anyhow::Result<()> {
     chapter("A fleet", "The same as in `make demo`.");
-    let mut stage = Stage::set(ports).await?;
+    let mut stage = Stage::set(ports, true).await?;
     stage.people().await?;
     stage.enroll().await?;
     let device = text(&wait_for_link(&stage).await?, "id")?;
@@ -47,6 +47,7 @@ async fn variables(stage: &Stage, device: &str) -> anyhow::Result<Vec<(&'static 
     Ok(vec![
         ("DEVICE_ADDR", stage.server.device.to_string()),
         ("API_URL", api.clone()),
+        ("CONSOLE_URL", stage.console().unwrap_or_default()),
         ("OPS_URL", format!("http://{}", stage.server.operations)),
         ("CA_FILE", ca.clone()),
         ("DEVICE_ID", device.to_owned()),
@@ -66,7 +67,9 @@ async fn variables(stage: &Stage, device: &str) -> anyhow::Result<Vec<(&'static 
 
 fn tell(stage: &Stage, device: &str, token: &str, environment: &Path) {
     let text = format!(
-        "devices dial    {device_address}   (server name localhost)
+        "console         {console}   (sign in as {CONSOLE_CUSTOMER}, the customer, or {CONSOLE_OPERATOR}, an operator, with any password;
+                         browsers warn of the certificates, which are the demo's own)
+         devices dial    {device_address}   (server name localhost)
          people call     {api}
          operations      http://{operations}/metrics
          demo device     {DEVICE}   {device}
@@ -84,6 +87,7 @@ fn tell(stage: &Stage, device: &str, token: &str, environment: &Path) {
          curl --cacert $CA_FILE -H \"Authorization: Bearer $TENANT_TOKEN\" $API_URL/api/v1/devices
 
          Ctrl-C stops everything.",
+        console = stage.console().unwrap_or_default(),
         device_address = stage.server.device,
         api = stage.server.api_url(),
         operations = stage.server.operations,
