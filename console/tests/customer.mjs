@@ -1,7 +1,7 @@
 // The customer's story: sign in, let in who asks, close the door, let somebody in unasked, look at devices, sign out.
-// customer.mjs URL WHO SCREENSHOTS: a request is open, a device is live.
+// customer.mjs URL WHO SCREENSHOTS: a request is open, a device is live. `enroll TOKEN` and `use TOKEN` are done for it.
 
-import { end, ensure, HOSTILE, open, signIn } from "./browser.mjs";
+import { end, ensure, have, HOSTILE, open, signIn } from "./browser.mjs";
 
 const [url, who, screenshots] = process.argv.slice(2);
 const console_ = await open({ url, screenshots });
@@ -74,6 +74,35 @@ await judge("access");
 await page.getByRole("link", { name: "People" }).click();
 await page.getByText(`${who}@example.com`).waitFor();
 await judge("people");
+
+// A program of the customer's, and its token, which is shown once.
+const secret = page.getByRole("status").locator("code");
+await page.getByRole("button", { name: "Add a service account" }).click();
+await page.getByRole("dialog").getByLabel("Name").fill("ticket-system");
+await page.getByRole("dialog").getByRole("button", { name: "Add a service account" }).click();
+await page.getByRole("listitem").filter({ hasText: "ticket-system" }).getByRole("button", { name: "New token" }).click();
+await page.getByLabel("What it is for").fill("the first");
+await page.getByRole("dialog").getByRole("button", { name: "New token" }).click();
+await have(`use ${await secret.textContent()}`);
+await judge("token");
+await page.getByRole("button", { name: "I have it" }).click();
+await secret.waitFor({ state: "detached" });
+
+// Another device, which enrolls with what is shown.
+await page.getByRole("link", { name: "Devices" }).click();
+await page.getByRole("button", { name: "Add a device" }).click();
+await page.getByLabel("Name of the device").fill("gw-new");
+await page.getByRole("dialog").getByLabel("Labels").fill("south");
+await page.getByRole("dialog").getByRole("button", { name: "Add a device" }).click();
+await page.getByRole("dialog").getByText("south is no label").waitFor();
+await page.getByRole("dialog").getByLabel("Labels").fill("site=south, role=kiosk");
+await judge("add-device");
+await page.getByRole("dialog").getByRole("button", { name: "Add a device" }).click();
+await have(`enroll ${await secret.textContent()}`);
+const added = page.getByRole("row").filter({ hasText: "gw-new" });
+await added.getByText("Live").waitFor();
+await added.getByText("role=kiosk").waitFor();
+await judge("enroll");
 await page.getByRole("link", { name: "Account" }).click();
 await page.getByText("This one").waitFor();
 // Signed in on another computer as well, and not any more.

@@ -70,7 +70,20 @@ async fn a_customer_decides_who_comes_in() -> anyhow::Result<()> {
     let mut place = Place::start().await?;
     let device = place.device("gw-1", &json!({ "site": "north", "timezone": "Asia/Tokyo" })).await?;
     let request = place.ask(&device, HOSTILE).await?;
-    tell(&mut place, &["customer.mjs", "tina"], async |_, what| bail!("{what}?")).await?;
+    let mut machine = place.fleet.new_machine("gw-new")?;
+    tell(&mut place, &["customer.mjs", "tina"], async |place, what| match what.split_once(' ') {
+        Some(("enroll", token)) => {
+            machine.enroll(token)?;
+            machine.power_on()
+        }
+        Some(("use", token)) => {
+            let me = place.fleet.tenant.with_token(token).get("/me").await?;
+            ensure!(me["name"] == "ticket-system" && me["role"] == "tenant", "{me}");
+            Ok(())
+        }
+        _ => bail!("{what}?"),
+    })
+    .await?;
 
     // What the browser did is what has happened.
     let tenant = &place.fleet.tenant;

@@ -21,6 +21,11 @@ export class ApiError extends Error {
     }
 }
 
+/** What was typed cannot be sent: the message says why. */
+export class InputError extends Error {
+    override name = "InputError";
+}
+
 type Listener = () => void;
 const onSignedOut = new Set<Listener>();
 

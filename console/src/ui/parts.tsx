@@ -2,7 +2,7 @@
 
 import { type ReactNode, useEffect, useState } from "react";
 
-import { ApiError } from "../api/client";
+import { ApiError, InputError } from "../api/client";
 import { t } from "../text/en";
 import { now, useNow } from "../time/clock";
 import { absolute, left, relative } from "../time/format";
@@ -74,10 +74,11 @@ export function Skeleton({ rows = 3 }: { rows?: number }) {
 /** What went wrong, in the server's words, and how to go on. */
 export function Failure({ error, again }: { error: Error; again?: () => void }) {
     const isOurs = error instanceof ApiError;
+    const isInput = error instanceof InputError;
     return (
         <div className={css.failure} role="alert">
             <strong>{isOurs ? error.title : t.failure.title}</strong>
-            <p>{isOurs ? error.detail : t.failure.offline}</p>
+            <p>{isOurs ? error.detail : isInput ? error.message : t.failure.offline}</p>
             {isOurs && error.requestId && <code className={css.soft}>{t.failure.request(error.requestId)}</code>}
             {again && <Button onPress={again}>{t.failure.again}</Button>}
         </div>

@@ -1,14 +1,17 @@
 import { useInfiniteQuery, useMutation, useQueryClient } from "@tanstack/react-query";
+import { useState } from "react";
 import { useSearchParams } from "react-router";
 
-import { api, body, type Schemas } from "../../api/client";
+import { api, body, InputError, type Schemas } from "../../api/client";
 import { type DeviceFilter, queries } from "../../api/queries";
 import { useWhole } from "../../api/whole";
+import { useMe } from "../../session/session";
 import { t } from "../../text/en";
 import { Button } from "../../ui/Button";
 import { FormDialog } from "../../ui/FormDialog";
 import { Failure, PageHead } from "../../ui/parts";
 import { Search } from "../../ui/Search";
+import { Secret } from "../../ui/Secret";
 import { useToast } from "../../ui/Toast";
 import ui from "../../ui/ui.module.css";
 import { DeviceTable } from "./DeviceTable";
@@ -16,6 +19,8 @@ import css from "./Devices.module.css";
 
 export default function Devices() {
     const [params, setParams] = useSearchParams();
+    const me = useMe();
+    const [enrolling, setEnrolling] = useState<Schemas["EnrollmentTokenCreated"]>();
     const filter = filterOf(params);
     // Deep links and the back button: what is looked for is in the address.
     const set = (key: string, value: string) =>
@@ -29,7 +34,14 @@ export default function Devices() {
         );
     return (
         <>
-            <PageHead title={t.devices.title} lead={t.devices.lead} />
+            <PageHead title={t.devices.title} lead={t.devices.lead}>
+                {me.role === "tenant" && <AddDevice onMade={setEnrolling} />}
+            </PageHead>
+            {enrolling && (
+                <Secret secret={enrolling.token} onTaken={() => setEnrolling(undefined)}>
+                    {t.devices.enroll(enrolling.device_name)}
+                </Secret>
+            )}
             <form className={css.filter} role="search" onSubmit={(event) => event.preventDefault()}>
                 <Search label={t.devices.filter} hint={t.devices.filterHint} value={params.get("selector") ?? ""} onSet={(value) => set("selector", value)} />
                 <Search label={t.devices.name} value={params.get("name") ?? ""} onSet={(value) => set("name", value)} />
@@ -58,6 +70,38 @@ function filterOf(params: URLSearchParams): DeviceFilter {
         ...(name && { name_prefix: name }),
         ...(contact && CONTACTS[contact]),
     };
+}
+
+/** Lets one new device in. */
+function AddDevice({ onMade }: { onMade: (made: Schemas["EnrollmentTokenCreated"]) => void }) {
+    const make = async ({ device_name = "", labels = "" }: Record<string, string>) =>
+        onMade(await body(api.POST("/api/v1/enrollment-tokens", { body: { device_name, labels: labelsOf(labels) } })));
+    return (
+        <FormDialog
+            trigger={<Button look="primary">{t.devices.add}</Button>}
+            title={t.devices.add}
+            fields={[
+                { name: "device_name", label: t.devices.addName },
+                { name: "labels", label: t.devices.addLabels, hint: t.devices.addLabelsHint, isOptional: true },
+            ]}
+            act={t.devices.add}
+            onAct={make}
+        >
+            <p>{t.devices.addText}</p>
+        </FormDialog>
+    );
+}
+
+/** Of `site=north, role=kiosk`. */
+function labelsOf(text: string): Record<string, string> {
+    const parts = text.split(",").map((part) => part.trim());
+    return Object.fromEntries(
+        parts.filter(Boolean).map((part) => {
+            const at = part.indexOf("=");
+            if (at < 1 || at === part.length - 1) throw new InputError(t.devices.badLabel(part));
+            return [part.slice(0, at).trim(), part.slice(at + 1).trim()];
+        }),
+    );
 }
 
 /** Selectors with a name, to be chosen again. */

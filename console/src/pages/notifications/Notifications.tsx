@@ -13,6 +13,7 @@ import { Confirm } from "../../ui/Confirm";
 import { FormDialog } from "../../ui/FormDialog";
 import { Listing } from "../../ui/Listing";
 import { Asked, Badge, Card, CardBody, Failure, PageHead } from "../../ui/parts";
+import { Secret } from "../../ui/Secret";
 import ui from "../../ui/ui.module.css";
 import page from "../pages.module.css";
 
@@ -96,8 +97,9 @@ function Webhooks() {
         <Card title={t.notify.webhooks} aside={add}>
             {secret && (
                 <CardBody>
-                    <p role="status">{t.notify.secret}</p>
-                    <code>{secret}</code>
+                    <Secret secret={secret} onTaken={() => setSecret(undefined)}>
+                        {t.notify.secret}
+                    </Secret>
                 </CardBody>
             )}
             <Listing of={webhooks} empty={t.notify.noWebhooks}>
