@@ -4,6 +4,8 @@
 import { end, ensure, have, HOSTILE, open, signIn } from "./browser.mjs";
 
 const [url, who, screenshots] = process.argv.slice(2);
+// Pictures are for people.
+const mark = screenshots ? "the heating is cold:" : HOSTILE;
 const console_ = await open({ url, screenshots });
 const { page, judge } = console_;
 
@@ -61,14 +63,14 @@ await page.getByRole("alert").filter({ hasText: "Choose at least one" }).waitFor
 await page.getByLabel("read what it measures").check();
 await judge("grant-what");
 await page.getByRole("button", { name: "Next" }).click();
-await page.getByLabel("Why?").fill(`${HOSTILE} ticket 4711`);
+await page.getByLabel("Why?").fill(`${mark} ticket 4711`);
 await page.getByLabel("30 minutes").check();
 await page.getByText(/where the device is, that is .* (JST|GMT\+9)/).waitFor();
 await judge("grant-until");
 await page.getByRole("button", { name: "Let them in" }).click();
 await page.waitForURL(/\/access$/);
 await page.getByRole("timer").waitFor();
-ensure(await page.getByText(`${HOSTILE} ticket 4711`).isVisible(), "what was typed is not shown as it was typed");
+ensure(await page.getByText(`${mark} ticket 4711`).isVisible(), "what was typed is not shown as it was typed");
 await judge("access");
 
 await page.getByRole("link", { name: "People" }).click();
