@@ -36,7 +36,10 @@ export function DeviceTable({ filter, empty }: { filter: DeviceFilter; empty: Re
         },
         scrollMargin: list.current?.offsetTop ?? 0,
         onChange: ({ range }) => {
-            if (range) setRange((before) => (before.first === range.startIndex && before.last === range.endIndex ? before : { first: range.startIndex, last: range.endIndex }));
+            if (range)
+                setRange((before) =>
+                    before.first === range.startIndex && before.last === range.endIndex ? before : { first: range.startIndex, last: range.endIndex },
+                );
         },
     });
     const shown = rows.getVirtualItems();
@@ -66,39 +69,39 @@ export function DeviceTable({ filter, empty }: { filter: DeviceFilter; empty: Re
     const columns = t.devices.columns;
     return (
         <>
-        {failure}
-        <div className={css.table} role="grid" aria-label={t.devices.title} aria-rowcount={devices.hasMore ? -1 : devices.count + 1}>
-            <div role="rowgroup" className={css.heads}>
-                <div className={css.head} role="row" aria-rowindex={1}>
-                    {[columns.name, columns.contact, columns.transport, columns.proven, columns.agent, columns.labels].map((column) => (
-                        <span key={column} role="columnheader">
-                            {column}
-                        </span>
-                    ))}
+            {failure}
+            <div className={css.table} role="grid" aria-label={t.devices.title} aria-rowcount={devices.hasMore ? -1 : devices.count + 1}>
+                <div role="rowgroup" className={css.heads}>
+                    <div className={css.head} role="row" aria-rowindex={1}>
+                        {[columns.name, columns.contact, columns.transport, columns.proven, columns.agent, columns.labels].map((column) => (
+                            <span key={column} role="columnheader">
+                                {column}
+                            </span>
+                        ))}
+                    </div>
                 </div>
+                <div ref={list} role="rowgroup" className={css.body} style={{ height: rows.getTotalSize() }}>
+                    {shown.map(({ index, start }) => {
+                        const device = devices.row(index);
+                        return (
+                            <div
+                                key={index}
+                                className={css.row}
+                                role="row"
+                                aria-rowindex={index + 2}
+                                data-index={index}
+                                tabIndex={index === active ? 0 : -1}
+                                style={{ transform: `translateY(${start - rows.options.scrollMargin}px)` }}
+                                onFocus={() => setActive(index)}
+                                onKeyDown={(event) => go(event, index)}
+                            >
+                                {device ? <Cells device={device} /> : <span role="gridcell">{t.app.loading}</span>}
+                            </div>
+                        );
+                    })}
+                </div>
+                <p className={css.foot}>{t.devices.shown(devices.count, devices.hasMore)}</p>
             </div>
-            <div ref={list} role="rowgroup" className={css.body} style={{ height: rows.getTotalSize() }}>
-                {shown.map(({ index, start }) => {
-                    const device = devices.row(index);
-                    return (
-                        <div
-                            key={index}
-                            className={css.row}
-                            role="row"
-                            aria-rowindex={index + 2}
-                            data-index={index}
-                            tabIndex={index === active ? 0 : -1}
-                            style={{ transform: `translateY(${start - rows.options.scrollMargin}px)` }}
-                            onFocus={() => setActive(index)}
-                            onKeyDown={(event) => go(event, index)}
-                        >
-                            {device ? <Cells device={device} /> : <span role="gridcell">{t.app.loading}</span>}
-                        </div>
-                    );
-                })}
-            </div>
-            <p className={css.foot}>{t.devices.shown(devices.count, devices.hasMore)}</p>
-        </div>
         </>
     );
 }

@@ -40,7 +40,9 @@ export function usePages(filter: DeviceFilter, first: number, last: number): Pag
     });
     const news = JSON.stringify(came.map(({ place, page, cursor }) => [place, cursor, page.next_cursor, page.items.length]));
     useEffect(() => {
-        setExtent((before) => came.reduce((extent, { place, page, cursor }) => (extent.cursors[place] === cursor ? revised(extent, place, page) : extent), before));
+        setExtent((before) =>
+            came.reduce((extent, { place, page, cursor }) => (extent.cursors[place] === cursor ? revised(extent, place, page) : extent), before),
+        );
     }, [news]);
     // While a page is asked for from another cursor, what it was is shown.
     const kept = useRef(new Map<number, Device[]>());

@@ -78,25 +78,29 @@ function Plan() {
     // The dialog stays while somebody types, even if the last grant ends meanwhile.
     return (
         <div className={page.actions}>
-        {own.length === 0 && <span className={page.soft}>{t.rollouts.noGrant}</span>}
-        <FormDialog
-            trigger={<Button look="primary" isDisabled={own.length === 0}>{t.rollouts.plan}</Button>}
-            title={t.rollouts.plan}
-            fields={({ kind = FIRST }) => [
-                { name: "grant_id", label: t.rollouts.under, options },
-                { name: "kind", label: t.rollouts.kind, options: KINDS },
-                ...(COMMAND_FIELDS[kind] ?? []),
-                { name: "selector", label: t.devices.filter, hint: t.grant.selectorHint },
-                { name: "canaries", label: t.rollouts.canaries, value: "1" },
-                { name: "batch", label: t.rollouts.batch, value: "10" },
-                { name: "rate", label: t.rollouts.rate, value: "600" },
-                { name: "reason", label: t.grant.reason, hint: t.grant.reasonHint },
-            ]}
-            act={t.rollouts.plan}
-            onAct={plan}
-        >
-            <p>{t.rollouts.planText}</p>
-        </FormDialog>
+            {own.length === 0 && <span className={page.soft}>{t.rollouts.noGrant}</span>}
+            <FormDialog
+                trigger={
+                    <Button look="primary" isDisabled={own.length === 0}>
+                        {t.rollouts.plan}
+                    </Button>
+                }
+                title={t.rollouts.plan}
+                fields={({ kind = FIRST }) => [
+                    { name: "grant_id", label: t.rollouts.under, options },
+                    { name: "kind", label: t.rollouts.kind, options: KINDS },
+                    ...(COMMAND_FIELDS[kind] ?? []),
+                    { name: "selector", label: t.devices.filter, hint: t.grant.selectorHint },
+                    { name: "canaries", label: t.rollouts.canaries, value: "1" },
+                    { name: "batch", label: t.rollouts.batch, value: "10" },
+                    { name: "rate", label: t.rollouts.rate, value: "600" },
+                    { name: "reason", label: t.grant.reason, hint: t.grant.reasonHint },
+                ]}
+                act={t.rollouts.plan}
+                onAct={plan}
+            >
+                <p>{t.rollouts.planText}</p>
+            </FormDialog>
         </div>
     );
 }
